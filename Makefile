@@ -1,0 +1,44 @@
+# Each target sets itself up from nothing: Python 3.11 or newer, make and a package index are all it takes.
+# The environment is rebuilt only when the lock or pyproject.toml changes.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+BIN := .venv/bin
+WORKERS ?= auto
+
+.PHONY: demo test verify lint format lock clean venv
+
+demo: venv
+	$(BIN)/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
+
+test: venv
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+verify: venv
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or not slow"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright fairjax
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one with make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Resolves the newest set for every supported Python. jax stays below 0.12 until a GPU machine has run it.
+lock: venv
+	echo "jax<0.12" | $(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --upgrade \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -c - -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,77 @@
+"""From the cohort's changes to the next plain model.
+
+The masked mean is an associative pair of sums over clients,
+
+    num = sum_k w_k m_k d_k,    den = sum_k w_k m_k,    mean = num / den where den > 0,
+
+so it comes out the same, up to float order, whether clients are vmapped, scanned, spread
+over devices or summed in secret. Coordinate-wise normalisation makes w_k a weight among
+the clients that hold a coordinate: a lone holder's weight cancels.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from fairjax import trees
+from fairjax.types import Masks, Params, Protection
+
+
+def share(
+    delta: Params, cover: Masks, weight: Float[Array, ""]
+) -> tuple[Params, Masks]:
+    """One client's addend (w m d, w m) of (num, den)."""
+    weigh = lambda leaf: leaf * weight.astype(leaf.dtype)  # noqa: E731
+    return jax.tree.map(weigh, trees.multiply(delta, cover)), jax.tree.map(weigh, cover)
+
+
+OPEN = Protection(protect=share, release=lambda key, num, den: (num, den))
+"""No clipping, no noise: the server sees the weighted sums."""
+
+
+def masked_mean(num: Params, den: Masks) -> Params:
+    """num / den where somebody covers the coordinate, exactly 0 elsewhere."""
+
+    def one(n: Array, d: Array) -> Array:
+        covered = d > 0
+        return jnp.where(covered, n / jnp.where(covered, d, jnp.ones_like(d)), 0)
+
+    return jax.tree.map(one, num, den)
+
+
+def finish(
+    server: optax.GradientTransformation,
+    opt_state: optax.OptState,
+    params: Params,
+    num: Params,
+    den: Masks,
+) -> tuple[Params, optax.OptState]:
+    """Steps the server optimiser along the masked mean, read as a negative gradient.
+
+    SGD with learning rate 1 gives params + mean: FedAvg. A coordinate that nobody covers
+    keeps its value exactly, and its moments too: for it the round did not happen.
+
+    Source: FedOpt, Reddi et al. 2021, algorithm 1; the masked form is ours.
+    """
+    gradient = jax.tree.map(jnp.negative, masked_mean(num, den))
+    updates, new_state = server.update(gradient, opt_state, params)
+    covered = jax.tree.map(lambda d: d > 0, den)
+    stepped = optax.apply_updates(params, updates)
+    keep = lambda c, new, old: jnp.where(c, new, old)  # noqa: E731
+    new_params = jax.tree.map(keep, covered, stepped, params)
+    new_state = optax.tree_utils.tree_map_params(
+        server, lambda new, old, c: keep(c, new, old), new_state, opt_state, covered
+    )
+    return new_params, new_state
+
+
+def coverage(den: Masks, params: Params) -> Float[Array, ""]:
+    """Share of the parameter coordinates that at least one client covered."""
+    held = jax.tree.map(
+        lambda d, p: jnp.mean(jnp.broadcast_to(d > 0, p.shape)) * p.size, den, params
+    )
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(jax.tree.leaves(held)) / total
+
+

@@ -1,0 +1,413 @@
+"""One client: S local steps as a pure function.
+
+The client receives the plain model, keeps the units of its budget, trains what it kept on
+its own records and hands back a change in plain coordinates together with the
+coordinates it speaks for.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+
+from fairjax import checks, keys, losses, trees
+from fairjax.submodels import axes
+from fairjax.types import (
+    Batch,
+    Context,
+    Examples,
+    Kept,
+    Masks,
+    Member,
+    Method,
+    Model,
+    Objective,
+    Outputs,
+    OutputsAt,
+    Params,
+)
+
+
+class Plan(NamedTuple):
+    """The static lengths of local training, the same for every client of a federation."""
+
+    batch_size: int
+    steps: int
+    """S, the steps of the client that takes the most; others idle, changing nothing."""
+    epochs: int | None
+    """Passes over a client's records; None: every client takes `steps` steps."""
+    stream: int
+    """Length of the stream of shuffled record numbers that batches are cut from."""
+    longest: int
+    """Records of the largest client."""
+
+
+def plan(
+    counts: Int[np.ndarray, "N"],
+    *,
+    batch_size: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+) -> Plan:
+    """Static lengths for clients of these sizes, by epochs or by steps.
+
+    Args:
+        counts: training records of every client, all at least 1.
+        batch_size: B; the last batch of an epoch may be smaller.
+        epochs: a client with n records takes epochs * ceil(n / B) steps.
+        steps: every client takes this many, over as many epochs as that needs.
+
+    Raises:
+        InputError: both or neither of `epochs` and `steps` given, or not positive.
+    """
+    checks.positive("local.batch_size", batch_size)
+    if (epochs is None) == (steps is None):
+        checks.fail("local", "either epochs or steps", {"epochs": epochs, "steps": steps})
+    per_epoch = -(-np.asarray(counts) // batch_size)
+    if steps is None:
+        assert epochs is not None
+        checks.positive("local.epochs", epochs)
+        most, passes = int(epochs * per_epoch.max()), np.full_like(per_epoch, epochs)
+    else:
+        checks.positive("local.steps", steps)
+        most, passes = steps, -(-steps // per_epoch)
+    return Plan(
+        batch_size=batch_size,
+        steps=most,
+        epochs=epochs,
+        stream=int((passes * counts).max()),
+        longest=int(np.max(counts)),
+    )
+
+
+class Local(NamedTuple):
+    """The local problem: what all clients share."""
+
+    model: Model
+    method: Method
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    """Holds the learning rate; its state starts afresh every round."""
+    plan: Plan
+
+
+class ClientInfo(NamedTuple):
+    """What one client reports."""
+
+    loss: Float[Array, ""]
+    """Mean of its objective over the steps it took."""
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+    """False if its change or its loss holds NaN or infinity."""
+    extra: dict[str, Array]
+    """What its objective reported, averaged over steps."""
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+def stream(
+    key: Key[Array, ""], count: Int[Array, ""], length: int
+) -> Int[Array, "length"]:
+    """Epoch after epoch of 0 .. count-1, each in an order of its own, cut at `length`.
+
+    Position j belongs to epoch j // count; one sort by (epoch, random) shuffles inside
+    every epoch at once. The random number of a position depends on the position alone, so
+    neither `length` nor other clients' sizes change a client's order.
+    """
+    position = jnp.arange(length, dtype=jnp.int32)
+    record = position % jnp.maximum(count, 1)
+    epoch = position // jnp.maximum(count, 1)
+    order = jax.random.bits(key, (length,), jnp.uint32)
+    return jax.lax.sort((epoch, order, record), num_keys=2)[2]
+
+
+def batch(
+    examples: Examples,
+    order: Int[Array, "length"],
+    step: Int[Array, ""],
+    batch_size: int,
+) -> Batch:
+    """The records of one step, gathered from the flat block.
+
+    Every epoch starts a new batch, so its last batch may be short: rows beyond it repeat
+    the client's first record and have `where` False.
+    """
+    per_epoch = _ceil_div(examples.count, batch_size)
+    epoch, within = step // jnp.maximum(per_epoch, 1), step % jnp.maximum(per_epoch, 1)
+    rows = within * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    where = rows < examples.count
+    at = jnp.minimum(epoch * examples.count + rows, order.shape[0] - 1)
+    index = examples.offset + jnp.where(where, order[at], 0)
+    return Batch(examples.x[index], examples.y[index], where)
+
+
+def _ceil_div(count: Int[Array, ""], size: int) -> Int[Array, ""]:
+    return (count + size - 1) // size
+
+
+# ---------------------------------------------------------------------------------- objectives
+
+
+def mean_cross_entropy(*, balanced: bool = False) -> Objective:
+    """The default objective: mean cross-entropy of the sub-model over the valid records.
+
+    Args:
+        balanced: weigh a record of class c by n / (C' n_c), n_c being the client's own
+            training records of class c and C' the classes it holds; nothing about other
+            hospitals enters.
+    """
+
+    def objective(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
+        weights = None
+        logits = outputs_at(None).logits
+        if balanced:
+            weights = _balanced(context.member.labels, logits.dtype)[batch.y]
+        per_example = losses.cross_entropy(logits, batch.y)
+        return losses.mean(per_example, batch.where, weights), {}
+
+    return objective
+
+
+def _balanced(labels: Int[Array, "C"], dtype: jnp.dtype) -> Float[Array, "C"]:
+    count = labels.astype(dtype)
+    held = jnp.sum(labels > 0).astype(dtype)
+    return jnp.where(
+        labels > 0, jnp.sum(count) / (held * jnp.maximum(count, 1)), jnp.zeros_like(count)
+    )
+
+
+def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Objective:
+    """Adds strength/2 * ||w - w_incoming||^2 over the client's own coordinates.
+
+    Source: FedProx, Li et al. 2020, eq. (2), whose mu is `strength`; 0 changes nothing.
+    """
+
+    def with_term(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
+        loss, info = objective(outputs_at, batch, key, context)
+        away = trees.subtract(context.params, context.incoming)
+        distance = optax.tree.norm(away, squared=True).astype(loss.dtype)
+        return loss + 0.5 * jnp.asarray(strength, loss.dtype) * distance, info
+
+    return with_term
+
+
+# -------------------------------------------------------------------------------------- update
+
+
+def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
+    forward = axes.masks(params, local.model.axes, kept.forward)
+    if kept.update is None:
+        return forward, forward
+    return forward, axes.masks(params, local.model.axes, kept.update)
+
+
+def _enter(
+    local: Local, key: Key[Array, ""], params: Params, forward: Masks, update: Masks
+) -> tuple[PyTree, PyTree]:
+    if local.method.enter is None:
+        return trees.multiply(params, forward), update
+    return local.method.enter(key, params, forward, update)
+
+
+def _leave(
+    local: Local, before: PyTree, after: PyTree, update: Masks
+) -> tuple[Params, Masks]:
+    if local.method.leave is not None:
+        return local.method.leave(before, after, update)
+    # The difference of the effective trees: with learning rate 0 it is exactly 0.
+    change = trees.subtract(
+        local.method.effective(after), local.method.effective(before)
+    )
+    return trees.multiply(change, update), update
+
+
+def apply_kept(
+    model: Model,
+    params: Params,
+    x: Num[Array, "B ..."],
+    kept: Kept,
+    *,
+    train: bool = False,
+    key: Key[Array, ""] | None = None,
+    where: Bool[Array, "B"] | None = None,
+    stats: PyTree[Array] = None,
+) -> Outputs:
+    """The sub-model's outputs: the full-width model at params * mask."""
+    mask = axes.masks(params, model.axes, kept.forward)
+    return model.apply(
+        trees.multiply(params, mask),
+        x,
+        train=train,
+        key=key,
+        where=where,
+        stats=stats,
+        kept=kept,
+    )
+
+
+def update(
+    key: Key[Array, ""],
+    params: Params,
+    memory: PyTree[Array],
+    kept: Kept,
+    examples: Examples,
+    *,
+    member: Member,
+    round: Int[Array, ""],
+    local: Local,
+    rate: Float[Array, ""] | float = 1.0,
+    stats: PyTree[Array] = None,
+) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
+    """Trains one client for S padded steps.
+
+        l_0 = enter(params),   l_{s+1} = l_s + rate * t * optimizer(t * grad F(l_s)),
+        delta = update mask * (effective(l_S) - effective(l_0))
+
+    with F the objective of the sub-model on the batch of step s and t the 0/1 tree of
+    what is trained. Gradients are masked before the optimiser and updates after it, so
+    weight decay, momentum and norm clipping see and touch only what the client keeps.
+
+    Args:
+        key: the client's key of this round.
+        params: the plain model as it arrives.
+        memory: the client's state, None for methods without.
+        kept: what it keeps, from `Method.units`.
+        examples: its records.
+        member: who it is.
+        round: rounds finished before this one.
+        local: the local problem.
+        rate: factor on every update (a schedule over rounds).
+        stats: norm statistics of the incoming model.
+
+    Returns:
+        (delta, cover, memory, info). `delta` is exactly 0 wherever `cover` is 0.
+
+    Edge cases: a client takes only its own number of steps; a padded step changes
+    nothing, optimiser state and memory included. A client without records takes none and
+    its delta is 0.
+    """
+    method, optimizer, plan = local.method, local.optimizer, local.plan
+    forward_mask, update_mask = _masks(local, params, kept)
+    start, trained = _enter(
+        local, keys.at(key, _ENTER), params, forward_mask, update_mask
+    )
+    incoming = method.effective(start)
+    order = stream(keys.at(key, _ORDER), examples.count, plan.stream)
+    wanted = plan.steps
+    if plan.epochs is not None:
+        wanted = plan.epochs * _ceil_div(examples.count, plan.batch_size)
+    taken = jnp.where(examples.count > 0, jnp.asarray(wanted, jnp.int32), 0)
+
+    def context(step, kept, memory, params):
+        return Context(round, step, member, kept, memory, incoming, params)
+
+    def one_step(carry, step):
+        tree, opt_state, memory = carry
+        step_key = keys.at(key, _STEP, step)
+        records = batch(examples, order, step, plan.batch_size)
+        narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
+
+        def loss_of(tree):
+            plain = method.effective(tree)
+
+            def outputs_at(other: Kept | None = None) -> Outputs:
+                return apply_kept(
+                    local.model,
+                    plain,
+                    records.x,
+                    narrowed if other is None else other,
+                    train=True,
+                    key=keys.at(step_key, _MODEL),
+                    where=records.where,
+                    stats=stats,
+                )
+
+            return local.objective(
+                outputs_at,
+                records,
+                keys.at(step_key, _OBJECTIVE),
+                context(step, narrowed, memory, plain),
+            )
+
+        (loss, extra), grads = jax.value_and_grad(loss_of, has_aux=True)(tree)
+        grads = trees.multiply(grads, trained)
+        updates, new_opt_state = optimizer.update(grads, opt_state, tree)
+        updates = jax.tree.map(
+            lambda u, t: u * (t * jnp.asarray(rate, u.dtype)).astype(u.dtype),
+            updates,
+            trained,
+        )
+        new_tree = optax.apply_updates(tree, updates)
+        new_memory = memory
+        if method.memory is not None:
+            new_memory = method.memory.observe(
+                memory, tree, grads, context(step, narrowed, memory, incoming)
+            )
+        active = step < taken
+        carry = trees.select(
+            active, (new_tree, new_opt_state, new_memory), (tree, opt_state, memory)
+        )
+        report = jax.tree.map(
+            lambda value: jnp.where(active, value, jnp.zeros_like(value)), (loss, extra)
+        )
+        return carry, report
+
+    steps = jnp.arange(plan.steps, dtype=jnp.int32)
+    (end, _, memory), (step_losses, extras) = jax.lax.scan(
+        one_step, (start, optimizer.init(start), memory), steps
+    )
+    delta, cover = _leave(local, start, end, update_mask)
+    if method.memory is not None:
+        memory = method.memory.close(
+            memory, delta, context(taken, kept, memory, method.effective(end))
+        )
+
+    def over_steps(values: Array) -> Array:
+        return jnp.sum(values) / jnp.maximum(taken, 1).astype(values.dtype)
+
+    loss = over_steps(step_losses)
+    finite = trees.all_finite(delta) & jnp.isfinite(loss)
+    info = ClientInfo(loss, taken, finite, jax.tree.map(over_steps, extras))
+    return delta, cover, memory, info
+
+
+_ENTER, _ORDER, _STEP = range(3)
+_NARROW, _MODEL, _OBJECTIVE = range(3)
+
+
+def score(
+    params: Params,
+    kept: Kept,
+    examples: Examples,
+    *,
+    local: Local,
+    stats: PyTree[Array] = None,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the client's own sub-model over all its training records.
+
+    Taken at the incoming model, before any local step, in evaluation mode. A client
+    without records scores 0.
+    """
+    size = local.plan.batch_size
+
+    def one_batch(total, start):
+        rows = start + jnp.arange(size, dtype=jnp.int32)
+        where = rows < examples.count
+        index = examples.offset + jnp.where(where, rows, 0)
+        logits = apply_kept(
+            local.model, params, examples.x[index], kept, where=where, stats=stats
+        ).logits
+        per_example = losses.cross_entropy(logits, examples.y[index])
+        return total + jnp.sum(jnp.where(where, per_example, 0)), None
+
+    starts = jnp.arange(math.ceil(local.plan.longest / size), dtype=jnp.int32) * size
+    dtype = jax.eval_shape(
+        lambda: apply_kept(local.model, params, examples.x[:1], kept, stats=stats).logits
+    ).dtype
+    total, _ = jax.lax.scan(one_batch, jnp.zeros((), dtype), starts)
+    return total / jnp.maximum(examples.count, 1).astype(dtype)

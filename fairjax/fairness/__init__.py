@@ -1,0 +1,1 @@
+"""Fairness rules: how a cohort is weighted, and in which direction it moves the model."""

@@ -1,0 +1,276 @@
+"""One federated round: the one place where the pieces meet.
+
+    score    losses of the cohort at the incoming model    (only if the rule needs them)
+    weigh    rule -> weights
+    update   the layout runs `client.update` over the cohort
+    protect  finite guard, weight, clip: sensitivity is fixed here
+    fold     (num, den), or the stack for rules that need every change at once
+    release  secure sum, noise, public denominator
+    finish   method and server optimiser -> new plain model
+
+Nothing here knows which method, rule or layout runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, Num
+
+from fairjax import aggregate, client, keys, private, trees
+from fairjax.fairness import weights as fairness
+from fairjax.keys import Role
+from fairjax.types import (
+    Cohort,
+    Examples,
+    Federation,
+    Layout,
+    Member,
+    Params,
+    Protection,
+    Rule,
+    RunState,
+    Scores,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a run does in every round. Hyper-parameters inside may be traced values."""
+
+    local: client.Local
+    rule: Rule
+    server: optax.GradientTransformation
+    protection: Protection = aggregate.OPEN
+    schedule: Callable[[Int[Array, ""]], Float[Array, ""] | float] = lambda round: 1.0
+    """Rounds finished -> factor on the local learning rate."""
+    finite_guard: bool = True
+    """Leave out a client whose change or loss is not finite."""
+
+
+class RoundInfo(NamedTuple):
+    """What one round reports; arrays over the cohort's slots are in cohort order."""
+
+    loss: Float[Array, ""]
+    """Mean training objective, each client by its weight."""
+    weights: Float[Array, "K"]
+    """Weights in force, 0 for padded and refused clients."""
+    valid: Bool[Array, "K"]
+    """Clients whose change entered the model."""
+    coverage: Float[Array, ""]
+    """Share of the parameter coordinates that somebody covered."""
+    clients: client.ClientInfo
+    scores: Float[Array, "K"] | None
+    """Losses at the incoming model, where the rule needed them."""
+
+
+class _Slot(NamedTuple):
+    """One client of the cohort, with what it brings into the round."""
+
+    member: Member
+    key: Key[Array, ""]
+    offset: Int[Array, ""]
+    memory: Any
+    weight: Float[Array, ""]
+
+
+def init(
+    key: Key[Array, ""],
+    x: Num[Array, "B ..."],
+    *,
+    clients: int,
+    tiers: int,
+    spec: Spec,
+    params: Params | None = None,
+) -> RunState:
+    """The state before the first round.
+
+    Args:
+        key: the run key; everything random hangs below it.
+        x: a batch of inputs whose shape and dtype count.
+        clients: N.
+        tiers: T.
+        spec: what a round does.
+        params: the plain model to start from; None draws one.
+    """
+    model, method = spec.local.model, spec.local.method
+    if params is None:
+        params = model.init(keys.at(key, Role.INIT), x)
+    # Donated buffers must not be shared: copies of a caller's arrays, not the arrays.
+    params = jax.tree.map(jnp.array, params)
+    memory = None
+    if method.memory is not None:
+        memory = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (clients, *leaf.shape)),
+            method.memory.init(params),
+        )
+    return RunState(
+        round=jnp.zeros((), jnp.int32),
+        params=params,
+        stats=None,
+        server=spec.server.init(params),
+        rule=spec.rule.init(clients, tiers),
+        memory=memory,
+        private=private.init(method, params, clients, tiers),
+        key=key,
+    )
+
+
+def step(
+    state: RunState,
+    data: Federation,
+    cohort: Cohort,
+    *,
+    spec: Spec,
+    layout: Layout,
+) -> tuple[RunState, RoundInfo]:
+    """Runs one round: a pure function of its arguments, for any K of one shape.
+
+    Args:
+        state: the run so far.
+        data: training records of all N clients.
+        cohort: the K slots of this round; a valid client appears once.
+        spec: what a round does.
+        layout: how the cohort is laid on the hardware.
+
+    Returns:
+        (new state, info).
+
+    Guarantees: a padded slot, a client without records and, with the finite guard, a
+        client whose change is not finite leave no trace. The order of the slots changes
+        nothing beyond float order. A coordinate nobody covers keeps its value exactly.
+    """
+    local, rule, method = spec.local, spec.rule, spec.local.method
+    cohort = cohort._replace(valid=cohort.valid & (data.count[cohort.client] > 0))
+    rate = spec.schedule(state.round)
+    units_key = keys.at(state.key, Role.UNITS, state.round)
+    slots = _slots(state, data, cohort)
+
+    def receive(slot: _Slot):
+        params = private.gather(state.private, state.params, slot.member)
+        kept = method.units(units_key, state.round, params, slot.member)
+        examples = Examples(data.x, data.y, slot.offset, slot.member.count)
+        return params, kept, examples
+
+    def score(slot: _Slot):
+        params, kept, examples = receive(slot)
+        return client.score(params, kept, examples, local=local, stats=state.stats)
+
+    def train(slot: _Slot):
+        params, kept, examples = receive(slot)
+        delta, cover, memory, info = client.update(
+            slot.key,
+            params,
+            slot.memory,
+            kept,
+            examples,
+            member=slot.member,
+            round=state.round,
+            local=local,
+            rate=rate,
+            stats=state.stats,
+        )
+        counts = slot.member.valid
+        if spec.finite_guard:
+            counts = counts & info.finite
+            # where, not a product: 0 * NaN is NaN.
+            delta = jax.tree.map(
+                lambda leaf: jnp.where(counts, leaf, jnp.zeros_like(leaf)), delta
+            )
+        memory = trees.select(counts, memory, slot.memory)
+        return delta, cover, memory, info, counts
+
+    def protect(delta, cover, weight, tier):
+        num, den = spec.protection.protect(delta, cover, weight)
+        shared = (private.shared(state.private, num), private.shared(state.private, den))
+        return shared, private.by_tier(state.private, num, den, tier)
+
+    # score and weigh
+    losses = layout.stack(score, slots) if rule.needs == "loss" else None
+    scores = Scores(slots.member.count, loss=losses)
+    rule_state = state.rule
+    late = rule.needs in ("update", "stack")
+    if not late:
+        weights, rule_state = rule.weigh(rule_state, cohort, scores)
+        slots = slots._replace(weight=weights)
+
+    # update, protect and fold
+    if late:
+        deltas, covers, memory, info, counts = layout.stack(train, slots)
+        scores = scores._replace(delta=deltas, cover=covers)
+        weights, rule_state = rule.weigh(
+            rule_state, cohort._replace(valid=counts), scores
+        )
+        own = private.own(state.private, deltas)
+        (num, den), tiers = trees.sum_first(
+            jax.vmap(protect)(deltas, covers, weights, cohort.tier)
+        )
+        if rule.combine is not None:
+            num, den = (
+                private.shared(state.private, tree)
+                for tree in rule.combine(deltas, covers, weights)
+            )
+    else:
+
+        def contribute(slot: _Slot):
+            delta, cover, memory, info, counts = train(slot)
+            weight = jnp.where(counts, slot.weight, jnp.zeros_like(slot.weight))
+            addend = protect(delta, cover, weight, slot.member.tier)
+            own = private.own(state.private, delta)
+            return addend, (own, memory, info, counts)
+
+        ((num, den), tiers), (own, memory, info, counts) = layout.total(
+            contribute, slots
+        )
+
+    # release and finish
+    num, den = spec.protection.release(
+        keys.at(state.key, Role.RELEASE, state.round), num, den
+    )
+    finish = method.finish or aggregate.finish
+    params, server = finish(spec.server, state.server, state.params, num, den)
+
+    weights = fairness.over_valid(weights, counts)
+    new_state = dataclasses.replace(
+        state,
+        round=state.round + 1,
+        params=params,
+        server=server,
+        rule=rule_state,
+        memory=_scatter(state.memory, memory, cohort),
+        private=private.update(state.private, tiers, own, cohort, counts),
+    )
+    loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
+    coverage = aggregate.coverage(den, params)
+    return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
+
+
+def _slots(state: RunState, data: Federation, cohort: Cohort) -> _Slot:
+    member = Member(
+        cohort.client,
+        cohort.tier,
+        cohort.valid,
+        jnp.where(cohort.valid, data.count[cohort.client], 0),
+        data.labels[cohort.client],
+    )
+    key = keys.at(state.key, Role.LOCAL, state.round)
+    return _Slot(
+        member=member,
+        key=jax.vmap(lambda id: keys.at(key, id))(cohort.client),
+        offset=data.offset[cohort.client],
+        memory=trees.pick(state.memory, cohort.client),
+        weight=jnp.zeros(cohort.valid.shape),
+    )
+
+
+def _scatter(bank: Any, rows: Any, cohort: Cohort) -> Any:
+    """Writes the cohort's rows back; padded slots are dropped."""
+
+    def one(copies: Array, values: Array) -> Array:
+        slot = jnp.where(cohort.valid, cohort.client, copies.shape[0])
+        return copies.at[slot].set(values, mode="drop")
+
+    return jax.tree.map(one, bank, rows)

@@ -1,0 +1,51 @@
+"""The few tree functions that `jax.tree` and `optax.tree` lack."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Num, PyTree, Shaped
+
+from fairjax.types import Masks, Params
+
+
+def multiply(params: Params, masks: Masks) -> Params:
+    """params * masks, leaf by leaf, in the dtype of `params`; masks broadcast."""
+    return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
+
+
+def subtract(new: Params, old: Params) -> Params:
+    """new - old, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, new, old)
+
+
+def select(
+    where: Bool[Array, ""], new: PyTree[Shaped[Array, "..."]], old: PyTree
+) -> PyTree:
+    """`new` where `where` is True, else `old`: the whole tree, state of any dtype."""
+    return jax.tree.map(lambda n, o: jnp.where(where, n, o), new, old)
+
+
+def all_finite(tree: PyTree[Num[Array, "..."]]) -> Bool[Array, ""]:
+    """True if no leaf holds NaN or infinity."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))
+
+
+def sum_first(tree: PyTree[Num[Array, "K ..."]]) -> PyTree[Num[Array, "..."]]:
+    """The sum over the leading axis of every leaf."""
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), tree)
+
+
+def pick(tree: PyTree[Shaped[Array, "N ..."]], index: Any) -> PyTree:
+    """Row `index` (or rows) of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Maps `f(path, leaf)`, the path written like "hidden0/kernel"."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: f(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
+    )

@@ -1,0 +1,302 @@
+"""The words of fairjax: shape letters, the data that walks through a round, and the seams between rooms.
+
+Shape letters, used in every docstring:
+
+    N clients of the federation    K clients of a round's cohort    T budget tiers, tier 0 the smallest
+    E records of the federation    B records of a batch             S local steps of one client
+    C classes                      G patient groups                 P parameter coordinates
+
+`mask` is a 0/1 mask over parameters, `where` one over data or clients; 1 or True always means "in".
+`plain` is the model that travels, `delta` is new minus old in plain coordinates, and `cover` says for which
+coordinates a delta speaks. A step returns `(new_state, info)`: what is carried and what is only reported.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+
+Params = PyTree[Array]
+Masks = PyTree[Array]
+"""Like params; every leaf broadcasts to its parameter, so that no tier costs a copy of the model."""
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """The records of all hospitals in one flat block; hospital `k` owns rows `offset[k] : offset[k] + count[k]`."""
+
+    x: Num[Array, "E ..."]
+    y: Int[Array, "E"]
+    group: Int[Array, "E"]
+    """Patient group of every record (sex, age band, ...); all zero where the data names none."""
+    offset: Int[Array, "N"]
+    count: Int[Array, "N"]
+    labels: Int[Array, "N C"]
+    """Records of every class at every hospital; it never leaves the hospital it describes."""
+
+
+class Cohort(NamedTuple):
+    """The clients of one round. Slots with `valid` False are padding and change nothing."""
+
+    client: Int[Array, "K"]
+    tier: Int[Array, "K"]
+    valid: Bool[Array, "K"]
+
+
+class Member(NamedTuple):
+    """One client as a method sees it."""
+
+    client: Int[Array, ""]
+    tier: Int[Array, ""]
+    valid: Bool[Array, ""]
+    count: Int[Array, ""]
+    """Training records."""
+    labels: Int[Array, "C"]
+    """Training records of every class."""
+
+
+class Examples(NamedTuple):
+    """One client's view of the flat records: the block is shared, `offset` and `count` are its own."""
+
+    x: Num[Array, "E ..."]
+    y: Int[Array, "E"]
+    offset: Int[Array, ""]
+    count: Int[Array, ""]
+
+
+class Batch(NamedTuple):
+    """Padded records of one local step; rows where `where` is False are copies that must not count."""
+
+    x: Num[Array, "B ..."]
+    y: Int[Array, "B"]
+    where: Bool[Array, "B"]
+
+
+# ------------------------------------------------------------------------------------- model and units
+
+
+class LeafAxes(NamedTuple):
+    """What the dimensions of one parameter mean.
+
+    `dims` has a unit-axis name or None per dimension; a dimension may hold several entries per unit (channels of a
+    norm group, head dimensions), the units then being equal consecutive runs. `block` places the leaf in a list of
+    residual blocks that a depth tier may drop.
+    """
+
+    dims: tuple[str | None, ...]
+    block: tuple[str, int] | None = None
+
+
+class Axes(NamedTuple):
+    """The named unit axes of a model: what can be kept or dropped, and where it lives in the parameters.
+
+    Two leaves that name the same axis are aligned by construction (a residual stream is one axis).
+    """
+
+    tree: PyTree[LeafAxes]
+    units: Mapping[str, int]
+    """Units of every axis."""
+    blocks: Mapping[str, int]
+    """Length of every block list."""
+
+
+class Units(NamedTuple):
+    """Which units and blocks are present; an axis or list that is not named is present whole."""
+
+    axes: Mapping[str, Num[Array, "units"]]
+    blocks: Mapping[str, Num[Array, "blocks"]]
+
+
+class Kept(NamedTuple):
+    """What of the plain model one client uses in a round."""
+
+    forward: Units | None = None
+    """Units present in the forward pass; None: all of them."""
+    update: Units | None = None
+    """Units trained and sent back; None: the same as `forward`."""
+    scale: Float[Array, ""] | None = None
+    """Activations of hidden layers are divided by it while training (HeteroFL's scaler); None: no scaling."""
+
+
+class Size(NamedTuple):
+    """The static size of a tier's sub-model, which a sliced network is built with."""
+
+    axes: Mapping[str, int]
+    blocks: Mapping[str, int]
+    exits: int = 1
+
+
+class Outputs(NamedTuple):
+    """What a model returns: class scores, those of every exit (the last is `logits`), and norm statistics."""
+
+    logits: Float[Array, "B C"]
+    exits: tuple[Float[Array, "B C"], ...]
+    stats: PyTree[Array]
+
+
+class Apply(Protocol):
+    """`apply(params, x, ...) -> Outputs`; pure, without mutable state."""
+
+    def __call__(
+        self,
+        params: Params,
+        x: Num[Array, "B ..."],
+        *,
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+        where: Bool[Array, "B"] | None = None,
+        stats: PyTree[Array] = None,
+        kept: Kept | None = None,
+    ) -> Outputs: ...
+
+
+class Model(NamedTuple):
+    """An architecture as pure functions; the only thing that crosses the seam to flax."""
+
+    init: Callable[[Array, Array], Params]
+    """(key, x) -> params; x is a batch whose shape and dtype count."""
+    apply: Apply
+    axes: Axes
+    resize: Callable[[Size], "Model"] | None = None
+    """The same architecture at a tier's size; a model without it runs masked only."""
+
+
+# ------------------------------------------------------------------------------------- method and rule
+
+
+class Context(NamedTuple):
+    """What one local step knows besides its batch."""
+
+    round: Int[Array, ""]
+    step: Int[Array, ""]
+    member: Member
+    kept: Kept
+    memory: PyTree[Array]
+    incoming: Params
+    """The plain equivalent of the local tree as it was before the first step."""
+    params: Params
+    """The plain equivalent of the local tree now; differentiable."""
+
+
+OutputsAt = Callable[[Kept | None], Outputs]
+"""The current local model's outputs on the batch at its sub-model of this step (None) or at another one."""
+
+Objective = Callable[[OutputsAt, Batch, Array, Context], tuple[Array, dict[str, Array]]]
+"""(outputs_at, batch, key, context) -> (loss, info)."""
+
+
+class Memory(NamedTuple):
+    """State of one client that outlives a round (FedDyn, SCAFFOLD, branch sensitivities)."""
+
+    init: Callable[[Params], PyTree[Array]]
+    """params -> the state before the client's first round."""
+    observe: Callable[[PyTree, PyTree, PyTree, Context], PyTree] = lambda memory, local, grads, context: memory
+    """(memory, local, grads, context) -> memory; after every local step."""
+    close: Callable[[PyTree, Params, Context], PyTree] = lambda memory, delta, context: memory
+    """(memory, delta, context) -> memory; once, after the last step."""
+
+
+class Method(NamedTuple):
+    """One published way to give every budget its sub-model. All fields but `units` have defaults."""
+
+    units: Callable[[Array, Array, Params, Member], Kept]
+    """(key, round, params, member) -> Kept. The key is the cohort's: fold in `member.client` for draws of one client."""
+    size: Callable[[int], Size] | None = None
+    """tier -> Size; None where no dense network of a static size holds the sub-model."""
+    inner: Callable[[Array, Array, Kept], Kept] = lambda key, step, kept: kept
+    """(key, step, kept) -> kept: narrows the forward pass of one local step."""
+    enter: Callable[[Array, Params, Masks, Masks], tuple[PyTree, PyTree]] | None = None
+    """(key, plain, forward mask, update mask) -> (local tree, 0/1 tree of what of it is trained)."""
+    effective: Callable[[PyTree], Params] = lambda local: local
+    """local tree -> plain parameters that the model is applied to; differentiable."""
+    leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
+    """(local before, local after, update mask) -> (delta, cover); default: masked change of `effective`."""
+    objective: Objective | None = None
+    """None: the run's own (mean cross-entropy)."""
+    memory: Memory | None = None
+    private: Callable[[Params], PyTree[str]] | None = None
+    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it) or "client" (never leaves)."""
+    finish: "Finish | None" = None
+    """None: masked mean through the server optimiser."""
+
+
+Finish = Callable[[optax.GradientTransformation, optax.OptState, Params, Params, Masks], tuple[Params, optax.OptState]]
+"""(server optimiser, its state, params, num, den) -> (params, state)."""
+
+
+class Scores(NamedTuple):
+    """What is known of the cohort when it is weighted; a field that the rule did not ask for is None."""
+
+    count: Int[Array, "K"]
+    loss: Float[Array, "K"] | None = None
+    """Mean training loss of each client's own sub-model at the incoming model."""
+    delta: Params | None = None
+    """All changes, [K, ...] a leaf."""
+    cover: Masks | None = None
+
+
+class Rule(NamedTuple):
+    """One fairness rule: how the cohort's changes are weighted or combined."""
+
+    weigh: Callable[[PyTree, Cohort, Scores], tuple[Float[Array, "K"], PyTree]]
+    """(state, cohort, scores) -> (weights on the simplex over valid clients, state)."""
+    needs: str = "nothing"
+    """"nothing"; "loss": `Scores.loss`; "update": the weights depend on the changes; "stack": so does the direction."""
+    init: Callable[[int, int], PyTree] = lambda clients, tiers: ()
+    """(N, T) -> state."""
+    wrap: Callable[[Objective], Objective] = lambda objective: objective
+    """Changes the client's objective (PropFair, proximal terms)."""
+    combine: Callable[[Params, Masks, Float[Array, "K"]], tuple[Params, Masks]] | None = None
+    """(deltas, covers, weights) -> (num, den) from the whole stack; None: the weighted sums."""
+
+
+class Protection(NamedTuple):
+    """What stands between one client's change and the server's model."""
+
+    protect: Callable[[Params, Masks, Array], tuple[Params, Masks]]
+    """(delta, cover, weight) -> the client's share of (num, den); sensitivity is fixed here."""
+    release: Callable[[Array, Params, Masks], tuple[Params, Masks]]
+    """(key, num, den) -> what the server may see of them."""
+
+
+# --------------------------------------------------------------------------------------------- layout
+
+
+class Layout(NamedTuple):
+    """How a cohort is laid on the hardware. Both functions take `one(member slot) -> result` and [K, ...] slots."""
+
+    stack: Callable[[Callable[[Any], Any], Any], Any]
+    """Every client's result, [K, ...] a leaf."""
+    total: Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]
+    """`one` gives (addend, report): the addends' sum and the stacked reports."""
+    reason: str = ""
+
+
+# ----------------------------------------------------------------------------------------------- state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """The whole run; the only thing that is checkpointed."""
+
+    round: Int[Array, ""]
+    """Rounds finished."""
+    params: Params
+    """The plain model."""
+    stats: PyTree[Array]
+    """Norm statistics of the plain model; None for models without."""
+    server: optax.OptState
+    rule: PyTree[Array]
+    memory: PyTree[Array]
+    """Per-client state, [N, ...] a leaf; None for methods without."""
+    private: dict[str, PyTree[Array]]
+    """"tier": [T, ...] and "client": [N, ...] copies of private leaves, None where a leaf is shared."""
+    key: Key[Array, ""]
