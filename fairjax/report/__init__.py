@@ -1,0 +1,111 @@
+"""What people see of a run: a table, one line, figures and a page.
+
+Everything is read from the files that a run leaves behind, so a report can be written
+again at any time, on another computer, also for a run that was interrupted. A value
+that is not known is shown as "–", never as 0.
+"""
+
+import os
+import pathlib
+
+import rich.box
+import rich.table
+
+from fairjax.report import figures, formats, page
+from fairjax.report.run import Run, read
+
+__all__ = ["headline", "table", "write"]
+
+
+def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
+    """What every tier pays and gets, one row per tier, for a terminal.
+
+    Args:
+        workdir: folder of a finished or interrupted run.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files cannot be read.
+    """
+    run = read(workdir)
+    result = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD,
+        caption=(
+            "traffic: bytes down and up, one hospital, one round. Accuracy: full model "
+            "or the tier's own sub-model; local: mean over the tier's hospitals, "
+            "pooled: all test records."
+        ),
+        caption_justify="left",
+    )
+    heads = ["tier", "budget", "hospitals", "parameters", "traffic"]
+    heads += ["full\nlocal", "own\nlocal", "own\npooled"]
+    for head in heads:
+        result.add_column(head, justify="right", vertical="bottom")
+    for tier in run.tiers:
+        accuracies = (formats.percent(value) for value in run.tier_accuracies(tier))
+        result.add_row(
+            str(tier["tier"]),
+            formats.plain(tier.get("budget")),
+            formats.count(tier.get("clients")),
+            formats.count(tier.get("parameters")),
+            formats.si(run.traffic(tier), "B"),
+            *accuracies,
+        )
+    return result
+
+
+def headline(workdir: str | os.PathLike[str]) -> str:
+    """The run in one line.
+
+    Args:
+        workdir: folder of a finished or interrupted run.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files cannot be read.
+    """
+    run = read(workdir)
+    parts = [f"{card.label} {card.value}" for card in page.cards(run)]
+    return ("" if run.finished else "unfinished: ") + ", ".join(parts)
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `figures/*.png` and `report.html` into the run's folder.
+
+    Everything is drawn before anything is written, and every file is replaced whole:
+    who opens the page sees the old one or the new one.
+
+    Args:
+        workdir: folder of a finished or interrupted run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files cannot be read.
+    """
+    run = read(workdir)
+    images = _images(run)
+    html = page.render(run, images)
+    folder = run.workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    for image in (image for group in images.values() for image in group):
+        _replace(folder / f"{image.name}.png", image.png)
+    path = run.workdir / "report.html"
+    _replace(path, html.encode())
+    return path
+
+
+def _images(run: Run) -> dict[str, list[figures.Image]]:
+    """Section of the page -> its figures."""
+    return {
+        "learning": figures.learning(run),
+        "hospitals": figures.hospitals(run),
+    }
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""What all figures share: colours, units, an empty canvas, the way to PNG.
+
+Tiers lie on one sequential scale, light for the smallest and dark for the largest; all
+other colours are Okabe and Ito's, which colour-blind readers tell apart.
+"""
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fairjax.report import formats
+from fairjax.report.run import Run
+
+INK, GREY, RULE = "#1a1a1a", "#595959", "#d9d9d9"
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+WIDTH, HEIGHT = 4.8, 2.9
+"""Inches: small enough that the text stays readable on a telephone."""
+DPI = 150
+
+
+class Image(NamedTuple):
+    """A drawn figure."""
+
+    name: str
+    caption: str
+    alt: str
+    png: bytes
+
+
+class Unit(NamedTuple):
+    """What an axis measures."""
+
+    label: str
+    scale: float
+    show: Callable[[formats.Number], str]
+    most: float = 1.0
+    """The largest possible value; the smallest is 0."""
+
+
+ACCURACY = Unit("accuracy (%)", 100, formats.percent)
+
+
+def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
+    """Light for tier 0, dark for the largest tier of the run."""
+    top = max(len(run.tiers) - 1, 1)
+    return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
+
+
+def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
+    """What an axis shows of values in [low, high]: some air, but nothing impossible."""
+    # A range of 0.02 at least: noise must not look like news.
+    width = max(high - low, 0.02)
+    middle, air = (low + high) / 2, 0.03 * width
+    return (
+        unit.scale * max(middle - 0.56 * width, -air),
+        unit.scale * min(middle + 0.56 * width, unit.most + air),
+    )
+
+
+def blank(title: str, height: float) -> tuple[Figure, Axes]:
+    """A figure with one empty pair of axes; `title` must fit one line of `WIDTH`."""
+    # Figure objects, not pyplot: nothing is kept between calls, no display is needed.
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        title,
+        x=0.012,
+        horizontalalignment="left",
+        fontsize=10.5,
+        fontweight="bold",
+        color=INK,
+    )
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=8.5, colors=GREY, labelcolor=INK, length=3)
+    axes.ticklabel_format(useOffset=False, style="plain")
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    # Without the version, equal runs give equal bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,178 @@
+"""The last evaluated round, hospital by hospital."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fairjax.report import formats
+from fairjax.report.canvas import (
+    ACCURACY,
+    GREY,
+    HEIGHT,
+    INK,
+    RULE,
+    VERMILION,
+    Image,
+    blank,
+    png,
+    span,
+    tier_colour,
+)
+from fairjax.report.run import Row, Run
+
+
+def named(run: Run) -> Image | None:
+    """One row per hospital, grouped by tier, worst first."""
+    known = run.by_accuracy
+    if not known:
+        return None
+    unknown = [row for row in run.clients if row.get("accuracy") is None]
+    present = sorted({row["tier"] for row in run.clients})
+    rows = len(run.clients) + 0.8 * (len(present) - 1)
+    title = "How well does the full model serve each hospital?"
+    figure, axes = blank(title, max(HEIGHT, 1.2 + 0.19 * rows))
+    low, high = _accuracy_axis(axes, known)
+    ticks: list[tuple[float, str]] = []
+    y = 0.0
+    for tier in present:
+        members = [row for row in known + unknown if row["tier"] == tier]
+        for row in members:
+            ticks.append((y, formats.shorten(str(row["client"]), 22)))
+            accuracy = row.get("accuracy")
+            axes.axhline(y, color=RULE, linewidth=0.5, zorder=0)
+            if accuracy is None:
+                axes.text(low, y, f" {formats.MISSING}", va="center", color=GREY)
+            else:
+                axes.plot(
+                    100 * accuracy, y, "o", color=tier_colour(run, tier), markersize=6
+                )
+                if row is known[0]:
+                    _ring(axes, 100 * accuracy, y)
+                    style = _outward(100 * accuracy, (low, high))
+                    text = f"worst {formats.percent(accuracy)}"
+                    axes.annotate(text, (100 * accuracy, y), **style)
+            y += 1
+        axes.text(
+            1.02,
+            y - (len(members) + 1) / 2,
+            f"tier {tier}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8.5,
+            color=INK,
+        )
+        y += 0.8
+    axes.set_ylim(y - 1.1, -0.7)
+    axes.set_yticks(
+        [y for y, _ in ticks], labels=[literal(name) for _, name in ticks], fontsize=8
+    )
+    _mark_mean(axes, run, (low, high))
+    caption = (
+        "Full model on each hospital's own test records, grouped by tier, worst first. "
+        "The ring marks the worst hospital, the dashed line the mean over hospitals."
+    )
+    return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
+
+
+def distribution(run: Run) -> Image | None:
+    """One row per tier: every hospital a dot, quartiles as a box."""
+    known = run.by_accuracy
+    if not known:
+        return None
+    present = sorted({row["tier"] for row in known})
+    title = "How far apart are the hospitals of each tier?"
+    figure, axes = blank(title, max(HEIGHT, 1.2 + 0.75 * len(present)))
+    low, high = _accuracy_axis(axes, known)
+    labels = []
+    for y, tier in enumerate(present):
+        members = [row for row in known if row["tier"] == tier]
+        values = np.array([100 * row["accuracy"] for row in members])
+        # Steps of the golden ratio spread neighbours evenly, the same way every time.
+        offsets = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
+        colour = tier_colour(run, tier)
+        axes.scatter(values, y + offsets, s=11, color=colour, alpha=0.55, linewidths=0)
+        first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+        axes.fill_betweenx(
+            [y - 0.32, y + 0.32], first, third, color=colour, alpha=0.14, linewidth=0
+        )
+        axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1.6)
+        labels.append(f"tier {tier}\n({len(members)})")
+        if known[0] is members[0]:
+            _ring(axes, values[0], y + offsets[0])
+            name = literal(formats.shorten(str(known[0]["client"]), 24))
+            text = f"worst {formats.percent(known[0]['accuracy'])} ({name})"
+            # Above the dots of its tier, where nothing is hidden.
+            axes.annotate(
+                text, (values[0], y - 0.46), **_outward(values[0], (low, high))
+            )
+    axes.set_ylim(len(present) - 0.4, -0.6)
+    axes.set_yticks(range(len(present)), labels=labels, fontsize=8.5)
+    _mark_mean(axes, run, (low, high))
+    caption = (
+        "Every dot is a hospital (how many in brackets); the box holds the middle "
+        "half, the bar is the median. The ring marks the worst hospital, the dashed "
+        "line the mean over hospitals."
+    )
+    return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
+
+
+def _accuracy_axis(axes: Axes, known: list[Row]) -> tuple[float, float]:
+    values = [row["accuracy"] for row in known]
+    low, high = span(min(values), max(values), ACCURACY)
+    axes.set_xlim(low, high)
+    axes.set_xlabel(ACCURACY.label, fontsize=9, color=INK)
+    return low, high
+
+
+def _ring(axes: Axes, x: float, y: float) -> None:
+    axes.plot(
+        x, y, "o", markersize=10, markerfacecolor="none", color=VERMILION, mew=1.5
+    )
+
+
+def _outward(x: float, limits: tuple[float, float]) -> dict[str, Any]:
+    """Lays a text at x so that it runs towards the wider side of the axis."""
+    right = x < sum(limits) / 2
+    return {
+        "xytext": (9 if right else -9, 0),
+        "textcoords": "offset points",
+        "horizontalalignment": "left" if right else "right",
+        "verticalalignment": "center",
+        "fontsize": 8.5,
+        "color": INK,
+        "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
+    }
+
+
+def _mark_mean(axes: Axes, run: Run, limits: tuple[float, float]) -> None:
+    mean = run.final.get("eval/accuracy/client_mean")
+    if mean is None:
+        return
+    axes.axvline(100 * mean, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    place = (100 * mean - limits[0]) / (limits[1] - limits[0])
+    side = "left" if place < 0.2 else "right" if place > 0.8 else "center"
+    axes.text(
+        100 * mean,
+        1.02,
+        f"mean {formats.percent(mean)}",
+        transform=axes.get_xaxis_transform(),
+        horizontalalignment=side,
+        fontsize=8.5,
+        color=INK,
+    )
+
+
+def _hospital_alt(title: str, run: Run) -> str:
+    worst, best = run.by_accuracy[0], run.by_accuracy[-1]
+    mean = formats.percent(run.final.get("eval/accuracy/client_mean"))
+    return (
+        f"{title} Accuracy of {len(run.by_accuracy)} hospitals as dots, by tier: "
+        f"mean {mean}, worst {worst['client']} {formats.percent(worst['accuracy'])}, "
+        f"best {best['client']} {formats.percent(best['accuracy'])}."
+    )
+
+
+def literal(name: str) -> str:
+    """Keeps matplotlib from reading a name as mathematics."""
+    return name.replace("$", r"\$")

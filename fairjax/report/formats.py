@@ -1,0 +1,63 @@
+"""Numbers as people read them; None is "–"."""
+
+import json
+from typing import Any
+
+MISSING = "\N{EN DASH}"
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+Number = int | float | None
+"""JSON knows integers and fractions, and null for what is not known."""
+
+
+def percent(share: Number) -> str:
+    """0.8421 -> "84.2%"."""
+    return MISSING if share is None else f"{share:.1%}"
+
+
+def points(difference: Number) -> str:
+    """-0.021 -> "−2.1 pp", percentage points."""
+    if difference is None:
+        return MISSING
+    return f"{100 * difference:+.1f} pp".replace("-", "\N{MINUS SIGN}")
+
+
+def decimal(value: Number) -> str:
+    """0.91834 -> "0.918"."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def count(value: Number) -> str:
+    """12345 -> "12,345"."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def si(value: Number, unit: str = "") -> str:
+    """1234567 -> "1.23 M", in steps of 1000."""
+    if value is None:
+        return MISSING
+    power = 0
+    while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
+        value /= 1000
+        power += 1
+    digits = f"{value:.3g}" if power else f"{value:.0f}"
+    return f"{digits} {_PREFIXES[power]}{unit}".strip()
+
+
+def plain(value: Any) -> str:
+    """A value of unknown type, as it would stand on a command line."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shorten(name: str, length: int) -> str:
+    """At most `length` characters, cut in the middle, where names differ least."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[-tail:]}"

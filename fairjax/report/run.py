@@ -1,0 +1,137 @@
+"""Reads the files of a run's folder, finished or not."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fairjax import checks
+from fairjax.report.formats import Number
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run left behind so far."""
+
+    workdir: pathlib.Path
+    config: Row
+    provenance: Row
+    summary: Row
+    """Empty before the run has ended; older than `metrics` in an extended run."""
+    metrics: list[Row]
+    """One row per finished round."""
+    clients: list[Row]
+    """One row per client, of the last evaluated round."""
+    finished: bool
+    final: Row
+    """The last evaluated round's metrics."""
+    tiers: list[Row]
+    """From the smallest up; without costs before the run has ended."""
+
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rounds, values) of the rounds where `key` is known."""
+        rows = [row for row in self.metrics if row.get(key) is not None]
+        return (
+            np.array([row["round"] for row in rows], np.int64),
+            np.array([row[key] for row in rows], np.float64),
+        )
+
+    @property
+    def by_accuracy(self) -> list[Row]:
+        """The clients whose accuracy is known, worst first."""
+        known = [row for row in self.clients if row.get("accuracy") is not None]
+        return sorted(known, key=lambda row: (row["accuracy"], str(row["client"])))
+
+    def tier_accuracies(self, tier: Row) -> tuple[Number, ...]:
+        """(full model on its clients, own sub-model on them, own sub-model pooled)."""
+        t = tier["tier"]
+        names = (f"tier_{t}", f"tier_{t}/own", f"submodel_{t}")
+        return tuple(self.final.get(f"eval/accuracy/{name}") for name in names)
+
+    def traffic(self, tier: Row) -> Number:
+        """Bytes down and up of one client in one round."""
+        down, up = tier.get("bytes_down"), tier.get("bytes_up")
+        return None if down is None or up is None else down + up
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+    """Reads a run's folder.
+
+    Raises:
+        InputError: there is no `config.json`, or a file is not valid JSON.
+    """
+    workdir = pathlib.Path(workdir)
+    config = _json(workdir / "config.json")
+    if not config:
+        checks.fail(f"{workdir}", "a run's folder with a config.json", "none")
+    summary = _json(workdir / "summary.json")
+    metrics = _lines(workdir / "metrics.jsonl")
+    last = metrics[-1]["round"] if metrics else None
+    clients = [
+        row
+        for row in _lines(workdir / "clients.jsonl")
+        if last is not None and row["round"] <= last
+    ]
+    newest = max((row["round"] for row in clients), default=None)
+    clients = [row for row in clients if row["round"] == newest]
+    # A run that is being extended still has the summary of its shorter past.
+    finished = (
+        summary.get("metrics", {}).get("round") == last
+        and last is not None
+        and len(metrics) >= config.get("rounds", 0)
+    )
+    evaluated = [row for row in metrics if row.get("eval/accuracy") is not None]
+    return Run(
+        workdir=workdir,
+        config=config,
+        provenance=_json(workdir / "provenance.json"),
+        summary=summary,
+        metrics=metrics,
+        clients=clients,
+        finished=finished,
+        final=evaluated[-1] if evaluated else {},
+        tiers=list(summary.get("tiers") or _planned_tiers(config, clients)),
+    )
+
+
+def _planned_tiers(config: Row, clients: list[Row]) -> list[Row]:
+    """What is known of the tiers before the summary is written."""
+    planned = config.get("tiers", {})
+    budgets = planned.get("budget") or ()
+    branches = planned.get("branches") or [None] * len(budgets)
+    members = [row["tier"] for row in clients]
+    return [
+        {
+            "tier": tier,
+            "budget": budget,
+            "branches": slots,
+            "clients": members.count(tier) if clients else None,
+        }
+        for tier, (budget, slots) in enumerate(zip(budgets, branches, strict=True))
+    ]
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        # The files hold no NaN; one from elsewhere is as unknown as null.
+        return json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        raise checks.InputError(f"{where}: expected JSON; {error}") from error
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    return _parse(path.read_text(), str(path)) if path.exists() else {}
+
+
+def _lines(path: pathlib.Path) -> list[Row]:
+    if not path.exists():
+        return []
+    # What follows the last newline was being written when the run stopped.
+    whole = path.read_text().split("\n")[:-1]
+    return [_parse(line, f"{path}:{i}") for i, line in enumerate(whole, 1)]
