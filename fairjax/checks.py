@@ -5,11 +5,14 @@ Every message is one line in the same order: where, what was expected, what came
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+
+
+Number = int | float | jax.Array
 
 
 class InputError(ValueError):
@@ -39,13 +42,13 @@ def one_of(where: str, value: str, valid: Iterable[str]) -> str:
 
 def in_range(
     where: str,
-    value: float,
-    low: float = -math.inf,
-    high: float = math.inf,
+    value: Number,
+    low: Number = -math.inf,
+    high: Number = math.inf,
     *,
     open_low: bool = False,
     open_high: bool = False,
-) -> float:
+) -> Number:
     """Returns `value` if it is finite and between `low` and `high`, closed unless said.
 
     A traced value has no number yet and passes.
@@ -64,42 +67,38 @@ def in_range(
     return value
 
 
-def positive(where: str, value: float) -> float:
+def positive(where: str, value: Number) -> Number:
     """Returns `value` if it is finite and above 0."""
     return in_range(where, value, 0, open_low=True)
 
 
-def non_decreasing(where: str, values: tuple[float, ...]) -> tuple[float, ...]:
+def non_decreasing(where: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
     """Returns `values` if they are ordered from the smallest tier up."""
     if any(a > b for a, b in zip(values, values[1:], strict=False)):
         fail(where, "values that do not decrease (tier 0 is the smallest)", values)
     return values
 
 
-def same_structure(where: str, got: Any, like: Any) -> None:
-    """Compares two trees leaf by leaf (path, shape, dtype) and names the first difference.
+def describe(tree: Any) -> dict[str, str]:
+    """{path: "float32[8, 3]"} of every leaf, for arrays and `jax.ShapeDtypeStruct`."""
 
-    Works on arrays and on `jax.ShapeDtypeStruct`; leaves without a shape are compared by type only.
-    """
+    def one(leaf: Any) -> str:
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            return f"{leaf.dtype}{list(leaf.shape)}"
+        return type(leaf).__name__
 
-    def describe(tree: Any) -> dict[str, str]:
-        return {
-            jax.tree_util.keystr(path): _describe(leaf)
-            for path, leaf in jax.tree.leaves_with_path(tree)
-        }
-
-    ours, theirs = describe(like), describe(got)
-    for path in [*ours, *(p for p in theirs if p not in ours)]:
-        if ours.get(path) != theirs.get(path):
-            raise InputError(
-                f"{where}{path}: expected {ours.get(path, 'nothing')}; got {theirs.get(path, 'nothing')}"
-            )
+    return {
+        jax.tree_util.keystr(path): one(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
-def _describe(leaf: Any) -> str:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return f"{leaf.dtype}{list(leaf.shape)}"
-    return type(leaf).__name__
+def same_structure(where: str, got: Mapping[str, str], like: Mapping[str, str]) -> None:
+    """Compares two `describe`d trees leaf by leaf and names the first difference."""
+    for path in [*like, *(path for path in got if path not in like)]:
+        ours, theirs = like.get(path, "nothing"), got.get(path, "nothing")
+        if ours != theirs:
+            raise InputError(f"{where}{path}: expected {ours}; got {theirs}")
 
 
 def finite(where: str, tree: Any) -> None:

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from fairjax import aggregate, client, keys, private, trees
+from fairjax import aggregate, client, keys, metrics, private, trees
 from fairjax.fairness import weights as fairness
 from fairjax.keys import Role
 from fairjax.types import (
     Cohort,
     Examples,
     Federation,
+    Kept,
     Layout,
     Member,
     Params,
@@ -274,3 +275,38 @@ def _scatter(bank: Any, rows: Any, cohort: Cohort) -> Any:
         return copies.at[slot].set(values, mode="drop")
 
     return jax.tree.map(one, bank, rows)
+
+
+def evaluate(
+    state: RunState, data: Federation, members: Member, *, spec: Spec
+) -> tuple[metrics.Evaluation, metrics.Evaluation]:
+    """The full model and every tier's own sub-model on one split.
+
+    Args:
+        state: the run.
+        data: the split.
+        members: one representative client of every tier, [T] a leaf; its units stand for
+            the tier's where a method draws them per client.
+        spec: what a round does.
+
+    Returns:
+        (full model, sub-models with [T, ...] a leaf).
+    """
+    local = spec.local
+    units_key = keys.at(state.key, Role.UNITS, state.round)
+
+    def run(params: Params, kept: Kept) -> metrics.Evaluation:
+        return metrics.evaluate(
+            params,
+            data,
+            apply=lambda params, x: client.apply_kept(
+                local.model, params, x, kept, stats=state.stats
+            ).logits,
+        )
+
+    def own(member: Member) -> metrics.Evaluation:
+        params = private.gather(state.private, state.params, member)
+        kept = local.method.units(units_key, state.round, params, member)
+        return run(params, kept)
+
+    return run(state.params, Kept()), jax.lax.map(own, members)

@@ -1,0 +1,92 @@
+"""The whole schema: every field with its unit and default.
+
+Other configs import this one and change it. Tuples over tiers go from the smallest tier
+up. A group named like a model, method or rule holds that one's own options; changing an
+option of one that is not in use is refused.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Eight hospitals, four width tiers, the embedded breast-cancer table."""
+    c = ConfigDict()
+    c.seed = 0  # of everything random: data cut, tiers, cohorts, initial weights
+    c.rounds = 50  # communication rounds
+    c.cohort = 0  # clients per round; 0: all
+    c.eval_every = 5  # rounds between evaluations; the last round always is one
+
+    c.data = ConfigDict()
+    # breast_cancer, heart_disease, heart_disease/flamby, digits, npz or csv
+    c.data.name = "breast_cancer"
+    c.data.data_dir = placeholder(str)  # folder with a data set's official files; or FAIRJAX_DATA_DIR
+    c.data.path = placeholder(str)  # your own file, for npz and csv
+    c.data.label = placeholder(str)  # csv: column of the class
+    c.data.client = placeholder(str)  # csv: column of the hospital
+    c.data.patient = placeholder(str)  # csv: column of the patient, who never crosses a split
+    c.data.group = placeholder(str)  # csv: column of the patient group
+    # "pooled": standardise by all training records; "client": by the hospital's own; "none"
+    c.data.normalise = "pooled"
+    c.data.partition = ConfigDict()
+    c.data.partition.name = "iid"  # natural (the data's own hospitals), iid or dirichlet
+    c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet
+    c.data.partition.alpha = 0.5  # dirichlet concentration: small is skewed
+    c.data.partition.min_size = 2  # training records that every hospital must get
+    c.data.partition.test_fraction = 0.25  # of a hospital's records, if the data fix none
+    c.data.partition.val_fraction = 0.1  # of a hospital's records, if the data fix none
+
+    c.model = ConfigDict()
+    c.model.name = "mlp"  # mlp or cnn
+    c.model.init_from = placeholder(str)  # workdir of a run whose last model to start from
+    c.model.mlp = ConfigDict()
+    c.model.mlp.hidden = (32,)  # units per hidden layer; () is logistic regression
+    c.model.cnn = ConfigDict()
+    c.model.cnn.channels = (16, 32)  # channels per stage
+    c.model.cnn.group_size = 4  # channels per norm group; 0: no norm
+
+    c.submodel = ConfigDict()
+    c.submodel.name = "heterofl"  # fedavg (full model everywhere) or heterofl (width)
+    c.submodel.heterofl = ConfigDict()
+    c.submodel.heterofl.scaler = True  # divide activations by the width share in training
+    c.submodel.heterofl.masked_loss = True  # leave absent classes out of loss and head
+
+    c.tiers = ConfigDict()
+    c.tiers.budget = (0.25, 0.5, 0.75, 1.0)  # share of every hidden width, per tier
+    c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
+    c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
+
+    c.local = ConfigDict()
+    c.local.epochs = 1  # passes over a client's records per round
+    c.local.steps = placeholder(int)  # steps per round of every client, not epochs
+    c.local.batch_size = 16  # records
+    c.local.optimizer = "sgd"  # sgd or adam (decoupled weight decay)
+    c.local.learning_rate = 0.1  # in the first round
+    c.local.schedule = "constant"  # over rounds: constant, linear or cosine (to 0)
+    c.local.momentum = 0.0  # of sgd
+    c.local.weight_decay = 0.0  # per step; sgd: added to the gradient
+    c.local.prox = 0.0  # FedProx mu
+    c.local.clip = 0.0  # largest gradient norm over the kept coordinates; 0: none
+    c.local.class_weights = "none"  # none or balanced (by the client's own counts)
+
+    c.server = ConfigDict()
+    c.server.optimizer = "sgd"  # sgd, momentum, adam or yogi
+    c.server.learning_rate = 1.0  # sgd at 1 is FedAvg
+
+    c.fairness = ConfigDict()
+    c.fairness.rule = "size"  # size (records), uniform or q_ffl
+    c.fairness.q_ffl = ConfigDict()
+    c.fairness.q_ffl.q = 1.0  # 0 is FedAvg; larger moves weight to high losses
+
+    c.robust = ConfigDict()
+    c.robust.finite_guard = True  # leave out a client whose change is not finite
+
+    c.execution = ConfigDict()
+    c.execution.batching = "auto"  # how a cohort runs: auto, vmap, scan or chunk
+    c.execution.chunk = 8  # clients side by side, for chunk
+    c.execution.conv = "auto"  # lowering of convolutions: auto, xla or shift
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 1  # rounds between checkpoints
+    c.checkpoint.keep = 2  # newest checkpoints on disk, at least 2
+    return c

@@ -1,0 +1,112 @@
+"""Whole runs on disk: one orbax step per saved round, and the newest one that is valid.
+
+Orbax names the newest step even when its files are broken, and while such a step exists
+it drops every save at or below it without a word. So restoring walks back to the newest
+step that reads whole and moves the others aside, and a save that was dropped is an error.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from fairjax import checks
+
+
+class Checkpoints:
+    """The checkpoint folder of one run; use it as a context manager.
+
+    Args:
+        directory: created when missing.
+        keep: newest steps that stay on disk, at least 2.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int):
+        checks.in_range("checkpoint.keep", keep, 2)
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._manager = self._open()
+        self.skipped: list[str] = []
+        """Steps that could not be read, each with the reason."""
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, enable_async_checkpointing=True
+        )
+        return ocp.CheckpointManager(
+            self._directory,
+            options=options,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(self, round: int, state: Any, meta: dict[str, Any]) -> None:
+        """Saves in the background; returns once the state has been copied.
+
+        Raises:
+            RuntimeError: orbax dropped the step.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave(meta | {"tree": checks.describe(state)}),
+        )
+        if not self._manager.save(round, args=items, force=True):
+            raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest step that reads whole as (state, meta), or None when there is none.
+
+        Newer steps that cannot be read are renamed to "invalid-<step>" and named in
+        `skipped`.
+
+        Raises:
+            InputError: the newest readable step holds another tree, shape or dtype.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = self._read(step, meta=ocp.args.JsonRestore())
+            except Exception as error:  # orbax 0.12 raises a bare one for a short file
+                self._set_aside(step, error)
+                continue
+            # Orbax would cast another dtype without a word.
+            where = f"{self._directory / str(step)}: state"
+            checks.same_structure(where, meta.pop("tree"), checks.describe(like))
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            try:
+                return self._read(step, state=ocp.args.StandardRestore(target)), meta
+            except Exception as error:
+                self._set_aside(step, error)
+        return None
+
+    def _read(self, step: int, **item: Any) -> Any:
+        restored = self._manager.restore(step, args=ocp.args.Composite(**item))
+        return restored[next(iter(item))]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        reason = str(error).strip().split("\n")[0]
+        self.skipped.append(f"{step}: {reason}")
+        logging.warning("checkpoint %d skipped: %s", step, reason)
+        self._manager.close()
+        source = self._directory / str(step)
+        target = self._directory / f"invalid-{step}"
+        count = 0
+        while target.exists():
+            count += 1
+            target = self._directory / f"invalid-{step}.{count}"
+        source.rename(target)
+        self._manager = self._open()
+
+    def wait(self) -> None:
+        """Returns when every save is whole on disk."""
+        self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()

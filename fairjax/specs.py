@@ -1,0 +1,366 @@
+"""From a config to checked, frozen specs: the only room that knows names and ConfigDicts.
+
+`check` refuses a config that cannot run without touching anything; `build` loads the data
+and turns names into functions. Every refusal names the field as the user writes it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from fairjax import checks, client, layout, models, round
+from fairjax.data import datasets, federation
+from fairjax.fairness import weights
+from fairjax.models import layers
+from fairjax.submodels import axes
+from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Axes, Layout, Method, Model, Rule
+
+# Names. An option group of the config has the name of what it belongs to.
+
+MODELS: dict[str, Callable[[ConfigDict, int], Model]] = {
+    "mlp": lambda c, classes: models.mlp(
+        classes=classes, hidden=tuple(c.model.mlp.hidden)
+    ),
+    "cnn": lambda c, classes: models.cnn(
+        classes=classes,
+        channels=tuple(c.model.cnn.channels),
+        group_size=c.model.cnn.group_size,
+        lowering=layers.lowering(c.execution.conv, jax.default_backend()),
+    ),
+}
+
+METHODS: dict[str, Callable[[ConfigDict, Axes], Method]] = {
+    "fedavg": lambda c, axes: fedavg(axes),
+    "heterofl": lambda c, axes: heterofl(
+        axes, tuple(c.tiers.budget), **c.submodel.heterofl
+    ),
+}
+
+RULES: dict[str, Callable[[ConfigDict], Rule]] = {
+    "size": lambda c: weights.size(),
+    "uniform": lambda c: weights.uniform(),
+    "q_ffl": lambda c: weights.q_ffl(**c.fairness.q_ffl),
+}
+
+
+def _sgd(c: ConfigDict) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(c.local.weight_decay)
+    sgd = optax.sgd(c.local.learning_rate, momentum=c.local.momentum or None)
+    return optax.chain(decay, sgd) if c.local.weight_decay else sgd
+
+
+OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adam": lambda c: optax.adamw(
+        c.local.learning_rate, weight_decay=c.local.weight_decay
+    ),
+}
+
+SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    # beta2 and epsilon (tau) as in Reddi et al. 2021, section 5.
+    "adam": lambda rate: optax.adam(rate, b2=0.99, eps=1e-3),
+    "yogi": lambda rate: optax.yogi(rate, b2=0.99, eps=1e-3),
+}
+
+SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
+    "constant": lambda rounds: lambda round: 1.0,
+    "linear": lambda rounds: optax.linear_schedule(1.0, 0.0, rounds),
+    "cosine": lambda rounds: optax.cosine_decay_schedule(1.0, rounds),
+}
+
+PARTITIONS = ("natural", "iid", "dirichlet")
+NORMALISATIONS = ("pooled", "client", "none")
+ASSIGNMENTS = ("random", "by_size", "by_label")
+CLASS_WEIGHTS = ("none", "balanced")
+CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a run needs, resolved."""
+
+    config: dict[str, Any]
+    splits: federation.Splits
+    tiers: Int[np.ndarray, "N"]
+    budget: tuple[float, ...]
+    cohort: int
+    """K."""
+    spec: round.Spec
+    layout: Layout
+    choices: dict[str, str]
+    """What every "auto" stands for here, and why."""
+
+
+def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
+    """Refuses a config that no data set could make run.
+
+    Args:
+        config: a full config, see configs/default.py.
+        overridden: paths of the fields that the user set by hand; one that belongs to a
+            model, method or rule that is not in use is refused.
+
+    Raises:
+        InputError: names the field, what was expected and what came.
+    """
+    c = config
+    c.lock()
+    checks.in_range("seed", c.seed, 0, 2**31 - 1)
+    checks.positive("rounds", c.rounds)
+    checks.in_range("cohort", c.cohort, 0)
+    checks.positive("eval_every", c.eval_every)
+
+    checks.one_of("data.name", c.data.name, datasets.DATASETS)
+    checks.one_of("data.normalise", c.data.normalise, NORMALISATIONS)
+    part = c.data.partition
+    checks.one_of("data.partition.name", part.name, PARTITIONS)
+    checks.positive("data.partition.num_clients", part.num_clients)
+    checks.positive("data.partition.alpha", part.alpha)
+    checks.positive("data.partition.min_size", part.min_size)
+    checks.in_range(
+        "data.partition.test_fraction",
+        part.test_fraction,
+        0,
+        1,
+        open_low=True,
+        open_high=True,
+    )
+    checks.in_range(
+        "data.partition.val_fraction",
+        part.val_fraction,
+        0,
+        1 - part.test_fraction,
+        open_high=True,
+    )
+
+    checks.one_of("model.name", c.model.name, MODELS)
+    for width in c.model.mlp.hidden:
+        checks.positive("model.mlp.hidden", width)
+    for width in c.model.cnn.channels:
+        checks.positive("model.cnn.channels", width)
+    checks.in_range("model.cnn.group_size", c.model.cnn.group_size, 0)
+
+    checks.one_of("submodel.name", c.submodel.name, METHODS)
+    if not c.tiers.budget:
+        checks.fail("tiers.budget", "at least one tier", c.tiers.budget)
+    for share in c.tiers.budget:
+        checks.in_range("tiers.budget", share, 0, 1, open_low=True)
+    checks.non_decreasing("tiers.budget", c.tiers.budget)
+    if len(c.tiers.share) != len(c.tiers.budget):
+        checks.fail(
+            "tiers.share", f"{len(c.tiers.budget)} values, as tiers.budget", c.tiers.share
+        )
+    for share in c.tiers.share:
+        checks.in_range("tiers.share", share, 0)
+    checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
+    checks.one_of("tiers.assign", c.tiers.assign, ASSIGNMENTS)
+
+    if c.local.steps is None:
+        checks.positive("local.epochs", c.local.epochs)
+    else:
+        checks.positive("local.steps", c.local.steps)
+    checks.positive("local.batch_size", c.local.batch_size)
+    checks.one_of("local.optimizer", c.local.optimizer, OPTIMIZERS)
+    checks.in_range("local.learning_rate", c.local.learning_rate, 0)
+    checks.one_of("local.schedule", c.local.schedule, SCHEDULES)
+    checks.in_range("local.momentum", c.local.momentum, 0, 1, open_high=True)
+    if c.local.momentum and c.local.optimizer != "sgd":
+        checks.fail("local.momentum", "0 with optimizer adam", c.local.momentum)
+    checks.in_range("local.weight_decay", c.local.weight_decay, 0)
+    checks.in_range("local.prox", c.local.prox, 0)
+    checks.in_range("local.clip", c.local.clip, 0)
+    checks.one_of("local.class_weights", c.local.class_weights, CLASS_WEIGHTS)
+    if c.local.class_weights != "none" and _masks_loss(c):
+        checks.fail(
+            "local.class_weights",
+            "none while submodel.heterofl.masked_loss sets the objective",
+            c.local.class_weights,
+        )
+
+    checks.one_of("server.optimizer", c.server.optimizer, SERVERS)
+    checks.in_range("server.learning_rate", c.server.learning_rate, 0)
+    checks.one_of("fairness.rule", c.fairness.rule, RULES)
+    checks.in_range("fairness.q_ffl.q", c.fairness.q_ffl.q, 0)
+
+    checks.one_of("execution.batching", c.execution.batching, layout.BATCHINGS)
+    checks.positive("execution.chunk", c.execution.chunk)
+    checks.one_of("execution.conv", c.execution.conv, CONVOLUTIONS)
+    checks.positive("checkpoint.every", c.checkpoint.every)
+    checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
+    _check_overridden(c, overridden)
+
+
+def _masks_loss(c: ConfigDict) -> bool:
+    return c.submodel.name == "heterofl" and c.submodel.heterofl.masked_loss
+
+
+def _check_overridden(c: ConfigDict, overridden: Collection[str]) -> None:
+    in_use = {
+        "model": ("model.name", c.model.name, MODELS),
+        "submodel": ("submodel.name", c.submodel.name, METHODS),
+        "fairness": ("fairness.rule", c.fairness.rule, RULES),
+    }
+    for path in overridden:
+        group, _, rest = path.partition(".")
+        owner = rest.partition(".")[0]
+        if group not in in_use:
+            continue
+        field, chosen, names = in_use[group]
+        if owner in names and owner != chosen:
+            raise checks.InputError(
+                f"{path}: expected {field}={owner!r} for this option; got {chosen!r}"
+            )
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as nested dicts that JSON can hold (tuples become lists)."""
+    return jax.tree.map(
+        lambda leaf: list(leaf) if isinstance(leaf, tuple) else leaf,
+        config.to_dict(),
+        is_leaf=lambda leaf: leaf is None or isinstance(leaf, tuple),
+    )
+
+
+def from_plain(config: dict[str, Any]) -> ConfigDict:
+    """The inverse of `plain`."""
+    return ConfigDict(
+        jax.tree.map(
+            lambda leaf: tuple(leaf) if isinstance(leaf, list) else leaf,
+            config,
+            is_leaf=lambda leaf: leaf is None or isinstance(leaf, list),
+        )
+    )
+
+
+def build(config: ConfigDict) -> Run:
+    """Loads the data and turns names into functions.
+
+    Raises:
+        InputError: as `check`, and for what only the data can tell: an unreadable file,
+            more clients than records, a cohort above the number of hospitals.
+    """
+    check(config)
+    c = config
+    splits = _splits(c)
+    clients = len(splits.clients)
+    if c.cohort > clients:
+        checks.fail("cohort", f"at most the {clients} hospitals", c.cohort)
+    counts = np.asarray(splits.train.count)
+    tiers = federation.assign_tiers(
+        counts,
+        np.asarray(splits.train.labels),
+        share=tuple(c.tiers.share),
+        assign=c.tiers.assign,
+        seed=c.seed,
+    )
+
+    model = MODELS[c.model.name](c, len(splits.classes))
+    if c.model.name == "cnn" and splits.train.x.ndim != 4:
+        checks.fail("model.name", "mlp for a table", c.model.name)
+    sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    axes.check(f"model {c.model.name}", shapes, model.axes)
+    method = METHODS[c.submodel.name](c, model.axes)
+    rule = RULES[c.fairness.rule](c)
+
+    objective = method.objective or client.mean_cross_entropy(
+        balanced=c.local.class_weights == "balanced"
+    )
+    if c.local.prox:
+        objective = client.proximal(objective, c.local.prox)
+    optimizer = OPTIMIZERS[c.local.optimizer](c)
+    if c.local.clip:
+        optimizer = optax.chain(optax.clip_by_global_norm(c.local.clip), optimizer)
+    stepped = c.local.steps is not None
+    plan = client.plan(
+        counts,
+        batch_size=c.local.batch_size,
+        epochs=None if stepped else c.local.epochs,
+        steps=c.local.steps,
+    )
+    cohort = c.cohort or clients
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    laid = layout.choose(
+        c.execution.batching,
+        chunk=c.execution.chunk,
+        backend=jax.default_backend(),
+        parameters=parameters,
+        clients=cohort,
+    )
+    choices = {"execution.batching": laid.reason}
+    if c.model.name == "cnn":
+        conv = layers.lowering(c.execution.conv, jax.default_backend())
+        choices["execution.conv"] = f"{conv}: on {jax.default_backend()}"
+    return Run(
+        config=plain(config),
+        splits=splits,
+        tiers=tiers,
+        budget=tuple(c.tiers.budget),
+        cohort=cohort,
+        spec=round.Spec(
+            local=client.Local(model, method, rule.wrap(objective), optimizer, plan),
+            rule=rule,
+            server=SERVERS[c.server.optimizer](c.server.learning_rate),
+            schedule=SCHEDULES[c.local.schedule](c.rounds),
+            finite_guard=c.robust.finite_guard,
+        ),
+        layout=laid,
+        choices=choices,
+    )
+
+
+def _splits(c: ConfigDict) -> federation.Splits:
+    table = datasets.load(
+        c.data.name,
+        data_dir=c.data.data_dir,
+        path=c.data.path,
+        label=c.data.label,
+        client=c.data.client,
+        patient=c.data.patient,
+        group=c.data.group,
+    )
+    part = c.data.partition
+    return federation.build(
+        table,
+        partition=part.name,
+        num_clients=part.num_clients,
+        alpha=part.alpha,
+        min_size=part.min_size,
+        test_fraction=part.test_fraction,
+        val_fraction=part.val_fraction,
+        normalise=c.data.normalise,
+        seed=c.seed,
+    )
+
+
+def extendable(config: dict[str, Any]) -> bool:
+    """True if a run's rounds may grow later: its schedule does not depend on them."""
+    return config["local"]["schedule"] == "constant"
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Dotted paths of the fields in which two plain configs differ."""
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                out |= flat(value, f"{prefix}{name}.")
+            else:
+                out[prefix + name] = value
+        return out
+
+    a, b = flat(ours), flat(theirs)
+    missing = object()
+    return sorted(p for p in a.keys() | b if a.get(p, missing) != b.get(p, missing))
