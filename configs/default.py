@@ -8,6 +8,8 @@ option of one that is not in use is refused.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from fairjax import checks
+
 
 def get_config() -> ConfigDict:
     """Eight hospitals, four width tiers, the embedded breast-cancer table."""
@@ -90,3 +92,15 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 1  # rounds between checkpoints
     c.checkpoint.keep = 2  # newest checkpoints on disk, at least 2
     return c
+
+
+def preset(config: ConfigDict, name: str, **presets: dict) -> ConfigDict:
+    """The config with a named set of changes, {field: value}; "" changes nothing.
+
+    Every config has "smoke": two rounds, both evaluated.
+    """
+    presets = {"smoke": {"rounds": 2, "eval_every": 1}, **presets}
+    if name:
+        checks.one_of("preset of --config", name, presets)
+        config.update_from_flattened_dict(presets[name])
+    return config

@@ -92,6 +92,16 @@ def start(spec, data, tiers=3, params=None, seed=0):
     )
 
 
+def relaxed(optimizer):
+    """The optimiser with jnp's usual promotion: optax's Adam does not pass strictly."""
+
+    def update(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args, **kwargs)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def gap(a, b) -> float:
     """Largest absolute difference of two trees."""
     return max(

@@ -1,0 +1,61 @@
+"""Data sets by name, each as a `Table`.
+
+Importing this package imports no data set: TFDS and scikit-learn are loaded by the one
+that is asked for.
+"""
+
+from fairjax import checks
+from fairjax.data.datasets import files
+from fairjax.data.table import Table
+
+DATASETS = (
+    "breast_cancer",
+    "heart_disease",
+    "heart_disease/flamby",
+    "digits",
+    "npz",
+    "csv",
+)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    path: str | None = None,
+    label: str | None = None,
+    client: str | None = None,
+    patient: str | None = None,
+    group: str | None = None,
+) -> Table:
+    """The data set of that name.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder with official files, for sets that are not embedded; None:
+            FAIRJAX_DATA_DIR, else the official address.
+        path: the file of "npz" and "csv".
+        label: csv column of the class.
+        client: csv column of the hospital.
+        patient: csv column of the patient.
+        group: csv column of the patient group.
+
+    Raises:
+        InputError: an unknown name, or a file that is missing, altered or malformed.
+    """
+    checks.one_of("data.name", name, DATASETS)
+    if name == "npz":
+        return files.npz(path)
+    if name == "csv":
+        return files.csv(path, label=label, client=client, patient=patient, group=group)
+    if name == "breast_cancer":
+        from fairjax.data.datasets import breast_cancer
+
+        return breast_cancer.load()
+    if name == "digits":
+        from fairjax.data.datasets import digits
+
+        return digits.load()
+    from fairjax.data.datasets import heart_disease
+
+    return heart_disease.load(name.partition("/")[2] or "all", data_dir)

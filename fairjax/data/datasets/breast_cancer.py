@@ -1,0 +1,57 @@
+"""Wisconsin diagnostic breast cancer: 569 needle biopsies, 30 measurements, 2 classes."""
+
+import numpy as np
+import sklearn.datasets
+import tensorflow_datasets as tfds
+
+from fairjax.data.datasets import prepared
+from fairjax.data.table import FREE, Table
+
+SOURCE = (
+    "Wolberg, Mangasarian, Street and Street 1995, Breast Cancer Wisconsin (Diagnostic), "
+    "doi:10.24432/C5DW2B, CC BY 4.0; the copy inside scikit-learn"
+)
+
+
+class BreastCancer(tfds.core.GeneratorBasedBuilder):
+    """One split, "records"; 1 is malignant (scikit-learn's own coding has 0 there)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "569 records."}  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=SOURCE,
+            disable_shuffling=True,
+            features=tfds.features.FeaturesDict(
+                {
+                    "x": tfds.features.Tensor(shape=(30,), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(names=["benign", "malignant"]),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"records": self._generate_examples()}
+
+    def _generate_examples(self):
+        bunch = sklearn.datasets.load_breast_cancer()
+        for i, (x, target) in enumerate(zip(bunch.data, bunch.target, strict=True)):
+            yield i, {"x": x.astype(np.float32), "label": 1 - int(target)}
+
+
+def load() -> Table:
+    """The whole table; it names no hospital and fixes no split."""
+    records = prepared.read(
+        prepared.prepare(BreastCancer(file_format=prepared.FILE_FORMAT)), "records"
+    )
+    return Table(
+        name="breast_cancer",
+        x=records["x"],
+        y=records["label"].astype(np.int32),
+        split=np.full(len(records["x"]), FREE, np.int8),
+        classes=("benign", "malignant"),
+        source=SOURCE,
+        features=tuple(sklearn.datasets.load_breast_cancer().feature_names.tolist()),
+    )

@@ -1,0 +1,234 @@
+"""The user's own data: an npz of arrays, or a csv with named columns.
+
+Nothing in a file is executed: arrays are read without pickle, text as text.
+"""
+
+import csv as csv_reader
+import gzip
+import math
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from fairjax import checks
+from fairjax.data.table import FREE, SPLITS, Table
+
+MISSING = frozenset({"", "?", "na", "nan", "null", "none"})
+"""Cells that hold no value, whatever their case."""
+
+
+def _file(path: str | None) -> pathlib.Path:
+    if not path:
+        checks.fail("data.path", "the file to read", path)
+    found = pathlib.Path(path)
+    if not found.is_file():
+        checks.fail("data.path", "a file that exists", path)
+    return found
+
+
+def npz(path: str | None) -> Table:
+    """Arrays of a .npz file.
+
+    `{train,test}_images` [n, ...] and `{train,test}_labels` [n] or [n, 1] are required;
+    `val_images`, `val_labels` and, for every split, `_client`, `_patient` and `_group`
+    are optional. Labels are integers from 0; pixels of type uint8 are divided by 255.
+
+    Raises:
+        InputError: an unreadable file, a missing array, arrays of objects, labels that
+            are no integers, lengths that do not match.
+    """
+    try:
+        with np.load(_file(path), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise checks.InputError(
+            f"data.path {path}: expected an npz of plain arrays; got {error}"
+        ) from error
+    except AttributeError as error:
+        raise checks.InputError(
+            f"data.path {path}: expected an npz; got a single array"
+        ) from error
+
+    def column(name: str) -> np.ndarray:
+        if name not in arrays:
+            raise checks.InputError(
+                f"data.path {path}: expected an array {name!r}; got "
+                f"{', '.join(arrays) or 'none'}{checks.nearest(name, arrays)}"
+            )
+        return arrays[name]
+
+    splits = ["train", "test"] + (["val"] if "val_images" in arrays else [])
+    parts = {"x": [], "y": [], "split": []}
+    for split in splits:
+        images, labels = column(f"{split}_images"), column(f"{split}_labels")
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        where = f"data.path {path}: {split}_labels"
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            checks.fail(where, "integers [n]", f"{labels.dtype}{list(labels.shape)}")
+        if not (
+            images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+        ):
+            checks.fail(
+                f"data.path {path}: {split}_images", "uint8 or floats", str(images.dtype)
+            )
+        if len(images) != len(labels):
+            checks.fail(where, f"{len(images)} labels, as images", len(labels))
+        parts["x"].append(images)
+        parts["y"].append(labels)
+        parts["split"].append(np.full(len(images), SPLITS[split], np.int8))
+    shapes = {part.shape[1:] for part in parts["x"]}
+    if len(shapes) > 1:
+        checks.fail(f"data.path {path}", "images of one shape", sorted(shapes))
+    x, y = np.concatenate(parts["x"]), np.concatenate(parts["y"])
+    if len(y) and y.min() < 0:
+        checks.fail(f"data.path {path}: labels", "integers from 0", int(y.min()))
+
+    def names(suffix: str) -> np.ndarray | None:
+        if f"train_{suffix}" not in arrays:
+            return None
+        values = [column(f"{split}_{suffix}") for split in splits]
+        for split, part, images in zip(splits, values, parts["x"], strict=True):
+            if part.shape != (len(images),):
+                checks.fail(
+                    f"data.path {path}: {split}_{suffix}",
+                    f"{len(images)} values",
+                    list(part.shape),
+                )
+        return _names([str(value) for part in values for value in part])
+
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+    classes = tuple(str(label) for label in range(int(y.max()) + 1 if len(y) else 0))
+    return _with_known_clients(
+        Table(
+            name="npz",
+            x=x,
+            y=y.astype(np.int32),
+            split=np.concatenate(parts["split"]),
+            classes=classes,
+            source=f"file {pathlib.Path(path or '').name}",
+            client=names("client"),
+            patient=names("patient"),
+            group=names("group"),
+            scale=255.0,
+        )
+    )
+
+
+def csv(
+    path: str | None,
+    *,
+    label: str | None,
+    client: str | None = None,
+    patient: str | None = None,
+    group: str | None = None,
+) -> Table:
+    """A table with a header line; .csv or .csv.gz.
+
+    Columns that are not named are features and must be numeric; `?`, NA, nan and empty
+    cells are missing. Classes are the sorted values of the label column, by number where
+    all are numbers. A record without a client belongs to none and is left out.
+
+    Raises:
+        InputError: an unreadable file, a column that is not there, a cell that is no
+            number, a record without a label, rows of unequal length.
+    """
+    found = _file(path)
+    opener = gzip.open if found.suffix == ".gz" else open
+    try:
+        with opener(found, "rt", newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv_reader.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv_reader.Error, EOFError) as error:
+        raise checks.InputError(
+            f"data.path {path}: expected a csv file; got {error}"
+        ) from error
+    if len(lines) < 2:
+        checks.fail(f"data.path {path}", "a header and at least one record", len(lines))
+    header, *rows = lines
+    header = [name.strip() for name in header]
+    if len(set(header)) < len(header):
+        checks.fail(f"data.path {path}", "columns of different names", header)
+    if not label:
+        checks.fail("data.label", f"one of the columns {', '.join(header)}", label)
+    roles = {"label": label, "client": client, "patient": patient, "group": group}
+    roles = {role: column for role, column in roles.items() if column}
+    for role, column in roles.items():
+        checks.one_of(f"data.{role}", column, header)
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            checks.fail(
+                f"data.path {path} line {number}", f"{len(header)} cells", len(row)
+            )
+
+    def column(name: str) -> list[str]:
+        at = header.index(name)
+        return [row[at].strip() for row in rows]
+
+    features = [name for name in header if name not in roles.values()]
+    if not features:
+        checks.fail(f"data.path {path}", "at least one feature column", header)
+    y, classes = _classes(path, label, column(label))
+    named = {
+        role: _names(column(name)) for role, name in roles.items() if role != "label"
+    }
+    return _with_known_clients(
+        Table(
+            name="csv",
+            x=np.stack([_numbers(path, name, column(name)) for name in features], axis=1),
+            y=y,
+            split=np.full(len(rows), FREE, np.int8),
+            classes=classes,
+            source=f"file {found.name}",
+            features=tuple(features),
+            **named,
+        )
+    )
+
+
+def _numbers(path: str | None, name: str, cells: Sequence[str]) -> np.ndarray:
+    values = np.empty(len(cells), np.float32)
+    for i, cell in enumerate(cells):
+        try:
+            values[i] = np.nan if cell.lower() in MISSING else float(cell)
+        except ValueError:
+            checks.fail(f"data.path {path} column {name} line {i + 2}", "a number", cell)
+        if math.isinf(values[i]):
+            checks.fail(
+                f"data.path {path} column {name} line {i + 2}", "a finite number", cell
+            )
+    return values
+
+
+def _classes(
+    path: str | None, name: str, cells: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    for i, cell in enumerate(cells):
+        if cell.lower() in MISSING:
+            checks.fail(f"data.path {path} column {name} line {i + 2}", "a label", cell)
+    try:
+        classes = sorted(set(cells), key=float)
+    except ValueError:
+        classes = sorted(set(cells))
+    if len(classes) < 2:
+        checks.fail(f"data.label {name}", "at least two classes", classes)
+    index = {value: i for i, value in enumerate(classes)}
+    return np.array([index[cell] for cell in cells], np.int32), tuple(classes)
+
+
+def _names(cells: Sequence[str]) -> np.ndarray:
+    return np.array(["" if cell.lower() in MISSING else cell for cell in cells])
+
+
+def _with_known_clients(table: Table) -> Table:
+    if table.client is None or np.all(table.client != ""):
+        return table
+    known = table.client != ""
+    if not known.any():
+        checks.fail("data.client", "a column that names hospitals", "none named")
+    left_out = int(np.sum(~known))
+    kept = table.rows(known)
+    note = f"{left_out} records name no client and are left out"
+    return Table(**{**vars(kept), "notes": (*kept.notes, note)})

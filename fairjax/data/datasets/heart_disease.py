@@ -1,0 +1,232 @@
+"""UCI Heart Disease: four hospitals, 920 patients, the smallest natural federation.
+
+The official files are found in `data_dir` (or FAIRJAX_DATA_DIR), directly or in a folder
+heart_disease, or are downloaded. Either way their SHA-256 must be the official one: many
+copies of these tables in circulation are recoded.
+"""
+
+import hashlib
+import os
+import pathlib
+import socket
+
+import numpy as np
+import sklearn.model_selection
+import tensorflow_datasets as tfds
+
+from fairjax import checks
+from fairjax.data.datasets import prepared
+from fairjax.data.table import FREE, TEST, TRAIN, Table
+
+SOURCE = (
+    "Janosi, Steinbrunn, Pfisterer and Detrano 1989, UCI Heart Disease, "
+    "doi:10.24432/C52P4X, CC BY 4.0"
+)
+HOST = "archive.ics.uci.edu"
+URL = f"https://{HOST}/ml/machine-learning-databases/heart-disease/"
+HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
+SHA256 = {
+    "cleveland": "a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8",
+    "hungarian": "d1ad108f785768cd3d7e82dc522e6f5a61eea93cccfb3a46ee8076f73fc3d796",
+    "switzerland": "834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",
+    "va": "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",
+}
+
+_COLUMNS = (
+    "age",
+    "sex",
+    "chest_pain",
+    "blood_pressure",
+    "cholesterol",
+    "fasting_sugar",
+    "resting_ecg",
+    "max_heart_rate",
+    "exercise_angina",
+    "oldpeak",
+    "slope",
+    "vessels",
+    "thal",
+)
+_LEVELS = {"chest_pain": (1, 2, 3, 4), "resting_ecg": (0, 1, 2), "slope": (1, 2, 3)}
+_LEVELS["thal"] = (3, 6, 7)
+_ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
+_FLAMBY_COLUMNS = _COLUMNS[:10]
+
+
+class HeartDisease(tfds.core.GeneratorBasedBuilder):
+    """The four hospitals, in two readings.
+
+    `all`: every record; a blood pressure or cholesterol of 0 means "not measured".
+    `flamby`: the protocol of FLamby (du Terrail et al. 2022): without slope, vessels and
+    thal, without the records that miss a value, with its fixed split per hospital.
+
+    In both, categories are one-hot without their first level and the label is "diagnosis
+    above 0".
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The official files."}  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name="all", description="920 records."),
+        tfds.core.BuilderConfig(name="flamby", description="FLamby's 740 records."),
+    ]
+
+    def __init__(self, *, folder: str | None = None, **kwargs):
+        """`folder` holds the official files; None downloads them."""
+        self._folder = folder
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        width = len(feature_names(self.builder_config.name))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=SOURCE,
+            disable_shuffling=True,
+            features=tfds.features.FeaturesDict(
+                {
+                    "x": tfds.features.Tensor(shape=(width,), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(names=["healthy", "ill"]),
+                    "hospital": tfds.features.ClassLabel(names=list(HOSPITALS)),
+                    "split": tfds.features.Scalar(dtype=np.int32),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        if self._folder is None:
+            _need_network()
+            paths = dl_manager.download({name: URL + _file(name) for name in HOSPITALS})
+        else:
+            folder = pathlib.Path(self._folder)
+            paths = {name: folder / _file(name) for name in HOSPITALS}
+        return {"records": self._generate_examples(paths)}
+
+    def _generate_examples(self, paths):
+        config = self.builder_config.name
+        for number, name in enumerate(HOSPITALS):
+            x, label, split = read(paths[name], name, config)
+            for i in range(len(x)):
+                record = {"x": x[i], "label": label[i], "split": int(split[i])}
+                yield number * 10_000 + i, record | {"hospital": number}
+
+
+def _file(hospital: str) -> str:
+    return f"processed.{hospital}.data"
+
+
+def feature_names(config: str) -> tuple[str, ...]:
+    """Names of the encoded features of a reading."""
+    names: list[str] = []
+    for column in _FLAMBY_COLUMNS if config == "flamby" else _COLUMNS:
+        names += [f"{column}={level}" for level in _LEVELS.get(column, ())[1:]] or [
+            column
+        ]
+    return tuple(names)
+
+
+def read(
+    path: os.PathLike[str], hospital: str, config: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One hospital's file as (x [n, F] with NaN where missing, label [n], split [n]).
+
+    Raises:
+        InputError: the file is not the official one.
+    """
+    content = pathlib.Path(path).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[hospital]:
+        checks.fail(
+            f"data.data_dir {path}", f"the official file, sha256 {SHA256[hospital]}", digest
+        )
+    cells = [line.split(",") for line in content.decode().splitlines() if line]
+    raw = np.array(
+        [[np.nan if cell == "?" else float(cell) for cell in row] for row in cells]
+    )
+    label = (raw[:, 13] > 0).astype(np.int32)
+    columns = dict(zip(_COLUMNS, raw.T, strict=False))
+    split = np.full(len(raw), FREE)
+    if config == "flamby":
+        columns = {name: columns[name] for name in _FLAMBY_COLUMNS}
+        whole = ~np.isnan(np.stack(list(columns.values()))).any(axis=0)
+        columns = {name: values[whole] for name, values in columns.items()}
+        label = label[whole]
+        split = _flamby_split(label)
+    else:
+        for name in _ZERO_IS_MISSING:
+            columns[name] = np.where(columns[name] == 0, np.nan, columns[name])
+    encoded = []
+    for name, values in columns.items():
+        if name not in _LEVELS:
+            encoded.append(values)
+            continue
+        for level in _LEVELS[name][1:]:
+            hot = (values == level).astype(float)
+            encoded.append(np.where(np.isnan(values), np.nan, hot))
+    return np.stack(encoded, axis=1).astype(np.float32), label, split
+
+
+def _flamby_split(label: np.ndarray) -> np.ndarray:
+    """66 % for training; stratified where every class has more than two records."""
+    counts = np.bincount(label, minlength=2)
+    train, _ = sklearn.model_selection.train_test_split(
+        np.arange(len(label)),
+        test_size=0.34,
+        train_size=0.66,
+        random_state=43,
+        shuffle=True,
+        stratify=label if counts.min() > 2 else None,
+    )
+    split = np.full(len(label), TEST)
+    split[train] = TRAIN
+    return split
+
+
+def _folder(data_dir: str | None) -> str | None:
+    """The folder with all four files; None if they are to be downloaded."""
+    field = "data.data_dir" if data_dir else "FAIRJAX_DATA_DIR"
+    data_dir = data_dir or os.environ.get("FAIRJAX_DATA_DIR")
+    if not data_dir:
+        return None
+    root = pathlib.Path(data_dir)
+    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+        checks.fail(field, "a folder that can be read", data_dir)
+    for folder in (root / "heart_disease", root):
+        present = [name for name in HOSPITALS if (folder / _file(name)).is_file()]
+        if len(present) == len(HOSPITALS):
+            return str(folder)
+        if present:
+            missing = [_file(name) for name in HOSPITALS if name not in present]
+            checks.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
+    if field == "data.data_dir":
+        checks.fail(f"{field} {root}", f"{_file('cleveland')} and its three kin", "none")
+    return None
+
+
+def _need_network(timeout: float = 5.0) -> None:
+    """Fails at once where TFDS would retry for minutes."""
+    try:
+        socket.create_connection((HOST, 443), timeout=timeout).close()
+    except OSError as error:
+        names = ", ".join(_file(name) for name in HOSPITALS)
+        raise checks.InputError(
+            f"data.data_dir: expected a folder with {names} (or FAIRJAX_DATA_DIR), or a "
+            f"network to fetch them from {HOST}; got {error}"
+        ) from error
+
+
+def load(config: str, data_dir: str | None) -> Table:
+    """The federation of four hospitals in reading "all" or "flamby"."""
+    builder = HeartDisease(
+        config=config, file_format=prepared.FILE_FORMAT, folder=_folder(data_dir)
+    )
+    records = prepared.read(prepared.prepare(builder), "records")
+    return Table(
+        name="heart_disease" if config == "all" else f"heart_disease/{config}",
+        x=records["x"],
+        y=records["label"].astype(np.int32),
+        split=records["split"].astype(np.int8),
+        classes=("healthy", "ill"),
+        source=SOURCE,
+        client=np.array(HOSPITALS)[records["hospital"]],
+        features=feature_names(config),
+    )

@@ -1,0 +1,52 @@
+"""TFDS without TensorFlow: prepare once to ArrayRecord, read back as NumPy columns."""
+
+import contextlib
+import io
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fairjax import checks
+
+FILE_FORMAT = "array_record"
+"""The one format that TFDS 4.9 writes and reads whole without TensorFlow."""
+
+
+def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
+    """All records of a split as one array per feature, in the order they were written."""
+    source = builder.as_data_source(split=split)
+    records: list[dict[str, Any]] = source.__getitems__(range(len(source)))
+    return {name: np.stack([r[name] for r in records]) for name in records[0]}
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Downloads and writes the data set unless it is prepared already.
+
+    Two processes may prepare at once: TFDS writes aside and renames, and the one that
+    comes second reads what the first has written.
+
+    Raises:
+        InputError: the folder cannot be written, or the builder refused its files.
+    """
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    tfds.disable_progress_bar()
+    try:
+        # It announces itself on the terminal, which belongs to the run.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=config)
+    except checks.InputError:
+        raise
+    except Exception as error:
+        if _is_prepared(builder):
+            return builder
+        raise checks.InputError(
+            f"data.name {builder.name}: expected to prepare it in {builder.data_dir}; "
+            f"got {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        ) from error
+    return builder
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    return os.path.exists(os.path.join(str(builder.data_dir), "dataset_info.json"))

@@ -1,0 +1,337 @@
+"""From one table to a federation: owners, splits, imputation and flat records.
+
+Nothing is learned from records that are not training records: missing values, means and
+deviations come from the training split alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from fairjax import checks
+from fairjax.data import partition as laws
+from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Table
+from fairjax.types import Cohort, Federation
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A federation's three splits, with NumPy leaves, and what is known of them."""
+
+    train: Federation
+    val: Federation
+    test: Federation
+    clients: tuple[str, ...]
+    groups: tuple[str, ...]
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+    rows: dict[str, int]
+    hash: str
+    """SHA-256 of who owns which record in which split, and of what decided it."""
+    source: str
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Units:
+    """Patients, or records where no patient is named."""
+
+    of_record: Int[np.ndarray, "E"]
+    count: Int[np.ndarray, "U"]
+    label: Int[np.ndarray, "U"]
+    split: Int[np.ndarray, "U"]
+
+
+def build(
+    table: Table,
+    *,
+    partition: str,
+    num_clients: int,
+    alpha: float,
+    min_size: int,
+    test_fraction: float,
+    val_fraction: float,
+    normalise: str,
+    seed: int,
+) -> Splits:
+    """Deals a table to hospitals and cuts every hospital's records.
+
+    Args:
+        table: the records.
+        partition: "natural", "iid" or "dirichlet".
+        num_clients: N of "iid" and "dirichlet".
+        alpha: concentration of "dirichlet".
+        min_size: training records that every client of "dirichlet" must get.
+        test_fraction: share of a hospital's records that are cut for testing, stratified
+            by label, where the table fixes no test split.
+        val_fraction: the same for validation; a fixed validation split is kept.
+        normalise: "pooled", "client" or "none".
+        seed: of every draw.
+
+    Raises:
+        InputError: no column of hospitals for "natural", more clients than records, a
+            patient in two fixed splits.
+    """
+    rng = np.random.default_rng([seed, 0])
+    units = _units(table)
+    if partition == "natural":
+        if table.client is None:
+            checks.fail(
+                "data.partition.name", "iid or dirichlet: no hospitals named", partition
+            )
+        owner, names = laws.natural(table.client)
+        # A patient seen at two hospitals is cut with the first, so that no split is crossed.
+        unit_owner = owner[np.unique(units.of_record, return_index=True)[1]]
+        notes: tuple[str, ...] = ()
+    else:
+        fixed = np.isin(units.split, [TRAIN, FREE])
+        if num_clients * (min_size if partition == "dirichlet" else 1) > fixed.sum():
+            checks.fail(
+                "data.partition.num_clients",
+                f"at most what {int(fixed.sum())} training records allow",
+                num_clients,
+            )
+        names = tuple(f"hospital_{i:0{len(str(num_clients - 1))}d}" for i in range(num_clients))
+        if partition == "iid":
+            unit_owner, notes = laws.iid(rng, units.split, num_clients), ()
+        else:
+            kept = 1.0 if (table.split != FREE).all() else 1 - test_fraction - val_fraction
+            unit_owner, notes = laws.dirichlet(
+                rng,
+                units.label,
+                units.split,
+                num_clients,
+                alpha=alpha,
+                counts=units.count,
+                trains=fixed,
+                min_size=int(np.ceil(round(min_size / kept, 9))),
+            )
+        owner = unit_owner[units.of_record]
+    split = _cut(units, unit_owner, len(names), test_fraction, val_fraction, seed)
+    split = split[units.of_record]
+    trained = np.bincount(owner[split == TRAIN], minlength=len(names))
+    if trained.min() == 0:
+        empty = [names[i] for i in np.flatnonzero(trained == 0)]
+        checks.fail("data", "training records at every hospital", f"none at {empty[0]}")
+
+    x = _normalised(table, owner, split, len(names), normalise)
+    group, groups = _groups(table)
+    labels = np.zeros((len(names), len(table.classes)), np.int32)
+    np.add.at(labels, (owner[split == TRAIN], table.y[split == TRAIN]), 1)
+    parts = {
+        name: _flat(x, table.y, group, owner, split == code, labels)
+        for name, code in SPLITS.items()
+    }
+    digest = hashlib.sha256()
+    decided = [partition, num_clients, alpha, min_size, test_fraction, val_fraction, seed]
+    digest.update(json.dumps([table.name, *decided]).encode())
+    digest.update(owner.astype("<i4").tobytes() + split.astype("<i4").tobytes())
+    return Splits(
+        **parts,
+        clients=names,
+        groups=groups,
+        classes=table.classes,
+        features=table.features,
+        rows={name: int(np.sum(split == code)) for name, code in SPLITS.items()},
+        hash=digest.hexdigest(),
+        source=table.source,
+        notes=(*table.notes, *notes),
+    )
+
+
+def _units(table: Table) -> _Units:
+    if table.patient is None:
+        of_record = np.arange(len(table.y))
+    else:
+        # A record without a patient's name is a patient of its own.
+        alone = np.array([f"\0{i}" for i in range(len(table.y))])
+        keys = np.where(table.patient == "", alone, table.patient)
+        of_record = np.unique(keys, return_inverse=True)[1]
+    first = np.unique(of_record, return_index=True)[1]
+    count = np.bincount(of_record)
+    split = table.split[first].astype(np.int32)
+    if np.any(split[of_record] != table.split):
+        checks.fail("data.patient", "patients in one split each", "one in two")
+    votes = np.zeros((len(count), len(table.classes)), int)
+    np.add.at(votes, (of_record, table.y), 1)
+    return _Units(of_record, count, votes.argmax(1), split)
+
+
+def _cut(
+    units: _Units,
+    owner: Int[np.ndarray, "U"],
+    clients: int,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+) -> Int[np.ndarray, "U"]:
+    """The split of every unit; what the table fixes stays.
+
+    Without a fixed test split both fractions are cut from every client's free units;
+    with one, only a missing validation split is cut, from training. A client's units are
+    ordered by label, shuffled within, and every n-th is taken: stratified to one unit.
+    """
+    split = units.split.copy()
+    split[split == FREE] = TRAIN
+    wanted = {}
+    if not np.any(units.split == TEST):
+        wanted[TEST] = test_fraction
+    if not np.any(units.split == VAL):
+        wanted[VAL] = val_fraction
+    for client in range(clients):
+        rng = np.random.default_rng([seed, 1, client])
+        members = np.flatnonzero((owner == client) & (split == TRAIN))
+        members = rng.permutation(members)
+        members = members[np.argsort(units.label[members], kind="stable")]
+        total = len(members)
+        for code, fraction in wanted.items():
+            # The last training unit is never cut away.
+            take = min(round(fraction * total), len(members) - 1)
+            if take <= 0:
+                continue
+            step = np.arange(len(members) + 1) * take // len(members)
+            taken = step[1:] > step[:-1]
+            split[members[taken]] = code
+            members = members[~taken]
+    return split
+
+
+def _normalised(
+    table: Table,
+    owner: Int[np.ndarray, "E"],
+    split: Int[np.ndarray, "E"],
+    clients: int,
+    normalise: str,
+) -> Float[np.ndarray, "E ..."]:
+    """Imputed and standardised float32 inputs; images per channel, tables per column."""
+    if table.x.dtype == np.uint8:
+        x = table.x.astype(np.float32) / np.float32(table.scale)
+    else:
+        x = table.x.astype(np.float32)
+    train = split == TRAIN
+    pooled = _moments(x[train], (np.zeros(x.shape[-1]), np.ones(x.shape[-1])))
+    if normalise != "client":
+        x = np.where(np.isnan(x), pooled[0], x)
+        if normalise == "pooled":
+            x = (x - pooled[0]) / pooled[1]
+        return x.astype(np.float32)
+    out = np.empty_like(x)
+    for client in range(clients):
+        mine = owner == client
+        mean, deviation = _moments(x[mine & train], pooled)
+        out[mine] = (np.where(np.isnan(x[mine]), mean, x[mine]) - mean) / deviation
+    return out
+
+
+def _moments(
+    x: Float[np.ndarray, "n ..."],
+    fallback: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation over all but the last axis.
+
+    A column without a value takes the fallback; a constant one has deviation 1.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    known = ~np.isnan(rows)
+    count = known.sum(0)
+    mean = np.where(known, rows, 0).sum(0) / np.maximum(count, 1)
+    spread = np.where(known, rows - mean, 0)
+    deviation = np.sqrt((spread**2).sum(0) / np.maximum(count, 1))
+    mean = np.where(count > 0, mean, fallback[0])
+    deviation = np.where(count > 0, deviation, fallback[1])
+    # Not exactly 0 for a constant whose mean is rounded.
+    constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+    return mean.astype(np.float32), np.where(constant, 1, deviation).astype(np.float32)
+
+
+def _groups(table: Table) -> tuple[Int[np.ndarray, "E"], tuple[str, ...]]:
+    if table.group is None:
+        return np.zeros(len(table.y), np.int32), ()
+    names, group = np.unique(table.group, return_inverse=True)
+    return group.astype(np.int32), tuple(str(name) for name in names)
+
+
+def _flat(
+    x: Float[np.ndarray, "E ..."],
+    y: Int[np.ndarray, "E"],
+    group: Int[np.ndarray, "E"],
+    owner: Int[np.ndarray, "E"],
+    where: np.ndarray,
+    labels: Int[np.ndarray, "N C"],
+) -> Federation:
+    """The records of a split, hospital after hospital, in the table's order within."""
+    index = np.flatnonzero(where)
+    index = index[np.argsort(owner[index], kind="stable")]
+    count = np.bincount(owner[index], minlength=len(labels)).astype(np.int32)
+    offset = (np.cumsum(count) - count).astype(np.int32)
+    return Federation(
+        x[index], y[index].astype(np.int32), group[index], offset, count, labels
+    )
+
+
+# --------------------------------------------------------------------------- tiers and cohorts
+
+
+def assign_tiers(
+    counts: Int[np.ndarray, "N"],
+    labels: Int[np.ndarray, "N C"],
+    *,
+    share: Sequence[float],
+    assign: str,
+    seed: int,
+) -> Int[np.ndarray, "N"]:
+    """The budget tier of every hospital.
+
+    Args:
+        counts: training records of every hospital.
+        labels: training records of every class.
+        share: hospitals per tier as a ratio, smallest tier first; rounded by largest
+            remainder, and no tier with a share stays empty while another has two.
+        assign: which hospitals are poor: "random"; "by_size": those with the fewest
+            records; "by_label": those with the smallest share of the last class.
+        seed: of the random order.
+    """
+    clients = len(counts)
+    sizes = laws.largest_remainder(np.asarray(share, float), clients)
+    for tier in range(len(sizes)):
+        if share[tier] > 0 and sizes[tier] == 0 and sizes.max() > 1:
+            sizes[sizes.argmax()] -= 1
+            sizes[tier] += 1
+    shuffled = np.random.default_rng([seed, 2]).permutation(clients)
+    if assign == "by_size":
+        order = shuffled[np.argsort(counts[shuffled], kind="stable")]
+    elif assign == "by_label":
+        last = labels[:, -1] / np.maximum(labels.sum(1), 1)
+        order = shuffled[np.argsort(last[shuffled], kind="stable")]
+    else:
+        order = shuffled
+    tiers = np.empty(clients, np.int32)
+    tiers[order] = np.repeat(np.arange(len(sizes)), sizes)
+    return tiers
+
+
+def sample(
+    key: Key[Array, ""],
+    round: Int[Array, ""],
+    tiers: Int[Array, "N"],
+    size: int,
+) -> Cohort:
+    """The cohort of a round: `size` of N clients without replacement, by ascending id.
+
+    It depends on `key` and `round` alone, so a continued run draws the same cohorts.
+    `size` N takes everybody.
+    """
+    clients = tiers.shape[0]
+    client = jnp.arange(clients, dtype=jnp.int32)
+    if size < clients:
+        drawn = jax.random.choice(
+            jax.random.fold_in(key, round), clients, (size,), replace=False
+        )
+        client = jnp.sort(drawn).astype(jnp.int32)
+    return Cohort(client, tiers[client], jnp.ones((size,), bool))
