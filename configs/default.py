@@ -22,25 +22,25 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     # breast_cancer, heart_disease, heart_disease/flamby, digits, npz or csv
     c.data.name = "breast_cancer"
-    c.data.data_dir = placeholder(str)  # folder with a data set's official files; or FAIRJAX_DATA_DIR
+    c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv
     c.data.label = placeholder(str)  # csv: column of the class
     c.data.client = placeholder(str)  # csv: column of the hospital
-    c.data.patient = placeholder(str)  # csv: column of the patient, who never crosses a split
+    c.data.patient = placeholder(str)  # csv: column of the patient; crosses no split
     c.data.group = placeholder(str)  # csv: column of the patient group
-    # "pooled": standardise by all training records; "client": by the hospital's own; "none"
+    # "pooled": by all training records; "client": by the hospital's own; "none"
     c.data.normalise = "pooled"
     c.data.partition = ConfigDict()
-    c.data.partition.name = "iid"  # natural (the data's own hospitals), iid or dirichlet
+    c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet
     c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet
     c.data.partition.alpha = 0.5  # dirichlet concentration: small is skewed
     c.data.partition.min_size = 2  # training records that every hospital must get
-    c.data.partition.test_fraction = 0.25  # of a hospital's records, if the data fix none
-    c.data.partition.val_fraction = 0.1  # of a hospital's records, if the data fix none
+    c.data.partition.test_fraction = 0.25  # of each hospital, if the data fix none
+    c.data.partition.val_fraction = 0.1  # of each hospital, if the data fix none
 
     c.model = ConfigDict()
     c.model.name = "mlp"  # mlp or cnn
-    c.model.init_from = placeholder(str)  # workdir of a run whose last model to start from
+    c.model.init_from = placeholder(str)  # workdir of a run to start from
     c.model.mlp = ConfigDict()
     c.model.mlp.hidden = (32,)  # units per hidden layer; () is logistic regression
     c.model.cnn = ConfigDict()
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     c.submodel = ConfigDict()
     c.submodel.name = "heterofl"  # fedavg (full model everywhere) or heterofl (width)
     c.submodel.heterofl = ConfigDict()
-    c.submodel.heterofl.scaler = True  # divide activations by the width share in training
+    c.submodel.heterofl.scaler = True  # divide activations by the share in training
     c.submodel.heterofl.masked_loss = True  # leave absent classes out of loss and head
 
     c.tiers = ConfigDict()
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     c.local.steps = placeholder(int)  # steps per round of every client, not epochs
     c.local.batch_size = 16  # records
     c.local.optimizer = "sgd"  # sgd or adam (decoupled weight decay)
-    c.local.learning_rate = 0.1  # in the first round
+    c.local.learning_rate = 0.2  # in the first round
     c.local.schedule = "constant"  # over rounds: constant, linear or cosine (to 0)
     c.local.momentum = 0.0  # of sgd
     c.local.weight_decay = 0.0  # per step; sgd: added to the gradient

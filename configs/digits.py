@@ -15,4 +15,5 @@ def get_config(preset: str = ""):
     c.data.partition.name = "dirichlet"
     c.data.partition.num_clients = 10
     c.model.name = "cnn"
+    c.local.learning_rate = 0.1
     return default.preset(c, preset)

@@ -1,6 +1,6 @@
 """Two rounds of everything, in seconds: does this machine run fairjax at all?
 
-    .venv/bin/python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
+.venv/bin/python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from configs import default

@@ -1,2 +1,23 @@
-"""fairjax."""
+"""Federated learning that fits every hospital: pure JAX functions, one room each.
+
+    round       one federated round: `init`, `step`, `evaluate`
+    client      local training: `update`, objectives, static lengths
+    submodels   masks from kept units, and the methods that keep them
+    models      architectures as `Model` values (the only room with flax)
+    fairness    rules that weigh a cohort
+    aggregate   masked mean, server optimisers
+    layout      how a cohort is laid on the hardware
+    metrics     quality, pooled and per client
+    types       shape letters and the seams: `Model`, `Method`, `Rule`, `Layout`
+    data        data sets, partitions, federations
+    specs       from a config to a checked `Run`
+    train       the loop: `train(config, workdir)`
+
+Importing fairjax imports what the first round needs and none of the edges (data, specs,
+train): import those by name.
+"""
+
+from fairjax import aggregate, client, layout, metrics, round, types
+
+__all__ = ["aggregate", "client", "layout", "metrics", "round", "types"]
 __version__ = "0.1.0"

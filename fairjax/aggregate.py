@@ -4,15 +4,15 @@ The masked mean is an associative pair of sums over clients,
 
     num = sum_k w_k m_k d_k,    den = sum_k w_k m_k,    mean = num / den where den > 0,
 
-so it comes out the same, up to float order, whether clients are vmapped, scanned, spread
-over devices or summed in secret. Coordinate-wise normalisation makes w_k a weight among
-the clients that hold a coordinate: a lone holder's weight cancels.
+so it comes out the same, up to float order, whether clients are vmapped, scanned,
+spread over devices or summed in secret. Coordinate-wise normalisation makes w_k a
+weight among the clients that hold a coordinate: a lone holder's weight cancels.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from fairjax import trees
 from fairjax.types import Masks, Params, Protection
@@ -31,7 +31,7 @@ OPEN = Protection(protect=share, release=lambda key, num, den: (num, den))
 
 
 def masked_mean(num: Params, den: Masks) -> Params:
-    """num / den where somebody covers the coordinate, exactly 0 elsewhere."""
+    """The ratio num / den where somebody covers the coordinate, exactly 0 elsewhere."""
 
     def one(n: Array, d: Array) -> Array:
         covered = d > 0
@@ -49,8 +49,9 @@ def finish(
 ) -> tuple[Params, optax.OptState]:
     """Steps the server optimiser along the masked mean, read as a negative gradient.
 
-    SGD with learning rate 1 gives params + mean: FedAvg. A coordinate that nobody covers
-    keeps its value exactly, and its moments too: for it the round did not happen.
+    SGD with learning rate 1 gives params + mean: FedAvg. A coordinate that nobody
+    covers keeps its value exactly, and its moments too: for it the round did not
+    happen.
 
     Source: FedOpt, Reddi et al. 2021, algorithm 1; the masked form is ours.
     """
@@ -60,18 +61,24 @@ def finish(
     stepped = optax.apply_updates(params, updates)
     keep = lambda c, new, old: jnp.where(c, new, old)  # noqa: E731
     new_params = jax.tree.map(keep, covered, stepped, params)
-    new_state = optax.tree_utils.tree_map_params(
-        server, lambda new, old, c: keep(c, new, old), new_state, opt_state, covered
+    # Which moments belong to which coordinate, in the shape of the server's state.
+    moved = optax.tree_utils.tree_map_params(
+        server,
+        lambda _, c: c,
+        new_state,
+        covered,
+        transform_non_params=lambda _: jnp.ones((), bool),
     )
+    new_state = jax.tree.map(keep, moved, new_state, opt_state)
     return new_params, new_state
 
 
 def coverage(den: Masks, params: Params) -> Float[Array, ""]:
     """Share of the parameter coordinates that at least one client covered."""
     held = jax.tree.map(
-        lambda d, p: jnp.mean(jnp.broadcast_to(d > 0, p.shape)) * p.size, den, params
+        lambda d, p: jnp.sum(d > 0).astype(jnp.float32) * (p.size // d.size),
+        den,
+        params,
     )
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return sum(jax.tree.leaves(held)) / total
-
-
+    return jnp.asarray(sum(jax.tree.leaves(held)) / total)

@@ -2,7 +2,8 @@
 
 Orbax names the newest step even when its files are broken, and while such a step exists
 it drops every save at or below it without a word. So restoring walks back to the newest
-step that reads whole and moves the others aside, and a save that was dropped is an error.
+step that reads whole and moves the others aside, and a save that was dropped is an
+error.
 """
 
 import pathlib
@@ -58,7 +59,7 @@ class Checkpoints:
             raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest step that reads whole as (state, meta), or None when there is none.
+        """The newest step that reads whole as (state, meta), or None without one.
 
         Newer steps that cannot be read are renamed to "invalid-<step>" and named in
         `skipped`.

@@ -1,31 +1,38 @@
 """Checks of what users give, before anything is traced or written.
 
-Every message is one line in the same order: where, what was expected, what came, the nearest valid name.
+Every message is one line in the same order: where, what was expected, what came, the
+nearest valid name.
 """
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-
+from jax.core import Tracer
 
 Number = int | float | jax.Array
 
 
 class InputError(ValueError):
-    """A value from outside that cannot be used; the scripts print it as one line and exit with code 2."""
+    """A value from outside that cannot be used.
+
+    The scripts print it as one line and exit with code 2.
+    """
 
 
 def fail(where: str, expected: str, got: Any) -> NoReturn:
     """Raises `InputError` as "where: expected ...; got ..."."""
-    raise InputError(f"{where}: expected {expected}; got {got!r}")
+    line = repr(got).replace("\n", "")  # an array's repr may have several
+    raise InputError(f"{where}: expected {expected}; got {line}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """'. Did you mean "x"?' for the closest valid name, or nothing when none is close."""
+    """'. Did you mean "x"?' for the closest valid name, or "" when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f'. Did you mean "{close[0]}"?' if close else ""
 
@@ -35,26 +42,30 @@ def one_of(where: str, value: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     if value not in valid:
         raise InputError(
-            f"{where}: expected one of {', '.join(valid)}; got {value!r}{nearest(value, valid)}"
+            f"{where}: expected one of {', '.join(valid)}; got {value!r}"
+            f"{nearest(value, valid)}"
         )
     return value
 
 
 def in_range(
     where: str,
-    value: Number,
+    value: Any,
     low: Number = -math.inf,
     high: Number = math.inf,
     *,
     open_low: bool = False,
     open_high: bool = False,
-) -> Number:
+) -> Any:
     """Returns `value` if it is finite and between `low` and `high`, closed unless said.
 
     A traced value has no number yet and passes.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
+    array = np.asarray(value)
+    if array.ndim or not np.issubdtype(array.dtype, np.number):
+        fail(where, "a number", value)
     ok = math.isfinite(value) and low <= value <= high
     if not ok or (open_low and value == low) or (open_high and value == high):
         if high == math.inf:
@@ -62,19 +73,27 @@ def in_range(
         elif low == -math.inf:
             bound = f"< {high:g}" if open_high else f"<= {high:g}"
         else:
-            bound = f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+            left, right = "(" if open_low else "[", ")" if open_high else "]"
+            bound = f"in {left}{low:g}, {high:g}{right}"
         fail(where, f"a finite number {bound}", value)
     return value
 
 
-def positive(where: str, value: Number) -> Number:
+def positive(where: str, value: Any) -> Any:
     """Returns `value` if it is finite and above 0."""
     return in_range(where, value, 0, open_low=True)
 
 
+def count(where: str, value: Any) -> int:
+    """Returns `value` if it is a whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        fail(where, "a whole number above 0", value)
+    return value
+
+
 def non_decreasing(where: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
     """Returns `values` if they are ordered from the smallest tier up."""
-    if any(a > b for a, b in zip(values, values[1:], strict=False)):
+    if any(a > b for a, b in itertools.pairwise(values)):
         fail(where, "values that do not decrease (tier 0 is the smallest)", values)
     return values
 
@@ -102,7 +121,13 @@ def same_structure(where: str, got: Mapping[str, str], like: Mapping[str, str]) 
 
 
 def finite(where: str, tree: Any) -> None:
-    """Refuses a tree of concrete arrays that holds NaN or infinity, and names the leaf."""
+    """Refuses concrete arrays that hold NaN or infinity, and names the leaf."""
     for path, leaf in jax.tree.leaves_with_path(tree):
-        if np.issubdtype(np.asarray(leaf).dtype, np.floating) and not np.all(np.isfinite(leaf)):
-            fail(f"{where}{jax.tree_util.keystr(path)}", "finite numbers", "NaN or infinity")
+        # JAX's word for it: NumPy does not know bfloat16 or a random key.
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        if floating and not np.all(np.isfinite(leaf)):
+            fail(
+                f"{where}{jax.tree_util.keystr(path)}",
+                "finite numbers",
+                "NaN or infinity",
+            )

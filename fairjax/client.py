@@ -1,7 +1,7 @@
 """One client: S local steps as a pure function.
 
-The client receives the plain model, keeps the units of its budget, trains what it kept on
-its own records and hands back a change in plain coordinates together with the
+The client receives the plain model, keeps the units of its budget, trains what it kept
+on its own records and hands back a change in plain coordinates together with the
 coordinates it speaks for.
 """
 
@@ -33,7 +33,7 @@ from fairjax.types import (
 
 
 class Plan(NamedTuple):
-    """The static lengths of local training, the same for every client of a federation."""
+    """The static lengths of local training, alike for all clients of a federation."""
 
     batch_size: int
     steps: int
@@ -66,7 +66,9 @@ def plan(
     """
     checks.positive("local.batch_size", batch_size)
     if (epochs is None) == (steps is None):
-        checks.fail("local", "either epochs or steps", {"epochs": epochs, "steps": steps})
+        checks.fail(
+            "local", "either epochs or steps", {"epochs": epochs, "steps": steps}
+        )
     per_epoch = -(-np.asarray(counts) // batch_size)
     if steps is None:
         assert epochs is not None
@@ -107,7 +109,7 @@ class ClientInfo(NamedTuple):
     """What its objective reported, averaged over steps."""
 
 
-# ------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------ batches
 
 
 def stream(
@@ -116,8 +118,8 @@ def stream(
     """Epoch after epoch of 0 .. count-1, each in an order of its own, cut at `length`.
 
     Position j belongs to epoch j // count; one sort by (epoch, random) shuffles inside
-    every epoch at once. The random number of a position depends on the position alone, so
-    neither `length` nor other clients' sizes change a client's order.
+    every epoch at once. The random number of a position depends on the position alone,
+    so neither `length` nor other clients' sizes change a client's order.
     """
     position = jnp.arange(length, dtype=jnp.int32)
     record = position % jnp.maximum(count, 1)
@@ -134,8 +136,8 @@ def batch(
 ) -> Batch:
     """The records of one step, gathered from the flat block.
 
-    Every epoch starts a new batch, so its last batch may be short: rows beyond it repeat
-    the client's first record and have `where` False.
+    Every epoch starts a new batch, so its last batch may be short: rows beyond it
+    repeat the client's first record and have `where` False.
     """
     per_epoch = _ceil_div(examples.count, batch_size)
     epoch, within = step // jnp.maximum(per_epoch, 1), step % jnp.maximum(per_epoch, 1)
@@ -150,11 +152,11 @@ def _ceil_div(count: Int[Array, ""], size: int) -> Int[Array, ""]:
     return (count + size - 1) // size
 
 
-# ---------------------------------------------------------------------------------- objectives
+# --------------------------------------------------------------------------- objectives
 
 
 def mean_cross_entropy(*, balanced: bool = False) -> Objective:
-    """The default objective: mean cross-entropy of the sub-model over the valid records.
+    """The default objective: the sub-model's mean cross-entropy over valid records.
 
     Args:
         balanced: weigh a record of class c by n / (C' n_c), n_c being the client's own
@@ -177,7 +179,9 @@ def _balanced(labels: Int[Array, "C"], dtype: jnp.dtype) -> Float[Array, "C"]:
     count = labels.astype(dtype)
     held = jnp.sum(labels > 0).astype(dtype)
     return jnp.where(
-        labels > 0, jnp.sum(count) / (held * jnp.maximum(count, 1)), jnp.zeros_like(count)
+        labels > 0,
+        jnp.sum(count) / (held * jnp.maximum(count, 1)),
+        jnp.zeros_like(count),
     )
 
 
@@ -196,7 +200,7 @@ def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Object
     return with_term
 
 
-# -------------------------------------------------------------------------------------- update
+# ------------------------------------------------------------------------------- update
 
 
 def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
@@ -288,8 +292,8 @@ def update(
         (delta, cover, memory, info). `delta` is exactly 0 wherever `cover` is 0.
 
     Edge cases: a client takes only its own number of steps; a padded step changes
-    nothing, optimiser state and memory included. A client without records takes none and
-    its delta is 0.
+    nothing, optimiser state and memory included. A client without records takes none
+    and its delta is 0.
     """
     method, optimizer, plan = local.method, local.optimizer, local.plan
     forward_mask, update_mask = _masks(local, params, kept)
@@ -407,7 +411,9 @@ def score(
 
     starts = jnp.arange(math.ceil(local.plan.longest / size), dtype=jnp.int32) * size
     dtype = jax.eval_shape(
-        lambda: apply_kept(local.model, params, examples.x[:1], kept, stats=stats).logits
+        lambda: (
+            apply_kept(local.model, params, examples.x[:1], kept, stats=stats).logits
+        )
     ).dtype
     total, _ = jax.lax.scan(one_batch, jnp.zeros((), dtype), starts)
     return total / jnp.maximum(examples.count, 1).astype(dtype)

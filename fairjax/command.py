@@ -1,12 +1,14 @@
-"""From a command line to a checked config, and from a refusal to one line and exit code 2.
+"""From a command line to a checked config, from a refusal to one line and exit code 2.
 
-ml_collections answers a misspelt field or a value of the wrong type with a traceback; here
-both become one line that says where, what was expected, what came and the nearest name.
+absl and ml_collections answer a misspelt field, a value of the wrong type or a config
+file that fails with a traceback or a paragraph; here each becomes one line that says
+where, what was expected, what came and the nearest name.
 """
 
+import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -14,62 +16,104 @@ from ml_collections import ConfigDict, config_flags
 
 from fairjax import checks
 
+Define = Callable[[flags.FlagValues, Sequence[str]], None]
+"""(values, argv) -> None: adds a script's flags to `values`. A config flag is given
+`sys_argv=argv`, where it looks for overrides of its fields."""
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_ILLEGAL = re.compile(r"flag --(?P<flag>[\w.]+)=(?P<value>.*?): ", re.DOTALL)
 
 
 def run(
-    main: Callable[[Any], None],
-    define: Callable[[flags.FlagValues], None],
-    argv: Sequence[str] | None = None,
+    main: Callable[[Any], None], define: Define, argv: Sequence[str] | None = None
 ) -> None:
     """Parses flags, runs `main`, and exits with code 2 on anything a user got wrong.
 
     Args:
         main: takes the parsed flags.
-        define: adds the script's flags to the values it is given.
+        define: adds the script's flags, see `Define`.
         argv: the command line; None: this process's.
     """
     logging.set_verbosity(logging.ERROR)
+    argv = list(sys.argv if argv is None else argv)
     try:
-        main(parse(define, sys.argv if argv is None else argv))
-    except (checks.InputError, flags.Error) as error:
+        main(parse(define, argv))
+    except checks.InputError as error:
         line = " ".join(str(error).split())
-        print(f"{sys.argv[0].rpartition('/')[2]}: {line}", file=sys.stderr)
+        print(f"{pathlib.Path(argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
 
 
-def parse(
-    define: Callable[[flags.FlagValues], None], argv: Sequence[str]
-) -> flags.FlagValues:
+def parse(define: Define, argv: Sequence[str]) -> flags.FlagValues:
     """The flags of `argv`.
 
     Raises:
-        InputError: a config file that cannot be loaded, an unknown field or preset, or a
-            value that its field cannot hold.
-        flags.Error: an unknown or missing flag.
+        InputError: an unknown or missing flag, a config file that cannot be loaded, an
+            unknown field or preset, or a value that its field cannot hold.
     """
+    if "--help" in argv:
+        values = flags.FlagValues()
+        define(values, argv[:1])
+        print(values.get_help())
+        sys.exit(0)
+    # Without the overrides first: only a config that loads tells which fields it has.
+    values = _parsed(define, [arg for arg in argv if not _OVERRIDE.match(arg)], {})
+    if "config" not in values:
+        return values
+    config: Any = values.config
+    fields = fields_of(config)
+    for arg in argv:
+        match = _OVERRIDE.match(arg)
+        if match and match[1] not in fields:
+            hint = checks.nearest(match[1], fields)
+            raise checks.InputError(
+                f"--config.{match[1]}: expected a field of the config; got none{hint}"
+            )
+    return _parsed(define, argv, fields)
+
+
+def _parsed(
+    define: Define, argv: Sequence[str], fields: Mapping[str, type]
+) -> flags.FlagValues:
     values = flags.FlagValues()
-    define(values)
-    for name in ("help", "helpfull"):
-        flags.DEFINE_bool(
-            name, False, "Show the flags and exit.", flag_values=values
-        )
+    define(values, argv)
     try:
         rest = values(list(argv))
-    except (AttributeError, KeyError) as error:
-        raise _unknown_field(define, argv) from error
-    except flags.Error:
-        raise
-    except checks.InputError:
-        raise
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise checks.InputError(f"--config: {error}") from error
-    if values.help or values.helpfull:
-        print(values.main_module_help() or values.get_help())
-        sys.exit(0)
+        if "config" in values:
+            # A file that is missing only shows when its config is used.
+            values.config.to_dict()
+    except flags.UnrecognizedFlagError as error:
+        hint = checks.nearest(error.flagname, list(values))
+        raise checks.InputError(
+            f"--{error.flagname}: expected a flag of this script; got none{hint}"
+        ) from error
+    except Exception as error:
+        raise _refusal(error, fields) from error
     if len(rest) > 1:
         checks.fail("command line", "flags only", rest[1])
     return values
+
+
+def _refusal(error: Exception, fields: Mapping[str, type]) -> checks.InputError:
+    """What absl, ml_collections or the config file refused, in one line."""
+    illegal = _ILLEGAL.match(str(error))
+    if illegal and illegal["value"] == "None":
+        return checks.InputError(f"--{illegal['flag']}: expected a value; got none")
+    if illegal and illegal["flag"] != "config":
+        kind = fields.get(illegal["flag"].removeprefix("config."), str).__name__
+        return checks.InputError(
+            f"--{illegal['flag']}: expected {kind}; got {illegal['value']!r}"
+        )
+    if isinstance(error, flags.Error) and not illegal:
+        return checks.InputError(f"command line: {error}")
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    for cause in reversed(causes):
+        if isinstance(cause, checks.InputError):
+            return cause
+    reason = str(causes[-1]).strip().rpartition("\n")[2].strip()
+    return checks.InputError(f"--config: expected a config; got {reason}")
 
 
 def overridden(values: flags.FlagValues) -> list[str]:
@@ -77,30 +121,13 @@ def overridden(values: flags.FlagValues) -> list[str]:
     return list(config_flags.get_override_values(values["config"]))
 
 
-def _unknown_field(
-    define: Callable[[flags.FlagValues], None], argv: Sequence[str]
-) -> checks.InputError:
-    values = flags.FlagValues()
-    define(values)
-    values([arg for arg in argv if not _OVERRIDE.match(arg)])
-    names = field_names(values.config)
-    for arg in argv:
-        match = _OVERRIDE.match(arg)
-        if match and match[1] not in names:
-            hint = checks.nearest(match[1], names)
-            return checks.InputError(
-                f"--config.{match[1]}: expected a field of the config; got none{hint}"
-            )
-    return checks.InputError("--config: a field has no value of its type")
-
-
-def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted paths of all fields of a config."""
-    names = []
+def fields_of(config: ConfigDict, prefix: str = "") -> dict[str, type]:
+    """{dotted path: type} of all fields of a config."""
+    fields: dict[str, type] = {}
     for name in config:
-        value = config[name]
+        value: Any = config[name]
         if isinstance(value, ConfigDict):
-            names += field_names(value, f"{prefix}{name}.")
+            fields |= fields_of(value, f"{prefix}{name}.")
         else:
-            names.append(prefix + name)
-    return names
+            fields[prefix + name] = config.get_type(name)
+    return fields

@@ -1,7 +1,7 @@
 """How good a model is, and for whom: pooled, per client and per tier.
 
-A figure that cannot be estimated is NaN here and null in every file, never 0 or 0.5: the
-AUROC of a hospital with one class, the accuracy of one without test records.
+A figure that cannot be estimated is NaN here and null in every file, never 0 or 0.5:
+the AUROC of a hospital with one class, the accuracy of one without test records.
 """
 
 import math
@@ -56,8 +56,8 @@ def auroc(
         segments: how many there are.
 
     Returns:
-        One area per segment; NaN where a segment lacks positives or negatives, or holds a
-        score that is not a number.
+        One area per segment; NaN where a segment lacks positives or negatives, or holds
+        a score that is not a number.
     """
     rows = scores.shape[0]
     segment, scores, positive = jax.lax.sort(
@@ -80,7 +80,9 @@ def auroc(
     plus, minus = per_segment(positive), per_segment(negative)
     below = below_all - (jnp.cumsum(minus) - minus)[segment]
     minus_here = jnp.maximum(minus, 1)[segment].astype(scores.dtype)
-    wins = (below.astype(scores.dtype) + 0.5 * tied[tie].astype(scores.dtype)) / minus_here
+    wins = (
+        below.astype(scores.dtype) + 0.5 * tied[tie].astype(scores.dtype)
+    ) / minus_here
     area = per_segment(wins * positive.astype(scores.dtype))
     area = area / jnp.maximum(plus, 1).astype(scores.dtype)
     unknown = per_segment(jnp.isnan(scores).astype(jnp.int32)) > 0
@@ -95,14 +97,8 @@ def _macro_auroc(
         # The logit margin orders as the probability does and never saturates.
         return auroc(logits[:, 1] - logits[:, 0], y == 1, segment, n)
     log_p = jax.nn.log_softmax(logits)
-    areas = jnp.stack(
-        [auroc(log_p[:, c], y == c, segment, n) for c in range(classes)]
-    )
-    known = ~jnp.isnan(areas)
-    total = jnp.sum(jnp.where(known, areas, 0), axis=0)
-    return jnp.where(
-        jnp.any(known, axis=0), total / jnp.maximum(jnp.sum(known, axis=0), 1), jnp.nan
-    )
+    areas = jnp.stack([auroc(log_p[:, c], y == c, segment, n) for c in range(classes)])
+    return jnp.nanmean(areas, axis=0)
 
 
 def logits_of(
@@ -117,9 +113,7 @@ def logits_of(
     size = min(batch_size, max(rows, 1))
     batches = math.ceil(rows / size)
     index = jnp.minimum(jnp.arange(batches * size), max(rows - 1, 0))
-    out = jax.lax.map(
-        lambda rows: apply(params, x[rows]), index.reshape(batches, size)
-    )
+    out = jax.lax.map(lambda rows: apply(params, x[rows]), index.reshape(batches, size))
     return out.reshape(batches * size, -1)[:rows]
 
 
@@ -136,13 +130,14 @@ def evaluate(
         data: the split, at least one record.
         apply: (params, x [B, ...]) -> logits [B, C].
     """
-    rows, clients = data.y.shape[0], data.count.shape[0]
-    logits = logits_of(params, data.x, apply=apply)
+    records = jax.tree.map(jnp.asarray, data)
+    rows, clients = records.y.shape[0], records.count.shape[0]
+    logits = logits_of(params, records.x, apply=apply)
     owner = jnp.repeat(
-        jnp.arange(clients, dtype=jnp.int32), data.count, total_repeat_length=rows
+        jnp.arange(clients, dtype=jnp.int32), records.count, total_repeat_length=rows
     )
-    loss = losses.cross_entropy(logits, data.y)
-    right = (jnp.argmax(logits, axis=-1) == data.y).astype(loss.dtype)
+    loss = losses.cross_entropy(logits, records.y)
+    right = (jnp.argmax(logits, axis=-1) == records.y).astype(loss.dtype)
 
     def figures(segment: Array, n: int) -> Figures:
         count = jax.ops.segment_sum(jnp.ones_like(segment), segment, n)
@@ -152,14 +147,14 @@ def evaluate(
             known = total / jnp.maximum(count, 1).astype(values.dtype)
             return jnp.where(count > 0, known, jnp.nan)
 
-        area = _macro_auroc(logits, data.y, segment, n)
+        area = _macro_auroc(logits, records.y, segment, n)
         return Figures(count, average(loss), average(right), area)
 
     pooled = jax.tree.map(lambda leaf: leaf[0], figures(jnp.zeros_like(owner), 1))
     return Evaluation(pooled, figures(owner, clients))
 
 
-# ----------------------------------------------------------- summaries over clients, on the host
+# -------------------------------------------------- summaries over clients, on the host
 
 
 def mean(values: np.ndarray) -> float:
@@ -171,11 +166,11 @@ def mean(values: np.ndarray) -> float:
 def worst(values: np.ndarray, share: float) -> float:
     """Mean of the ceil(share * K) lowest known values; NaN when none is known."""
     known = np.sort(values[~np.isnan(values)])
-    return mean(known[: math.ceil(share * len(known))])
+    return mean(known[: math.ceil(round(share * len(known), 9))])
 
 
 def jain(values: np.ndarray) -> float:
-    """Jain's index (sum a)^2 / (K sum a^2): 1 when all are equal, 1/K when one has all."""
+    """Jain's index (sum a)^2 / (K sum a^2): 1 if all are equal, 1/K if one has all."""
     known = values[~np.isnan(values)]
     square = float(np.sum(known**2))
     return float(np.sum(known) ** 2 / (len(known) * square)) if square else math.nan
@@ -189,9 +184,9 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
         own: every tier's own sub-model, [T, ...] a leaf.
         tiers: tier of every client, [N].
 
-    "tier_<t>" is the mean over that tier's clients, "submodel_<t>" the tier's sub-model on
-    all records; deviations are over clients with ddof 0; the gap is the lowest minus the
-    highest tier that have clients.
+    "tier_<t>" is the mean over that tier's clients, "submodel_<t>" the tier's sub-model
+    on all records; deviations are over clients with ddof 0; the gap is the lowest minus
+    the highest tier that have clients.
     """
     accuracy = np.asarray(full.clients.accuracy, np.float64)
     known = accuracy[~np.isnan(accuracy)]

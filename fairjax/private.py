@@ -1,8 +1,8 @@
 """Leaves that a tier or a client keeps for itself.
 
-A method names the scope of every leaf (`Method.private`): a "shared" leaf travels in the
-plain model, a "tier" leaf has one copy per tier that is averaged over that tier's clients
-alone, a "client" leaf never leaves its client. The copies live in a bank,
+A method names the scope of every leaf (`Method.private`): a "shared" leaf travels in
+the plain model, a "tier" leaf has one copy per tier that is averaged over that tier's
+clients alone, a "client" leaf never leaves its client. The copies live in a bank,
 {"tier": {path: [T, ...]}, "client": {path: [N, ...]}}.
 """
 
@@ -43,7 +43,7 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def gather(bank: Bank, params: Params, member: Member) -> Params:
-    """The model as one client receives it: plain, but for its tier's and its own leaves."""
+    """The model as a client receives it, with its tier's and its own leaves."""
     if not bank["tier"] and not bank["client"]:
         return params
 
@@ -73,8 +73,8 @@ def by_tier(
     """One client's addend to the leaves of its tier.
 
     Returns:
-        {path: (num [T, ...], den [T, ...])}, zero but in the client's row, so that a sum
-        over clients sums within every tier.
+        {path: (num [T, ...], den [T, ...])}, zero but in the client's row, so that a
+        sum over clients sums within every tier.
     """
     nums, dens = dict(_named(num)), dict(_named(den))
 
@@ -95,7 +95,7 @@ def update(
     cohort: Cohort,
     valid: Bool[Array, "K"],
 ) -> Bank:
-    """Moves the tiers' leaves by their masked mean and the clients' by their own change.
+    """Moves tiers' leaves by their masked mean and clients' by their own change.
 
     Args:
         bank: the copies before the round.

@@ -24,6 +24,7 @@ from fairjax import aggregate, client, keys, metrics, private, trees
 from fairjax.fairness import weights as fairness
 from fairjax.keys import Role
 from fairjax.types import (
+    Block,
     Cohort,
     Examples,
     Federation,
@@ -80,7 +81,7 @@ class _Slot(NamedTuple):
 
 def init(
     key: Key[Array, ""],
-    x: Num[Array, "B ..."],
+    x: Num[Block, "B ..."],
     *,
     clients: int,
     tiers: int,
@@ -98,24 +99,27 @@ def init(
         params: the plain model to start from; None draws one.
     """
     model, method = spec.local.model, spec.local.method
-    if params is None:
-        params = model.init(keys.at(key, Role.INIT), x)
-    # Donated buffers must not be shared: copies of a caller's arrays, not the arrays.
-    params = jax.tree.map(jnp.array, params)
+    start = (
+        model.init(keys.at(key, Role.INIT), jnp.asarray(x))
+        if params is None
+        else params
+    )
+    # Copies: a caller that donates the state must not lose the arrays it gave.
+    start = jax.tree.map(jnp.array, start)
     memory = None
     if method.memory is not None:
         memory = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (clients, *leaf.shape)),
-            method.memory.init(params),
+            method.memory.init(start),
         )
     return RunState(
         round=jnp.zeros((), jnp.int32),
-        params=params,
+        params=start,
         stats=None,
-        server=spec.server.init(params),
+        server=spec.server.init(start),
         rule=spec.rule.init(clients, tiers),
         memory=memory,
-        private=private.init(method, params, clients, tiers),
+        private=private.init(method, start, clients, tiers),
         key=key,
     )
 
@@ -145,15 +149,16 @@ def step(
         nothing beyond float order. A coordinate nobody covers keeps its value exactly.
     """
     local, rule, method = spec.local, spec.rule, spec.local.method
-    cohort = cohort._replace(valid=cohort.valid & (data.count[cohort.client] > 0))
+    records = jax.tree.map(jnp.asarray, data)
+    cohort = cohort._replace(valid=cohort.valid & (records.count[cohort.client] > 0))
     rate = spec.schedule(state.round)
     units_key = keys.at(state.key, Role.UNITS, state.round)
-    slots = _slots(state, data, cohort)
+    slots = _slots(state, records, cohort)
 
     def receive(slot: _Slot):
         params = private.gather(state.private, state.params, slot.member)
         kept = method.units(units_key, state.round, params, slot.member)
-        examples = Examples(data.x, data.y, slot.offset, slot.member.count)
+        examples = Examples(records.x, records.y, slot.offset, slot.member.count)
         return params, kept, examples
 
     def score(slot: _Slot):
@@ -186,7 +191,10 @@ def step(
 
     def protect(delta, cover, weight, tier):
         num, den = spec.protection.protect(delta, cover, weight)
-        shared = (private.shared(state.private, num), private.shared(state.private, den))
+        shared = (
+            private.shared(state.private, num),
+            private.shared(state.private, den),
+        )
         return shared, private.by_tier(state.private, num, den, tier)
 
     # score and weigh
@@ -285,8 +293,8 @@ def evaluate(
     Args:
         state: the run.
         data: the split.
-        members: one representative client of every tier, [T] a leaf; its units stand for
-            the tier's where a method draws them per client.
+        members: one representative client of every tier, [T] a leaf; its units stand
+            for the tier's where a method draws them per client.
         spec: what a round does.
 
     Returns:
@@ -299,9 +307,11 @@ def evaluate(
         return metrics.evaluate(
             params,
             data,
-            apply=lambda params, x: client.apply_kept(
-                local.model, params, x, kept, stats=state.stats
-            ).logits,
+            apply=lambda params, x: (
+                client.apply_kept(
+                    local.model, params, x, kept, stats=state.stats
+                ).logits
+            ),
         )
 
     def own(member: Member) -> metrics.Evaluation:

@@ -1,7 +1,8 @@
-"""From a config to checked, frozen specs: the only room that knows names and ConfigDicts.
+"""From a config to checked, frozen specs: the one room of names and ConfigDicts.
 
-`check` refuses a config that cannot run without touching anything; `build` loads the data
-and turns names into functions. Every refusal names the field as the user writes it.
+`check` refuses a config that cannot run without touching anything; `build` loads the
+data and turns names into functions. Every refusal names the field as the user writes
+it.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from fairjax.types import Axes, Layout, Method, Model, Rule
 
 # Names. An option group of the config has the name of what it belongs to.
 
-MODELS: dict[str, Callable[[ConfigDict, int], Model]] = {
+MODELS: dict[str, Callable[[Any, int], Model]] = {
     "mlp": lambda c, classes: models.mlp(
         classes=classes, hidden=tuple(c.model.mlp.hidden)
     ),
@@ -39,27 +40,27 @@ MODELS: dict[str, Callable[[ConfigDict, int], Model]] = {
     ),
 }
 
-METHODS: dict[str, Callable[[ConfigDict, Axes], Method]] = {
+METHODS: dict[str, Callable[[Any, Axes], Method]] = {
     "fedavg": lambda c, axes: fedavg(axes),
     "heterofl": lambda c, axes: heterofl(
         axes, tuple(c.tiers.budget), **c.submodel.heterofl
     ),
 }
 
-RULES: dict[str, Callable[[ConfigDict], Rule]] = {
+RULES: dict[str, Callable[[Any], Rule]] = {
     "size": lambda c: weights.size(),
     "uniform": lambda c: weights.uniform(),
     "q_ffl": lambda c: weights.q_ffl(**c.fairness.q_ffl),
 }
 
 
-def _sgd(c: ConfigDict) -> optax.GradientTransformation:
+def _sgd(c: Any) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(c.local.weight_decay)
     sgd = optax.sgd(c.local.learning_rate, momentum=c.local.momentum or None)
     return optax.chain(decay, sgd) if c.local.weight_decay else sgd
 
 
-OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": _sgd,
     "adam": lambda c: optax.adamw(
         c.local.learning_rate, weight_decay=c.local.weight_decay
@@ -74,10 +75,15 @@ SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "yogi": lambda rate: optax.yogi(rate, b2=0.99, eps=1e-3),
 }
 
+
+def _over(schedule: optax.Schedule) -> Callable[[Array], Any]:
+    return lambda round: schedule(round.astype(jnp.float32))
+
+
 SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
     "constant": lambda rounds: lambda round: 1.0,
-    "linear": lambda rounds: optax.linear_schedule(1.0, 0.0, rounds),
-    "cosine": lambda rounds: optax.cosine_decay_schedule(1.0, rounds),
+    "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
+    "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
 }
 
 PARTITIONS = ("natural", "iid", "dirichlet")
@@ -114,7 +120,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     Raises:
         InputError: names the field, what was expected and what came.
     """
-    c = config
+    c: Any = config
     c.lock()
     checks.in_range("seed", c.seed, 0, 2**31 - 1)
     checks.positive("rounds", c.rounds)
@@ -146,9 +152,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
 
     checks.one_of("model.name", c.model.name, MODELS)
     for width in c.model.mlp.hidden:
-        checks.positive("model.mlp.hidden", width)
+        checks.count("model.mlp.hidden", width)
     for width in c.model.cnn.channels:
-        checks.positive("model.cnn.channels", width)
+        checks.count("model.cnn.channels", width)
     checks.in_range("model.cnn.group_size", c.model.cnn.group_size, 0)
 
     checks.one_of("submodel.name", c.submodel.name, METHODS)
@@ -159,7 +165,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.non_decreasing("tiers.budget", c.tiers.budget)
     if len(c.tiers.share) != len(c.tiers.budget):
         checks.fail(
-            "tiers.share", f"{len(c.tiers.budget)} values, as tiers.budget", c.tiers.share
+            "tiers.share",
+            f"{len(c.tiers.budget)} values, as tiers.budget",
+            c.tiers.share,
         )
     for share in c.tiers.share:
         checks.in_range("tiers.share", share, 0)
@@ -201,11 +209,11 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     _check_overridden(c, overridden)
 
 
-def _masks_loss(c: ConfigDict) -> bool:
+def _masks_loss(c: Any) -> bool:
     return c.submodel.name == "heterofl" and c.submodel.heterofl.masked_loss
 
 
-def _check_overridden(c: ConfigDict, overridden: Collection[str]) -> None:
+def _check_overridden(c: Any, overridden: Collection[str]) -> None:
     in_use = {
         "model": ("model.name", c.model.name, MODELS),
         "submodel": ("submodel.name", c.submodel.name, METHODS),
@@ -251,7 +259,7 @@ def build(config: ConfigDict) -> Run:
             more clients than records, a cohort above the number of hospitals.
     """
     check(config)
-    c = config
+    c: Any = config
     splits = _splits(c)
     clients = len(splits.clients)
     if c.cohort > clients:
@@ -320,7 +328,7 @@ def build(config: ConfigDict) -> Run:
     )
 
 
-def _splits(c: ConfigDict) -> federation.Splits:
+def _splits(c: Any) -> federation.Splits:
     table = datasets.load(
         c.data.name,
         data_dir=c.data.data_dir,

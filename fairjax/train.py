@@ -1,4 +1,4 @@
-"""The loop: `train(config, workdir)`. The only place that jits, and that owns the clock.
+"""The loop: `train(config, workdir)`. The one place that jits and owns the clock.
 
 A run is its checkpoints. Logs are written before the round they describe is saved, so
 whatever step a run is continued from, its log rows are there; rows beyond it are cut.
@@ -61,7 +61,8 @@ def train(
 
     Args:
         config: see configs/default.py.
-        workdir: created when missing; the files are those of README, "What a run leaves".
+        workdir: created when missing; the files are those of README, "What a run
+            leaves".
         params: plain model to start from; None: `model.init_from`, or drawn.
         log: called with every row of metrics.jsonl.
         profile: write a JAX profile of rounds 2 to 4 to workdir/profile.
@@ -75,13 +76,14 @@ def train(
     workdir = pathlib.Path(workdir)
     _check_workdir(workdir, specs.plain(config))
     run = specs.build(config)
-    if params is None and config.model.init_from is not None:
-        params = load(config.model.init_from)[1].params
+    init_from = run.config["model"]["init_from"]
+    if params is None and init_from is not None:
+        params = load(init_from)[1].params
     state = initial(run, params)
 
     _create(workdir)
     folder = workdir / "checkpoints"
-    with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+    with Checkpoints(folder, keep=run.config["checkpoint"]["keep"]) as checkpoints:
         _write_json(workdir / "config.json", run.config)
         _write_json(workdir / "provenance.json", provenance())
         restored = checkpoints.restore(state)
@@ -89,7 +91,7 @@ def train(
             state = jax.tree.map(jnp.asarray, restored[0])
         for name in ("metrics.jsonl", "clients.jsonl"):
             _truncate(workdir / name, int(state.round))
-        state, seconds = _loop(run, config, state, workdir, checkpoints, log, profile)
+        state, seconds = _loop(run, state, workdir, checkpoints, log, profile)
 
     summary = _summary(run, state, workdir, seconds)
     _write_json(workdir / "summary.json", summary)
@@ -115,7 +117,10 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
     drawn = state_of()
     if params is None:
         return drawn
-    checks.same_structure("params", checks.describe(params), checks.describe(drawn.params))
+    checks.same_structure(
+        "params", checks.describe(params), checks.describe(drawn.params)
+    )
+    checks.finite("params", params)
     return state_of(params=params)
 
 
@@ -148,9 +153,7 @@ def evaluate(
     if not data.y.shape[0]:
         checks.fail("split", "a split with records", split)
     compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    full, own = compiled(
-        state, jax.tree.map(jnp.asarray, data), representatives(run)
-    )
+    full, own = compiled(state, jax.tree.map(jnp.asarray, data), representatives(run))
     return metrics.summary(full, own, run.tiers), (full, own)
 
 
@@ -168,19 +171,19 @@ def representatives(run: specs.Run) -> Member:
     )
 
 
-# ------------------------------------------------------------------------------------ the loop
+# ----------------------------------------------------------------------------- the loop
 
 
 def _loop(
     run: specs.Run,
-    config: ConfigDict,
     state: RunState,
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
     log: Log | None,
     profile: bool,
 ) -> tuple[RunState, dict[str, float | None]]:
-    first, last = int(state.round), config.rounds
+    config = run.config
+    first, last = int(state.round), config["rounds"]
     if first >= last:
         return state, {"compile_s": None, "rounds_per_s": None}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
@@ -220,7 +223,7 @@ def _loop(
             round_s = time.perf_counter() - started
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
-            if number % config.eval_every == 0 or number == last:
+            if number % config["eval_every"] == 0 or number == last:
                 full, own = jax.device_get(measure(state, test_data, members))
                 row |= metrics.summary(full, own, run.tiers)
                 _write_lines(
@@ -231,7 +234,7 @@ def _loop(
             _write_lines(rounds_file, [row])
             if log is not None:
                 log(number, row)
-            if number % config.checkpoint.every == 0 or number == last:
+            if number % config["checkpoint"]["every"] == 0 or number == last:
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
     return state, {"compile_s": compile_s, "rounds_per_s": (last - first) / busy}
@@ -314,7 +317,7 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
         yield show
 
 
-# ---------------------------------------------------------------------------------- the workdir
+# -------------------------------------------------------------------------- the workdir
 
 
 def _check_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
@@ -341,7 +344,7 @@ def _check_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         reason = (
             f"at least the {theirs['rounds']} that {workdir} was run for"
             if specs.extendable(theirs)
-            else f"{theirs['rounds']}, on which {workdir}'s learning-rate schedule rests"
+            else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
         )
         checks.fail("rounds", reason, config["rounds"])
     if differing:
@@ -361,7 +364,7 @@ def _create(workdir: pathlib.Path) -> None:
 
 
 def _truncate(path: pathlib.Path, round: int) -> None:
-    """Keeps the whole rows of rounds up to `round`; the file is replaced, never torn."""
+    """Keeps the whole rows of rounds up to `round`, by a file of its own."""
     if not path.exists():
         return
     kept = []
@@ -407,22 +410,24 @@ def _summary(
     workdir: pathlib.Path,
     seconds: dict[str, float | None],
 ) -> dict[str, Any]:
-    splits, members = run.splits, representatives(run)
-    method = run.spec.local.method
+    splits, members, local = run.splits, representatives(run), run.spec.local
+    units_key = keys.at(state.key, Role.UNITS, state.round)
     tiers = []
     for tier, budget in enumerate(run.budget):
         member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
-        units_key = keys.at(state.key, Role.UNITS, state.round)
-        kept = method.units(units_key, state.round, state.params, member)
-        tiers.append(
-            {
-                "tier": tier,
-                "budget": budget,
-                "branches": 0,
-                "clients": int(np.sum(run.tiers == tier)),
-            }
-            | cost.ledger(run.spec.local.model, state.params, kept)
+        kept = local.method.units(units_key, state.round, state.params, member)
+        bill = cost.ledger(
+            local.model,
+            local.method,
+            local.optimizer,
+            state.params,
+            kept,
+            tier=tier,
+            x=jnp.asarray(splits.train.x[:1]),
         )
+        clients = int(np.sum(run.tiers == tier))
+        entry = {"tier": tier, "budget": budget, "branches": 0, "clients": clients}
+        tiers.append(entry | bill)
     previous = workdir / "summary.json"
     if seconds["compile_s"] is None and previous.exists():
         seconds = json.loads(previous.read_text())["time"]
@@ -454,7 +459,15 @@ def _summary(
 
 def provenance() -> dict[str, Any]:
     """Versions, code revision, device and command of this process."""
-    packages = ("fairjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    packages = (
+        "fairjax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+    )
     root = pathlib.Path(__file__).resolve().parent.parent
     git = functools.partial(
         subprocess.run, cwd=root, capture_output=True, text=True, check=False

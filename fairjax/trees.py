@@ -11,12 +11,12 @@ from fairjax.types import Masks, Params
 
 
 def multiply(params: Params, masks: Masks) -> Params:
-    """params * masks, leaf by leaf, in the dtype of `params`; masks broadcast."""
+    """The product params * masks in the dtype of `params`; masks broadcast."""
     return jax.tree.map(lambda p, m: p * m.astype(p.dtype), params, masks)
 
 
 def subtract(new: Params, old: Params) -> Params:
-    """new - old, leaf by leaf."""
+    """The difference new - old."""
     return jax.tree.map(jnp.subtract, new, old)
 
 
@@ -46,6 +46,8 @@ def pick(tree: PyTree[Shaped[Array, "N ..."]], index: Any) -> PyTree:
 def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     """Maps `f(path, leaf)`, the path written like "hidden0/kernel"."""
     return jax.tree.map_with_path(
-        lambda path, leaf: f(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        lambda path, leaf: f(
+            jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+        ),
         tree,
     )

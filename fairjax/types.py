@@ -1,49 +1,67 @@
-"""The words of fairjax: shape letters, the data that walks through a round, and the seams between rooms.
+"""The words of fairjax: shapes, the data that walks through a round, and the seams.
 
 Shape letters, used in every docstring:
 
-    N clients of the federation    K clients of a round's cohort    T budget tiers, tier 0 the smallest
-    E records of the federation    B records of a batch             S local steps of one client
-    C classes                      G patient groups                 P parameter coordinates
+    N clients of the federation    K clients of a round's cohort    T budget tiers
+    E records of the federation    B records of a batch             S local steps
+    C classes                      G patient groups                 P parameters
 
-`mask` is a 0/1 mask over parameters, `where` one over data or clients; 1 or True always means "in".
-`plain` is the model that travels, `delta` is new minus old in plain coordinates, and `cover` says for which
-coordinates a delta speaks. A step returns `(new_state, info)`: what is carried and what is only reported.
+Tier 0 is the smallest.
+
+`mask` is a 0/1 mask over parameters, `where` one over data or clients; 1 or True always
+means "in". `plain` is the model that travels, `delta` is new minus old in plain
+coordinates, and `cover` says for which coordinates a delta speaks. A step returns
+`(new_state, info)`: what is carried and what is only reported.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, no_type_check
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
+Block = Array | np.ndarray
+"""A federation stays on the host, as NumPy arrays, until a run moves it."""
+
 Params = PyTree[Array]
 Masks = PyTree[Array]
-"""Like params; every leaf broadcasts to its parameter, so that no tier costs a copy of the model."""
+"""Like params; every leaf broadcasts to its parameter, so that no tier costs a copy of
+the model."""
 
 
-# ---------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------- data
+
+
+# While JAX transforms a registered pytree its leaves may be anything, shapes too: its
+# annotations document, and are not enforced when one is built.
 
 
 @jax.tree_util.register_dataclass
+@no_type_check
 @dataclasses.dataclass(frozen=True)
 class Federation:
-    """The records of all hospitals in one flat block; hospital `k` owns rows `offset[k] : offset[k] + count[k]`."""
+    """The records of all hospitals in one flat block.
 
-    x: Num[Array, "E ..."]
-    y: Int[Array, "E"]
-    group: Int[Array, "E"]
-    """Patient group of every record (sex, age band, ...); all zero where the data names none."""
-    offset: Int[Array, "N"]
-    count: Int[Array, "N"]
-    labels: Int[Array, "N C"]
-    """Records of every class at every hospital; it never leaves the hospital it describes."""
+    Hospital k owns the rows offset[k] to offset[k] + count[k] - 1.
+    """
+
+    x: Num[Block, "E ..."]
+    y: Int[Block, "E"]
+    group: Int[Block, "E"]
+    """Patient group of every record (sex, age band, ...); all zero where the data names
+    none."""
+    offset: Int[Block, "N"]
+    count: Int[Block, "N"]
+    labels: Int[Block, "N C"]
+    """Records of every class at every hospital; it never leaves the hospital it
+    describes."""
 
 
 class Cohort(NamedTuple):
-    """The clients of one round. Slots with `valid` False are padding and change nothing."""
+    """The clients of one round. Slots with `valid` False are padding: no effect."""
 
     client: Int[Array, "K"]
     tier: Int[Array, "K"]
@@ -63,7 +81,7 @@ class Member(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """One client's view of the flat records: the block is shared, `offset` and `count` are its own."""
+    """One client's view of the flat records; x and y are everybody's."""
 
     x: Num[Array, "E ..."]
     y: Int[Array, "E"]
@@ -72,22 +90,23 @@ class Examples(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Padded records of one local step; rows where `where` is False are copies that must not count."""
+    """Padded records of one local step; rows with `where` False must not count."""
 
     x: Num[Array, "B ..."]
     y: Int[Array, "B"]
     where: Bool[Array, "B"]
 
 
-# ------------------------------------------------------------------------------------- model and units
+# ---------------------------------------------------------------------- model and units
 
 
 class LeafAxes(NamedTuple):
     """What the dimensions of one parameter mean.
 
-    `dims` has a unit-axis name or None per dimension; a dimension may hold several entries per unit (channels of a
-    norm group, head dimensions), the units then being equal consecutive runs. `block` places the leaf in a list of
-    residual blocks that a depth tier may drop.
+    `dims` has a unit-axis name or None per dimension; a dimension may hold several
+    entries per unit (channels of a norm group, head dimensions), the units then being
+    equal consecutive runs. `block` places the leaf in a list of residual blocks that a
+    depth tier may drop.
     """
 
     dims: tuple[str | None, ...]
@@ -95,9 +114,10 @@ class LeafAxes(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """The named unit axes of a model: what can be kept or dropped, and where it lives in the parameters.
+    """The named unit axes of a model: what can be dropped, and where it lives.
 
-    Two leaves that name the same axis are aligned by construction (a residual stream is one axis).
+    Two leaves that name the same axis are aligned by construction (a residual stream is
+    one axis).
     """
 
     tree: PyTree[LeafAxes]
@@ -108,7 +128,7 @@ class Axes(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Which units and blocks are present; an axis or list that is not named is present whole."""
+    """Which units and blocks are present; what is not named is present whole."""
 
     axes: Mapping[str, Num[Array, "units"]]
     blocks: Mapping[str, Num[Array, "blocks"]]
@@ -122,7 +142,8 @@ class Kept(NamedTuple):
     update: Units | None = None
     """Units trained and sent back; None: the same as `forward`."""
     scale: Float[Array, ""] | None = None
-    """Activations of hidden layers are divided by it while training (HeteroFL's scaler); None: no scaling."""
+    """Activations of hidden layers are divided by it while training (HeteroFL's
+    scaler); None: no scaling."""
 
 
 class Size(NamedTuple):
@@ -134,7 +155,7 @@ class Size(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model returns: class scores, those of every exit (the last is `logits`), and norm statistics."""
+    """What a model returns; the last of `exits` is `logits`."""
 
     logits: Float[Array, "B C"]
     exits: tuple[Float[Array, "B C"], ...]
@@ -154,11 +175,23 @@ class Apply(Protocol):
         where: Bool[Array, "B"] | None = None,
         stats: PyTree[Array] = None,
         kept: Kept | None = None,
-    ) -> Outputs: ...
+    ) -> Outputs:
+        """The outputs of the network with these parameters.
+
+        Args:
+            params: the plain model's, or a sliced network's.
+            x: inputs of a batch.
+            train: training mode: dropout, norm statistics of the batch, `kept.scale`.
+            key: of dropout.
+            where: valid records, for norms with batch statistics.
+            stats: norm statistics.
+            kept: what of the plain model is kept; None: all.
+        """
+        ...
 
 
 class Model(NamedTuple):
-    """An architecture as pure functions; the only thing that crosses the seam to flax."""
+    """An architecture as pure functions: all that crosses the seam to flax."""
 
     init: Callable[[Array, Array], Params]
     """(key, x) -> params; x is a batch whose shape and dtype count."""
@@ -168,7 +201,7 @@ class Model(NamedTuple):
     """The same architecture at a tier's size; a model without it runs masked only."""
 
 
-# ------------------------------------------------------------------------------------- method and rule
+# ---------------------------------------------------------------------- method and rule
 
 
 class Context(NamedTuple):
@@ -186,53 +219,62 @@ class Context(NamedTuple):
 
 
 OutputsAt = Callable[[Kept | None], Outputs]
-"""The current local model's outputs on the batch at its sub-model of this step (None) or at another one."""
+"""The current local model's outputs on the batch at its sub-model of this step (None)
+or at another one."""
 
 Objective = Callable[[OutputsAt, Batch, Array, Context], tuple[Array, dict[str, Array]]]
 """(outputs_at, batch, key, context) -> (loss, info)."""
 
 
 class Memory(NamedTuple):
-    """State of one client that outlives a round (FedDyn, SCAFFOLD, branch sensitivities)."""
+    """State of a client that outlives a round (FedDyn, SCAFFOLD, sensitivities)."""
 
     init: Callable[[Params], PyTree[Array]]
     """params -> the state before the client's first round."""
-    observe: Callable[[PyTree, PyTree, PyTree, Context], PyTree] = lambda memory, local, grads, context: memory
+    observe: Callable[[PyTree, PyTree, PyTree, Context], PyTree] = lambda old, *_: old
     """(memory, local, grads, context) -> memory; after every local step."""
-    close: Callable[[PyTree, Params, Context], PyTree] = lambda memory, delta, context: memory
+    close: Callable[[PyTree, Params, Context], PyTree] = lambda old, *_: old
     """(memory, delta, context) -> memory; once, after the last step."""
 
 
 class Method(NamedTuple):
-    """One published way to give every budget its sub-model. All fields but `units` have defaults."""
+    """A published way to give every budget its sub-model; only `units` is required."""
 
     units: Callable[[Array, Array, Params, Member], Kept]
-    """(key, round, params, member) -> Kept. The key is the cohort's: fold in `member.client` for draws of one client."""
+    """(key, round, params, member) -> Kept. The key is the cohort's: fold in
+    `member.client` for draws of one client."""
     size: Callable[[int], Size] | None = None
-    """tier -> Size; None where no dense network of a static size holds the sub-model."""
+    """tier -> Size; None where no dense network of a static size holds the
+    sub-model."""
     inner: Callable[[Array, Array, Kept], Kept] = lambda key, step, kept: kept
     """(key, step, kept) -> kept: narrows the forward pass of one local step."""
     enter: Callable[[Array, Params, Masks, Masks], tuple[PyTree, PyTree]] | None = None
-    """(key, plain, forward mask, update mask) -> (local tree, 0/1 tree of what of it is trained)."""
+    """(key, plain, forward mask, update mask) -> (local tree, 0/1 tree of what of it is
+    trained)."""
     effective: Callable[[PyTree], Params] = lambda local: local
     """local tree -> plain parameters that the model is applied to; differentiable."""
     leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
-    """(local before, local after, update mask) -> (delta, cover); default: masked change of `effective`."""
+    """(local before, local after, update mask) -> (delta, cover); default: masked
+    change of `effective`."""
     objective: Objective | None = None
     """None: the run's own (mean cross-entropy)."""
     memory: Memory | None = None
     private: Callable[[Params], PyTree[str]] | None = None
-    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it) or "client" (never leaves)."""
+    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it) or
+    "client" (never leaves)."""
     finish: "Finish | None" = None
     """None: masked mean through the server optimiser."""
 
 
-Finish = Callable[[optax.GradientTransformation, optax.OptState, Params, Params, Masks], tuple[Params, optax.OptState]]
+Finish = Callable[
+    [optax.GradientTransformation, optax.OptState, Params, Params, Masks],
+    tuple[Params, optax.OptState],
+]
 """(server optimiser, its state, params, num, den) -> (params, state)."""
 
 
 class Scores(NamedTuple):
-    """What is known of the cohort when it is weighted; a field that the rule did not ask for is None."""
+    """What is known of the cohort when it is weighted; None if not asked for."""
 
     count: Int[Array, "K"]
     loss: Float[Array, "K"] | None = None
@@ -248,29 +290,37 @@ class Rule(NamedTuple):
     weigh: Callable[[PyTree, Cohort, Scores], tuple[Float[Array, "K"], PyTree]]
     """(state, cohort, scores) -> (weights on the simplex over valid clients, state)."""
     needs: str = "nothing"
-    """"nothing"; "loss": `Scores.loss`; "update": the weights depend on the changes; "stack": so does the direction."""
+    """"nothing"; "loss": `Scores.loss`; "update": the weights depend on the changes;
+    "stack": so does the direction."""
     init: Callable[[int, int], PyTree] = lambda clients, tiers: ()
     """(N, T) -> state."""
     wrap: Callable[[Objective], Objective] = lambda objective: objective
     """Changes the client's objective (PropFair, proximal terms)."""
-    combine: Callable[[Params, Masks, Float[Array, "K"]], tuple[Params, Masks]] | None = None
-    """(deltas, covers, weights) -> (num, den) from the whole stack; None: the weighted sums."""
+    combine: (
+        Callable[[Params, Masks, Float[Array, "K"]], tuple[Params, Masks]] | None
+    ) = None
+    """(deltas, covers, weights) -> (num, den) from the whole stack; None: the weighted
+    sums."""
 
 
 class Protection(NamedTuple):
     """What stands between one client's change and the server's model."""
 
     protect: Callable[[Params, Masks, Array], tuple[Params, Masks]]
-    """(delta, cover, weight) -> the client's share of (num, den); sensitivity is fixed here."""
+    """(delta, cover, weight) -> the client's share of (num, den); sensitivity is fixed
+    here."""
     release: Callable[[Array, Params, Masks], tuple[Params, Masks]]
     """(key, num, den) -> what the server may see of them."""
 
 
-# --------------------------------------------------------------------------------------------- layout
+# ------------------------------------------------------------------------------- layout
 
 
 class Layout(NamedTuple):
-    """How a cohort is laid on the hardware. Both functions take `one(member slot) -> result` and [K, ...] slots."""
+    """How a cohort is laid on the hardware.
+
+    Both functions take `one(slot) -> result` and slots with [K, ...] leaves.
+    """
 
     stack: Callable[[Callable[[Any], Any], Any], Any]
     """Every client's result, [K, ...] a leaf."""
@@ -279,10 +329,11 @@ class Layout(NamedTuple):
     reason: str = ""
 
 
-# ----------------------------------------------------------------------------------------------- state
+# -------------------------------------------------------------------------------- state
 
 
 @jax.tree_util.register_dataclass
+@no_type_check
 @dataclasses.dataclass(frozen=True)
 class RunState:
     """The whole run; the only thing that is checkpointed."""
@@ -298,5 +349,6 @@ class RunState:
     memory: PyTree[Array]
     """Per-client state, [N, ...] a leaf; None for methods without."""
     private: dict[str, PyTree[Array]]
-    """"tier": [T, ...] and "client": [N, ...] copies of private leaves, None where a leaf is shared."""
+    """"tier": [T, ...] and "client": [N, ...] copies of private leaves, None where a
+    leaf is shared."""
     key: Key[Array, ""]

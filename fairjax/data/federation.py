@@ -68,40 +68,48 @@ def build(
         num_clients: N of "iid" and "dirichlet".
         alpha: concentration of "dirichlet".
         min_size: training records that every client of "dirichlet" must get.
-        test_fraction: share of a hospital's records that are cut for testing, stratified
-            by label, where the table fixes no test split.
+        test_fraction: share of a hospital's records that are cut for testing,
+            stratified by label, where the table fixes no test split.
         val_fraction: the same for validation; a fixed validation split is kept.
         normalise: "pooled", "client" or "none".
         seed: of every draw.
 
     Raises:
-        InputError: no column of hospitals for "natural", more clients than records, a
-            patient in two fixed splits.
+        InputError: no column of hospitals for "natural", more clients than records or
+            patients, a patient in two fixed splits, a hospital without training
+            records.
     """
     rng = np.random.default_rng([seed, 0])
     units = _units(table)
+    cuts = {} if np.any(units.split == TEST) else {TEST: test_fraction}
+    cuts |= {} if np.any(units.split == VAL) else {VAL: val_fraction}
+    least = min_size if partition == "dirichlet" else 1
     if partition == "natural":
         if table.client is None:
             checks.fail(
                 "data.partition.name", "iid or dirichlet: no hospitals named", partition
             )
         owner, names = laws.natural(table.client)
-        # A patient seen at two hospitals is cut with the first, so that no split is crossed.
+        # A patient seen at two hospitals is cut with the first, so that no split is
+        # crossed.
         unit_owner = owner[np.unique(units.of_record, return_index=True)[1]]
         notes: tuple[str, ...] = ()
     else:
-        fixed = np.isin(units.split, [TRAIN, FREE])
-        if num_clients * (min_size if partition == "dirichlet" else 1) > fixed.sum():
+        trains = np.isin(units.split, [TRAIN, FREE])
+        records = int(units.count[trains].sum())
+        if num_clients > trains.sum() or num_clients * least > records:
+            whose = f" of {trains.sum()} patients" if table.patient is not None else ""
             checks.fail(
                 "data.partition.num_clients",
-                f"at most what {int(fixed.sum())} training records allow",
+                f"at most what {records} training records{whose} allow",
                 num_clients,
             )
-        names = tuple(f"hospital_{i:0{len(str(num_clients - 1))}d}" for i in range(num_clients))
+        names = tuple(
+            f"hospital_{i:0{len(str(num_clients - 1))}d}" for i in range(num_clients)
+        )
         if partition == "iid":
             unit_owner, notes = laws.iid(rng, units.split, num_clients), ()
         else:
-            kept = 1.0 if (table.split != FREE).all() else 1 - test_fraction - val_fraction
             unit_owner, notes = laws.dirichlet(
                 rng,
                 units.label,
@@ -109,11 +117,12 @@ def build(
                 num_clients,
                 alpha=alpha,
                 counts=units.count,
-                trains=fixed,
-                min_size=int(np.ceil(round(min_size / kept, 9))),
+                trains=trains,
+                min_size=min_size,
+                kept=1.0 - sum(cuts.values()),
             )
         owner = unit_owner[units.of_record]
-    split = _cut(units, unit_owner, len(names), test_fraction, val_fraction, seed)
+    split = _cut(units, unit_owner, len(names), cuts, least, seed)
     split = split[units.of_record]
     trained = np.bincount(owner[split == TRAIN], minlength=len(names))
     if trained.min() == 0:
@@ -129,7 +138,15 @@ def build(
         for name, code in SPLITS.items()
     }
     digest = hashlib.sha256()
-    decided = [partition, num_clients, alpha, min_size, test_fraction, val_fraction, seed]
+    decided = [
+        partition,
+        num_clients,
+        alpha,
+        min_size,
+        test_fraction,
+        val_fraction,
+        seed,
+    ]
     digest.update(json.dumps([table.name, *decided]).encode())
     digest.update(owner.astype("<i4").tobytes() + split.astype("<i4").tobytes())
     return Splits(
@@ -167,38 +184,33 @@ def _cut(
     units: _Units,
     owner: Int[np.ndarray, "U"],
     clients: int,
-    test_fraction: float,
-    val_fraction: float,
+    cuts: dict[int, float],
+    least: int,
     seed: int,
 ) -> Int[np.ndarray, "U"]:
     """The split of every unit; what the table fixes stays.
 
-    Without a fixed test split both fractions are cut from every client's free units;
-    with one, only a missing validation split is cut, from training. A client's units are
-    ordered by label, shuffled within, and every n-th is taken: stratified to one unit.
+    A split that the table does not fix is cut from every client's training units:
+    `cuts` has its share of them. They are ordered by label, shuffled within, and every
+    n-th is taken: stratified to one unit. Nothing is taken that would leave fewer than
+    `least` training records.
     """
     split = units.split.copy()
     split[split == FREE] = TRAIN
-    wanted = {}
-    if not np.any(units.split == TEST):
-        wanted[TEST] = test_fraction
-    if not np.any(units.split == VAL):
-        wanted[VAL] = val_fraction
     for client in range(clients):
         rng = np.random.default_rng([seed, 1, client])
         members = np.flatnonzero((owner == client) & (split == TRAIN))
         members = rng.permutation(members)
         members = members[np.argsort(units.label[members], kind="stable")]
         total = len(members)
-        for code, fraction in wanted.items():
-            # The last training unit is never cut away.
-            take = min(round(fraction * total), len(members) - 1)
-            if take <= 0:
-                continue
-            step = np.arange(len(members) + 1) * take // len(members)
-            taken = step[1:] > step[:-1]
-            split[members[taken]] = code
-            members = members[~taken]
+        for code, fraction in cuts.items():
+            for take in range(min(round(fraction * total), len(members)), 0, -1):
+                step = np.arange(len(members) + 1) * take // len(members)
+                taken = step[1:] > step[:-1]
+                if units.count[members[~taken]].sum() >= least:
+                    split[members[taken]] = code
+                    members = members[~taken]
+                    break
     return split
 
 
@@ -209,7 +221,7 @@ def _normalised(
     clients: int,
     normalise: str,
 ) -> Float[np.ndarray, "E ..."]:
-    """Imputed and standardised float32 inputs; images per channel, tables per column."""
+    """Imputed and standardised float32 inputs: images by channel, tables by column."""
     if table.x.dtype == np.uint8:
         x = table.x.astype(np.float32) / np.float32(table.scale)
     else:
@@ -245,7 +257,7 @@ def _moments(
     deviation = np.sqrt((spread**2).sum(0) / np.maximum(count, 1))
     mean = np.where(count > 0, mean, fallback[0])
     deviation = np.where(count > 0, deviation, fallback[1])
-    # Not exactly 0 for a constant whose mean is rounded.
+    # The rounding of a constant in float32 is no spread either.
     constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
     return mean.astype(np.float32), np.where(constant, 1, deviation).astype(np.float32)
 
@@ -275,7 +287,7 @@ def _flat(
     )
 
 
-# --------------------------------------------------------------------------- tiers and cohorts
+# -------------------------------------------------------------------- tiers and cohorts
 
 
 def assign_tiers(

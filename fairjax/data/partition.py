@@ -1,9 +1,9 @@
 """Who owns which unit: partition laws as pure NumPy functions.
 
 A unit is what must not be torn apart, a patient where the data name patients, else a
-record. A law draws once and is applied to every fixed split, so that a client's training
-and test records follow the same law. The same seed gives the same assignment on any
-machine.
+record. A law draws once and is applied to every fixed split, so that a client's
+training and test records follow the same law. The same seed gives the same assignment
+on any machine.
 """
 
 import numpy as np
@@ -49,14 +49,15 @@ def dirichlet(
     counts: Int[np.ndarray, "U"],
     trains: np.ndarray,
     min_size: int,
+    kept: float = 1.0,
 ) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
     """Class-wise Dirichlet label skew, disjoint.
 
-    For every class c, p_c ~ Dir(alpha 1_N); client j gets the share p_cj of the units of
-    class c in every split, counts rounded by largest remainder. A draw that leaves a
+    For every class c, p_c ~ Dir(alpha 1_N); client j gets the share p_cj of the units
+    of class c in every split, counts rounded by largest remainder. A draw that leaves a
     client with fewer than `min_size` training records is drawn again, at most `REDRAWS`
-    times; then the last draw is repaired: the client with the most gives units to the one
-    with the fewest until all have enough.
+    times; then the last draw is repaired: the client with the most that can spare one
+    gives its smallest unit to the client with the fewest, until all have enough.
 
     Args:
         rng: the source of draws.
@@ -67,6 +68,7 @@ def dirichlet(
         counts: records of every unit.
         trains: True for units whose records count as training records.
         min_size: training records that every client must get.
+        kept: the share of those records that a later cut leaves for training.
 
     Returns:
         (client of every unit, notes on what had to be done).
@@ -75,6 +77,7 @@ def dirichlet(
     without its balancing step, which changes the law.
     """
     classes = int(label.max()) + 1
+    least = int(np.ceil(round(min_size / kept, 9)))
     owner = np.zeros(len(label), np.int32)
     for attempt in range(REDRAWS):
         shares = rng.dirichlet(np.full(clients, alpha), classes)
@@ -82,10 +85,16 @@ def dirichlet(
         sizes = np.bincount(
             owner[trains], weights=counts[trains], minlength=clients
         ).astype(int)
-        if sizes.min() >= min_size:
+        if sizes.min() >= least:
             redrawn = (f"partition drawn {attempt + 1} times",) if attempt else ()
             return owner, redrawn
-    moved = _repair(owner, counts, trains, clients, min_size)
+    moved = _repair(owner, counts, trains, clients, least)
+    if moved is None:
+        checks.fail(
+            "data.partition.min_size",
+            f"at most what {clients} hospitals can all have",
+            min_size,
+        )
     note = (
         f"partition drawn {REDRAWS} times; then {moved} units moved from the largest "
         f"hospitals so that all have {min_size} training records"
@@ -113,20 +122,22 @@ def _repair(
     counts: Int[np.ndarray, "U"],
     trains: np.ndarray,
     clients: int,
-    min_size: int,
-) -> int:
-    """Moves training units, in place, from the largest client to the smallest."""
+    least: int,
+) -> int | None:
+    """Moves training units, in place, from the largest client to the smallest.
+
+    Returns how many, or None if no client can spare one before all have `least`.
+    """
     sizes = np.bincount(owner[trains], weights=counts[trains], minlength=clients)
     moved = 0
-    while sizes.min() < min_size:
-        poor, rich = int(sizes.argmin()), int(sizes.argmax())
-        unit = np.flatnonzero(trains & (owner == rich))[-1]
-        if sizes[rich] - counts[unit] < min_size:
-            checks.fail(
-                "data.partition.min_size",
-                f"at most what {clients} hospitals can all have",
-                min_size,
-            )
+    while sizes.min() < least:
+        spare = np.flatnonzero(trains & (sizes[owner] - counts >= least))
+        if not len(spare):
+            return None
+        givers = owner[spare]
+        poor, rich = int(sizes.argmin()), int(givers[sizes[givers].argmax()])
+        of_rich = spare[givers == rich]
+        unit = of_rich[counts[of_rich].argmin()]
         owner[unit] = poor
         sizes[rich] -= counts[unit]
         sizes[poor] += counts[unit]

@@ -1,1 +1,1 @@
-"""Fairness rules: how a cohort is weighted, and in which direction it moves the model."""
+"""Fairness rules: how a cohort is weighted, and in which direction the model moves."""

@@ -1,4 +1,4 @@
-"""Rules that weigh clients: pure functions from what is known to a point of the simplex.
+"""Rules that weigh clients: pure functions from what is known to a simplex point.
 
 All of them give exactly 0 to a padded slot, sum to 1 over the valid ones, and are all
 zero for a cohort without a valid client (the round then changes nothing). They commute
@@ -18,10 +18,12 @@ _FLOOR = 1e-10
 def simplex(
     log_weights: Float[Array, "K"], valid: Bool[Array, "K"]
 ) -> Float[Array, "K"]:
-    """softmax over the valid slots: exp(l_k) / sum_j exp(l_j), 0 elsewhere.
+    """Softmax over the valid slots: exp(l_k) / sum_j exp(l_j), 0 elsewhere.
 
-    In logarithms, so that no loss or exponent overflows.
+    In logarithms, so that no loss or exponent overflows. A slot whose logarithm is NaN
+    or +inf (a loss that is no finite number) counts as not valid.
     """
+    valid = valid & (log_weights < jnp.inf)
     log_weights = jnp.where(valid, log_weights, -jnp.inf)
     top = jnp.max(log_weights, where=valid, initial=-jnp.inf)
     raw = jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0))
@@ -81,10 +83,10 @@ def q_ffl(*, q: float) -> Rule:
     return Rule(weigh, needs="loss")
 
 
-def over_valid(weights: Float[Array, "K"], valid: Bool[Array, "K"]) -> Float[Array, "K"]:
+def over_valid(
+    weights: Float[Array, "K"], valid: Bool[Array, "K"]
+) -> Float[Array, "K"]:
     """The weights renormalised over the clients that are still valid."""
     kept = jnp.where(valid, weights, 0)
     total = jnp.sum(kept)
     return kept / jnp.where(total > 0, total, 1)
-
-

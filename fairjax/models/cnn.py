@@ -1,5 +1,7 @@
 """Small convolutional network for images."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -31,11 +33,12 @@ class _Cnn(nn.Module):
 def cnn(
     *, classes: int, channels: tuple[int, ...], group_size: int, lowering: str
 ) -> Model:
-    """3 x 3 convolution, group norm, ReLU and 2 x 2 pooling per stage; mean; dense head.
+    """Stages of 3 x 3 convolution, group norm, ReLU, 2 x 2 pooling; mean; dense head.
 
     Args:
         classes: C.
-        channels: output channels of every stage, first to last; stage i is axis "conv<i>".
+        channels: output channels of every stage, first to last; stage i is axis
+            "conv<i>".
         group_size: channels of one norm group, the same at every width: a unit *is* a
             group, so that a narrower network normalises each kept group as the wide one
             does. 0: no norm, and a unit is one channel.
@@ -64,11 +67,11 @@ def cnn(
     }
     units = {name: width // unit for name, width in zip(names, channels, strict=True)}
 
-    def init(key: jax.Array, x: jax.Array) -> dict:
+    def init(key: jax.Array, x: jax.Array) -> Any:
         return module.init(key, x, None, False)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        logits = module.apply({"params": params}, x, kept, train)
+        logits: Any = module.apply({"params": params}, x, kept, train)
         return Outputs(logits, (logits,), stats)
 
     def resize(size: Size) -> Model:

@@ -1,8 +1,8 @@
 """Layers whose masked and sliced forms agree, and the two lowerings of a convolution.
 
-A masked unit must give exactly 0 to the next layer. Affine maps do (their bias is masked
-too), and so does a group norm whose groups *are* the units: a group of zeros stays zero,
-and no statistic mixes units that are kept with units that are not.
+A masked unit must give exactly 0 to the next layer. Affine maps do (their bias is
+masked too), and so does a group norm whose groups *are* the units: a group of zeros
+stays zero, and no statistic mixes units that are kept with units that are not.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,11 @@ def convolve_shift(
 ) -> Float[Array, "B H2 W2 O"]:
     """SAME convolution as k*k shifted slices side by side and one matrix product.
 
-    The choice on CPU: XLA there computes the gradient of a convolution inside a loop 5 to
-    38 times slower than outside, and a vmapped kernel becomes a grouped convolution that
-    is slower still. A matrix product suffers from neither, and gives the same bits
-    whether clients are vmapped or looped over (small shapes). It keeps k*k copies of the
-    activations alive.
+    The choice on CPU: XLA there computes the gradient of a convolution inside a loop 5
+    to 38 times slower than outside, and a vmapped kernel becomes a grouped convolution
+    that is slower still. A matrix product suffers from neither, and gives the same bits
+    whether clients are vmapped or looped over (small shapes). It keeps k*k copies of
+    the activations alive.
     """
     size = kernel.shape[0]
     batch, height, width, channels = x.shape
@@ -49,9 +49,7 @@ def convolve_shift(
         max((o - 1) * stride + size - n, 0)
         for o, n in zip(out, (height, width), strict=True)
     ]
-    x = jnp.pad(
-        x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0))
-    )
+    x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))
     taps = [
         jax.lax.slice(
             x,
@@ -98,8 +96,10 @@ class Conv(nn.Module):
         return CONVOLUTIONS[self.lowering](x, kernel, self.stride) + bias
 
 
-def scaled(x: Float[Array, "..."], kept: Kept | None, train: bool) -> Float[Array, "..."]:
-    """x / kept.scale while training, so that narrow and wide layers feed alike.
+def scaled(
+    x: Float[Array, "..."], kept: Kept | None, train: bool
+) -> Float[Array, "..."]:
+    """Gives x / kept.scale in training, so that narrow and wide layers feed alike.
 
     Source: the Scaler of HeteroFL (Diao et al. 2021), placed before the norm as there.
     """

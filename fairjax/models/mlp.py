@@ -1,8 +1,9 @@
 """Multi-layer perceptron for tables; with no hidden layer, logistic regression."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fairjax.models import layers
 from fairjax.types import Axes, Kept, LeafAxes, Model, Outputs, Size
@@ -43,11 +44,11 @@ def mlp(*, classes: int, hidden: tuple[int, ...]) -> Model:
     }
     units = dict(zip(names, hidden, strict=True), classes=classes)
 
-    def init(key: jax.Array, x: jax.Array) -> dict:
+    def init(key: jax.Array, x: jax.Array) -> Any:
         return module.init(key, x, None, False)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        logits = module.apply({"params": params}, x, kept, train)
+        logits: Any = module.apply({"params": params}, x, kept, train)
         return Outputs(logits, (logits,), stats)
 
     def resize(size: Size) -> Model:

@@ -178,8 +178,8 @@ def _hospitals(run: Run, images: list[Image]) -> str:
         if unknown:
             note += f" {len(unknown)} have no estimate."
     note += (
-        " Weight: in the average of the last round that the hospital took part in. "
-        "Own sub-model: the one that its tier can carry."
+        " Weight: in the average of that round, unknown for a hospital not in its "
+        "cohort. Own sub-model: the one that its tier can carry."
     )
     head = ["hospital", "tier", "test records", "weight", "accuracy"]
     head += ["own sub-model", "AUROC", "loss"]

@@ -1,13 +1,14 @@
 """Masks from kept units, and the way between a full tree and a sliced one.
 
 A unit axis has a name, and every parameter says which of its dimensions lie on which
-axis (`types.Axes`). Keeping a set of units then means, for a parameter p with dimensions
-on axes a and b and inside block l,
+axis (`types.Axes`). Keeping a set of units then means, for a parameter p with
+dimensions on axes a and b and inside block l,
 
     mask[.., i, .., j] = kept_a[unit(i)] * kept_b[unit(j)] * kept_l,
 
-an outer product that is stored as a broadcastable array. Masking *every* axis of *every*
-leaf, biases and norms included, is what makes a masked network equal to the sliced one.
+an outer product that is stored as a broadcastable array. Masking *every* axis of
+*every* leaf, biases and norms included, is what makes a masked network equal to the
+sliced one.
 """
 
 import math
@@ -15,10 +16,12 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from fairjax import checks
 from fairjax.types import Axes, LeafAxes, Masks, Params, Size, Units
+
+_Like = Array | jax.ShapeDtypeStruct
 
 Indices = Mapping[str, Int[Array, "k"]]
 """Kept units of every sliced axis, as ascending indices; a missing axis is whole."""
@@ -35,14 +38,14 @@ def hidden(axes: Axes) -> dict[str, int]:
 
 def prefix_sizes(axes: Axes, budget: float) -> dict[str, int]:
     """ceil(budget * units) of every hidden axis, at least 1."""
-    # The rounding keeps 0.1 * 30 = 3.0000000000000004 from becoming 4 units.
+    # The rounding keeps 0.07 * 100 = 7.000000000000001 from becoming 8 units.
     return {
         name: max(1, math.ceil(round(budget * units, 9)))
         for name, units in hidden(axes).items()
     }
 
 
-def prefix(axes: Axes, sizes: Mapping[str, Int[Array, ""]]) -> Units:
+def prefix(axes: Axes, sizes: Mapping[str, int | Int[Array, ""]]) -> Units:
     """The first `sizes[name]` units of every named axis; all blocks."""
     return Units(
         {name: jnp.arange(axes.units[name]) < size for name, size in sizes.items()}, {}
@@ -71,7 +74,7 @@ def masks(params: Params, axes: Axes, units: Units | None) -> Masks:
         if units is None:
             return mask
         for dim, name in enumerate(leaf.dims):
-            if name in units.axes:
+            if name is not None and name in units.axes:
                 kept = units.axes[name].astype(param.dtype)
                 entries = jnp.repeat(kept, param.shape[dim] // kept.shape[0])
                 shape = [1] * param.ndim
@@ -88,8 +91,8 @@ def masks(params: Params, axes: Axes, units: Units | None) -> Masks:
 def indices(units: Units, size: Size) -> Indices:
     """The kept units as indices of static length `size.axes[name]`.
 
-    `size` must be the number of units that the masks keep: a static shape cannot be read
-    off a traced mask.
+    `size` must be the number of units that the masks keep: a static shape cannot be
+    read off a traced mask.
     """
     return {
         name: jnp.nonzero(mask, size=size.axes[name])[0].astype(jnp.int32)
@@ -107,7 +110,7 @@ def take(params: Params, axes: Axes, kept: Indices) -> Params:
 
     def one(leaf: LeafAxes, param: Array) -> Array:
         for dim, name in enumerate(leaf.dims):
-            if name in kept:
+            if name is not None and name in kept:
                 entries = _entries(kept[name], param.shape[dim], axes.units[name])
                 param = jnp.take(param, entries, axis=dim)
         return param
@@ -124,12 +127,14 @@ def put(small: Params, axes: Axes, kept: Indices, like: Params) -> Params:
     return jax.linear_transpose(lambda full: take(full, axes, kept), zeros)(small)[0]
 
 
-def check(where: str, params: Params, axes: Axes) -> None:
-    """Refuses axes that do not describe the parameters: a wrong rank, axis or length."""
+def check(where: str, params: PyTree[_Like], axes: Axes) -> None:
+    """Refuses axes that do not fit the parameters: a wrong rank, axis or length."""
     if jax.tree.structure(params) != jax.tree.structure(axes.tree, is_leaf=_is_leaf):
-        raise checks.InputError(f"{where}: expected axes for every parameter, no others")
+        raise checks.InputError(
+            f"{where}: expected axes for every parameter, no others"
+        )
 
-    def one(path: tuple, leaf: LeafAxes, param: Array) -> None:
+    def one(path: tuple, leaf: LeafAxes, param: _Like) -> None:
         here = f"{where}{jax.tree_util.keystr(path)}"
         if len(leaf.dims) != param.ndim:
             checks.fail(here, f"{param.ndim} axis names", leaf.dims)

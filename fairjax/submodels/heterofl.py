@@ -1,4 +1,4 @@
-"""Static width prefixes: a poorer client trains the leading share of every hidden layer."""
+"""Static width prefixes: a poorer client trains the lead of every hidden layer."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -31,13 +31,13 @@ def heterofl(
         budget: width share of every tier, in (0, 1], smallest tier first.
         scaler: divide hidden activations by the tier's share while training, so that
             narrow and wide layers feed the next one alike.
-        masked_loss: set the logits of classes that the client does not hold to 0 (not to
-            minus infinity) in its loss, and leave the head's rows of those classes out of
-            its update.
+        masked_loss: set the logits of classes that the client does not hold to 0 (not
+            to minus infinity) in its loss, and leave the head's rows of those classes
+            out of its update.
 
-    Source: Diao, Ding and Tarokh 2021, with the released code's rounding and masked loss.
-    Deviates: tiers are not redrawn every round; clients are weighted by the fairness rule
-    (the released code counts each once: rule "uniform").
+    Source: Diao, Ding and Tarokh 2021, with the released code's rounding and masked
+    loss. Deviates: tiers are not redrawn every round; clients are weighted by the
+    fairness rule (the released code counts each once: rule "uniform").
     """
     per_tier = [unit_axes.prefix_sizes(axes, share) for share in budget]
 
@@ -50,7 +50,7 @@ def heterofl(
         update = None
         if masked_loss:
             held = {unit_axes.CLASSES: member.labels > 0}
-            update = forward._replace(axes=forward.axes | held)
+            update = forward._replace(axes={**forward.axes, **held})
         scale = jnp.asarray(budget)[member.tier] if scaler else None
         return Kept(forward, update, scale)
 

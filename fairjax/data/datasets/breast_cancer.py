@@ -1,4 +1,6 @@
-"""Wisconsin diagnostic breast cancer: 569 needle biopsies, 30 measurements, 2 classes."""
+"""Wisconsin diagnostic breast cancer: 569 biopsies, 30 measurements, 2 classes."""
+
+from typing import Any
 
 import numpy as np
 import sklearn.datasets
@@ -8,8 +10,8 @@ from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, Table
 
 SOURCE = (
-    "Wolberg, Mangasarian, Street and Street 1995, Breast Cancer Wisconsin (Diagnostic), "
-    "doi:10.24432/C5DW2B, CC BY 4.0; the copy inside scikit-learn"
+    "Wolberg, Mangasarian, Street and Street 1995, Breast Cancer Wisconsin "
+    "(Diagnostic), doi:10.24432/C5DW2B, CC BY 4.0; the copy inside scikit-learn"
 )
 
 
@@ -36,13 +38,14 @@ class BreastCancer(tfds.core.GeneratorBasedBuilder):
         return {"records": self._generate_examples()}
 
     def _generate_examples(self):
-        bunch = sklearn.datasets.load_breast_cancer()
-        for i, (x, target) in enumerate(zip(bunch.data, bunch.target, strict=True)):
+        rows = zip(*sklearn.datasets.load_breast_cancer(return_X_y=True), strict=True)
+        for i, (x, target) in enumerate(rows):
             yield i, {"x": x.astype(np.float32), "label": 1 - int(target)}
 
 
 def load() -> Table:
     """The whole table; it names no hospital and fixes no split."""
+    bunch: Any = sklearn.datasets.load_breast_cancer()
     records = prepared.read(
         prepared.prepare(BreastCancer(file_format=prepared.FILE_FORMAT)), "records"
     )
@@ -53,5 +56,5 @@ def load() -> Table:
         split=np.full(len(records["x"]), FREE, np.int8),
         classes=("benign", "malignant"),
         source=SOURCE,
-        features=tuple(sklearn.datasets.load_breast_cancer().feature_names.tolist()),
+        features=tuple(bunch.feature_names.tolist()),
     )

@@ -1,5 +1,7 @@
 """Handwritten digits, 1,797 grey images of 8 x 8: the embedded set for image models."""
 
+from typing import Any
+
 import numpy as np
 import sklearn.datasets
 import tensorflow_datasets as tfds
@@ -36,7 +38,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"records": self._generate_examples()}
 
     def _generate_examples(self):
-        bunch = sklearn.datasets.load_digits()
+        bunch: Any = sklearn.datasets.load_digits()
         for i, (image, target) in enumerate(
             zip(bunch.images, bunch.target, strict=True)
         ):

@@ -8,7 +8,9 @@ import gzip
 import math
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,20 +35,22 @@ def npz(path: str | None) -> Table:
 
     `{train,test}_images` [n, ...] and `{train,test}_labels` [n] or [n, 1] are required;
     `val_images`, `val_labels` and, for every split, `_client`, `_patient` and `_group`
-    are optional. Labels are integers from 0; pixels of type uint8 are divided by 255.
+    are optional. Labels are integers from 0. Pixels of type uint8 are divided by 255,
+    and grey images [n, height, width] get a channel; in floats NaN is missing.
 
     Raises:
         InputError: an unreadable file, a missing array, arrays of objects, labels that
-            are no integers, lengths that do not match.
+            are no integers, infinite numbers, lengths or shapes that do not match.
     """
+    found = _file(path)
     try:
-        with np.load(_file(path), allow_pickle=False) as archive:
+        with found.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise checks.InputError(
             f"data.path {path}: expected an npz of plain arrays; got {error}"
         ) from error
-    except AttributeError as error:
+    except TypeError as error:  # what a .npy gives is no context manager
         raise checks.InputError(
             f"data.path {path}: expected an npz; got a single array"
         ) from error
@@ -68,11 +72,12 @@ def npz(path: str | None) -> Table:
         where = f"data.path {path}: {split}_labels"
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             checks.fail(where, "integers [n]", f"{labels.dtype}{list(labels.shape)}")
-        if not (
-            images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
-        ):
+        real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+        if images.ndim < 2 or not real:
             checks.fail(
-                f"data.path {path}: {split}_images", "uint8 or floats", str(images.dtype)
+                f"data.path {path}: {split}_images",
+                "uint8 or floats [n, ...]",
+                f"{images.dtype}{list(images.shape)}",
             )
         if len(images) != len(labels):
             checks.fail(where, f"{len(images)} labels, as images", len(labels))
@@ -82,6 +87,8 @@ def npz(path: str | None) -> Table:
     shapes = {part.shape[1:] for part in parts["x"]}
     if len(shapes) > 1:
         checks.fail(f"data.path {path}", "images of one shape", sorted(shapes))
+    if len({part.dtype == np.uint8 for part in parts["x"]}) > 1:
+        checks.fail(f"data.path {path}", "uint8 in all splits or in none", "both")
     x, y = np.concatenate(parts["x"]), np.concatenate(parts["y"])
     if len(y) and y.min() < 0:
         checks.fail(f"data.path {path}: labels", "integers from 0", int(y.min()))
@@ -100,7 +107,12 @@ def npz(path: str | None) -> Table:
         return _names([str(value) for part in values for value in part])
 
     if x.dtype != np.uint8:
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        if np.isinf(x).any():
+            checks.fail(f"data.path {path}: images", "finite numbers", "infinity")
+    elif x.ndim == 3:
+        x = x[..., None]
     classes = tuple(str(label) for label in range(int(y.max()) + 1 if len(y) else 0))
     return _with_known_clients(
         Table(
@@ -109,7 +121,7 @@ def npz(path: str | None) -> Table:
             y=y.astype(np.int32),
             split=np.concatenate(parts["split"]),
             classes=classes,
-            source=f"file {pathlib.Path(path or '').name}",
+            source=f"file {found.name}",
             client=names("client"),
             patient=names("patient"),
             group=names("group"),
@@ -129,8 +141,8 @@ def csv(
     """A table with a header line; .csv or .csv.gz.
 
     Columns that are not named are features and must be numeric; `?`, NA, nan and empty
-    cells are missing. Classes are the sorted values of the label column, by number where
-    all are numbers. A record without a client belongs to none and is left out.
+    cells are missing. Classes are the sorted values of the label column, by number
+    where all are numbers. A record without a client belongs to none and is left out.
 
     Raises:
         InputError: an unreadable file, a column that is not there, a cell that is no
@@ -140,15 +152,16 @@ def csv(
     opener = gzip.open if found.suffix == ".gz" else open
     try:
         with opener(found, "rt", newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv_reader.reader(file) if line]
-    except (OSError, UnicodeDecodeError, csv_reader.Error, EOFError) as error:
+            reader = csv_reader.reader(file)
+            lines = [(reader.line_num, line) for line in reader if line]
+    except (OSError, ValueError, csv_reader.Error, zlib.error, EOFError) as error:
         raise checks.InputError(
             f"data.path {path}: expected a csv file; got {error}"
         ) from error
     if len(lines) < 2:
         checks.fail(f"data.path {path}", "a header and at least one record", len(lines))
-    header, *rows = lines
-    header = [name.strip() for name in header]
+    header = [name.strip() for name in lines[0][1]]
+    numbers, rows = zip(*lines[1:], strict=True)
     if len(set(header)) < len(header):
         checks.fail(f"data.path {path}", "columns of different names", header)
     if not label:
@@ -157,7 +170,7 @@ def csv(
     roles = {role: column for role, column in roles.items() if column}
     for role, column in roles.items():
         checks.one_of(f"data.{role}", column, header)
-    for number, row in enumerate(rows, start=2):
+    for number, row in zip(numbers, rows, strict=True):
         if len(row) != len(header):
             checks.fail(
                 f"data.path {path} line {number}", f"{len(header)} cells", len(row)
@@ -170,14 +183,17 @@ def csv(
     features = [name for name in header if name not in roles.values()]
     if not features:
         checks.fail(f"data.path {path}", "at least one feature column", header)
-    y, classes = _classes(path, label, column(label))
-    named = {
+    y, classes = _classes(path, label, column(label), numbers)
+    named: dict[str, Any] = {
         role: _names(column(name)) for role, name in roles.items() if role != "label"
     }
     return _with_known_clients(
         Table(
             name="csv",
-            x=np.stack([_numbers(path, name, column(name)) for name in features], axis=1),
+            x=np.stack(
+                [_values(path, name, column(name), numbers) for name in features],
+                axis=1,
+            ),
             y=y,
             split=np.full(len(rows), FREE, np.int8),
             classes=classes,
@@ -188,28 +204,30 @@ def csv(
     )
 
 
-def _numbers(path: str | None, name: str, cells: Sequence[str]) -> np.ndarray:
+def _values(
+    path: str | None, name: str, cells: Sequence[str], lines: Sequence[int]
+) -> np.ndarray:
     values = np.empty(len(cells), np.float32)
-    for i, cell in enumerate(cells):
+    for i, (cell, line) in enumerate(zip(cells, lines, strict=True)):
+        where = f"data.path {path} column {name} line {line}"
         try:
-            values[i] = np.nan if cell.lower() in MISSING else float(cell)
+            value = math.nan if cell.lower() in MISSING else float(cell)
         except ValueError:
-            checks.fail(f"data.path {path} column {name} line {i + 2}", "a number", cell)
-        if math.isinf(values[i]):
-            checks.fail(
-                f"data.path {path} column {name} line {i + 2}", "a finite number", cell
-            )
+            checks.fail(where, "a number", cell)
+        if abs(value) > float(np.finfo(np.float32).max):
+            checks.fail(where, "a finite number", cell)
+        values[i] = value
     return values
 
 
 def _classes(
-    path: str | None, name: str, cells: Sequence[str]
+    path: str | None, name: str, cells: Sequence[str], lines: Sequence[int]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    for i, cell in enumerate(cells):
+    for cell, line in zip(cells, lines, strict=True):
         if cell.lower() in MISSING:
-            checks.fail(f"data.path {path} column {name} line {i + 2}", "a label", cell)
+            checks.fail(f"data.path {path} column {name} line {line}", "a label", cell)
     try:
-        classes = sorted(set(cells), key=float)
+        classes = sorted(set(cells), key=lambda cell: (float(cell), cell))
     except ValueError:
         classes = sorted(set(cells))
     if len(classes) < 2:

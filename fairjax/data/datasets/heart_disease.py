@@ -1,8 +1,8 @@
 """UCI Heart Disease: four hospitals, 920 patients, the smallest natural federation.
 
-The official files are found in `data_dir` (or FAIRJAX_DATA_DIR), directly or in a folder
-heart_disease, or are downloaded. Either way their SHA-256 must be the official one: many
-copies of these tables in circulation are recoded.
+The official files are found in `data_dir` (or FAIRJAX_DATA_DIR), directly or in a
+folder heart_disease, or are downloaded. Either way their SHA-256 must be the official
+one: many copies of these tables in circulation are recoded.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ SHA256 = {
     "va": "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",
 }
 
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
     "age",
     "sex",
     "chest_pain",
@@ -50,22 +50,24 @@ _COLUMNS = (
 _LEVELS = {"chest_pain": (1, 2, 3, 4), "resting_ecg": (0, 1, 2), "slope": (1, 2, 3)}
 _LEVELS["thal"] = (3, 6, 7)
 _ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
+_MAY_MISS = _COLUMNS[3:]
 _FLAMBY_COLUMNS = _COLUMNS[:10]
 
 
 class HeartDisease(tfds.core.GeneratorBasedBuilder):
     """The four hospitals, in two readings.
 
-    `all`: every record; a blood pressure or cholesterol of 0 means "not measured".
-    `flamby`: the protocol of FLamby (du Terrail et al. 2022): without slope, vessels and
-    thal, without the records that miss a value, with its fixed split per hospital.
+    `all`: every record; a blood pressure or cholesterol of 0 means "not measured", and
+    what was not measured is a feature of its own beside the imputed value.
+    `flamby`: the protocol of FLamby (du Terrail et al. 2022): without slope, vessels
+    and thal, without the records that miss a value, with its fixed split per hospital.
 
-    In both, categories are one-hot without their first level and the label is "diagnosis
-    above 0".
+    In both, categories are one-hot without their first level and the label is
+    "diagnosis above 0".
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The official files."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "What was not measured is a feature."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name="all", description="920 records."),
         tfds.core.BuilderConfig(name="flamby", description="FLamby's 740 records."),
@@ -76,8 +78,13 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
         self._folder = folder
         super().__init__(**kwargs)
 
+    @property
+    def _reading(self) -> str:
+        assert self.builder_config is not None
+        return self.builder_config.name
+
     def _info(self) -> tfds.core.DatasetInfo:
-        width = len(feature_names(self.builder_config.name))
+        width = len(feature_names(self._reading))
         return tfds.core.DatasetInfo(
             builder=self,
             description=SOURCE,
@@ -102,7 +109,7 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
         return {"records": self._generate_examples(paths)}
 
     def _generate_examples(self, paths):
-        config = self.builder_config.name
+        config = self._reading
         for number, name in enumerate(HOSPITALS):
             x, label, split = read(paths[name], name, config)
             for i in range(len(x)):
@@ -121,6 +128,8 @@ def feature_names(config: str) -> tuple[str, ...]:
         names += [f"{column}={level}" for level in _LEVELS.get(column, ())[1:]] or [
             column
         ]
+    if config == "all":
+        names += [f"{column} missing" for column in _MAY_MISS]
     return tuple(names)
 
 
@@ -136,7 +145,9 @@ def read(
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[hospital]:
         checks.fail(
-            f"data.data_dir {path}", f"the official file, sha256 {SHA256[hospital]}", digest
+            f"data.data_dir {path}",
+            f"the official file, sha256 {SHA256[hospital]}",
+            digest,
         )
     cells = [line.split(",") for line in content.decode().splitlines() if line]
     raw = np.array(
@@ -162,6 +173,8 @@ def read(
         for level in _LEVELS[name][1:]:
             hot = (values == level).astype(float)
             encoded.append(np.where(np.isnan(values), np.nan, hot))
+    if config == "all":
+        encoded += [np.isnan(columns[name]).astype(float) for name in _MAY_MISS]
     return np.stack(encoded, axis=1).astype(np.float32), label, split
 
 
@@ -198,7 +211,9 @@ def _folder(data_dir: str | None) -> str | None:
             missing = [_file(name) for name in HOSPITALS if name not in present]
             checks.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
     if field == "data.data_dir":
-        checks.fail(f"{field} {root}", f"{_file('cleveland')} and its three kin", "none")
+        checks.fail(
+            f"{field} {root}", f"{_file('cleveland')} and its three kin", "none"
+        )
     return None
 
 
@@ -209,8 +224,8 @@ def _need_network(timeout: float = 5.0) -> None:
     except OSError as error:
         names = ", ".join(_file(name) for name in HOSPITALS)
         raise checks.InputError(
-            f"data.data_dir: expected a folder with {names} (or FAIRJAX_DATA_DIR), or a "
-            f"network to fetch them from {HOST}; got {error}"
+            f"data.data_dir: expected a folder with {names} (or FAIRJAX_DATA_DIR), or "
+            f"a network to fetch them from {HOST}; got {error}"
         ) from error
 
 

@@ -15,8 +15,9 @@ FILE_FORMAT = "array_record"
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
-    """All records of a split as one array per feature, in the order they were written."""
-    source = builder.as_data_source(split=split)
+    """All records of a split, one array per feature, in the order of writing."""
+    as_data_source: Any = builder.as_data_source  # its decorator hides its arguments
+    source = as_data_source(split=split)
     records: list[dict[str, Any]] = source.__getitems__(range(len(source)))
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 
@@ -41,9 +42,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     except Exception as error:
         if _is_prepared(builder):
             return builder
+        said = str(error).strip() or "no reason given"
         raise checks.InputError(
             f"data.name {builder.name}: expected to prepare it in {builder.data_dir}; "
-            f"got {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            f"got {type(error).__name__}: {said.splitlines()[-1]}"
         ) from error
     return builder
 
