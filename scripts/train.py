@@ -7,6 +7,8 @@
 The same command again goes on where the run stands.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -14,9 +16,9 @@ from fairjax import command
 from fairjax.train import train
 
 
-def define(values: flags.FlagValues) -> None:
+def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("profile", False, "Profile rounds 2 to 4.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], values)

@@ -1,0 +1,121 @@
+"""Trains the runs of the README's table on three seeds and writes the table.
+
+    python scripts/results.py
+
+Writes results/first.json, and the table between the markers of README.md from it.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+import sklearn.linear_model
+import sklearn.metrics
+
+from configs import breast_cancer, digits, heart_disease
+from fairjax.data.federation import Splits
+from fairjax.train import evaluate, provenance, specs, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "first.json"
+SEEDS = (0, 1, 2)
+RUNS = {
+    "heart disease, four hospitals": lambda: heart_disease.get_config(),
+    "heart disease, FLamby's split": lambda: heart_disease.get_config("flamby"),
+    "breast cancer": lambda: breast_cancer.get_config(),
+    "digits, Dirichlet 0.5": lambda: digits.get_config(),
+}
+BEGIN, END = "<!-- results/first.json -->", "<!-- end -->"
+
+
+def pooled(splits: Splits) -> float:
+    """Test AUROC of logistic regression on everybody's records in one place."""
+    train, test = splits.train, splits.test
+    model = sklearn.linear_model.LogisticRegression(max_iter=5000)
+    model.fit(train.x.reshape(len(train.y), -1), train.y)
+    p = model.predict_proba(test.x.reshape(len(test.y), -1))
+    if p.shape[1] == 2:
+        return sklearn.metrics.roc_auc_score(test.y, p[:, 1])
+    return sklearn.metrics.roc_auc_score(test.y, p, multi_class="ovr")
+
+
+def measure(config: Any) -> dict[str, Any]:
+    """One seed: the federated model, its smallest sub-model and the references."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(config, f"{folder}/run")
+        run = specs.build(config)
+        _, (_, own) = evaluate(run, result.state, "test")
+        config.submodel.name = "fedavg"
+        fedavg = train(config, f"{folder}/fedavg")
+    smallest, *_, largest = result.summary["tiers"]
+    return {
+        "hospitals": result.summary["data"]["clients"],
+        "records": sum(result.summary["data"]["rows"].values()),
+        "parameters": [smallest["parameters"], largest["parameters"]],
+        "auroc": result.metrics["eval/auroc"],
+        "smallest_auroc": float(own.pooled.auroc[0]),
+        "fedavg_auroc": fedavg.metrics["eval/auroc"],
+        "pooled_auroc": pooled(run.splits),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table: the seeds' mean, lowest and highest."""
+    heads = [
+        "data",
+        "hospitals",
+        "records",
+        "parameters, smallest tier / full",
+        "pooled logistic regression",
+        "every hospital full-size (FedAvg)",
+        "**four budgets, full model**",
+        "four budgets, smallest sub-model",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    for name, seeds in results["runs"].items():
+        first = seeds[0]
+        cells = [name, first["hospitals"], f"{first['records']:,}"]
+        cells.append(" / ".join(f"{n:,}" for n in first["parameters"]))
+        for key in ("pooled_auroc", "fedavg_auroc", "auroc", "smallest_auroc"):
+            values = [seed[key] for seed in seeds]
+            text = f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
+            cells.append(f"**{text}**" if key == "auroc" else text)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def readme(text: str, results: dict[str, Any]) -> str:
+    """The README with its table made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Trains everything and writes both files."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
+    for name, make in RUNS.items():
+        for seed in SEEDS:
+            config = make()
+            config.seed = seed
+            runs[name].append(measure(config))
+    made = provenance()
+    results = {
+        "command": "python scripts/results.py",
+        "seeds": SEEDS,
+        "device": made["device"],
+        "machine": made["machine"],
+        "versions": made["versions"],
+        "runs": runs,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    path = ROOT / "README.md"
+    path.write_text(readme(path.read_text(), json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
