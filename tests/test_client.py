@@ -73,9 +73,10 @@ def test_plan_refuses_unclear_lengths(given_):
         client.plan(np.array([3]), batch_size=4, **given_)
 
 
-# ---------------------------------------------------------------------- masked == sliced
+# --------------------------------------------------------------------- masked == sliced
 
 # flax's norms and optax's Adam do not promote strictly in float64.
+
 
 def in_float64():
     stack = contextlib.ExitStack()
@@ -96,7 +97,7 @@ MODELS = {"mlp": fakes.small_mlp, "cnn": fakes.small_cnn}
 
 
 def sliced_and_masked(model, optimizer, *, epochs, dtype, scaler=True, loss=True):
-    """One client of the middle tier, masked at full width and as a network of its own."""
+    """One client of the middle tier, masked at full width and as its own network."""
     shape = (8, 8, 1) if model is fakes.small_cnn else (6,)
     data = fakes.federation(shape, dtype=dtype)
     model = model()
@@ -175,10 +176,10 @@ def test_heterofl_options_keep_the_forms_equal(scaler, loss):
             scaler=scaler,
             loss=loss,
         )
-    assert fakes.gap(masked, sliced) < 1e-10
+        assert fakes.gap(masked, sliced) < 1e-10
 
 
-# -------------------------------------------------------------------------------- one client
+# --------------------------------------------------------------------------- one client
 
 
 def run_client(local, data, who=0, params=None, kept=None, key=0):
@@ -200,7 +201,7 @@ def run_client(local, data, who=0, params=None, kept=None, key=0):
 
 
 def test_idle_steps_change_nothing():
-    """A small client ends the same whatever the largest one needs, Adam state included."""
+    """A small client ends the same whatever the largest one needs, also with Adam."""
     data = fakes.federation()
     alone = fakes.spec(counts=(5,), optimizer=fakes.relaxed(optax.adam(0.01)))
     among = fakes.spec(counts=fakes.COUNTS, optimizer=fakes.relaxed(optax.adam(0.01)))

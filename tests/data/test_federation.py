@@ -1,0 +1,631 @@
+"""From a table to a federation: whole, disjoint, and blind to what is not training."""
+
+import dataclasses
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from fairjax import checks
+from fairjax.data import federation, partition
+from fairjax.data.table import FREE, TEST, TRAIN, VAL, Table
+
+HOSPITALS = ("bonn", "ulm", "wien")
+seeds = st.integers(0, 2**31 - 1)
+
+
+def table(rows=240, seed=0, **columns) -> Table:
+    """Records whose first feature is their number, at three hospitals."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal([0, 3, -1], [1, 2, 0.5], (rows, 3)).astype(np.float32)
+    x[:, 0] = np.arange(rows)
+    fields = {
+        "name": "toy",
+        "x": x,
+        "y": rng.choice(3, rows, p=[0.6, 0.3, 0.1]),
+        "split": np.full(rows, FREE, np.int8),
+        "classes": ("a", "b", "c"),
+        "source": "made",
+        "client": rng.choice(HOSPITALS, rows, p=[0.6, 0.3, 0.1]),
+    }
+    return Table(**fields | columns)
+
+
+def build(records, *, partition="natural", **more) -> federation.Splits:
+    options = {
+        "num_clients": 4,
+        "alpha": 0.5,
+        "min_size": 2,
+        "test_fraction": 0.25,
+        "val_fraction": 0.1,
+        "normalise": "none",
+        "seed": 0,
+    }
+    return federation.build(records, partition=partition, **options | more)
+
+
+def parts(splits):
+    return {name: getattr(splits, name) for name in ("train", "val", "test")}
+
+
+def numbers(part):
+    """Which records of `table` these are; only where nothing is normalised."""
+    return part.x[:, 0].astype(int)
+
+
+def owners(part):
+    return np.repeat(np.arange(len(part.count)), part.count)
+
+
+def split_of(splits, rows):
+    """The split of every record of `table`."""
+    code = np.full(rows, FREE)
+    for value, part in zip((TRAIN, VAL, TEST), parts(splits).values(), strict=True):
+        assert np.all(code[numbers(part)] == FREE)
+        code[numbers(part)] = value
+    assert np.all(code != FREE)
+    return code
+
+
+def fixed(rows, *codes, seed=0):
+    return np.random.default_rng(seed).choice(codes, rows).astype(np.int8)
+
+
+# ------------------------------------------------------------------------- flat records
+
+
+@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+def test_offsets_counts_and_labels_describe_the_flat_records(law):
+    records = table()
+    splits = build(records, partition=law)
+    sizes = 3 * [len(splits.clients)]
+    assert sizes == [len(part.count) for part in parts(splits).values()]
+    assert sum(splits.rows.values()) == len(records.y)
+    for name, part in parts(splits).items():
+        assert splits.rows[name] == len(part.y) == part.count.sum()
+        np.testing.assert_array_equal(part.offset, [0, *np.cumsum(part.count)[:-1]])
+        np.testing.assert_array_equal(part.x, records.x[numbers(part)])
+        np.testing.assert_array_equal(part.y, records.y[numbers(part)])
+        for k, (start, count) in enumerate(zip(part.offset, part.count, strict=True)):
+            mine = numbers(part)[start : start + count]
+            assert np.all(np.diff(mine) > 0)
+            if law == "natural":
+                assert set(records.client[mine]) <= {HOSPITALS[k]}
+            of_training = splits.train.y[owners(splits.train) == k]
+            np.testing.assert_array_equal(
+                part.labels[k], np.bincount(of_training, None, 3)
+            )
+
+
+def test_natural_clients_are_the_hospitals_and_others_are_numbered():
+    assert build(table()).clients == HOSPITALS
+    many = build(table(), partition="iid", num_clients=11).clients
+    assert many[0] == "hospital_00"
+    assert many[-1] == "hospital_10"
+
+
+@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+def test_every_record_is_in_one_split_at_one_hospital(law):
+    split_of(build(table(), partition=law), 240)
+
+
+def test_groups_are_numbered_in_order_of_their_names():
+    groups = np.random.default_rng(0).choice(["old", "young", ""], 240)
+    splits = build(table(group=groups))
+    assert splits.groups == ("", "old", "young")
+    for part in parts(splits).values():
+        names = np.asarray(splits.groups)[part.group]
+        np.testing.assert_array_equal(names, groups[numbers(part)])
+
+
+def test_without_a_column_of_groups_all_are_zero():
+    splits = build(table())
+    assert splits.groups == ()
+    assert not np.any(splits.train.group)
+
+
+def test_notes_of_the_table_and_of_the_partition_are_kept():
+    records = table(notes=("said before",))
+    assert build(records).notes == ("said before",)
+    more = build(records, partition="dirichlet", num_clients=30, alpha=1e-3).notes
+    assert more[0] == "said before"
+    assert "units moved" in more[1]
+
+
+# ------------------------------------------------------------------------------- splits
+
+
+def test_fractions_are_cut_from_every_class_at_every_hospital():
+    records = table(400)
+    splits = build(records, test_fraction=0.3, val_fraction=0.2)
+    code = split_of(splits, 400)
+    for hospital in HOSPITALS:
+        for c in range(3):
+            cell = code[(records.client == hospital) & (records.y == c)]
+            assert abs(np.sum(cell == TEST) - 0.3 * len(cell)) < 1.5
+            assert abs(np.sum(cell == VAL) - 0.2 * len(cell)) < 2.5
+        mine = code[records.client == hospital]
+        assert np.sum(mine == TEST) == round(0.3 * len(mine))
+        assert np.sum(mine == VAL) == round(0.2 * len(mine))
+
+
+def test_the_cut_does_not_follow_the_order_of_the_records():
+    code = split_of(build(table(1000), val_fraction=0.0), 1000)
+    gaps = np.diff(np.flatnonzero(code == TEST))
+    assert np.std(gaps) > 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "free_to"),
+    [
+        ((TRAIN, VAL, TEST), {TRAIN}),
+        ((TRAIN, TEST), {TRAIN, VAL}),
+        ((TRAIN, VAL), {TRAIN, TEST}),
+        ((FREE, TEST), {TRAIN, VAL}),
+    ],
+)
+def test_fixed_splits_stay_and_missing_ones_are_cut_from_training(codes, free_to):
+    before = fixed(400, *codes)
+    after = split_of(build(table(400, split=before)), 400)
+    for code in (VAL, TEST):
+        np.testing.assert_array_equal(after[before == code], code)
+    assert set(after[(before == TRAIN) | (before == FREE)]) == free_to
+
+
+def test_a_validation_fraction_of_zero_cuts_nothing():
+    splits = build(table(), val_fraction=0.0)
+    assert splits.rows["val"] == 0
+    assert splits.val.x.shape == (0, 3)
+    assert not np.any(splits.val.count)
+
+
+def test_the_last_training_record_is_never_cut():
+    splits = build(
+        table(8), partition="iid", num_clients=8, test_fraction=0.9, val_fraction=0.05
+    )
+    np.testing.assert_array_equal(splits.train.count, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "codes", "test", "val", "min_size"),
+    [
+        (240, (FREE,), 0.25, 0.1, 8),
+        (20, (FREE,), 0.3, 0.3, 2),  # both fractions of 5 are rounded up
+        (240, (FREE,), 0.5, 0.25, 7),
+        (240, (TRAIN, TEST), 0.25, 0.4, 11),
+        (240, (TRAIN, VAL, TEST), 0.25, 0.1, 8),
+    ],
+)
+def test_min_size_counts_training_records_after_the_cut(
+    rows, codes, test, val, min_size
+):
+    records = table(rows, split=fixed(rows, *codes))
+    for seed in range(5):
+        splits = build(
+            records,
+            partition="dirichlet",
+            alpha=0.1,
+            min_size=min_size,
+            test_fraction=test,
+            val_fraction=val,
+            seed=seed,
+        )
+        assert splits.train.count.min() >= min_size
+
+
+def test_min_size_counts_records_of_patients():
+    """10 patients with 24 records each are enough for 4 hospitals with 30."""
+    splits = build(
+        table(patient=np.repeat(np.arange(10), 24).astype(str)),
+        partition="dirichlet",
+        min_size=30,
+    )
+    assert splits.train.count.min() >= 30
+
+
+# ----------------------------------------------------------------------------- patients
+
+
+@given(
+    st.lists(st.integers(0, 15), min_size=40, max_size=80),
+    st.sampled_from(["iid", "dirichlet"]),
+    seeds,
+)
+def test_no_patient_is_in_two_splits_or_at_two_simulated_hospitals(who, law, seed):
+    who = [*range(16), *who]
+    splits = build(
+        table(len(who), patient=np.asarray(who).astype(str)),
+        partition=law,
+        num_clients=3,
+        alpha=5.0,
+        min_size=1,
+        seed=seed,
+    )
+    places = {}
+    for name, part in parts(splits).items():
+        for number, owner in zip(numbers(part), owners(part), strict=True):
+            places.setdefault(who[number], set()).add((name, owner))
+    assert len(places) == 16
+    assert all(len(place) == 1 for place in places.values())
+
+
+def test_a_patient_seen_at_two_hospitals_stays_in_one_split():
+    records = table(patient=(np.arange(240) // 4).astype(str))
+    code = split_of(build(records), 240).reshape(-1, 4)
+    assert {TRAIN, VAL, TEST} == set(code.ravel())
+    np.testing.assert_array_equal(code, code[:, :1] * np.ones(4, int))
+
+
+def test_fractions_of_patients_are_cut_at_their_hospital():
+    client = np.repeat(["ulm", "bonn", "ulm", "wien"], 60)
+    patient = (np.arange(240) // 3).astype(str)
+    code = split_of(build(table(client=client, patient=patient)), 240)
+    for hospital, patients in (("bonn", 20), ("ulm", 40), ("wien", 20)):
+        assert np.sum(code[client == hospital] == TEST) == 3 * patients // 4
+        assert np.sum(code[client == hospital] == VAL) == 3 * patients // 10
+
+
+def test_fixed_splits_of_patients_hold_for_all_their_records():
+    patient = np.arange(240) // 4
+    before = fixed(60, TRAIN, TEST)[patient]
+    after = split_of(build(table(split=before, patient=patient.astype(str))), 240)
+    np.testing.assert_array_equal(after == TEST, before == TEST)
+
+
+@pytest.mark.parametrize("other", [TEST, FREE])
+def test_a_patient_in_two_fixed_splits_is_refused(other):
+    split = np.full(240, TRAIN, np.int8)
+    split[7] = other
+    patient = np.arange(240).astype(str)
+    patient[200] = patient[7]
+    with pytest.raises(checks.InputError, match=r"^data\.patient: .* one split each"):
+        build(table(split=split, patient=patient))
+
+
+def test_a_record_that_names_no_patient_is_a_patient_of_its_own():
+    patient = np.where(np.arange(240) < 120, "", "somebody")
+    code = split_of(build(table(patient=patient), partition="iid"), 240)
+    assert set(code[:120]) == {TRAIN, VAL, TEST}
+    assert len(set(code[120:])) == 1
+
+
+# ------------------------------------------------------------ imputation, normalisation
+
+
+def with_gaps(records):
+    gaps = np.random.default_rng(1).random(records.x.shape) < 0.1
+    gaps[:, 0] = False
+    return dataclasses.replace(records, x=np.where(gaps, np.nan, records.x))
+
+
+@pytest.mark.parametrize("normalise", ["pooled", "client", "none"])
+def test_nothing_is_learned_from_records_that_are_not_training_records(normalise):
+    records = with_gaps(table())
+    told = split_of(build(records), 240)
+    witness = np.flatnonzero(told == TEST)[0]
+    held_out = (told != TRAIN) & (np.arange(240) != witness)
+    x = records.x.copy()
+    x[held_out, 1:] = np.where(np.isnan(x[held_out, 1:]), -50, 1000)
+    before = build(records, normalise=normalise)
+    after = build(dataclasses.replace(records, x=x), normalise=normalise)
+    np.testing.assert_array_equal(before.train.x, after.train.x)
+    unchanged = np.all(before.test.x == after.test.x, axis=1)
+    assert unchanged.sum() == 1
+    assert np.all(np.isfinite(after.test.x))
+
+
+def test_pooled_standardises_all_by_the_moments_of_training():
+    raw, splits = build(table()), build(table(), normalise="pooled")
+    mean, deviation = raw.train.x.mean(0), raw.train.x.std(0)
+    for name, part in parts(splits).items():
+        expected = (getattr(raw, name).x - mean) / deviation
+        np.testing.assert_allclose(part.x, expected, atol=1e-4)
+        assert part.x.dtype == np.float32
+
+
+def test_client_standardises_by_the_hospitals_own_training_records():
+    raw, splits = build(table()), build(table(), normalise="client")
+    for k in range(3):
+        mine = raw.train.x[owners(raw.train) == k]
+        for name, part in parts(splits).items():
+            theirs = getattr(raw, name).x[owners(part) == k]
+            expected = (theirs - mine.mean(0)) / mine.std(0)
+            np.testing.assert_allclose(part.x[owners(part) == k], expected, atol=1e-4)
+
+
+def test_missing_values_become_the_mean_of_training():
+    records = with_gaps(table())
+    for normalise, part in (
+        ("none", build(records).train),
+        ("pooled", build(records, normalise="pooled").train),
+    ):
+        missing = np.isnan(records.x[numbers(build(records).train)])
+        known = np.where(missing, np.nan, part.x)
+        mean = np.broadcast_to(np.nanmean(known, axis=0), known.shape)
+        np.testing.assert_allclose(part.x[missing], mean[missing], atol=1e-5)
+        assert normalise == "none" or np.abs(part.x[missing]).max() < 1e-5
+
+
+@pytest.mark.parametrize("normalise", ["pooled", "client"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e6, np.nan])
+def test_a_column_without_spread_becomes_zero(normalise, value):
+    records = table()
+    records.x[:, 1] = value
+    for part in parts(build(records, normalise=normalise)).values():
+        np.testing.assert_array_equal(part.x[:, 1], 0)
+        assert np.abs(part.x[:, 2]).max() > 1
+
+
+def test_a_column_without_spread_in_training_is_only_centred():
+    records = table()
+    told = split_of(build(records), 240)
+    records.x[:, 1] = np.where(told == TRAIN, 0.1, 0.3)
+    splits = build(records, normalise="pooled")
+    np.testing.assert_allclose(splits.test.x[:, 1], 0.2, rtol=1e-5)
+
+
+def test_the_rounding_of_a_constant_is_no_spread():
+    records = table()
+    steps = np.arange(240) % 2 * np.spacing(np.float32(1000))
+    records.x[:, 1] = np.float32(1000) + steps
+    assert len(set(records.x[:, 1])) == 2
+    assert np.abs(build(records, normalise="pooled").train.x[:, 1]).max() < 1e-3
+
+
+def test_a_column_that_a_hospital_never_measured_takes_the_pooled_moments():
+    records = table()
+    told = split_of(build(records), 240)
+    ulm = records.client == "ulm"
+    records.x[ulm & (told == TRAIN), 1] = np.nan
+    records.x[ulm & (told == VAL), 1] = np.nan
+    pooled = records.x[told == TRAIN, 1]
+    splits = build(records, normalise="client")
+    assert not np.any(splits.train.x[owners(splits.train) == 1, 1])
+    assert not np.any(splits.val.x[owners(splits.val) == 1, 1])
+    expected = (records.x[ulm & (told == TEST), 1] - np.nanmean(pooled)) / np.nanstd(
+        pooled
+    )
+    found = splits.test.x[owners(splits.test) == 1, 1]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def pictures(**columns):
+    pixels = np.random.default_rng(0).integers(0, [100, 201], (240, 4, 5, 2))
+    return table(x=pixels.astype(np.uint8), scale=200.0, **columns)
+
+
+def test_pixels_are_divided_by_their_scale():
+    splits, records = build(pictures()), pictures()
+    assert splits.train.x.dtype == np.float32
+    assert 0.99 < splits.train.x.max() <= 1
+    everything = np.concatenate([part.x for part in parts(splits).values()])
+    np.testing.assert_allclose(
+        np.sort(everything.ravel()), np.sort(records.x.ravel()) / 200, rtol=1e-6
+    )
+
+
+def test_images_are_standardised_by_channel():
+    x = build(pictures(), normalise="pooled").train.x
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-4)
+    assert np.abs(x.mean(0)).max() > 0.01
+
+
+# --------------------------------------------------------------------------------- hash
+
+
+def test_equal_input_has_an_equal_hash_and_equal_records():
+    first, second = (build(table(), partition="dirichlet") for _ in range(2))
+    assert first.hash == second.hash
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (first.test, second.test))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"alpha": 0.6},
+        {"num_clients": 5},
+        {"test_fraction": 0.5},
+        {"val_fraction": 0.2},
+        {"partition": "iid"},
+    ],
+    ids=str,
+)
+def test_the_hash_changes_with_what_decides_the_assignment(change):
+    same = {"partition": "dirichlet"}
+    assert build(table(), **same).hash != build(table(), **same | change).hash
+
+
+def test_the_hash_changes_with_one_record():
+    moved = table()
+    moved.client[5] = "ulm" if moved.client[5] != "ulm" else "bonn"
+    assert build(table()).hash != build(moved).hash
+    assert build(table()).hash != build(table(name="other")).hash
+
+
+def test_the_hash_is_of_the_assignment_not_of_the_numbers():
+    assert build(table()).hash == build(table(), normalise="client").hash
+
+
+def test_the_hash_of_a_seed_is_the_recorded_one():
+    assert build(table(), partition="dirichlet").hash[:16] == "0429332f59ee7cf1"
+    assert build(table()).hash[:16] == "b5347a739e91a352"
+
+
+# ----------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        (
+            table(4, client=None),
+            {"partition": "iid", "num_clients": 5},
+            r"^data\.partition\.num_clients: .* 4 training records allow; got 5$",
+        ),
+        (
+            table(patient=(np.arange(240) % 3).astype(str)),
+            {"partition": "iid"},
+            r"^data\.partition\.num_clients: .* 240 training records of 3 patients",
+        ),
+        (
+            table(split=fixed(240, TEST)),
+            {"partition": "iid"},
+            r"^data\.partition\.num_clients: .* 0 training records",
+        ),
+        (
+            table(),
+            {"partition": "dirichlet", "min_size": 61},
+            r"^data\.partition\.num_clients: .* 240 training records",
+        ),
+        (
+            table(),
+            {"partition": "dirichlet", "min_size": 50},
+            r"^data\.partition\.min_size: .* 4 hospitals can all have; got 50$",
+        ),
+        (table(client=None), {}, r"^data\.partition\.name: .*got 'natural'$"),
+        (
+            table(
+                split=np.r_[TEST, np.full(239, TRAIN)].astype(np.int8),
+                client=np.array(["aachen"] + 239 * ["ulm"]),
+            ),
+            {},
+            r"^data: expected training records at every hospital; got 'none at aachen'",
+        ),
+    ],
+    ids=[
+        "clients",
+        "patients",
+        "test only",
+        "sizes",
+        "after the cut",
+        "names",
+        "empty",
+    ],
+)
+def test_what_cannot_be_dealt_is_refused(records, options, message):
+    with pytest.raises(checks.InputError, match=message) as refusal:
+        build(records, **options)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"client": np.array(["a"])}, "toy client: expected 240 values; got 1"),
+        ({"y": np.full(240, 3)}, r"toy labels: expected 0 to 2; got \(3, 3\)"),
+        ({"y": np.full(240, -1)}, r"toy labels: expected 0 to 2; got \(-1, -1\)"),
+    ],
+    ids=["names", "high", "low"],
+)
+def test_a_table_that_does_not_fit_itself_is_refused(columns, message):
+    with pytest.raises(checks.InputError, match=message):
+        table(**columns)
+
+
+def test_a_table_without_records_is_refused():
+    with pytest.raises(checks.InputError, match="toy: expected at least one record"):
+        table().rows(np.zeros(240, bool))
+
+
+# -------------------------------------------------------------------------------- tiers
+
+ratios = st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any)
+
+
+def tiers_of(counts, share=(1, 1, 1), assign="random", seed=0, labels=None):
+    counts = np.asarray(counts)
+    labels = np.stack([counts, counts], 1) if labels is None else np.asarray(labels)
+    return federation.assign_tiers(
+        counts, labels, share=tuple(map(float, share)), assign=assign, seed=seed
+    )
+
+
+@given(st.integers(1, 40), ratios, st.sampled_from(["random", "by_size"]))
+def test_tiers_have_the_sizes_of_their_shares(clients, share, assign):
+    tiers = tiers_of(np.arange(clients), share, assign)
+    assert tiers.shape == (clients,)
+    sizes = np.bincount(tiers, minlength=len(share))
+    wanted = partition.largest_remainder(np.asarray(share, float), clients)
+    used = np.asarray(share) > 0
+    if wanted[used].min() > 0:
+        np.testing.assert_array_equal(sizes, wanted)
+    assert np.sum(sizes > 0) == min(used.sum(), clients)
+    assert not np.any(sizes[~used])
+
+
+def test_a_small_share_gets_one_from_the_largest_tier():
+    sizes = np.bincount(tiers_of(np.arange(10), (1, 100, 1)))
+    np.testing.assert_array_equal(sizes, [1, 8, 1])
+
+
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=20), seeds)
+def test_by_size_the_fewest_records_are_in_the_smallest_tier(counts, seed):
+    tiers = tiers_of(counts, assign="by_size", seed=seed)
+    poor, middle, rich = (np.asarray(counts)[tiers == t] for t in range(3))
+    assert poor.max() <= middle.min()
+    assert middle.max() <= rich.min()
+
+
+def test_by_label_the_smallest_share_of_the_last_class_is_in_the_smallest_tier():
+    labels = [[1, 9], [90, 10], [5, 5], [0, 0], [70, 30], [2, 8]]
+    tiers = tiers_of([10, 100, 10, 0, 100, 10], assign="by_label", labels=labels)
+    np.testing.assert_array_equal(tiers, [2, 0, 1, 0, 1, 2])
+
+
+@pytest.mark.parametrize("assign", ["random", "by_size", "by_label"])
+def test_the_seed_decides_who_is_poor_among_equals(assign):
+    drawn = {tuple(tiers_of([7] * 30, assign=assign, seed=s % 3)) for s in range(6)}
+    assert len(drawn) == 3
+
+
+def test_random_tiers_do_not_follow_the_number_of_records():
+    drawn = [tiers_of(np.arange(30), seed=s) for s in range(200)]
+    np.testing.assert_allclose(np.mean(drawn, axis=0), 1, atol=0.25)
+
+
+# ------------------------------------------------------------------------------ cohorts
+
+draw = jax.jit(federation.sample, static_argnames="size")
+
+
+@given(seeds, st.integers(0, 1000), st.sampled_from([(1, 1), (7, 3), (7, 7), (50, 49)]))
+def test_a_cohort_has_no_duplicates_and_ascends(seed, at, sizes):
+    clients, size = sizes
+    tiers = jnp.arange(clients, dtype=jnp.int32) % 3
+    cohort = draw(jax.random.key(seed), jnp.asarray(at), tiers, size=size)
+    assert cohort.client.shape == (size,)
+    assert np.all(np.diff(cohort.client) > 0)
+    assert 0 <= cohort.client[0] <= cohort.client[-1] < clients
+    np.testing.assert_array_equal(cohort.tier, tiers[cohort.client])
+    assert np.all(cohort.valid)
+
+
+def test_everybody_comes_when_the_cohort_is_full():
+    cohort = federation.sample(jax.random.key(0), jnp.asarray(3), jnp.zeros(9, int), 9)
+    np.testing.assert_array_equal(cohort.client, np.arange(9))
+
+
+def test_a_cohort_depends_on_key_and_round_alone():
+    take = functools.partial(federation.sample, tiers=jnp.zeros(40, int), size=10)
+    key, at = jax.random.key(1), jnp.asarray(5)
+    first = take(key, at)
+    other = federation.sample(key, at, jnp.ones(40, int), 10)
+    jitted = draw(key, at, jnp.zeros(40, int), size=10)
+    for again in (take(key, at), other, jitted):
+        np.testing.assert_array_equal(first.client, again.client)
+    for changed in (take(key, jnp.asarray(6)), take(jax.random.key(2), at)):
+        assert np.any(first.client != changed.client)
+
+
+def test_every_client_is_drawn_as_often():
+    take = functools.partial(
+        federation.sample, jax.random.key(0), tiers=jnp.zeros(10, int), size=3
+    )
+    drawn = jax.vmap(lambda at: take(at).client)(jnp.arange(1000))
+    np.testing.assert_allclose(np.bincount(drawn.ravel()) / 1000, 0.3, atol=0.06)

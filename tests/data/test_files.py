@@ -1,0 +1,355 @@
+"""The user's own files: what is read from them, and how each mistake is named."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+
+from fairjax import checks
+from fairjax.data.datasets import files
+from fairjax.data.table import FREE, TEST, TRAIN, VAL
+
+
+def refused(read, *args, **options) -> str:
+    """The one line with which an input is refused."""
+    with pytest.raises(checks.InputError) as refusal:
+        read(*args, **options)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+# ---------------------------------------------------------------------------------- npz
+
+
+def arrays(**changes):
+    """6 training and 4 test images; None takes an array away."""
+    rng = np.random.default_rng(0)
+    whole = {
+        "train_images": rng.integers(0, 256, (6, 4, 4, 3)).astype(np.uint8),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+        "test_images": rng.integers(0, 256, (4, 4, 4, 3)).astype(np.uint8),
+        "test_labels": np.array([0, 1, 1, 0]),
+    }
+    return {name: a for name, a in (whole | changes).items() if a is not None}
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Writes arrays and reads them as a table."""
+
+    def read(**changes):
+        np.savez(tmp_path / "mine.npz", **arrays(**changes))
+        return files.npz(str(tmp_path / "mine.npz"))
+
+    return read
+
+
+def test_npz_splits_are_fixed_and_pixels_stay_bytes(npz):
+    table, given = npz(), arrays()
+    assert table.x.dtype == np.uint8
+    assert table.scale == 255
+    assert table.classes == ("0", "1", "2")
+    assert table.source == "file mine.npz"
+    for name, code in (("train", TRAIN), ("test", TEST)):
+        mine = table.split == code
+        np.testing.assert_array_equal(table.x[mine], given[f"{name}_images"])
+        np.testing.assert_array_equal(table.y[mine], given[f"{name}_labels"])
+    assert VAL not in table.split
+    assert table.client is table.patient is table.group is None
+
+
+def test_npz_validation_is_read_where_it_is_given(npz):
+    images = np.full((2, 4, 4, 3), 7, np.uint8)
+    table = npz(val_images=images, val_labels=np.array([2, 2]))
+    np.testing.assert_array_equal(table.x[table.split == VAL], images)
+    np.testing.assert_array_equal(table.y[table.split == VAL], 2)
+    assert len(table.y) == 12
+
+
+def test_npz_floats_are_read_as_they_are(npz):
+    values = np.linspace(-3, 3, 60).reshape(10, 6)
+    values[0, 0] = np.nan
+    table = npz(train_images=values[:6], test_images=values[6:].astype(np.float16))
+    assert table.x.dtype == np.float32
+    np.testing.assert_allclose(table.x, values, rtol=1e-3)
+
+
+def test_npz_grey_images_get_a_channel(npz):
+    grey = {name: array[..., 0] for name, array in arrays().items() if "images" in name}
+    assert npz(**grey).x.shape == (10, 4, 4, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_npz_labels_may_be_a_column(npz, dtype):
+    labels = arrays()["train_labels"][:, None].astype(dtype)
+    table = npz(train_labels=labels, test_labels=np.zeros((4, 1), dtype))
+    np.testing.assert_array_equal(table.y, [0, 1, 2, 0, 1, 2, 0, 0, 0, 0])
+
+
+def test_npz_names_hospitals_patients_and_groups(npz):
+    table = npz(
+        train_client=np.array(["b", "a", "a", "b", "b", "a"]),
+        test_client=np.array(["a", "a", "b", "b"]),
+        train_patient=np.arange(6),
+        test_patient=np.arange(6, 10),
+        train_group=np.array(["f", "m", "", "nan", "f", "f"]),
+        test_group=np.array(["f", "f", "m", "m"]),
+    )
+    assert "".join(table.client) == "baabbaaabb"
+    assert table.patient.tolist() == [str(i) for i in range(10)]
+    assert table.group.tolist() == ["f", "m", "", "", *"ffffmm"]
+
+
+def test_npz_records_without_a_hospital_are_left_out(npz):
+    table = npz(
+        train_client=np.array(["a", "", "b", "NA", "a", "b"]),
+        test_client=np.array(["a", "b", "?", "b"]),
+        train_patient=np.arange(6),
+        test_patient=np.arange(6, 10),
+    )
+    assert table.patient.tolist() == [str(i) for i in (0, 2, 4, 5, 6, 7, 9)]
+    assert len(table.x) == len(table.y) == len(table.split) == 7
+    assert table.notes == ("3 records name no client and are left out",)
+
+
+class Bomb:
+    """Unpickling it would fail the test."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was executed",)
+
+
+VAL_IMAGES = {"val_images": np.zeros((2, 4, 4, 3), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_labels": None}, ["'train_labels'", 'Did you mean "train_images"?']),
+        (
+            {"test_labels": None, "test_label": np.zeros(4, int)},
+            ["'test_labels'", 'Did you mean "test_label"?'],
+        ),
+        (VAL_IMAGES, ["'val_labels'"]),
+        ({"train_client": np.zeros(6, int)}, ["'test_client'"]),
+        ({"train_images": np.array([Bomb()] * 6)}, ["npz of plain arrays"]),
+        ({"train_labels": np.zeros(5, int)}, ["train_labels", "6 labels", "got 5"]),
+        ({"train_labels": np.zeros(6)}, ["train_labels", "integers", "float64[6]"]),
+        ({"train_labels": np.zeros(6, bool)}, ["train_labels", "integers", "bool[6]"]),
+        ({"test_labels": np.zeros((4, 2), int)}, ["test_labels", "int64[4, 2]"]),
+        ({"test_labels": np.array([0, 1, -1, 0])}, ["labels", "from 0", "got -1"]),
+        (
+            {"test_images": np.zeros((4, 5, 4, 3), np.uint8)},
+            ["one shape", "(4, 4, 3), (5, 4, 3)"],
+        ),
+        ({"test_images": np.zeros((4, 4, 4, 3))}, ["uint8 in all splits or in none"]),
+        ({"train_images": np.zeros((6, 9), int)}, ["train_images", "int64[6, 9]"]),
+        ({"train_images": np.zeros(6)}, ["train_images", "float64[6]"]),
+        ({"train_images": np.array(0.5)}, ["train_images", "float64[]"]),
+        (
+            {"train_images": np.full((6, 2), np.inf), "test_images": np.ones((4, 2))},
+            ["finite", "infinity"],
+        ),
+        (
+            {"train_client": np.zeros(6, int), "test_client": np.zeros(3, int)},
+            ["test_client", "4 values", "got [3]"],
+        ),
+        (
+            {"train_client": np.full(6, ""), "test_client": np.full(4, "?")},
+            ["data.client", "none named"],
+        ),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_npz_that_cannot_be_used_is_refused(npz, changes, words):
+    message = refused(npz, **changes)
+    assert message.startswith("data.")
+    for word in words:
+        assert word in message
+
+
+def single_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def corrupt(path):
+    np.savez_compressed(path, train_images=np.arange(10_000))
+    content = bytearray(path.read_bytes())
+    content[80:120] = 40 * b"\xff"
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        single_array,
+        corrupt,
+        lambda path: path.write_text("not an npz"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04 cut off"),
+        lambda path: path.write_bytes(pickle.dumps(Bomb())),
+    ],
+    ids=["npy", "corrupt", "text", "empty", "cut", "pickle"],
+)
+def test_a_file_that_is_no_npz_is_refused(tmp_path, write):
+    path = tmp_path / "mine.npz"
+    write(path)
+    assert refused(files.npz, str(path)).startswith(
+        f"data.path {path}: expected an npz"
+    )
+
+
+def test_an_npz_without_records_is_refused(npz):
+    empty = {name: array[:0] for name, array in arrays().items()}
+    assert "at least one record" in refused(npz, **empty)
+
+
+@pytest.mark.parametrize(
+    "read", [files.npz, lambda path: files.csv(path, label="y")], ids=["npz", "csv"]
+)
+def test_an_absent_file_is_refused(tmp_path, read):
+    for path in (str(tmp_path / "absent"), str(tmp_path)):
+        expected = f"data.path: expected a file that exists; got {path!r}"
+        assert refused(read, path) == expected
+    assert refused(read, None) == "data.path: expected the file to read; got None"
+
+
+# ---------------------------------------------------------------------------------- csv
+
+CSV = """\
+age, site ,who,sex,bmi,outcome
+50,ulm,p1,f,21.5,ill
+61,bonn,p2,m,,well
+?,ulm,p1,f,30,well
+44,NA,p3,,28e0,ill
+
+39,bonn,p4,m,nan,ill
+"""
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """Writes a text and reads it as a table."""
+
+    def read(text=CSV, label="outcome", **roles):
+        (tmp_path / "mine.csv").write_text(text)
+        return files.csv(str(tmp_path / "mine.csv"), label=label, **roles)
+
+    return read
+
+
+ROLES = {"client": "site", "patient": "who", "group": "sex"}
+
+
+def test_csv_columns_that_are_not_named_are_features(csv):
+    table = csv(**ROLES)
+    assert table.features == ("age", "bmi")
+    assert table.x.dtype == np.float32
+    np.testing.assert_array_equal(
+        table.x, [[50, 21.5], [61, np.nan], [np.nan, 30], [39, np.nan]]
+    )
+    assert table.classes == ("ill", "well")
+    assert table.y.tolist() == [0, 1, 1, 0]
+    assert set(table.split) == {FREE}
+    assert table.client.tolist() == ["ulm", "bonn", "ulm", "bonn"]
+    assert table.patient.tolist() == ["p1", "p2", "p1", "p4"]
+    assert table.group.tolist() == ["f", "m", "f", "m"]
+    assert table.notes == ("1 records name no client and are left out",)
+    assert table.source == "file mine.csv"
+
+
+def test_csv_without_a_column_of_hospitals_keeps_all_records(csv):
+    table = csv(CSV.replace(",NA,", ",va,"), patient="who", client="site", group="sex")
+    assert table.group.tolist() == ["f", "m", "f", "", "m"]
+    assert table.notes == ()
+    assert csv("a,b\n1,2\n3,4\n", label="b").client is None
+
+
+@pytest.mark.parametrize("missing", ["", "?", "NA", "nan", "NaN", "null", "None", " "])
+def test_csv_cells_without_a_value_are_missing(csv, missing):
+    table = csv(f"a,b,y\n1,{missing},0\n2,3,1\n", label="y")
+    np.testing.assert_array_equal(table.x, [[1, np.nan], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "y"),
+    [
+        ("10 9 100 9", ("9", "10", "100"), [1, 0, 2, 0]),
+        ("b a c a", ("a", "b", "c"), [1, 0, 2, 0]),
+        ("1 0.5 -2 1", ("-2", "0.5", "1"), [2, 1, 0, 2]),
+        ("10 9 x 9", ("10", "9", "x"), [0, 1, 2, 1]),
+        ("1.0 1 0 01", ("0", "01", "1", "1.0"), [3, 2, 0, 1]),
+    ],
+    ids=["numbers", "words", "signs", "mixed", "equal numbers"],
+)
+def test_csv_classes_are_ordered_by_number_or_by_name(csv, cells, classes, y):
+    rows = "".join(f"1,{cell}\n" for cell in cells.split())
+    table = csv("a,y\n" + rows, label="y")
+    assert table.classes == classes
+    assert table.y.tolist() == y
+
+
+def test_csv_may_be_compressed_and_start_with_a_mark(tmp_path):
+    path = tmp_path / "mine.csv.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfa,y\r\n1,x\r\n2,z\r\n"))
+    table = files.csv(str(path), label="y")
+    assert table.features == ("a",)
+    assert table.classes == ("x", "z")
+
+
+def test_csv_cells_may_be_quoted(csv):
+    table = csv('"a, b",y\n"1","x, ""z"""\n2,w\n', label="y")
+    assert table.features == ("a, b",)
+    assert table.classes == ("w", 'x, "z"')
+
+
+@pytest.mark.parametrize(
+    ("text", "roles", "words"),
+    [
+        (CSV, {"label": None}, ["data.label", "age, site, who, sex, bmi, outcome"]),
+        (CSV, {"label": "outcom"}, ["data.label", 'Did you mean "outcome"?']),
+        (CSV, {"client": "sites"}, ["data.client", 'Did you mean "site"?']),
+        (CSV, {"patient": "whom"}, ["data.patient", 'Did you mean "who"?']),
+        (CSV, {"group": "sexe"}, ["data.group", 'Did you mean "sex"?']),
+        (CSV, {}, ["column site line 2", "a number", "got 'ulm'"]),
+        ("a,y\n1,0\n\n2\n", {"label": "y"}, ["line 4", "2 cells", "got 1"]),
+        ("a,y\n1,0\n2,1,3\n", {"label": "y"}, ["line 3", "2 cells", "got 3"]),
+        ("a,y\n1,0\n\n\nx,1\n", {"label": "y"}, ["column a line 5", "got 'x'"]),
+        ("a,y\n1,0\ninf,1\n", {"label": "y"}, ["column a line 3", "finite", "'inf'"]),
+        ("a,y\n1,0\n1e40,1\n", {"label": "y"}, ["line 3", "finite", "'1e40'"]),
+        ("a,y\n1,0\n\n2,?\n", {"label": "y"}, ["column y line 4", "a label", "'?'"]),
+        ("a,y\n1,0\n2,0\n", {"label": "y"}, ["data.label y", "two classes", "['0']"]),
+        ("a,a,y\n1,2,3\n", {"label": "y"}, ["different names"]),
+        ("a,y\n", {"label": "y"}, ["a header and at least one record", "got 1"]),
+        ("", {"label": "y"}, ["a header and at least one record", "got 0"]),
+        ("c,y\n1,0\n2,1\n", {"label": "y", "client": "c"}, ["one feature column"]),
+        ("c,a,y\n?,1,0\n,2,1\n", {"label": "y", "client": "c"}, ["none named"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_csv_that_cannot_be_used_is_refused(csv, text, roles, words):
+    message = refused(csv, text, **roles)
+    assert message.startswith("data.")
+    for word in words:
+        assert word in message
+
+
+PACKED = gzip.compress(b"a,y\n" + 50 * b"1,2\n3,4\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("latin.csv", b"a,y\n1,\xe9\n2,b\n"),
+        ("plain.csv.gz", b"a,y\n1,2\n3,4\n"),
+        ("cut.csv.gz", PACKED[:-12]),
+        ("corrupt.csv.gz", PACKED[:10] + 20 * b"\xff" + PACKED[30:]),
+    ],
+)
+def test_a_file_that_is_no_csv_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refused(files.csv, str(path), label="y")
+    assert message.startswith(f"data.path {path}: expected a csv file; got ")

@@ -1,0 +1,216 @@
+"""Every check refuses in one line: where, what was expected, what came."""
+
+import math
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from fairjax import checks
+
+SMALL = {"w": jnp.zeros((8, 3)), "b": jnp.zeros(3, jnp.int32)}
+
+
+def refusal(check, *args, **more) -> str:
+    """The message with which a check refuses; one line."""
+    with pytest.raises(checks.InputError) as caught:
+        check(*args, **more)
+    text = str(caught.value)
+    assert text.splitlines() == [text]
+    return text
+
+
+def accepts(check, *args, **more) -> bool:
+    try:
+        check(*args, **more)
+    except checks.InputError:
+        return False
+    return True
+
+
+def compare(got, like):
+    checks.same_structure("model", checks.describe(got), checks.describe(like))
+
+
+@pytest.mark.parametrize(
+    ("check", "args", "message"),
+    [
+        (checks.fail, ("a.b", "a dog", "cat"), "a.b: expected a dog; got 'cat'"),
+        (
+            checks.one_of,
+            ("model.name", "mpl", ["mlp", "cnn"]),
+            "model.name: expected one of mlp, cnn; got 'mpl'. Did you mean \"mlp\"?",
+        ),
+        (checks.in_range, ("q", -1, 0), "q: expected a finite number >= 0; got -1"),
+        (checks.in_range, ("q", "1"), "q: expected a number; got '1'"),
+        (checks.positive, ("lr", 0.0), "lr: expected a finite number > 0; got 0.0"),
+        (checks.count, ("K", 1.5), "K: expected a whole number above 0; got 1.5"),
+        (
+            checks.non_decreasing,
+            ("budget", (0.5, 0.25)),
+            "budget: expected values that do not decrease (tier 0 is the smallest); "
+            "got (0.5, 0.25)",
+        ),
+        (
+            compare,
+            (SMALL | {"w": jnp.zeros((8, 4))}, SMALL),
+            "model['w']: expected float32[8, 3]; got float32[8, 4]",
+        ),
+        (
+            checks.finite,
+            ("delta", {"w": jnp.asarray([0.0, jnp.nan])}),
+            "delta['w']: expected finite numbers; got 'NaN or infinity'",
+        ),
+    ],
+)
+def test_messages_say_where_what_and_what_came(check, args, message):
+    assert refusal(check, *args) == message
+
+
+def test_an_array_is_refused_in_one_line_too():
+    assert refusal(checks.positive, "lr", np.zeros((3, 3))).startswith("lr: expected")
+    assert refusal(checks.fail, "a", "b", jnp.zeros(100)).endswith("dtype=float32)")
+
+
+def test_an_input_error_is_a_value_error():
+    with pytest.raises(ValueError, match="a: expected"):
+        checks.fail("a", "b", "c")
+
+
+# -------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("heterfl", '. Did you mean "heterofl"?'),
+        ("fedagv", '. Did you mean "fedavg"?'),
+        ("zzz", ""),
+    ],
+)
+def test_the_nearest_name_is_offered_if_one_is_near(name, hint):
+    assert checks.nearest(name, ["fedavg", "heterofl", "depthfl"]) == hint
+
+
+def test_a_valid_name_is_returned():
+    assert checks.one_of("x", "cnn", ["mlp", "cnn"]) == "cnn"
+    # A generator is read once for the test and again for the message.
+    assert 'Did you mean "cnn"' in refusal(
+        checks.one_of, "x", "cnnn", (name for name in ["mlp", "cnn"])
+    )
+
+
+# ------------------------------------------------------------------------------ numbers
+
+
+@given(
+    st.floats(-2, 2) | st.sampled_from([-1, 0, 1, 1.0, math.nan, math.inf, -math.inf]),
+    st.sampled_from([-math.inf, -1, 0]),
+    st.sampled_from([0, 1, math.inf]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_in_range_is_the_interval(value, low, high, open_low, open_high):
+    inside = (low < value if open_low else low <= value) and (
+        value < high if open_high else value <= high
+    )
+    bounds = (low, high)
+    assert accepts(
+        checks.in_range, "x", value, *bounds, open_low=open_low, open_high=open_high
+    ) == (inside and math.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "opened", "text"),
+    [
+        ((0, 1), {}, "in [0, 1]"),
+        ((0, 1), {"open_low": True}, "in (0, 1]"),
+        ((0, 0.5), {"open_high": True}, "in [0, 0.5)"),
+        ((0, 1), {"open_low": True, "open_high": True}, "in (0, 1)"),
+        ((2,), {}, ">= 2"),
+        ((2,), {"open_low": True}, "> 2"),
+        ((-math.inf, -3), {}, "<= -3"),
+        ((-math.inf, -3), {"open_high": True}, "< -3"),
+    ],
+)
+def test_the_message_writes_the_interval(bounds, opened, text):
+    message = refusal(checks.in_range, "x", math.nan, *bounds, **opened)
+    assert message == f"x: expected a finite number {text}; got nan"
+
+
+NOT_NUMBERS = ["1", True, False, np.True_, None, (1,), [1.0], np.ones(1), {}]
+
+
+@pytest.mark.parametrize("check", [checks.in_range, checks.positive, checks.count])
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+def test_what_is_no_number_is_refused(check, value):
+    assert refusal(check, "x", value).startswith("x: expected a ")
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), jnp.asarray(2.0)], ids=repr)
+def test_a_number_is_returned_as_it_is(value):
+    assert checks.in_range("x", value) is value
+    assert checks.positive("x", value) is value
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.0, math.nan, math.inf, jnp.asarray(0.0)])
+def test_positive_is_above_zero_and_finite(value):
+    assert not accepts(checks.positive, "x", value)
+
+
+def test_a_traced_value_has_no_number_yet():
+    @jax.jit
+    def double(value):
+        return 2 * checks.positive("x", checks.in_range("x", value, 0, 1))
+
+    assert double(-5.0) == -10
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, math.nan, math.inf])
+def test_a_count_is_a_whole_number_above_zero(value):
+    assert not accepts(checks.count, "x", value)
+    assert checks.count("x", 1) == 1
+
+
+@given(st.lists(st.sampled_from([0.1, 0.25, 0.5, 1.0]), max_size=4).map(tuple))
+def test_non_decreasing_is_sorted(values):
+    assert accepts(checks.non_decreasing, "x", values) == (values == (*sorted(values),))
+    assert checks.non_decreasing("x", (0.5, 0.5, 1)) == (0.5, 0.5, 1)
+
+
+# -------------------------------------------------------------------------------- trees
+
+
+def test_describe_reads_arrays_and_shapes_alike():
+    shapes = jax.eval_shape(lambda: SMALL)
+    expected = {"['b']": "int32[3]", "['w']": "float32[8, 3]"}
+    assert checks.describe(SMALL) == checks.describe(shapes) == expected
+    assert checks.describe([1.0, "a"]) == {"[0]": "float", "[1]": "str"}
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        ({"w": SMALL["w"]}, "model['b']: expected int32[3]; got nothing"),
+        (SMALL | {"z": 1}, "model['z']: expected nothing; got int"),
+        (
+            {"b": jnp.zeros(3), "w": jnp.zeros(1)},
+            "model['b']: expected int32[3]; got float32[3]",
+        ),
+    ],
+)
+def test_same_structure_names_the_first_leaf_that_differs(got, message):
+    assert refusal(compare, got, SMALL) == message
+    compare(SMALL, SMALL)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_finite_names_the_leaf_that_is_not(dtype, bad):
+    good = {"key": jax.random.key(0), "n": jnp.arange(3), "w": jnp.ones(2, dtype)}
+    checks.finite("state", good)
+    broken = good | {"w": jnp.asarray([1, bad], dtype)}
+    assert refusal(checks.finite, "state", broken).startswith("state['w']: ")

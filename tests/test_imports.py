@@ -1,0 +1,129 @@
+"""The house has floors: arrows point down only, and some things stay upstairs."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fairjax"
+
+# Every room imports only from rooms on a lower line. What is on the same line is apart.
+FLOORS = [
+    {"checks"},
+    {"types", "report"},
+    {"keys", "trees", "losses"},
+    {"models", "submodels", "aggregate", "fairness", "private", "metrics"},
+    {"client"},
+    {"round", "layout"},
+    {"data", "checkpoint"},
+    {"specs"},
+    {"train", "command"},
+]
+# Only these may touch disk, clock, TFDS, orbax or ml_collections.
+EDGES = {"report", "data", "checkpoint", "specs", "train", "command"}
+EDGE_ONLY = {
+    "ml_collections",
+    "orbax",
+    "tensorflow_datasets",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "absl",
+    "os",
+    "pathlib",
+    "time",
+    "subprocess",
+}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """(top-level package or fairjax room, full name) of every import of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield (
+                (parts[1] if parts[0] == "fairjax" and len(parts) > 1 else parts[0]),
+                name,
+            )
+
+
+def test_every_room_has_a_floor():
+    rooms = {room(path) for path in files()} - {"__init__"}
+    assert rooms == set.union(*FLOORS)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in files() if room(p) != "__init__"], ids=lambda p: room(p)
+)
+def test_arrows_point_down(path):
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    here = room(path)
+    for there, name in imports(path):
+        if name.startswith("fairjax.") and there != here:
+            assert floor[there] < floor[here], f"{here} imports {name}"
+
+
+def test_only_models_import_flax():
+    users = {room(path) for path in files() if "flax" in dict(imports(path))}
+    assert users == {"models"}
+
+
+def test_only_edges_touch_the_world():
+    for path in files():
+        if room(path) not in EDGES:
+            assert not EDGE_ONLY & dict(imports(path)).keys(), path
+
+
+def test_below_the_edges_nothing_jits_or_keeps_state():
+    for path in files():
+        if room(path) in EDGES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Global), path
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"jit", "pjit"}, path
+
+
+def test_a_config_never_passes_below_specs():
+    above = {"specs", "train", "command"}
+    for path in files():
+        if room(path) not in above:
+            assert "ConfigDict" not in path.read_text(), path
+
+
+def test_no_drawer_for_odds_and_ends():
+    names = {path.stem for path in files()}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert not node.name.endswith(("Manager", "Helper")), path
+
+
+def test_importing_the_package_loads_no_edge():
+    """A user who imports the pure functions pays for jax and optax, nothing else."""
+    heavy = sorted(EDGE_ONLY - {"os", "pathlib", "time", "subprocess", "absl"})
+    code = (
+        "import sys, fairjax, fairjax.fairness.weights, fairjax.submodels.heterofl;"
+        f"print([name for name in {[*heavy, 'flax']} if name in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,356 @@
+"""Figures against scikit-learn and loops; summaries against tables done by hand."""
+
+import functools
+import math
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import roc_auc_score
+
+from fairjax import metrics
+from fairjax.metrics import Evaluation, Figures
+from fairjax.types import Federation
+
+E, SEGMENTS, CLASSES = 40, 4, 3
+COUNTS = (11, 0, 23, 1, 5)
+NAN = math.nan
+
+auroc = jax.jit(metrics.auroc, static_argnums=3)
+
+
+def reference(scores, positive) -> float:
+    """scikit-learn on ranks, which keep order and ties and are finite."""
+    if np.isnan(scores).any() or len(np.unique(positive)) < 2:
+        return NAN
+    return roc_auc_score(positive, np.unique(scores, return_inverse=True)[1])
+
+
+def per_segment(scores, positive, segment, n=SEGMENTS):
+    rows = [segment == s for s in range(n)]
+    return [reference(scores[r], positive[r]) for r in rows]
+
+
+def of_logits(logits, y, counts=COUNTS) -> Federation:
+    """Records that are their own logits."""
+    offset = np.cumsum((0, *counts[:-1]))
+    labels = np.zeros((len(counts), logits.shape[1]))
+    return Federation(
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(y, jnp.int32),
+        jnp.zeros(len(y), jnp.int32),
+        jnp.asarray(offset, jnp.int32),
+        jnp.asarray(counts, jnp.int32),
+        jnp.asarray(labels, jnp.int32),
+    )
+
+
+@jax.jit
+def evaluate(data) -> Evaluation:
+    return metrics.evaluate({}, data, apply=lambda params, x: x)
+
+
+# -------------------------------------------------------------------------------- auroc
+
+tied = arrays(np.int8, E, elements=st.integers(-2, 2)).map(np.float32)
+anything = arrays(
+    np.float32,
+    E,
+    elements=st.floats(width=32, allow_nan=False, allow_subnormal=False)
+    | st.sampled_from([-math.inf, 0.0, 0.5, math.inf]),
+    fill=st.nothing(),
+)
+positives = arrays(bool, E)
+segments = arrays(np.int32, E, elements=st.integers(0, SEGMENTS - 1))
+
+
+@given(tied, positives, segments)
+def test_auroc_is_that_of_scikit_learn_with_heavy_ties(scores, positive, segment):
+    area = auroc(scores, positive, segment, SEGMENTS)
+    expected = per_segment(scores, positive, segment)
+    np.testing.assert_allclose(area, expected, rtol=1e-6)
+    assert area.dtype == jnp.float32
+
+
+@given(anything, positives, segments, st.sets(st.integers(0, E - 1), max_size=2))
+def test_auroc_of_any_floats_and_nan_where_a_score_is(scores, positive, segment, nans):
+    """Infinities are ordered like other scores; a NaN spoils its segment alone."""
+    scores[list(nans)] = NAN
+    area = auroc(scores, positive, segment, SEGMENTS)
+    np.testing.assert_allclose(
+        area, per_segment(scores, positive, segment), rtol=1e-6, atol=1e-7
+    )
+
+
+@given(tied, positives)
+def test_the_other_class_has_the_other_area(scores, positive):
+    one = np.zeros(E, np.int32)
+    area = auroc(scores, positive, one, SEGMENTS)[0]
+    other = auroc(scores, ~positive, one, SEGMENTS)[0]
+    np.testing.assert_allclose(area, 1 - other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "area"),
+    [
+        ([0, 1, 2, 3], [0, 0, 1, 1], 1),
+        ([0, 1, 2, 3], [1, 1, 0, 0], 0),
+        ([5, 5, 5, 5], [0, 1, 0, 1], 0.5),
+        ([0, 0, 0, 1], [0, 1, 1, 1], 4 / 6),
+        ([-0.0, 0.0, 0.0, -0.0], [0, 1, 0, 1], 0.5),
+        ([-math.inf, -math.inf, math.inf, math.inf], [0, 1, 0, 1], 0.5),
+        ([0, 1, 2, NAN], [0, 0, 1, 1], NAN),
+        ([0, 1, 2, 3], [1, 1, 1, 1], NAN),
+        ([0, 1, 2, 3], [0, 0, 0, 0], NAN),
+    ],
+)
+def test_auroc_by_hand(scores, positive, area):
+    got = auroc(
+        jnp.asarray(scores, float), jnp.asarray(positive, bool), jnp.zeros(4, int), 1
+    )
+    np.testing.assert_allclose(got, [area], rtol=1e-6)
+
+
+def test_counts_are_exact_in_float32():
+    """More than 800 000 pairs, some of them tied."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 500, 2000).astype(np.float32)
+    positive = rng.random(2000) < 0.3
+    segment = np.zeros(2000, np.int32)
+    got = auroc(scores, positive, segment, 1)[0]
+    np.testing.assert_allclose(got, reference(scores, positive), rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------- evaluate
+
+
+@functools.cache
+def noisy(classes, seed=0):
+    """(logits, labels); the third client has every class, the fourth one record."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, E)
+    logits = 2 * rng.normal(size=(E, classes)) + 1.5 * np.eye(classes)[y]
+    return np.round(logits, 1).astype(np.float32), y
+
+
+def rows_of(client):
+    start = sum(COUNTS[:client])
+    return slice(start, start + COUNTS[client])
+
+
+def test_figures_of_clients_are_those_of_a_loop():
+    """The client without records is NaN, not 0."""
+    logits, y = noisy(CLASSES)
+    got = evaluate(of_logits(logits, y)).clients
+    wide = logits.astype(float)
+    loss = np.log(np.exp(wide).sum(1)) - wide[np.arange(E), y]
+    right = logits.argmax(1) == y
+    np.testing.assert_array_equal(got.count, COUNTS)
+    for k, n in enumerate(COUNTS):
+        rows = rows_of(k)
+        expected = (loss[rows].mean(), right[rows].mean()) if n else (NAN, NAN)
+        np.testing.assert_allclose((got.loss[k], got.accuracy[k]), expected, rtol=1e-5)
+
+
+def test_pooled_figures_are_over_all_records():
+    logits, y = noisy(CLASSES)
+    got = evaluate(of_logits(logits, y)).pooled
+    wide = logits.astype(float)
+    p = np.exp(wide) / np.exp(wide).sum(1, keepdims=True)
+    assert got.count == E
+    np.testing.assert_allclose(got.accuracy, np.mean(logits.argmax(1) == y), rtol=1e-6)
+    np.testing.assert_allclose(got.loss, -np.log(p[np.arange(E), y]).mean(), rtol=1e-5)
+    expected = roc_auc_score(y, p, multi_class="ovr", average="macro")
+    np.testing.assert_allclose(got.auroc, expected, rtol=1e-5)
+
+
+def test_two_classes_are_scored_by_the_margin():
+    """Also where the probability saturates: both records below have p = 1."""
+    logits, y = noisy(2)
+    got = evaluate(of_logits(logits, y))
+    margin = logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(got.pooled.auroc, reference(margin, y == 1), rtol=1e-6)
+    for k in range(len(COUNTS)):
+        rows = rows_of(k)
+        expected = reference(margin[rows], y[rows] == 1)
+        np.testing.assert_allclose(got.clients.auroc[k], expected, rtol=1e-6)
+    saturated = of_logits(np.float32([[0, 200], [0, 300]]), [0, 1], counts=(2,))
+    assert evaluate(saturated).pooled.auroc == 1
+
+
+def test_macro_auroc_is_the_mean_over_classes_that_can_be_estimated():
+    """Clients 2 and 4 lack class 2; client 0 has one class only."""
+    logits, y = noisy(CLASSES, seed=1)
+    y = y.copy()
+    y[rows_of(0)] = 1
+    y[rows_of(2)] %= 2
+    y[rows_of(4)] = [0, 1, 0, 1, 1]
+    got = evaluate(of_logits(logits, y)).clients.auroc
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    for k in (2, 4):
+        rows = rows_of(k)
+        areas = [reference(log_p[rows, c], y[rows] == c) for c in (0, 1)]
+        np.testing.assert_allclose(got[k], np.mean(areas), rtol=1e-5)
+    assert np.isnan(got[jnp.asarray([0, 1, 3])]).all()
+
+
+def test_a_model_that_diverged_has_no_auroc():
+    logits, y = noisy(CLASSES)
+    logits = logits.copy()
+    logits[rows_of(2).start, 0] = NAN
+    got = evaluate(of_logits(logits, y))
+    assert np.isnan(got.pooled.auroc)
+    assert np.isnan(got.clients.auroc[2])
+    assert not np.isnan(got.clients.auroc[0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 11, 512])
+def test_batches_do_not_change_logits(batch_size):
+    """Rows in order, none twice, none left out, no batch larger than asked for."""
+    seen = []
+
+    def apply(params, x):
+        seen.append(x.shape[0])
+        return x @ params
+
+    x, w = jnp.arange(20.0).reshape(10, 2), jnp.asarray([[1.0, 0, 2], [0, 1, -1]])
+    got = metrics.logits_of(w, x, apply=apply, batch_size=batch_size)
+    np.testing.assert_array_equal(got, x @ w)
+    assert max(seen) <= batch_size
+
+
+# --------------------------------------------------------------------------- summaries
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([0.1, 0.5, 0.9, 0.3], 0.25, 0.1),
+        ([0.1, 0.5, 0.9, 0.3], 0.5, 0.2),
+        ([0.1, 0.5, 0.9, 0.3], 0.26, 0.2),  # ceil: two of four
+        ([0.1, NAN, 0.9, NAN], 0.5, 0.1),  # half of the two that are known
+        ([0.1, NAN, 0.9, NAN], 1.0, 0.5),
+        ([NAN, NAN], 0.1, NAN),
+    ],
+)
+def test_worst_is_the_mean_of_the_lowest(values, share, expected):
+    np.testing.assert_allclose(metrics.worst(np.array(values), share), expected)
+
+
+@pytest.mark.parametrize("clients", [1, 9, 10, 11, 30, 100])
+def test_the_worst_tenth_rounds_up(clients):
+    values = np.arange(clients, dtype=float)[::-1]
+    lowest = range(-(-clients // 10))
+    np.testing.assert_allclose(metrics.worst(values, 0.1), np.mean(lowest))
+
+
+def test_mean_is_over_what_is_known():
+    assert metrics.mean(np.array([1, NAN, 4])) == 2.5
+    assert math.isnan(metrics.mean(np.array([NAN])))
+    assert math.isnan(metrics.mean(np.array([])))
+
+
+@pytest.mark.parametrize(
+    ("values", "index"),
+    [
+        ([0.7, 0.7, 0.7], 1),
+        ([0.7, 0, 0, 0], 1 / 4),
+        ([1, 2, 3], 36 / (3 * 14)),
+        ([1, NAN, 2, NAN, 3], 36 / (3 * 14)),
+        ([0, 0], NAN),
+        ([NAN], NAN),
+        ([], NAN),
+    ],
+)
+def test_jain_by_hand(values, index):
+    np.testing.assert_allclose(metrics.jain(np.array(values, float)), index)
+
+
+share = st.just(0.0) | st.floats(1e-3, 1)
+
+
+@given(st.lists(share, min_size=1, max_size=8), st.floats(0.01, 100))
+def test_jain_lies_between_one_client_and_all_and_has_no_unit(values, unit):
+    values = np.array(values)
+    index = metrics.jain(values)
+    if values.any():
+        assert 1 / len(values) - 1e-12 <= index <= 1 + 1e-12
+        np.testing.assert_allclose(metrics.jain(unit * values), index)
+    else:
+        assert math.isnan(index)
+
+
+def table(accuracy, own, tiers):
+    """The summary of these accuracies, [N] and [T, N]."""
+
+    def figures(values):
+        values = jnp.asarray(values)
+        return Figures(jnp.ones(values.shape, int), 2 * values, values, values / 4)
+
+    full = Evaluation(figures(0.6), figures(accuracy))
+    depth = jnp.arange(len(own)) / 8
+    return metrics.summary(
+        full, Evaluation(figures(depth), figures(own)), np.array(tiers)
+    )
+
+
+def test_summary_by_hand():
+    """Five clients on tiers 0, 0, 2, 2, 2; nobody on tier 1; one without records."""
+    row = table(
+        [0.5, NAN, 0.75, 1.0, 0.5],
+        [[0.25, NAN, 9, 9, 9], [9] * 5, [9, 9, 0.5, 1.0, 0.75]],
+        [0, 0, 2, 2, 2],
+    )
+    known = np.array([0.5, 0.75, 1.0, 0.5])
+    expected = {
+        "eval/accuracy": 0.6,
+        "eval/loss": 1.2,
+        "eval/auroc": 0.15,
+        "eval/accuracy/client_mean": 0.6875,
+        "eval/accuracy/client_std": np.std(known),
+        "eval/accuracy/client_worst": 0.5,
+        "eval/accuracy/client_worst10": 0.5,
+        "eval/accuracy/tier_0": 0.5,
+        "eval/accuracy/tier_0/own": 0.25,
+        "eval/accuracy/submodel_0": 0.0,
+        "eval/accuracy/tier_1": NAN,
+        "eval/accuracy/tier_1/own": NAN,
+        "eval/accuracy/submodel_1": 0.125,
+        "eval/accuracy/tier_2": 0.75,
+        "eval/accuracy/tier_2/own": 0.75,
+        "eval/accuracy/submodel_2": 0.25,
+        "eval/accuracy/tier_gap": -0.25,
+        "fairness/jain": 2.75**2 / (4 * np.sum(known**2)),
+    }
+    assert row.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(row[name], value, rtol=1e-6, err_msg=name)
+    assert {type(value) for value in row.values()} == {float}
+
+
+def test_the_gap_is_lowest_minus_highest_tier_with_clients():
+    def gap(tiers):
+        own = [[0.0] * 4] * 4
+        return table([0.5, 0.75, 1.0, 0.25], own, tiers)["eval/accuracy/tier_gap"]
+
+    assert gap([0, 1, 2, 3]) == 0.25
+    assert gap([1, 2, 2, 1]) == 0.375 - 0.875
+    assert gap([2, 2, 2, 2]) == 0
+
+
+def test_the_worst_client_is_one_client_however_many_there_are():
+    """1 / K * K rounds; it must not become two clients."""
+    for clients in range(1, 120):
+        accuracy = np.linspace(0.5, 1, clients)
+        assert metrics.worst(accuracy, 1 / clients) == 0.5
+
+
+def test_a_federation_nobody_could_be_tested_on_is_nan_throughout():
+    row = table([NAN, NAN], [[NAN, NAN]], [0, 0])
+    pooled = {"eval/accuracy", "eval/loss", "eval/auroc", "eval/accuracy/submodel_0"}
+    for name, value in row.items():
+        assert math.isnan(value) == (name not in pooled), name

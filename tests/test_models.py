@@ -1,0 +1,323 @@
+"""Models: their layers, their axes, and the same architecture at another size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import checks, trees
+from fairjax.models import cnn, layers, mlp
+from fairjax.submodels import axes
+from fairjax.types import Kept, LeafAxes, Size, Units
+from tests import fakes
+
+MODELS = {
+    "mlp": (fakes.small_mlp(), (5, 6)),
+    "cnn": (fakes.small_cnn(), (5, 9, 7, 2)),
+    "cnn without norm": (
+        cnn(classes=3, channels=(6, 4), group_size=0, lowering="xla"),
+        (5, 4, 4, 1),
+    ),
+}
+HALF = {
+    "mlp": {"hidden0": [1, 4, 5, 15], "hidden1": [0, 7]},
+    "cnn": {"conv0": [1], "conv1": [0, 3]},
+    "cnn without norm": {"conv0": [0, 2, 5], "conv1": [3]},
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def normal(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def dense(model, x):
+    """Parameters of which none is 0, biases and norms included."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: 0.3 * normal(leaf.shape, leaf.size), shapes)
+
+
+def drawn(name):
+    """(model, params, x)."""
+    model, shape = MODELS[name]
+    x = normal(shape)
+    return model, dense(model, x), x
+
+
+def logits(model, params, x, **more):
+    return jax.jit(model.apply, static_argnames="train")(params, x, **more).logits
+
+
+def halved(name):
+    """(indices, units, size) of the sub-model that HALF names."""
+    model = MODELS[name][0]
+    index = {a: jnp.asarray(kept, jnp.int32) for a, kept in HALF[name].items()}
+    masks = {a: jnp.zeros(model.axes.units[a]).at[i].set(1) for a, i in index.items()}
+    sizes = {a: len(kept) for a, kept in HALF[name].items()}
+    return index, Units(masks, {}), Size(sizes | {"classes": 3}, {})
+
+
+# ------------------------------------------------------------------------- convolutions
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [(3, (2, 7, 5, 1)), (3, (2, 8, 3, 3)), (2, (1, 5, 4, 2)), (1, (1, 3, 2, 2))],
+)
+def test_shifted_slices_are_the_convolution_values_and_gradients(size, shape, stride):
+    out = (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), 4)
+    x, kernel = normal(shape), normal((size, size, shape[-1], 4), 1)
+    cotangent = normal(out, 2)
+
+    def run(convolve):
+        y, back = jax.vjp(lambda *args: convolve(*args, stride), x, kernel)
+        return y, *back(cotangent)
+
+    shift, xla = jax.jit(
+        lambda: (run(layers.convolve_shift), run(layers.convolve_xla))
+    )()
+    assert shift[0].shape == out
+    for ours, theirs in zip(shift, xla, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "expected"),
+    [
+        ("auto", "cpu", "shift"),
+        ("auto", "gpu", "xla"),
+        ("auto", "tpu", "xla"),
+        ("xla", "cpu", "xla"),
+        ("shift", "gpu", "shift"),
+    ],
+)
+def test_auto_lowers_by_backend(name, backend, expected):
+    assert layers.lowering(name, backend) == expected
+
+
+def test_a_network_is_the_same_under_both_lowerings():
+    shift, params, x = drawn("cnn")
+    xla = cnn(classes=3, channels=(8, 16), group_size=4, lowering="xla")
+    np.testing.assert_allclose(
+        logits(shift, params, x), logits(xla, params, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_pool_takes_the_maximum_of_whole_windows():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    np.testing.assert_array_equal(layers.pool(x)[0, :, :, 0], [[6, 8]])
+
+
+# ---------------------------------------------------------------------- shapes and axes
+
+
+@every_model
+def test_apply_gives_logits_as_the_last_exit(name):
+    model, params, x = drawn(name)
+    stats = {"seen": jnp.ones(1)}
+
+    def run():
+        outputs = model.apply(params, x, stats=stats)
+        assert outputs.exits[-1] is outputs.logits
+        assert outputs.stats is stats
+        return outputs.logits
+
+    assert jax.eval_shape(run).shape == (5, 3)
+
+
+@every_model
+def test_records_do_not_see_each_other(name):
+    model, params, x = drawn(name)
+    np.testing.assert_allclose(
+        logits(model, params, x)[2:3], logits(model, params, x[2:3]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (mlp(classes=2, hidden=(3,)), (4, 5)),
+        (cnn(classes=2, channels=(3,), group_size=0, lowering="shift"), (4, 3, 3, 1)),
+    ],
+    ids=["mlp", "cnn"],
+)
+def test_init_depends_on_the_key_and_on_nothing_of_x_but_its_shape(model, shape):
+    init = jax.jit(model.init)
+    one = init(jax.random.key(0), jnp.zeros(shape))
+    assert fakes.equal(one, init(jax.random.key(0), jnp.ones(shape)))
+    assert not fakes.equal(one, init(jax.random.key(1), jnp.ones(shape)))
+
+
+@every_model
+def test_axes_fit_the_parameters(name):
+    model, params, _ = drawn(name)
+    axes.check(name, params, model.axes)
+    named = {n for leaf in jax.tree.leaves(model.axes.tree) for n in [leaf] if n}
+    assert named == set(model.axes.units)
+
+
+@every_model
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (LeafAxes(("classes", None)), r"\['head'\]\['bias'\]: expected 1 axis names"),
+        (LeafAxes(("klasses",)), r'\[\'bias\'\]: .*Did you mean "classes"'),
+        (LeafAxes(("classes",), ("stage", 0)), r"\['bias'\]: expected one of"),
+    ],
+)
+def test_axes_of_another_rank_or_name_are_refused(name, leaf, message):
+    model, params, _ = drawn(name)
+    head = model.axes.tree["head"] | {"bias": leaf}
+    wrong = model.axes._replace(tree=model.axes.tree | {"head": head})
+    with pytest.raises(checks.InputError, match=message):
+        axes.check(name, params, wrong)
+
+
+@every_model
+def test_axes_of_another_length_are_refused(name):
+    model, params, _ = drawn(name)
+    wrong = model.axes._replace(units={**model.axes.units, "classes": 2})
+    with pytest.raises(checks.InputError, match="multiple of the 2 units of axis 'cla"):
+        axes.check(name, params, wrong)
+
+
+@every_model
+def test_a_resized_model_has_the_shapes_of_the_sliced_tree(name):
+    model, params, x = drawn(name)
+    index, _, size = halved(name)
+    small = model.resize(size)
+    taken = axes.take(params, model.axes, index)
+    anew = jax.eval_shape(small.init, jax.random.key(0), x)
+    assert checks.describe(anew) == checks.describe(taken)
+    assert small.axes.units == size.axes
+    axes.check(name, taken, small.axes)
+
+
+@every_model
+def test_a_model_resized_to_its_own_size_is_itself(name):
+    model, params, x = drawn(name)
+    same = model.resize(Size(dict(model.axes.units), {}))
+    assert same.axes == model.axes
+    np.testing.assert_array_equal(logits(same, params, x), logits(model, params, x))
+
+
+@every_model
+def test_a_masked_network_computes_what_the_sliced_one_does(name):
+    model, params, x = drawn(name)
+    index, units, size = halved(name)
+    masked = trees.multiply(params, axes.masks(params, model.axes, units))
+    sliced = axes.take(params, model.axes, index)
+    got = logits(model, masked, x)
+    np.testing.assert_allclose(
+        got, logits(model.resize(size), sliced, x), rtol=1e-4, atol=1e-5
+    )
+    assert fakes.gap(got, logits(model, params, x)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn without norm"])
+def test_the_scale_divides_hidden_activations_in_training_only(name):
+    """Without a norm the network is linear in them up to its biases."""
+    model, params, x = drawn(name)
+    params = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), params)
+    whole, half = Kept(), Kept(scale=jnp.asarray(0.5))
+    plain = logits(model, params, x)
+    for train, kept, factor in [
+        (True, half, 4),
+        (False, half, 1),
+        (True, whole, 1),
+        (True, None, 1),
+    ]:
+        got = logits(model, params, x, train=train, kept=kept)
+        np.testing.assert_allclose(got, factor * plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_norm_forgets_the_scale():
+    """It is applied before the norm, which divides it out again but for epsilon."""
+    model, params, x = drawn("cnn")
+    params = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.ones_like(p), params)
+    plain = logits(model, params, 10 * x)
+    scaled = logits(
+        model, params, 10 * x, train=True, kept=Kept(scale=jnp.asarray(0.5))
+    )
+    np.testing.assert_allclose(scaled, plain, rtol=1e-3, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------- mlp, cnn
+
+
+def test_an_mlp_without_hidden_layers_is_logistic_regression():
+    model = mlp(classes=3, hidden=())
+    x = normal((4, 2, 3))
+    params = dense(model, x)
+    assert checks.describe(params) == {
+        "['head']['bias']": "float32[3]",
+        "['head']['kernel']": "float32[6, 3]",
+    }
+    head = params["head"]
+    expected = np.asarray(x).reshape(4, 6) @ head["kernel"] + head["bias"]
+    got = logits(model, params, x, train=True, kept=Kept(scale=jnp.asarray(0.5)))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert axes.hidden(model.axes) == {}
+
+
+def test_an_mlp_is_its_layers():
+    model, params, x = drawn("mlp")
+    h = np.asarray(x)
+    for name in ("hidden0", "hidden1"):
+        h = np.maximum(h @ params[name]["kernel"] + params[name]["bias"], 0)
+    expected = h @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(logits(model, params, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(6,), (8, 10), (2, 8)])
+def test_channels_must_be_whole_norm_groups(channels):
+    with pytest.raises(
+        checks.InputError, match=r"model\.cnn\.channels: .*group_size 4"
+    ):
+        cnn(classes=2, channels=channels, group_size=4, lowering="xla")
+    cnn(classes=2, channels=channels, group_size=0, lowering="xla")
+
+
+def test_a_unit_of_a_normed_network_is_a_norm_group():
+    assert fakes.small_cnn().axes.units == {"conv0": 2, "conv1": 4, "classes": 3}
+    bare = cnn(classes=3, channels=(8, 16), group_size=0, lowering="xla")
+    assert bare.axes.units == {"conv0": 8, "conv1": 16, "classes": 3}
+
+
+def test_the_norm_of_a_group_does_not_see_the_others():
+    """Other values in groups that the head does not read leave the logits alone."""
+    model = cnn(classes=3, channels=(12,), group_size=4, lowering="shift")
+    x = normal((2, 5, 5, 1))
+    params = dense(model, x)
+    unread = slice(4, 8)
+    params["head"]["kernel"] = params["head"]["kernel"].at[unread].set(0)
+    before = logits(model, params, x)
+    conv = {
+        "kernel": params["conv0"]["kernel"].at[..., unread].mul(-30),
+        "bias": params["conv0"]["bias"].at[unread].add(7),
+    }
+    np.testing.assert_array_equal(logits(model, params | {"conv0": conv}, x), before)
+    inside = {**conv, "bias": params["conv0"]["bias"].at[0].add(7)}
+    assert fakes.gap(logits(model, params | {"conv0": inside}, x), before) > 1e-2
+
+
+def test_a_masked_group_stays_zero_through_the_norm():
+    model, params, x = drawn("cnn")
+    _, units, _ = halved("cnn")
+    params = trees.multiply(params, axes.masks(params, model.axes, units))
+    loud = params["conv1"]["kernel"].at[:, :, :4].set(1e3)  # reads dropped channels
+    loudly = params | {"conv1": params["conv1"] | {"kernel": loud}}
+    silent = params["conv1"]["kernel"].at[:, :, :4].set(0)
+    silently = params | {"conv1": params["conv1"] | {"kernel": silent}}
+    np.testing.assert_array_equal(logits(model, loudly, x), logits(model, silently, x))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_small_and_odd_images_pass(side):
+    model = fakes.small_cnn()
+    x = jnp.ones((2, side, side, 1))
+    outputs = jax.eval_shape(
+        lambda key: model.apply(model.init(key, x), x), jax.random.key(0)
+    )
+    assert outputs.logits.shape == (2, 3)

@@ -1,0 +1,266 @@
+"""Leaves that stay with a tier or a client, on a tree with one of each scope."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import aggregate, checks, layout, private, round, trees
+from fairjax.types import Kept, Member, Method
+from tests import fakes
+
+N, T = 6, 3
+PARAMS = {
+    "body": {"kernel": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])},
+    "norm": {"scale": jnp.asarray([5.0, 6.0])},
+    "head": {"bias": jnp.asarray([7.0, 8.0, 9.0])},
+}
+SCOPES = {
+    "body": {"kernel": "shared"},
+    "norm": {"scale": "tier"},
+    "head": {"bias": "client"},
+}
+COHORT = fakes.cohort((4, 1, 5, 2), (0, 2, 0, 2))
+WEIGHTS = jnp.asarray([0.125, 0.5, 0.375, 0.25])
+EVERYBODY = jnp.ones(4, bool)
+
+
+def method(scopes=SCOPES, **more):
+    return Method(
+        units=lambda key, round, params, member: Kept(),
+        private=lambda params: scopes,
+        **more,
+    )
+
+
+BANK = private.init(method(), PARAMS, N, T)
+
+
+def member(client, tier):
+    number = jnp.asarray
+    return Member(
+        number(client), number(tier), number(True), number(3), jnp.asarray([1, 2])
+    )
+
+
+def deltas(seed=0):
+    """Every client's change, whole numbers."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.integers(1, 9, (4, *leaf.shape)), jnp.float32),
+        PARAMS,
+    )
+
+
+def covers(rows=EVERYBODY):
+    """Masks that keep or leave out all of a client."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(
+            rows.astype(leaf.dtype).reshape(4, *[1] * leaf.ndim), (4, *leaf.shape)
+        ),
+        PARAMS,
+    )
+
+
+def turn(bank, delta, cover, weights=WEIGHTS, valid=EVERYBODY):
+    """What a round does with the bank, and the sums that reach the server."""
+    weights = jnp.where(valid, weights, 0)
+
+    def one(delta, cover, weight, tier):
+        num, den = aggregate.share(delta, cover, weight)
+        return private.shared(bank, num), private.by_tier(bank, num, den, tier)
+
+    shared, tiers = trees.sum_first(jax.vmap(one)(delta, cover, weights, COHORT.tier))
+    own = private.own(bank, delta)
+    return private.update(bank, tiers, own, COHORT, valid), shared
+
+
+# ------------------------------------------------------------------------- the bank
+
+
+def test_every_copy_starts_from_the_plain_model():
+    scale, bias = PARAMS["norm"]["scale"], PARAMS["head"]["bias"]
+    assert {scope: list(copies) for scope, copies in BANK.items()} == {
+        "tier": ["norm/scale"],
+        "client": ["head/bias"],
+    }
+    np.testing.assert_array_equal(BANK["tier"]["norm/scale"], [scale] * T)
+    np.testing.assert_array_equal(BANK["client"]["head/bias"], [bias] * N)
+
+
+def test_a_method_without_private_leaves_has_an_empty_bank():
+    bank = private.init(method()._replace(private=None), PARAMS, N, T)
+    assert bank == {"tier": {}, "client": {}}
+    assert private.gather(bank, PARAMS, member(0, 0)) is PARAMS
+    assert private.shared(bank, PARAMS) is PARAMS
+    assert private.own(bank, PARAMS) == {}
+    all_shared = jax.tree.map(lambda _: "shared", SCOPES)
+    assert private.init(method(all_shared), PARAMS, N, T) == bank
+
+
+def test_an_unknown_scope_is_refused_with_the_nearest():
+    wrong = SCOPES | {"norm": {"scale": "teir"}}
+    with pytest.raises(checks.InputError) as caught:
+        private.init(method(wrong), PARAMS, N, T)
+    assert str(caught.value) == (
+        "Method.private[norm/scale]: expected one of shared, tier, client; "
+        "got 'teir'. Did you mean \"tier\"?"
+    )
+
+
+# --------------------------------------------------------------- what a client receives
+
+
+def test_a_client_receives_the_leaves_of_its_tier_and_its_own():
+    bank = {
+        "tier": {"norm/scale": jnp.arange(T * 2.0).reshape(T, 2)},
+        "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
+    }
+    got = private.gather(bank, PARAMS, member(client=4, tier=1))
+    np.testing.assert_array_equal(got["norm"]["scale"], [2, 3])
+    np.testing.assert_array_equal(got["head"]["bias"], [12, 13, 14])
+    assert fakes.equal(got["body"], PARAMS["body"])
+
+
+def test_only_shared_leaves_reach_the_server():
+    got = private.shared(BANK, PARAMS)
+    assert fakes.equal(got["body"], PARAMS["body"])
+    assert not np.any(got["norm"]["scale"])
+    assert not np.any(got["head"]["bias"])
+    assert checks.describe(got) == checks.describe(PARAMS)
+
+
+def test_own_is_what_the_client_keeps():
+    assert private.own(BANK, PARAMS) == {"head/bias": PARAMS["head"]["bias"]}
+
+
+# --------------------------------------------------------------------------- a round
+
+
+def test_a_tier_moves_by_the_mean_of_its_own_clients():
+    """Clients 4 and 5 are tier 0, clients 1 and 2 tier 2; nobody is tier 1."""
+    delta = deltas()
+    new, _ = turn(BANK, delta, covers())
+    change = new["tier"]["norm/scale"] - BANK["tier"]["norm/scale"]
+    d, w = delta["norm"]["scale"], WEIGHTS
+    np.testing.assert_allclose(
+        change[0], (w[0] * d[0] + w[2] * d[2]) / (w[0] + w[2]), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        change[2], (w[1] * d[1] + w[3] * d[3]) / (w[1] + w[3]), rtol=1e-6
+    )
+    np.testing.assert_array_equal(change[1], 0)
+
+
+def test_what_one_tier_does_is_nothing_to_another():
+    delta = deltas()
+    low = jnp.asarray(COHORT.tier == 0)
+    louder = jax.tree.map(
+        lambda leaf: leaf * jnp.where(low, 1, 100.0).reshape(4, *[1] * (leaf.ndim - 1)),
+        delta,
+    )
+    one, _ = turn(BANK, delta, covers())
+    other, _ = turn(BANK, louder, covers())
+    np.testing.assert_array_equal(
+        one["tier"]["norm/scale"][:2], other["tier"]["norm/scale"][:2]
+    )
+    assert np.any(one["tier"]["norm/scale"][2] != other["tier"]["norm/scale"][2])
+
+
+def test_a_tier_averages_over_those_who_cover_a_coordinate():
+    """Whoever leaves a coordinate out does not drag its mean towards 0."""
+    delta, cover = deltas(), covers()
+    cover["norm"]["scale"] = jnp.asarray([[1.0, 1], [1, 0], [0, 1], [1, 0]])
+    new, _ = turn(BANK, delta, cover)
+    change = new["tier"]["norm/scale"] - BANK["tier"]["norm/scale"]
+    np.testing.assert_allclose(change[0, 0], delta["norm"]["scale"][0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(change[2, 1], 0)
+
+
+def test_masks_may_broadcast():
+    delta, cover = deltas(), covers()
+    narrow = jax.tree.map(
+        lambda leaf: leaf[(slice(None), *[slice(1)] * (leaf.ndim - 1))], cover
+    )
+    assert fakes.equal(turn(BANK, delta, narrow)[0], turn(BANK, delta, cover)[0])
+
+
+def test_a_client_moves_by_its_own_change_and_nobody_elses():
+    """Whatever its weight; who is not in the cohort stays."""
+    delta = deltas()
+    new, shared = turn(BANK, delta, covers(), weights=WEIGHTS / 7)
+    change = new["client"]["head/bias"] - BANK["client"]["head/bias"]
+    for slot, who in enumerate(COHORT.client.tolist()):
+        np.testing.assert_array_equal(change[who], delta["head"]["bias"][slot])
+    np.testing.assert_array_equal(change[jnp.asarray([0, 3])], 0)
+    assert not np.any(shared["head"]["bias"])
+    assert not np.any(shared["norm"]["scale"])
+    assert np.all(shared["body"]["kernel"] > 0)
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_an_invalid_client_leaves_no_trace(gone):
+    """Its tier's mean is that of the others; its own copy stays bit for bit."""
+    valid = EVERYBODY.at[gone].set(False)
+    one, _ = turn(BANK, deltas(0), covers(), valid=valid)
+    others = jax.tree.map(lambda a, b: a.at[gone].set(b[gone]), deltas(0), deltas(1))
+    other, _ = turn(BANK, others, covers(), valid=valid)
+    absent, _ = turn(BANK, deltas(0), covers(valid), valid=valid)
+    assert fakes.equal(one, other)
+    assert fakes.equal(one["tier"], absent["tier"])
+    who = int(COHORT.client[gone])
+    np.testing.assert_array_equal(
+        one["client"]["head/bias"][who], PARAMS["head"]["bias"]
+    )
+
+
+def test_nobody_valid_changes_no_copy():
+    new, _ = turn(BANK, deltas(), covers(), valid=~EVERYBODY)
+    assert fakes.equal(new, BANK)
+
+
+def test_a_padded_slot_may_repeat_a_client():
+    """The slot that pads with client 4 does not undo or double what client 4 did."""
+    valid = jnp.asarray([True, True, True, False])
+    cohort = COHORT._replace(client=COHORT.client.at[3].set(4))
+    own = private.own(BANK, deltas())
+    tiers = {"norm/scale": (jnp.zeros((T, 2)), jnp.zeros((T, 2)))}
+    new = private.update(BANK, tiers, own, cohort, valid)
+    np.testing.assert_array_equal(
+        new["client"]["head/bias"][4], PARAMS["head"]["bias"] + own["head/bias"][0]
+    )
+
+
+def test_a_round_keeps_private_leaves_where_they_belong():
+    """Through `round.step`; the records of client 1 are not finite."""
+    model = fakes.small_mlp(hidden=(4,))
+    scopes = {
+        "hidden0": {"kernel": "shared", "bias": "tier"},
+        "head": {"kernel": "client", "bias": "client"},
+    }
+    spec, data = fakes.spec(model, method(scopes)), fakes.federation()
+    data = dataclasses.replace(data, x=data.x.at[12, 0].set(jnp.nan))
+    state, cohort = fakes.start(spec, data), fakes.cohort(tiers=(0, 1, 2, 2))
+    step = jax.jit(functools.partial(round.step, spec=spec, layout=layout.vmapped()))
+    new, info = step(state, data, cohort)
+    assert info.valid.tolist() == [True, False, True, True]
+    assert fakes.equal(new.params["head"], state.params["head"])
+    assert np.array_equal(
+        new.params["hidden0"]["bias"], state.params["hidden0"]["bias"]
+    )
+    assert np.any(new.params["hidden0"]["kernel"] != state.params["hidden0"]["kernel"])
+    moved = jax.tree.map(
+        lambda n, o: np.any(n != o, axis=tuple(range(1, n.ndim))).tolist(),
+        new.private,
+        state.private,
+    )
+    assert moved == {
+        "tier": {"hidden0/bias": [True, False, True]},
+        "client": {
+            "head/bias": [True, False, True, True],
+            "head/kernel": [True, False, True, True],
+        },
+    }

@@ -1,0 +1,135 @@
+"""The README does what it says: code runs, commands exist, the table is made."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from fairjax import checks, command, specs
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shell_lines():
+    text = "\n".join(code for kind, code in BLOCKS if kind == "sh")
+    return [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+
+
+def test_the_library_example_runs_in_twenty_lines():
+    (code,) = [code for kind, code in BLOCKS if kind == "python"]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 20
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    info, before, after = names["info"], names["run"].spec, names["state"]
+    assert int(after.round) == 1
+    # The rule that was handed in decided the weights ...
+    expected = jax.nn.softmax(5.0 * info.scores)
+    np.testing.assert_allclose(info.weights, expected, rtol=1e-5)
+    # ... and the method the units.
+    assert names["spec"].local.method.units is names["half"]
+    assert before.rule.weigh is not names["worst_first"]
+
+
+def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    seen = 0
+    for line in shell_lines():
+        words = shlex.split(line)
+        if words and words[0] == ".venv/bin/python":
+            name = pathlib.Path(words[1]).stem
+            options = command.parse(script(name).define, words[1:])
+            if "config" in options:
+                specs.check(options.config, command.overridden(options))
+            seen += 1
+    assert seen == 3
+
+
+def test_the_fields_for_a_csv_exist():
+    (line,) = [line for line in shell_lines() if line.startswith("--config.data.name")]
+    fields = command.fields_of(default.get_config())
+    for word in shlex.split(line):
+        assert word.split("=")[0].removeprefix("--config.") in fields
+
+
+@pytest.mark.parametrize("target", ["demo", "venv", "lint", "test", "verify"])
+def test_every_make_target_exists(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"make {target}" in documents
+
+
+def test_the_demo_command_is_the_one_that_make_runs(tmp_path):
+    """Two rounds of it, as a user would."""
+    line = re.search(r"^demo: venv\n\t(.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    words = line.replace("$(BIN)/python", sys.executable).split()
+    words = [
+        w if not w.startswith("--workdir") else f"--workdir={tmp_path}" for w in words
+    ]
+    result = subprocess.run(
+        [*words, "--config.rounds=2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *_, headline, report = result.stdout.strip().splitlines()
+    assert "AUROC" in headline
+    assert report == f"report: {tmp_path / 'report.html'}"
+    for tier in ("0.25", "0.5", "0.75", "1"):
+        assert re.search(rf"^ +\d +{re.escape(tier)} +2 ", result.stdout, re.MULTILINE)
+
+
+def test_the_table_is_what_the_results_say():
+    results = script("results")
+    made = json.loads(results.RESULTS.read_text())
+    assert results.readme(README, made) == README
+    assert list(made["runs"]) == list(results.RUNS)
+
+
+def test_the_results_hold_what_the_configs_promise():
+    """Heart disease, three seeds: within reach of pooling the records."""
+    made = json.loads((ROOT / "results" / "first.json").read_text())["runs"]
+    for name in ("heart disease, four hospitals", "heart disease, FLamby's split"):
+        assert np.mean([seed["auroc"] for seed in made[name]]) >= 0.86
+    assert min(seed["auroc"] for seed in made["breast cancer"]) >= 0.98
+
+
+def test_every_name_of_the_tables_is_in_the_readme():
+    for names in (specs.MODELS, specs.METHODS, specs.RULES, specs.SERVERS):
+        for name in names:
+            assert f"`{name}`" in README
+
+
+def test_the_changelog_and_citation_name_the_version():
+    version = re.search(
+        r'__version__ = "(.*)"', (ROOT / "fairjax" / "__init__.py").read_text()
+    )[1]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_a_name_that_the_readme_does_not_know_is_refused():
+    config = default.get_config()
+    config.fairness.rule = "worst_first"
+    with pytest.raises(
+        checks.InputError, match=r"fairness\.rule: expected one of size"
+    ):
+        specs.check(config)

@@ -1,0 +1,198 @@
+"""From names to functions: every name runs, and a config says what it means."""
+
+import functools
+import itertools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import breast_cancer, default, digits, heart_disease, smoke
+from fairjax import checks, round, specs
+from fairjax.data import federation
+from fairjax.train import initial
+
+CONFIGS = pathlib.Path(default.__file__).parent
+BATCHINGS = ("vmap", "scan", "chunk")
+
+AXES = {
+    "model.name": tuple(specs.MODELS),
+    "submodel.name": tuple(specs.METHODS),
+    "fairness.rule": tuple(specs.RULES),
+    "local.optimizer": tuple(specs.OPTIMIZERS),
+    "server.optimizer": tuple(specs.SERVERS),
+    "local.schedule": tuple(specs.SCHEDULES),
+    "execution.batching": BATCHINGS,
+}
+
+
+def changed(**fields):
+    config = default.get_config()
+    names = {name.replace("__", "."): value for name, value in fields.items()}
+    config.update_from_flattened_dict(names)
+    return config
+
+
+def pairwise(axes):
+    """Rows in which every two values of different axes meet, chosen greedily."""
+    names = list(axes)
+    left = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in axes[a]
+        for y in axes[b]
+    }
+    rows = []
+    while left:
+        best = max(
+            (
+                dict(zip(names, values, strict=True))
+                for values in itertools.product(*axes.values())
+            ),
+            key=lambda row: len(left & set(itertools.combinations(row.items(), 2))),
+        )
+        rows.append(best)
+        left -= set(itertools.combinations(best.items(), 2))
+    return rows
+
+
+def one_round(fields):
+    """One round and one evaluation of a small federation; the params after it."""
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.partition.num_clients": 4,
+            "model.mlp.hidden": (8,),
+            "model.cnn.channels": (4, 8),
+            "local.batch_size": 64,
+            "local.learning_rate": 0.01,
+            "local.prox": 0.1,
+            "local.clip": 1.0,
+            "server.learning_rate": 0.5,
+            **fields,
+        }
+    )
+    if fields["model.name"] == "cnn":
+        config.data.name = "digits"
+    # optax's Adam does not promote strictly.
+    with jax.numpy_dtype_promotion("standard"):
+        run = specs.build(config)
+        state = initial(run)
+        cohort = federation.sample(
+            state.key, state.round, jnp.asarray(run.tiers), run.cohort
+        )
+        step = functools.partial(round.step, spec=run.spec, layout=run.layout)
+        new, info = jax.jit(step)(state, run.splits.train, cohort)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), new.params, state.params)
+    return new, info, max(jax.tree.leaves(moved))
+
+
+def works(fields):
+    new, info, moved = one_round(fields)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new.params))
+    assert moved > 0
+    np.testing.assert_allclose(np.sum(info.weights), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", pairwise(AXES), ids=lambda f: "-".join(f.values()))
+def test_every_two_names_work_together(fields):
+    works(fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", itertools.product(*AXES.values()), ids="-".join)
+def test_all_names_work_together(values):
+    works(dict(zip(AXES, values, strict=True)))
+
+
+# --------------------------------------------------------------------------- the config
+
+
+def test_every_field_of_the_default_is_explained():
+    text = (CONFIGS / "default.py").read_text().split("def preset")[0]
+    groups = re.findall(r"^    c\.([\w.]+) = ConfigDict\(\)", text, re.MULTILINE)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        match = re.match(r"    c\.([\w.]+) = ", line)
+        if match and match[1] not in groups:
+            assert "  # " in line or lines[number - 1].strip().startswith("#"), line
+
+
+@pytest.mark.parametrize("config", [breast_cancer, digits, heart_disease, smoke])
+def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
+    specs.check(config.get_config())
+    name = config.__name__.rpartition(".")[2]
+    assert f"scripts/train.py --config=configs/{name}.py --workdir=" in config.__doc__
+
+
+@pytest.mark.parametrize("config", [breast_cancer, digits, heart_disease])
+def test_every_config_has_a_smoke_preset(config):
+    assert config.get_config("smoke").rounds == 2
+    with pytest.raises(checks.InputError, match=r"preset of --config: .*'somke'"):
+        config.get_config("somke")
+
+
+def test_a_config_survives_its_json():
+    config = changed(local__steps=3, tiers__budget=(0.5, 1.0), tiers__share=(1.0, 1.0))
+    again = specs.from_plain(specs.plain(config))
+    assert isinstance(again, ConfigDict)
+    assert again.to_dict() == config.to_dict()
+
+
+def test_differences_name_the_fields():
+    ours = specs.plain(changed(seed=3, local__momentum=0.5))
+    theirs = specs.plain(default.get_config())
+    del theirs["data"]["name"]
+    assert specs.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
+    assert specs.differences(ours, ours) == []
+
+
+def test_only_a_constant_schedule_can_be_extended():
+    can = {
+        name: specs.extendable(specs.plain(changed(local__schedule=name)))
+        for name in specs.SCHEDULES
+    }
+    assert can == {"constant": True, "linear": False, "cosine": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])],
+)
+def test_schedules_over_rounds(name, expected):
+    schedule = specs.SCHEDULES[name](10)
+    got = [float(schedule(jnp.asarray(number))) for number in (0, 5, 10)]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_auto_is_resolved_and_explained():
+    run = specs.build(changed(data__name="digits", model__name="cnn"))
+    assert set(run.choices) == {"execution.batching", "execution.conv"}
+    assert run.choices["execution.batching"].startswith("vmap: ")
+    assert run.choices["execution.conv"] == "shift: on cpu"
+    wide = specs.build(changed(model__mlp__hidden=(2048,)))
+    assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
+
+
+def test_a_cohort_of_zero_is_everybody():
+    assert specs.build(changed(data__partition__num_clients=5)).cohort == 5
+    assert specs.build(changed(cohort=3)).cohort == 3
+
+
+def test_local_steps_replace_epochs():
+    by_steps = specs.build(changed(local__steps=7)).spec.local.plan
+    assert (by_steps.steps, by_steps.epochs) == (7, None)
+    by_epochs = specs.build(changed(local__epochs=2)).spec.local.plan
+    assert by_epochs.epochs == 2
+
+
+def test_class_weights_reach_the_objective():
+    """Of a skewed client: the balanced loss is the mean of per-class means."""
+    fields = {"submodel.name": "fedavg", "model.name": "mlp"}
+    plain = one_round({**fields, "local.class_weights": "none"})[1].clients.loss
+    balanced = one_round({**fields, "local.class_weights": "balanced"})[1].clients.loss
+    assert np.all(np.abs(plain - balanced) > 1e-6)

@@ -1,0 +1,376 @@
+"""A run from its config to its files: what it leaves, and what survives a kill."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from fairjax import checks, specs
+from fairjax.checkpoint import Checkpoints
+from fairjax.train import evaluate, initial, load, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def small(**fields):
+    """A run of seconds: three rounds, every other one evaluated, three of four ask."""
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "rounds": 3,
+            "eval_every": 2,
+            "cohort": 3,
+            "data.partition.num_clients": 4,
+            "model.mlp.hidden": (8,),
+        }
+        | {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    return config
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def untimed(path):
+    """The rows of metrics.jsonl as text, without the clock's keys."""
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in rows(path)
+    ]
+    return "\n".join(json.dumps(row) for row in kept)
+
+
+def final_params(workdir):
+    return load(workdir)[1].params
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    seen = []
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    result = train(small(), workdir, log=lambda n, row: seen.append((n, row)))
+    return result, seen
+
+
+# -------------------------------------------------------------------- what a run leaves
+
+
+def test_the_files_of_a_run(finished):
+    result, _ = finished
+    names = {path.name for path in result.workdir.iterdir()}
+    assert names == {
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "clients.jsonl",
+        "summary.json",
+        "checkpoints",
+        "report.html",
+        "figures",
+    }
+
+
+def test_metrics_have_flat_keys_and_no_nan(finished):
+    result, _ = finished
+    lines = rows(result.workdir / "metrics.jsonl")
+    assert [row["round"] for row in lines] == [1, 2, 3]
+    assert all(next(iter(row)) == "round" for row in lines)
+    assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
+    every = {"train/loss", "cohort/valid", "time/round_s"}
+    every |= {f"fairness/weight_tier_{t}" for t in range(4)}
+    assert every <= set.intersection(*(set(row) for row in lines))
+    evaluated = {"eval/accuracy", "eval/loss", "eval/auroc", "fairness/jain"}
+    evaluated |= {
+        f"eval/accuracy/{name}"
+        for name in [
+            "client_mean",
+            "client_std",
+            "client_worst",
+            "client_worst10",
+            "tier_gap",
+            *(f"tier_{t}" for t in range(4)),
+            *(f"tier_{t}/own" for t in range(4)),
+            *(f"submodel_{t}" for t in range(4)),
+        ]
+    }
+    assert ["eval/accuracy" in row for row in lines] == [False, True, True]
+    assert evaluated <= set(lines[1]) & set(lines[2])
+    for row in lines:
+        weights = sum(row[f"fairness/weight_tier_{t}"] for t in range(4))
+        np.testing.assert_allclose(weights, 1, rtol=1e-6)
+        assert row["cohort/valid"] == 3
+
+
+def test_clients_have_a_row_per_evaluated_round(finished):
+    result, _ = finished
+    lines = rows(result.workdir / "clients.jsonl")
+    assert [row["round"] for row in lines] == [2] * 4 + [3] * 4
+    keys = {"client", "tier", "n", "weight", "loss", "accuracy", "auroc"}
+    assert all(keys <= set(row) for row in lines)
+    for number in (2, 3):
+        of_round = [row["weight"] for row in lines if row["round"] == number]
+        assert of_round.count(None) == 1
+        np.testing.assert_allclose(sum(w or 0 for w in of_round), 1, rtol=1e-6)
+
+
+def test_the_summary_holds_what_others_read(finished):
+    result, _ = finished
+    summary = json.loads((result.workdir / "summary.json").read_text())
+    assert summary == result.summary
+    assert summary["metrics"] == rows(result.workdir / "metrics.jsonl")[-1]
+    assert [tier["clients"] for tier in summary["tiers"]] == [1, 1, 1, 1]
+    keys = (
+        "tier budget branches clients parameters flops_forward flops_train "
+        "activation_floats optimizer_floats bytes_down bytes_up"
+    )
+    for tier in summary["tiers"]:
+        assert set(keys.split()) == set(tier)
+    parameters = [tier["parameters"] for tier in summary["tiers"]]
+    assert parameters == [66, 132, 198, 264] or parameters[-1] == 30 * 8 + 8 + 8 * 2 + 2
+    assert summary["privacy"]["sampling"] == "fixed"
+    assert sum(summary["data"]["rows"].values()) == 569
+    assert len(summary["data"]["hash"]) == 64
+    assert summary["data"]["normalise"] == "pooled"
+    assert summary["time"]["rounds_per_s"] > 0
+
+
+def test_the_config_file_rebuilds_the_run(finished):
+    result, _ = finished
+    config = json.loads((result.workdir / "config.json").read_text())
+    assert config == specs.plain(small())
+    assert specs.plain(specs.from_plain(config)) == config
+
+
+def test_a_log_function_gets_every_row(finished):
+    result, seen = finished
+    assert seen == [
+        (row["round"], row) for row in rows(result.workdir / "metrics.jsonl")
+    ]
+
+
+def test_the_newest_checkpoint_is_the_final_state(finished):
+    result, _ = finished
+    run, state = load(result.workdir)
+    assert int(state.round) == 3
+    assert fakes.equal(state.params, result.state.params)
+    row, (full, own) = evaluate(run, state, "test")
+    for name in ("eval/accuracy", "eval/auroc", "eval/accuracy/tier_2/own"):
+        np.testing.assert_allclose(row[name], result.metrics[name], rtol=1e-6)
+    assert full.clients.accuracy.shape == (4,)
+    assert own.clients.accuracy.shape == (4, 4)
+    val, _ = evaluate(run, state, "val")
+    assert val["eval/loss"] != row["eval/loss"]
+    with pytest.raises(checks.InputError, match='Did you mean "test"'):
+        evaluate(run, state, "tset")
+
+
+def test_the_report_is_one_page_with_every_hospital(finished):
+    page = (finished[0].workdir / "report.html").read_text()
+    assert all(f"hospital_{i}" in page for i in range(4))
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+# --------------------------------------------------------------- resuming and extending
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    result, _ = finished
+    before = (result.workdir / "metrics.jsonl").read_bytes()
+    again = train(small(), result.workdir)
+    assert (result.workdir / "metrics.jsonl").read_bytes() == before
+    assert again.summary == result.summary
+    assert "report:" in capsys.readouterr().out
+
+
+def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(tmp_path):
+    train(small(), tmp_path / "a")
+    train(small(rounds=5), tmp_path / "a")
+    train(small(rounds=5), tmp_path / "b")
+    # Round 3 was the last of the short run, so it was evaluated there.
+    extended, straight = (rows(tmp_path / n / "metrics.jsonl") for n in ("a", "b"))
+    assert [row["round"] for row in extended] == [1, 2, 3, 4, 5]
+    for ours, theirs in zip(extended, straight, strict=True):
+        for name, value in theirs.items():
+            if not name.startswith("time/"):
+                assert ours[name] == value
+    assert fakes.equal(final_params(tmp_path / "a"), final_params(tmp_path / "b"))
+
+
+def test_fewer_rounds_and_other_configs_are_refused_by_name(finished):
+    result, _ = finished
+    before = (result.workdir / "config.json").read_bytes()
+    refusals = {
+        "rounds: expected at least the 3": {"rounds": 2},
+        "other values of local.learning_rate, seed": {
+            "seed": 1,
+            "local__learning_rate": 0.3,
+        },
+    }
+    for message, fields in refusals.items():
+        with pytest.raises(checks.InputError, match=message):
+            train(small(**fields), result.workdir)
+    assert (result.workdir / "config.json").read_bytes() == before
+
+
+def test_a_schedule_that_ends_is_not_extended(tmp_path):
+    train(small(local__schedule="cosine"), tmp_path)
+    with pytest.raises(checks.InputError, match="rounds: expected 3, on which the"):
+        train(small(local__schedule="cosine", rounds=4), tmp_path)
+
+
+def test_checkpoint_fields_may_differ(finished):
+    train(small(checkpoint__keep=3), finished[0].workdir)
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_one_round(tmp_path):
+    config = small()
+    train(config, tmp_path / "a")
+    straight = untimed(tmp_path / "a" / "metrics.jsonl")
+    params = final_params(tmp_path / "a")
+    newest = tmp_path / "a" / "checkpoints" / "3"
+    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    largest.write_bytes(b"")
+    train(config, tmp_path / "a")
+    assert untimed(tmp_path / "a" / "metrics.jsonl") == straight
+    assert fakes.equal(final_params(tmp_path / "a"), params)
+
+
+# The run that is killed, in a process of its own.
+DRIVER = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from fairjax import checkpoint
+sys.path.insert(0, {tests!r})
+from test_train import small
+from fairjax.train import train
+
+save = checkpoint.Checkpoints.save
+def save_and_die(self, round, state, meta):
+    save(self, round, state, meta)
+    if round == {die}:  # the write is under way in a thread of its own
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = save_and_die
+train(small(rounds=12), sys.argv[1])
+"""
+
+
+def drive(workdir, die=0):
+    code = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), die=die)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(workdir)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+
+
+def finish(workdir):
+    process = drive(workdir)
+    _, err = process.communicate()
+    assert process.returncode == 0, err.decode()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    finish(workdir)
+    return workdir
+
+
+def same_end(workdir, uninterrupted):
+    name = "metrics.jsonl"
+    assert untimed(workdir / name) == untimed(uninterrupted / name)
+    clients = (workdir / "clients.jsonl").read_bytes()
+    assert clients == (uninterrupted / "clients.jsonl").read_bytes()
+    ends = [
+        jax.tree.leaves(final_params(folder)) for folder in (workdir, uninterrupted)
+    ]
+    assert [a.tobytes() for a in map(np.asarray, ends[0])] == [
+        b.tobytes() for b in map(np.asarray, ends[1])
+    ]
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
+    process = drive(tmp_path / "run", die=7)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
+    finish(tmp_path / "run")
+    same_end(tmp_path / "run", uninterrupted)
+
+
+def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
+    process = drive(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if metrics.read_text().count("\n") >= 4:
+                break
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # A line that was being written when the power went.
+    with metrics.open("a") as file:
+        file.write('{"round": 99, "train/lo')
+    finish(tmp_path / "run")
+    same_end(tmp_path / "run", uninterrupted)
+
+
+# -------------------------------------------------------------- starting points, extras
+
+
+def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_path):
+    result, _ = finished
+    run = specs.build(small())
+    given = initial(run, result.state.params)
+    assert fakes.equal(given.params, result.state.params)
+    frozen = {"rounds": 1, "local__learning_rate": 0.0}
+    from_run = train(
+        small(model__init_from=str(result.workdir), **frozen), tmp_path / "a"
+    )
+    from_params = train(small(**frozen), tmp_path / "b", params=result.state.params)
+    assert fakes.equal(from_run.state.params, result.state.params)
+    assert fakes.equal(from_params.state.params, result.state.params)
+    wrong = jax.tree.map(lambda leaf: leaf[:1], result.state.params)
+    with pytest.raises(checks.InputError, match=r"params\['head'\]\['bias'\]"):
+        train(small(), tmp_path / "c", params=wrong)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, result.state.params)
+    with pytest.raises(
+        checks.InputError, match="finite numbers; got 'NaN or infinity'"
+    ):
+        train(small(), tmp_path / "c", params=broken)
+    assert not (tmp_path / "c").exists()
+
+
+def test_profile_writes_a_trace(tmp_path):
+    train(small(rounds=5), tmp_path, profile=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_two_seeds_are_two_runs(finished, tmp_path):
+    other = train(small(seed=1), tmp_path)
+    result, _ = finished
+    assert other.summary["data"]["hash"] != result.summary["data"]["hash"]
+    assert not fakes.equal(other.state.params, result.state.params)
+
+
+def test_a_checkpoint_holds_the_whole_state(finished):
+    result, _ = finished
+    with Checkpoints(result.workdir / "checkpoints", keep=2) as checkpoints:
+        state, meta = checkpoints.restore(result.state)
+    assert meta == {"round": 3}
+    keys = [jax.random.key_data(s.key) for s in (state, result.state)]
+    assert jnp.array_equal(*keys)
