@@ -1,5 +1,6 @@
 # Each target sets itself up from nothing: Python 3.11 or newer, make and a package index are all it takes.
-# The environment is rebuilt only when the lock or pyproject.toml changes.
+# The environment is rebuilt only when the lock or pyproject.toml changes. The lock names the whole set, so that pip
+# resolves nothing (--no-deps): what the index gained since the lock was made cannot change or break an install.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -31,7 +32,7 @@ venv: .venv/ready
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
