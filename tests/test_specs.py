@@ -104,7 +104,7 @@ def test_every_two_names_work_together(fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", itertools.product(*AXES.values()), ids="-".join)
+@pytest.mark.parametrize("values", [*itertools.product(*AXES.values())], ids="-".join)
 def test_all_names_work_together(values):
     works(dict(zip(AXES, values, strict=True)))
 
