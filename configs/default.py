@@ -84,6 +84,10 @@ def get_config() -> ConfigDict:
     c.robust.finite_guard = True  # leave out a client whose change is not finite
 
     c.execution = ConfigDict()
+    c.execution.form = "auto"  # masked at full width, or sliced to each tier's size
+    # A cohort smaller than N: "padded" draws any clients alike, and when sliced pads the
+    # slots of every tier; "stratified" draws every tier's share of the cohort.
+    c.execution.slots = "padded"
     c.execution.batching = "auto"  # how a cohort runs: auto, vmap, scan or chunk
     c.execution.chunk = 8  # clients side by side, for chunk
     c.execution.conv = "auto"  # lowering of convolutions: auto, xla or shift

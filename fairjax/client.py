@@ -25,10 +25,12 @@ from fairjax.types import (
     Member,
     Method,
     Model,
+    Moments,
     Objective,
     Outputs,
     OutputsAt,
     Params,
+    Size,
 )
 
 
@@ -95,6 +97,10 @@ class Local(NamedTuple):
     optimizer: optax.GradientTransformation
     """Holds the learning rate; its state starts afresh every round."""
     plan: Plan
+    moments: str = "static"
+    """What batch norms are evaluated with: "static", moments pooled over all clients;
+    "per_tier", over the tier's own; "batch", those of the evaluated batch (for parity
+    with released codes: an answer then depends on what else is asked)."""
 
 
 class ClientInfo(NamedTuple):
@@ -211,11 +217,16 @@ def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
 
 
 def _enter(
-    local: Local, key: Key[Array, ""], params: Params, forward: Masks, update: Masks
+    local: Local,
+    key: Key[Array, ""],
+    params: Params,
+    kept: Kept,
+    forward: Masks,
+    update: Masks,
 ) -> tuple[PyTree, PyTree]:
     if local.method.enter is None:
         return trees.multiply(params, forward), update
-    return local.method.enter(key, params, forward, update)
+    return local.method.enter(key, params, kept, forward, update)
 
 
 def _leave(
@@ -239,7 +250,7 @@ def apply_kept(
     train: bool = False,
     key: Key[Array, ""] | None = None,
     where: Bool[Array, "B"] | None = None,
-    stats: PyTree[Array] = None,
+    stats: PyTree[Moments] = None,
 ) -> Outputs:
     """The sub-model's outputs: the full-width model at params * mask."""
     mask = axes.masks(params, model.axes, kept.forward)
@@ -265,7 +276,7 @@ def update(
     round: Int[Array, ""],
     local: Local,
     rate: Float[Array, ""] | float = 1.0,
-    stats: PyTree[Array] = None,
+    inside: axes.Part | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
     """Trains one client for S padded steps.
 
@@ -286,7 +297,8 @@ def update(
         round: rounds finished before this one.
         local: the local problem.
         rate: factor on every update (a schedule over rounds).
-        stats: norm statistics of the incoming model.
+        inside: where `local.model` and `params` lie in the plain model, of which `kept`
+            speaks; None: they are the plain model.
 
     Returns:
         (delta, cover, memory, info). `delta` is exactly 0 wherever `cover` is 0.
@@ -296,9 +308,10 @@ def update(
     and its delta is 0.
     """
     method, optimizer, plan = local.method, local.optimizer, local.plan
-    forward_mask, update_mask = _masks(local, params, kept)
+    base = _base(kept, inside)
+    forward_mask, update_mask = _masks(local, params, base)
     start, trained = _enter(
-        local, keys.at(key, _ENTER), params, forward_mask, update_mask
+        local, keys.at(key, _ENTER), params, base, forward_mask, update_mask
     )
     incoming = method.effective(start)
     order = stream(keys.at(key, _ORDER), examples.count, plan.stream)
@@ -314,7 +327,10 @@ def update(
         tree, opt_state, memory = carry
         step_key = keys.at(key, _STEP, step)
         records = batch(examples, order, step, plan.batch_size)
-        narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
+        narrowed, here = kept, base
+        if method.inner is not None:
+            narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
+            here = _restrict(narrowed, inside)
 
         def loss_of(tree):
             plain = method.effective(tree)
@@ -324,11 +340,10 @@ def update(
                     local.model,
                     plain,
                     records.x,
-                    narrowed if other is None else other,
+                    here if other is None else _restrict(other, inside),
                     train=True,
                     key=keys.at(step_key, _MODEL),
                     where=records.where,
-                    stats=stats,
                 )
 
             return local.objective(
@@ -384,18 +399,104 @@ _ENTER, _ORDER, _STEP = range(3)
 _NARROW, _MODEL, _OBJECTIVE = range(3)
 
 
+def _base(kept: Kept, inside: axes.Part | None) -> Kept:
+    """What a client keeps, in the coordinates of the network that it runs.
+
+    A sliced network is its own forward pass, so nothing of it is masked there.
+    """
+    if inside is None:
+        return kept
+    return kept._replace(forward=None, update=axes.restrict(kept.update, inside))
+
+
+def _restrict(kept: Kept, inside: axes.Part | None) -> Kept:
+    if inside is None:
+        return kept
+    return kept._replace(
+        forward=axes.restrict(kept.forward, inside),
+        update=axes.restrict(kept.update, inside),
+    )
+
+
+def update_sliced(
+    key: Key[Array, ""],
+    params: Params,
+    memory: PyTree[Array],
+    kept: Kept,
+    examples: Examples,
+    *,
+    member: Member,
+    round: Int[Array, ""],
+    local: Local,
+    size: Size,
+    rate: Float[Array, ""] | float = 1.0,
+) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
+    """As `update`, by a dense network of the sub-model's own size.
+
+    The kept units are gathered, trained and scattered back. It computes what `update`
+    does (up to float order) and saves what the mask only zeroes.
+
+    Args:
+        key: as for `update`, as are the others.
+        params: the plain model as it arrives, at full size.
+        memory: None; a method with memory runs masked.
+        kept: what the client keeps; `forward` must keep as many as `size` says.
+        examples: its records.
+        member: who it is.
+        round: rounds finished before this one.
+        local: the local problem, with the plain model.
+        size: the sub-model's static size, from `Method.size`.
+        rate: factor on every update.
+    """
+    model = local.model
+    assert model.resize is not None
+    inside = axes.part(kept.forward, size)
+    small = axes.take(params, model.axes, inside)
+    delta, cover, memory, info = update(
+        key,
+        small,
+        memory,
+        kept,
+        examples,
+        member=member,
+        round=round,
+        local=local._replace(model=model.resize(size)),
+        rate=rate,
+        inside=inside,
+    )
+    whole = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, small)
+    delta, cover = (
+        axes.put(tree, model.axes, inside, params) for tree in (delta, whole)
+    )
+    return delta, cover, memory, info
+
+
+def answer(
+    local: Local,
+    params: Params,
+    x: Num[Array, "B ..."],
+    kept: Kept,
+    *,
+    where: Bool[Array, "B"] | None = None,
+    stats: PyTree[Moments] = None,
+) -> Float[Array, "B C"]:
+    """The logits that a sub-model answers with once it is deployed."""
+    outputs = apply_kept(local.model, params, x, kept, where=where, stats=stats)
+    return local.method.predict(outputs, kept)
+
+
 def score(
     params: Params,
     kept: Kept,
     examples: Examples,
     *,
     local: Local,
-    stats: PyTree[Array] = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the client's own sub-model over all its training records.
 
-    Taken at the incoming model, before any local step, in evaluation mode. A client
-    without records scores 0.
+    Taken at the incoming model, before any local step, in evaluation mode; batch norms
+    use the moments of each batch, as they do in training. A client without records
+    scores 0.
     """
     size = local.plan.batch_size
 
@@ -403,17 +504,11 @@ def score(
         rows = start + jnp.arange(size, dtype=jnp.int32)
         where = rows < examples.count
         index = examples.offset + jnp.where(where, rows, 0)
-        logits = apply_kept(
-            local.model, params, examples.x[index], kept, where=where, stats=stats
-        ).logits
+        logits = answer(local, params, examples.x[index], kept, where=where)
         per_example = losses.cross_entropy(logits, examples.y[index])
         return total + jnp.sum(jnp.where(where, per_example, 0)), None
 
     starts = jnp.arange(math.ceil(local.plan.longest / size), dtype=jnp.int32) * size
-    dtype = jax.eval_shape(
-        lambda: (
-            apply_kept(local.model, params, examples.x[:1], kept, stats=stats).logits
-        )
-    ).dtype
+    dtype = jax.eval_shape(lambda: answer(local, params, examples.x[:1], kept)).dtype
     total, _ = jax.lax.scan(one_batch, jnp.zeros((), dtype), starts)
     return total / jnp.maximum(examples.count, 1).astype(dtype)

@@ -12,13 +12,14 @@ Nothing here knows which method, rule or layout runs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from fairjax import aggregate, client, keys, metrics, private, trees
 from fairjax.fairness import weights as fairness
@@ -31,6 +32,8 @@ from fairjax.types import (
     Kept,
     Layout,
     Member,
+    Method,
+    Moments,
     Params,
     Protection,
     Rule,
@@ -115,7 +118,6 @@ def init(
     return RunState(
         round=jnp.zeros((), jnp.int32),
         params=start,
-        stats=None,
         server=spec.server.init(start),
         rule=spec.rule.init(clients, tiers),
         memory=memory,
@@ -150,7 +152,7 @@ def step(
     """
     local, rule, method = spec.local, spec.rule, spec.local.method
     records = jax.tree.map(jnp.asarray, data)
-    cohort = cohort._replace(valid=cohort.valid & (records.count[cohort.client] > 0))
+    cohort = _admitted(method, records, cohort)
     rate = spec.schedule(state.round)
     units_key = keys.at(state.key, Role.UNITS, state.round)
     slots = _slots(state, records, cohort)
@@ -161,13 +163,16 @@ def step(
         examples = Examples(records.x, records.y, slot.offset, slot.member.count)
         return params, kept, examples
 
-    def score(slot: _Slot):
+    def score(slot: _Slot, tier: int | None):
         params, kept, examples = receive(slot)
-        return client.score(params, kept, examples, local=local, stats=state.stats)
+        return client.score(params, kept, examples, local=local)
 
-    def train(slot: _Slot):
+    def train(slot: _Slot, tier: int | None):
         params, kept, examples = receive(slot)
-        delta, cover, memory, info = client.update(
+        update = client.update
+        if tier is not None and method.size is not None:
+            update = functools.partial(client.update_sliced, size=method.size(tier))
+        delta, cover, memory, info = update(
             slot.key,
             params,
             slot.memory,
@@ -177,7 +182,6 @@ def step(
             round=state.round,
             local=local,
             rate=rate,
-            stats=state.stats,
         )
         counts = slot.member.valid
         if spec.finite_guard:
@@ -224,8 +228,8 @@ def step(
             )
     else:
 
-        def contribute(slot: _Slot):
-            delta, cover, memory, info, counts = train(slot)
+        def contribute(slot: _Slot, tier: int | None):
+            delta, cover, memory, info, counts = train(slot, tier)
             weight = jnp.where(counts, slot.weight, jnp.zeros_like(slot.weight))
             addend = protect(delta, cover, weight, slot.member.tier)
             own = private.own(state.private, delta)
@@ -257,17 +261,29 @@ def step(
     return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
 
 
-def _slots(state: RunState, data: Federation, cohort: Cohort) -> _Slot:
-    member = Member(
+def members(data: Federation, cohort: Cohort) -> Member:
+    """The clients of a cohort as a method sees them, [K] a leaf."""
+    return Member(
         cohort.client,
         cohort.tier,
         cohort.valid,
         jnp.where(cohort.valid, data.count[cohort.client], 0),
         data.labels[cohort.client],
     )
+
+
+def _admitted(method: Method, data: Federation, cohort: Cohort) -> Cohort:
+    """The cohort without clients that have no records or that the method leaves out."""
+    valid = cohort.valid & (data.count[cohort.client] > 0)
+    cohort = cohort._replace(valid=valid)
+    admitted = jax.vmap(method.admits)(members(data, cohort))
+    return cohort._replace(valid=valid & admitted)
+
+
+def _slots(state: RunState, data: Federation, cohort: Cohort) -> _Slot:
     key = keys.at(state.key, Role.LOCAL, state.round)
     return _Slot(
-        member=member,
+        member=members(data, cohort),
         key=jax.vmap(lambda id: keys.at(key, id))(cohort.client),
         offset=data.offset[cohort.client],
         memory=trees.pick(state.memory, cohort.client),
@@ -285,16 +301,109 @@ def _scatter(bank: Any, rows: Any, cohort: Cohort) -> Any:
     return jax.tree.map(one, bank, rows)
 
 
+def calibrate(
+    params: Params,
+    kept: Kept,
+    data: Federation,
+    where: Bool[Array, "N"],
+    *,
+    local: client.Local,
+    per_client: int = 256,
+) -> PyTree[Moments] | None:
+    """Moments for a sub-model's batch norms, pooled over clients' training records.
+
+    Every client runs the sub-model in training mode over batches of its first
+    `per_client` records and sends, per norm, n, sum x and sum x^2; only the sums over
+    clients are used:
+
+        mean = sum n_b mean_b / sum n_b,   var = sum n_b (var_b + mean_b^2) / sum n_b
+               - mean^2.
+
+    Args:
+        params: the plain model.
+        kept: the sub-model.
+        data: the training split.
+        where: the clients that count.
+        local: the local problem.
+        per_client: records that a client uses at most.
+
+    Returns:
+        The moments that `Model.apply` takes; None for a model without batch norm.
+
+    Source: static batch normalisation of HeteroFL (Diao et al. 2021), which runs over
+    all records; the bound is ours.
+    """
+    records = jax.tree.map(jnp.asarray, data)
+    longest = min(local.plan.longest, per_client)
+    size = min(longest, 64)
+    row = jnp.arange(size, dtype=jnp.int32)
+
+    def measure(index: Array, valid: Array) -> PyTree[Moments]:
+        outputs = client.apply_kept(
+            local.model, params, records.x[index], kept, train=True, where=valid
+        )
+        return outputs.stats
+
+    shape = jax.eval_shape(measure, row, row >= 0)
+    if shape is None:
+        return None
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+
+    def add(sums: PyTree[Moments], at: tuple[Array, Array]):
+        who, start = at
+        valid = (start + row < jnp.minimum(records.count[who], longest)) & where[who]
+        index = records.offset[who] + jnp.where(valid, start + row, 0)
+        new = measure(index, valid)
+
+        def one(total: Moments, batch: Moments) -> Moments:
+            # Sums of n, n x and n x^2 travel in the places of the moments.
+            count = batch.count * jnp.any(valid).astype(batch.count.dtype)
+            square = batch.var + batch.mean**2
+            return Moments(
+                total.count + count,
+                total.mean + count * batch.mean,
+                total.var + count * square,
+            )
+
+        return jax.tree.map(one, sums, new, is_leaf=_is_moments), None
+
+    clients, starts = jnp.meshgrid(
+        jnp.arange(records.count.shape[0], dtype=jnp.int32),
+        jnp.arange(-(-longest // size), dtype=jnp.int32) * size,
+        indexing="ij",
+    )
+    sums, _ = jax.lax.scan(add, zero, (clients.ravel(), starts.ravel()))
+
+    def close(total: Moments) -> Moments:
+        count = jnp.maximum(total.count, 1)
+        mean = total.mean / count
+        return Moments(total.count, mean, jnp.maximum(total.var / count - mean**2, 0))
+
+    return jax.tree.map(close, sums, is_leaf=_is_moments)
+
+
+def _is_moments(node: object) -> bool:
+    return isinstance(node, Moments)
+
+
 def evaluate(
-    state: RunState, data: Federation, members: Member, *, spec: Spec
+    state: RunState,
+    data: Federation,
+    train: Federation,
+    tiers: Int[Array, "N"],
+    representatives: Member,
+    *,
+    spec: Spec,
 ) -> tuple[metrics.Evaluation, metrics.Evaluation]:
     """The full model and every tier's own sub-model on one split.
 
     Args:
         state: the run.
         data: the split.
-        members: one representative client of every tier, [T] a leaf; its units stand
-            for the tier's where a method draws them per client.
+        train: the training split, for the moments of batch norms.
+        tiers: budget tier of every client.
+        representatives: one client of every tier, [T] a leaf; its units stand for the
+            tier's where a method draws them per client.
         spec: what a round does.
 
     Returns:
@@ -302,21 +411,24 @@ def evaluate(
     """
     local = spec.local
     units_key = keys.at(state.key, Role.UNITS, state.round)
+    everyone = jnp.ones(tiers.shape, bool)
 
-    def run(params: Params, kept: Kept) -> metrics.Evaluation:
+    def run(params: Params, kept: Kept, whose: Array) -> metrics.Evaluation:
+        stats = None
+        if local.moments != "batch":
+            stats = calibrate(params, kept, train, whose, local=local)
         return metrics.evaluate(
             params,
             data,
-            apply=lambda params, x: (
-                client.apply_kept(
-                    local.model, params, x, kept, stats=state.stats
-                ).logits
-            ),
+            apply=lambda params, x: client.answer(local, params, x, kept, stats=stats),
         )
 
     def own(member: Member) -> metrics.Evaluation:
         params = private.gather(state.private, state.params, member)
         kept = local.method.units(units_key, state.round, params, member)
-        return run(params, kept)
+        whose = everyone
+        if local.moments == "per_tier":
+            whose = tiers == member.tier
+        return run(params, kept, whose)
 
-    return run(state.params, Kept()), jax.lax.map(own, members)
+    return run(state.params, Kept(), everyone), jax.lax.map(own, representatives)

@@ -90,6 +90,7 @@ PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")
+SLOTS = ("padded", "stratified")
 CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
 
 
@@ -105,6 +106,8 @@ class Run:
     """K."""
     spec: round.Spec
     layout: Layout
+    slots: tuple[int, ...] | None
+    """Slots of every tier in a cohort; None where tiers come mixed."""
     choices: dict[str, str]
     """What every "auto" stands for here, and why."""
 
@@ -201,6 +204,8 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("fairness.rule", c.fairness.rule, RULES)
     checks.in_range("fairness.q_ffl.q", c.fairness.q_ffl.q, 0)
 
+    checks.one_of("execution.form", c.execution.form, layout.FORMS)
+    checks.one_of("execution.slots", c.execution.slots, SLOTS)
     checks.one_of("execution.batching", c.execution.batching, layout.BATCHINGS)
     checks.positive("execution.chunk", c.execution.chunk)
     checks.one_of("execution.conv", c.execution.conv, CONVOLUTIONS)
@@ -306,7 +311,18 @@ def build(config: ConfigDict) -> Run:
         parameters=parameters,
         clients=cohort,
     )
-    choices = {"execution.batching": laid.reason}
+    form, why = layout.form(
+        c.execution.form,
+        obstacle=_not_sliced(model, method),
+        parameters=parameters,
+    )
+    slots = None
+    if form == "sliced" or c.execution.slots == "stratified":
+        slots = federation.slots(tiers, len(c.tiers.budget), cohort, c.execution.slots)
+    if form == "sliced":
+        assert slots is not None
+        laid = layout.sliced(laid, slots)
+    choices = {"execution.form": why, "execution.batching": laid.reason}
     if c.model.name == "cnn":
         conv = layers.lowering(c.execution.conv, jax.default_backend())
         choices["execution.conv"] = f"{conv}: on {jax.default_backend()}"
@@ -324,8 +340,20 @@ def build(config: ConfigDict) -> Run:
             finite_guard=c.robust.finite_guard,
         ),
         layout=laid,
+        slots=slots,
         choices=choices,
     )
+
+
+def _not_sliced(model: Model, method: Method) -> str | None:
+    """Why a method's sub-models of this model cannot be sliced; None if they can."""
+    if method.size is None:
+        return "the method's sub-models have no static size"
+    if method.memory is not None:
+        return "the method keeps a memory of the plain model's shape"
+    if model.resize is None:
+        return "the model cannot be resized"
+    return None
 
 
 def _splits(c: Any) -> federation.Splits:

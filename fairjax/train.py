@@ -153,7 +153,10 @@ def evaluate(
     if not data.y.shape[0]:
         checks.fail("split", "a split with records", split)
     compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    full, own = compiled(state, jax.tree.map(jnp.asarray, data), representatives(run))
+    data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
+    full, own = compiled(
+        state, data, train, jnp.asarray(run.tiers), representatives(run)
+    )
     return metrics.summary(full, own, run.tiers), (full, own)
 
 
@@ -188,11 +191,18 @@ def _loop(
         return state, {"compile_s": None, "rounds_per_s": None}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
     test_data = jax.tree.map(jnp.asarray, run.splits.test)
-    tiers, members = jnp.asarray(run.tiers), representatives(run)
+    asked = (train_data, jnp.asarray(run.tiers), representatives(run))
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
         cohort_key = keys.at(state.key, Role.COHORT)
-        cohort = federation.sample(cohort_key, state.round, tiers, run.cohort)
+        cohort = federation.sample(
+            cohort_key,
+            state.round,
+            run.tiers,
+            run.cohort,
+            slots=run.slots,
+            law=config["execution"]["slots"],
+        )
         state, info = round.step(
             state, train_data, cohort, spec=run.spec, layout=run.layout
         )
@@ -201,7 +211,7 @@ def _loop(
     started = time.perf_counter()
     step = jax.jit(one_round).lower(state).compile()
     measure = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    measure = measure.lower(state, test_data, members).compile()
+    measure = measure.lower(state, test_data, *asked).compile()
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -224,7 +234,7 @@ def _loop(
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
             if number % config["eval_every"] == 0 or number == last:
-                full, own = jax.device_get(measure(state, test_data, members))
+                full, own = jax.device_get(measure(state, test_data, *asked))
                 row |= metrics.summary(full, own, run.tiers)
                 _write_lines(
                     clients_file, _client_rows(run, number, cohort, info, full, own)

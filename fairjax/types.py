@@ -144,22 +144,41 @@ class Kept(NamedTuple):
     scale: Float[Array, ""] | None = None
     """Activations of hidden layers are divided by it while training (HeteroFL's
     scaler); None: no scaling."""
+    extra: PyTree[Array] = None
+    """What else the method's `enter` needs to know of this client (a threshold, which
+    branches are alive)."""
 
 
 class Size(NamedTuple):
-    """The static size of a tier's sub-model, which a sliced network is built with."""
+    """The static size of a tier's sub-model, which a sliced network is built with.
+
+    What is not named is whole.
+    """
 
     axes: Mapping[str, int]
-    blocks: Mapping[str, int]
-    exits: int = 1
+    """Units that remain of an axis; which ones may change from round to round."""
+    blocks: Mapping[str, tuple[int, ...]]
+    """Positions that remain of a block list, ascending."""
+
+
+class Moments(NamedTuple):
+    """Statistics of one batch norm over records (and space), per channel."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, "channels"]
+    var: Float[Array, "channels"]
+    """With divisor `count`."""
 
 
 class Outputs(NamedTuple):
-    """What a model returns; the last of `exits` is `logits`."""
+    """What a model returns."""
 
     logits: Float[Array, "B C"]
+    """Those of the deepest exit that is kept."""
     exits: tuple[Float[Array, "B C"], ...]
-    stats: PyTree[Array]
+    """One per exit, first to last; those of a masked exit carry no meaning."""
+    stats: PyTree[Moments] = None
+    """Moments that the batch norms measured or were given; None without any."""
 
 
 class Apply(Protocol):
@@ -173,19 +192,19 @@ class Apply(Protocol):
         train: bool = False,
         key: Key[Array, ""] | None = None,
         where: Bool[Array, "B"] | None = None,
-        stats: PyTree[Array] = None,
+        stats: PyTree[Moments] = None,
         kept: Kept | None = None,
     ) -> Outputs:
         """The outputs of the network with these parameters.
 
         Args:
-            params: the plain model's, or a sliced network's.
+            params: the plain model's, masked, or a sliced network's.
             x: inputs of a batch.
-            train: training mode: dropout, norm statistics of the batch, `kept.scale`.
+            train: training mode: dropout, `kept.scale`.
             key: of dropout.
             where: valid records, for norms with batch statistics.
-            stats: norm statistics.
-            kept: what of the plain model is kept; None: all.
+            stats: moments that batch norms normalise by; None: those of the batch.
+            kept: what of this network is kept; None: all.
         """
         ...
 
@@ -198,7 +217,8 @@ class Model(NamedTuple):
     apply: Apply
     axes: Axes
     resize: Callable[[Size], "Model"] | None = None
-    """The same architecture at a tier's size; a model without it runs masked only."""
+    """The same architecture at a tier's size, its parameters named as here; its block
+    lists hold the remaining blocks alone. A model without it runs masked only."""
 
 
 # ---------------------------------------------------------------------- method and rule
@@ -246,11 +266,16 @@ class Method(NamedTuple):
     size: Callable[[int], Size] | None = None
     """tier -> Size; None where no dense network of a static size holds the
     sub-model."""
-    inner: Callable[[Array, Array, Kept], Kept] = lambda key, step, kept: kept
-    """(key, step, kept) -> kept: narrows the forward pass of one local step."""
-    enter: Callable[[Array, Params, Masks, Masks], tuple[PyTree, PyTree]] | None = None
-    """(key, plain, forward mask, update mask) -> (local tree, 0/1 tree of what of it is
-    trained)."""
+    admits: Callable[[Member], Bool[Array, ""]] = lambda member: member.valid
+    """Whether a client takes part at all (exclusive training leaves poor ones out)."""
+    inner: Callable[[Array, Array, Kept], Kept] | None = None
+    """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
+    same in every step."""
+    enter: (
+        Callable[[Array, Params, Kept, Masks, Masks], tuple[PyTree, PyTree]] | None
+    ) = None
+    """(key, plain, kept, forward mask, update mask) -> (local tree, 0/1 tree of what of
+    it is trained)."""
     effective: Callable[[PyTree], Params] = lambda local: local
     """local tree -> plain parameters that the model is applied to; differentiable."""
     leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
@@ -258,6 +283,10 @@ class Method(NamedTuple):
     change of `effective`."""
     objective: Objective | None = None
     """None: the run's own (mean cross-entropy)."""
+    predict: Callable[[Outputs, Kept], Float[Array, "B C"]] = lambda outputs, kept: (
+        outputs.logits
+    )
+    """(outputs, kept) -> the logits that a deployed sub-model answers with."""
     memory: Memory | None = None
     private: Callable[[Params], PyTree[str]] | None = None
     """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it) or
@@ -316,15 +345,17 @@ class Protection(NamedTuple):
 # ------------------------------------------------------------------------------- layout
 
 
+One = Callable[[Any, int | None], Any]
+"""(slot, tier) -> result of one client. The tier is the static one that all clients of
+a call share, whose sub-model is then sliced; None: clients of any tier, masked."""
+
+
 class Layout(NamedTuple):
-    """How a cohort is laid on the hardware.
+    """How a cohort is laid on the hardware; slots have [K, ...] leaves."""
 
-    Both functions take `one(slot) -> result` and slots with [K, ...] leaves.
-    """
-
-    stack: Callable[[Callable[[Any], Any], Any], Any]
+    stack: Callable[[One, Any], Any]
     """Every client's result, [K, ...] a leaf."""
-    total: Callable[[Callable[[Any], tuple[Any, Any]], Any], tuple[Any, Any]]
+    total: Callable[[One, Any], tuple[Any, Any]]
     """`one` gives (addend, report): the addends' sum and the stacked reports."""
     reason: str = ""
 
@@ -342,8 +373,6 @@ class RunState:
     """Rounds finished."""
     params: Params
     """The plain model."""
-    stats: PyTree[Array]
-    """Norm statistics of the plain model; None for models without."""
     server: optax.OptState
     rule: PyTree[Array]
     memory: PyTree[Array]

@@ -48,8 +48,9 @@ def units_of(kept):
     )
 
 
-def indices_of(kept):
-    return {name: jnp.asarray(sorted(kept[name]), jnp.int32) for name in kept}
+def part_of(kept):
+    index = {name: jnp.asarray(sorted(kept[name]), jnp.int32) for name in kept}
+    return axes.Part(index, {})
 
 
 @given(kept_units)
@@ -69,26 +70,67 @@ def test_mask_is_the_outer_product_of_kept_units(kept):
 
 @given(kept_units)
 def test_put_is_the_adjoint_of_take_and_inverts_it_on_the_mask(kept):
-    full, index = params(), indices_of(kept)
-    small = axes.take(full, AXES, index)
+    full, inside = params(), part_of(kept)
+    small = axes.take(full, AXES, inside)
     assert small["block"].shape == (2 * len(kept["c"]), len(kept["h"]))
-    back = axes.put(small, AXES, index, full)
+    back = axes.put(small, AXES, inside, full)
     masked = jax.tree.map(jnp.multiply, full, axes.masks(full, AXES, units_of(kept)))
     for name in full:
         np.testing.assert_array_equal(back[name], masked[name])
-    other = axes.take(params(1), AXES, index)
+    other = axes.take(params(1), AXES, inside)
     left = sum(float(jnp.vdot(small[n], other[n])) for n in small)
-    put = axes.put(other, AXES, index, full)
+    put = axes.put(other, AXES, inside, full)
     right = sum(float(jnp.vdot(full[n], put[n])) for n in full)
     np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
 @given(kept_units)
-def test_indices_come_from_the_masks(kept):
-    size = Size({name: len(kept[name]) for name in kept}, {})
-    found = axes.indices(units_of(kept), size)
-    for name, index in indices_of(kept).items():
-        np.testing.assert_array_equal(found[name], index)
+def test_a_part_comes_from_the_masks(kept):
+    size = Size({name: len(kept[name]) for name in kept}, {"stage": (1,)})
+    found = axes.part(units_of(kept), size)
+    assert found.blocks == {"stage": (1,)}
+    for name, index in part_of(kept).index.items():
+        np.testing.assert_array_equal(found.index[name], index)
+
+
+@given(kept_units, kept_units)
+def test_restricting_is_taking_from_the_mask(kept, narrower):
+    """The mask of the sliced network is the plain network's mask, sliced."""
+    full, inside = params(), part_of(kept)
+    small = axes.take(full, AXES, inside)
+    shrunk = AXES._replace(
+        units={
+            name: len(kept[name]) if name in kept else units
+            for name, units in AXES.units.items()
+        }
+    )
+    units = units_of(narrower)
+    masks = axes.masks(full, AXES, units)
+    whole = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), masks, full)
+    got = axes.masks(small, shrunk, axes.restrict(units, inside))
+    for name, mask in axes.take(whole, AXES, inside).items():
+        np.testing.assert_array_equal(
+            np.broadcast_to(got[name], small[name].shape), mask
+        )
+
+
+def test_leaves_of_dropped_blocks_are_not_taken_and_come_back_as_zeros():
+    tree = {
+        name: {"kernel": LeafAxes((None, None), ("stage", i))}
+        for i, name in enumerate(("first", "second", "third"))
+    }
+    tree["head"] = LeafAxes((None,))
+    deep = Axes(tree, {}, {"stage": 3})
+    full = {name: {"kernel": jnp.full((2, 2), 2.0)} for name in tree if name != "head"}
+    full["head"] = jnp.ones(3)
+    inside = axes.Part({}, {"stage": (0, 2)})
+    small = axes.take(full, deep, inside)
+    assert small.keys() == {"first", "third", "head"}
+    back = axes.put(small, deep, inside, full)
+    kept = Units({}, {"stage": jnp.asarray([1.0, 0.0, 1.0])})
+    fits = jax.tree.map(jnp.multiply, full, axes.masks(full, deep, kept))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, fits)))
+    assert axes.restrict(kept, inside).blocks["stage"].tolist() == [1.0, 1.0]
 
 
 def test_a_dropped_block_masks_its_leaves_whole():

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 
 from fairjax import checks, client, trees
-from fairjax.submodels import axes
 from fairjax.submodels.heterofl import heterofl
 from fairjax.types import Examples, Kept, Member
 from tests import fakes
@@ -125,23 +124,14 @@ def sliced_and_masked(model, optimizer, *, epochs, dtype, scaler=True, loss=True
 
     masked, cover, _, _ = train(spec.local, params, kept)
 
-    size = method.size(1)
-    index = axes.indices(
-        kept.forward._replace(
-            axes={n: kept.forward.axes[n] for n in axes.hidden(model.axes)}
-        ),
-        size,
+    dense = functools.partial(
+        client.update_sliced, member=member, round=round, local=spec.local
     )
-    small = model.resize(size)
-    update = None
-    if loss:
-        update = kept.update._replace(axes={"classes": kept.update.axes["classes"]})
-    alone, _, _, _ = train(
-        spec.local._replace(model=small),
-        axes.take(params, model.axes, index),
-        Kept(None, update, kept.scale),
-    )
-    return masked, axes.put(alone, model.axes, index, params), cover
+    dense = jax.jit(functools.partial(dense, size=method.size(1)))
+    sliced, also, _, _ = dense(key, params, None, kept, examples)
+    whole = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, params)
+    assert fakes.equal(whole, also)
+    return masked, sliced, cover
 
 
 @pytest.mark.parametrize("model", MODELS)

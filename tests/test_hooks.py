@@ -145,7 +145,7 @@ def two_exits() -> Model:
         h = jnp.tanh(x @ params["first"])
         early = h @ params["early"]
         late = (h + jnp.tanh(h @ params["second"])) @ params["late"]
-        return Outputs(late, (early, late), stats)
+        return Outputs(late, (early, late))
 
     whole = LeafAxes((None, None))
     tree = {"first": whole, "early": whole, "late": whole}
@@ -232,7 +232,7 @@ def test_state_of_a_client_is_carried_over_rounds(laid):
 def in_two_halves() -> Method:
     """Trains w = a + b with both halves free: SGD then moves w at twice the rate."""
 
-    def enter(key, params, forward, update):
+    def enter(key, params, kept, forward, update):
         half = jax.tree.map(lambda leaf: 0.5 * leaf, params)
         return {"a": half, "b": half}, {"a": update, "b": update}
 

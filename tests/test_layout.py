@@ -18,11 +18,13 @@ SLOTS = {
 LAYOUTS = {
     "vmap": layout.vmapped(),
     "scan": layout.scanned(),
+    "sliced": layout.sliced(layout.vmapped(), (2, 0, 4, 1)),
+    "sliced scan": layout.sliced(layout.scanned(), (3, 4)),
     **{f"chunk{size}": layout.chunked(size) for size in (1, 2, 3, 6, 7, 8, 50)},
 }
 
 
-def one(slot):
+def one(slot, tier):
     """((addend, report)) of mixed ranks and dtypes."""
     matrix = slot["x"] @ jnp.ones((2, 2)) * slot["who"].astype(jnp.float32)
     return (matrix, {"n": slot["who"]}), (slot["who"] + 100, matrix[0], slot["who"] > 2)
@@ -30,7 +32,9 @@ def one(slot):
 
 def loop():
     """(the addends' sum, the stacked reports)."""
-    results = [one({"x": SLOTS["x"][k], "who": SLOTS["who"][k]}) for k in range(K)]
+    results = [
+        one({"x": SLOTS["x"][k], "who": SLOTS["who"][k]}, None) for k in range(K)
+    ]
     addends, reports = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
     return jax.tree.map(lambda leaf: leaf.sum(0, dtype=leaf.dtype), addends), reports
 
@@ -49,7 +53,9 @@ def test_total_is_the_loop(name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_stack_is_the_loop_in_the_order_of_the_slots(name):
-    got = jax.jit(lambda slots: LAYOUTS[name].stack(lambda s: one(s)[1], slots))(SLOTS)
+    got = jax.jit(lambda slots: LAYOUTS[name].stack(lambda *s: one(*s)[1], slots))(
+        SLOTS
+    )
     assert fakes.equal(got, loop()[1])
 
 
@@ -98,3 +104,34 @@ def test_names_and_sizes_that_mean_nothing_are_refused():
     for size in (0, -2):
         with pytest.raises(checks.InputError, match=r"execution\.chunk: .* > 0"):
             layout.chunked(size)
+
+
+def test_a_sliced_layout_names_the_tier_of_every_slot():
+    laid = layout.sliced(layout.vmapped(), (2, 0, 4, 1))
+
+    def name(slot, tier):
+        return slot["who"] * 0 + tier
+
+    assert laid.stack(name, SLOTS).tolist() == [0, 0, 2, 2, 2, 2, 3]
+    assert layout.vmapped().stack(lambda s, t: s["who"] * int(t is None), SLOTS).any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "obstacle", "parameters", "form", "reason"),
+    [
+        ("auto", None, layout.SLICE_ABOVE + 1, "sliced", "sliced: 32769"),
+        ("auto", None, layout.SLICE_ABOVE, "masked", "masked: 32768"),
+        ("auto", "no size", 10**9, "masked", "masked: no size"),
+        ("sliced", None, 1, "sliced", "sliced: asked for"),
+        ("masked", "no size", 1, "masked", "masked: asked for"),
+    ],
+)
+def test_the_form_is_chosen_and_explained(asked, obstacle, parameters, form, reason):
+    got = layout.form(asked, obstacle=obstacle, parameters=parameters)
+    assert got[0] == form
+    assert got[1].startswith(reason)
+
+
+def test_what_cannot_be_sliced_is_refused_when_asked_for():
+    with pytest.raises(checks.InputError, match=r"execution\.form: .*no size"):
+        layout.form("sliced", obstacle="no size", parameters=1)

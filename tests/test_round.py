@@ -376,7 +376,7 @@ def test_the_widest_tier_is_the_full_model():
         jnp.arange(3), jnp.arange(3), jnp.ones(3, bool), data.count[:3], data.labels[:3]
     )
     full, own = jax.jit(functools.partial(round.evaluate, spec=spec))(
-        state, data, members
+        state, data, data, jnp.arange(4) % 3, members
     )
     widest = jax.tree.map(lambda leaf: leaf[2], own)
     assert fakes.gap(widest, full) < 1e-6

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from fairjax import checks
 from fairjax.data import partition as laws
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Table
-from fairjax.types import Cohort, Federation
+from fairjax.types import Block, Cohort, Federation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,22 +328,77 @@ def assign_tiers(
     return tiers
 
 
+def slots(
+    tiers: Int[np.ndarray, "N"], budgets: int, size: int, law: str
+) -> tuple[int, ...]:
+    """Slots that a cohort of `size` reserves for every tier, see `sample`.
+
+    Args:
+        tiers: tier of every client.
+        budgets: T.
+        size: K.
+        law: "stratified": in proportion to the tiers' clients, by largest remainder;
+            "padded": as many as a tier may ever fill.
+    """
+    clients = np.bincount(tiers, minlength=budgets)
+    if law == "padded":
+        return tuple(int(n) for n in np.minimum(clients, size))
+    return tuple(int(n) for n in laws.largest_remainder(clients.astype(float), size))
+
+
 def sample(
     key: Key[Array, ""],
     round: Int[Array, ""],
-    tiers: Int[Array, "N"],
+    tiers: Int[Block, "N"],
     size: int,
+    *,
+    slots: Sequence[int] | None = None,
+    law: str = "padded",
 ) -> Cohort:
-    """The cohort of a round: `size` of N clients without replacement, by ascending id.
+    """The cohort of a round: `size` of N clients without replacement.
 
     It depends on `key` and `round` alone, so a continued run draws the same cohorts.
     `size` N takes everybody.
+
+    Args:
+        key: of all cohorts of the run.
+        round: rounds finished.
+        tiers: tier of every client; concrete for "stratified".
+        size: K.
+        slots: slots of every tier; the cohort is then laid in runs of one tier each,
+            smallest first, ascending by id within; None: ascending by id.
+        law: "padded": any `size` clients alike, and slots that a tier does not fill are
+            not valid; "stratified": `slots[t]` clients of tier t, always.
     """
-    clients = tiers.shape[0]
-    client = jnp.arange(clients, dtype=jnp.int32)
-    if size < clients:
-        drawn = jax.random.choice(
-            jax.random.fold_in(key, round), clients, (size,), replace=False
-        )
-        client = jnp.sort(drawn).astype(jnp.int32)
-    return Cohort(client, tiers[client], jnp.ones((size,), bool))
+    key = jax.random.fold_in(key, round)
+    tier_of = jnp.asarray(tiers, jnp.int32)
+    if law == "stratified":
+        assert slots is not None
+        rows = []
+        for tier, count in enumerate(slots):
+            members = np.flatnonzero(np.asarray(tiers) == tier).astype(np.int32)
+            drawn = _draw(jax.random.fold_in(key, tier), len(members), count)
+            rows.append(jnp.asarray(members)[drawn])
+        client = jnp.concatenate(rows)
+        return Cohort(client, tier_of[client], jnp.ones((size,), bool))
+    client = _draw(key, tiers.shape[0], size)
+    if slots is None:
+        return Cohort(client, tier_of[client], jnp.ones((size,), bool))
+    rows, valid = [], []
+    for tier, count in enumerate(slots):
+        mine = tier_of[client] == tier
+        # Those of this tier first, by id; what follows is padding.
+        order = jnp.argsort(~mine, stable=True)[:count]
+        rows.append(client[order])
+        valid.append(mine[order])
+    client = jnp.concatenate(rows)
+    tier = jnp.repeat(jnp.arange(len(slots), dtype=jnp.int32), np.asarray(slots))
+    return Cohort(client, tier, jnp.concatenate(valid))
+
+
+def _draw(key: Key[Array, ""], clients: int, size: int) -> Int[Array, "size"]:
+    """`size` of `clients` numbers without replacement, ascending."""
+    if size == clients:
+        return jnp.arange(clients, dtype=jnp.int32)
+    drawn = jax.random.choice(key, clients, (size,), replace=False)
+    return jnp.sort(drawn).astype(jnp.int32)

@@ -72,12 +72,13 @@ def cnn(
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
         logits: Any = module.apply({"params": params}, x, kept, train)
-        return Outputs(logits, (logits,), stats)
+        return Outputs(logits, (logits,))
 
     def resize(size: Size) -> Model:
+        kept = units | dict(size.axes)
         return cnn(
             classes=classes,
-            channels=tuple(size.axes[name] * unit for name in names),
+            channels=tuple(kept[name] * unit for name in names),
             group_size=group_size,
             lowering=lowering,
         )

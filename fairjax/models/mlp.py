@@ -49,9 +49,10 @@ def mlp(*, classes: int, hidden: tuple[int, ...]) -> Model:
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
         logits: Any = module.apply({"params": params}, x, kept, train)
-        return Outputs(logits, (logits,), stats)
+        return Outputs(logits, (logits,))
 
     def resize(size: Size) -> Model:
-        return mlp(classes=classes, hidden=tuple(size.axes[name] for name in names))
+        kept = units | dict(size.axes)
+        return mlp(classes=classes, hidden=tuple(kept[name] for name in names))
 
     return Model(init, apply, Axes(tree, units, {}), resize)

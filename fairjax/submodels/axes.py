@@ -13,9 +13,11 @@ sliced one.
 
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from fairjax import checks
@@ -23,8 +25,14 @@ from fairjax.types import Axes, LeafAxes, Masks, Params, Size, Units
 
 _Like = Array | jax.ShapeDtypeStruct
 
-Indices = Mapping[str, Int[Array, "k"]]
-"""Kept units of every sliced axis, as ascending indices; a missing axis is whole."""
+
+class Part(NamedTuple):
+    """Where a sliced network lies in the plain one."""
+
+    index: Mapping[str, Int[Array, "k"]]
+    """Kept units of every sliced axis, ascending; a missing axis is whole."""
+    blocks: Mapping[str, tuple[int, ...]]
+    """Kept positions of every block list; a missing list is whole."""
 
 
 CLASSES = "classes"
@@ -88,16 +96,33 @@ def masks(params: Params, axes: Axes, units: Units | None) -> Masks:
     return jax.tree.map(one, axes.tree, params, is_leaf=_is_leaf)
 
 
-def indices(units: Units, size: Size) -> Indices:
+def part(units: Units | None, size: Size) -> Part:
     """The kept units as indices of static length `size.axes[name]`.
 
-    `size` must be the number of units that the masks keep: a static shape cannot be
-    read off a traced mask.
+    `size` must be what the masks keep: a static shape cannot be read off a traced mask.
     """
-    return {
-        name: jnp.nonzero(mask, size=size.axes[name])[0].astype(jnp.int32)
-        for name, mask in units.axes.items()
+    index = {
+        name: jnp.nonzero(units.axes[name], size=count)[0].astype(jnp.int32)
+        for name, count in size.axes.items()
+        if units is not None and name in units.axes
     }
+    return Part(index, size.blocks)
+
+
+def restrict(units: Units | None, inside: Part) -> Units | None:
+    """Units of the plain network in the coordinates of the sliced one."""
+    if units is None:
+        return None
+    return Units(
+        {
+            name: kept[inside.index[name]] if name in inside.index else kept
+            for name, kept in units.axes.items()
+        },
+        {
+            name: kept[np.array(inside.blocks[name])] if name in inside.blocks else kept
+            for name, kept in units.blocks.items()
+        },
+    )
 
 
 def _entries(index: Int[Array, "k"], length: int, units: int) -> Int[Array, "entries"]:
@@ -105,26 +130,55 @@ def _entries(index: Int[Array, "k"], length: int, units: int) -> Int[Array, "ent
     return (index[:, None] * width + jnp.arange(width, dtype=index.dtype)).ravel()
 
 
-def take(params: Params, axes: Axes, kept: Indices) -> Params:
-    """Gathers the kept units of every leaf into a dense, smaller tree."""
+def take(params: Params, axes: Axes, inside: Part) -> Params:
+    """Gathers the kept units of every leaf into a dense, smaller tree.
+
+    Leaves of dropped blocks are left out; a tree that has such leaves is made of
+    dictionaries, and those that would be empty are left out too.
+    """
 
     def one(leaf: LeafAxes, param: Array) -> Array:
         for dim, name in enumerate(leaf.dims):
-            if name is not None and name in kept:
-                entries = _entries(kept[name], param.shape[dim], axes.units[name])
+            if name is not None and name in inside.index:
+                entries = _entries(
+                    inside.index[name], param.shape[dim], axes.units[name]
+                )
                 param = jnp.take(param, entries, axis=dim)
         return param
 
-    return jax.tree.map(one, axes.tree, params, is_leaf=_is_leaf)
+    def dropped(leaf: LeafAxes) -> bool:
+        if leaf.block is None or leaf.block[0] not in inside.blocks:
+            return False
+        return leaf.block[1] not in inside.blocks[leaf.block[0]]
+
+    def prune(node: Any, tree: Any) -> Any:
+        if tree is None:
+            return None
+        if not isinstance(tree, Mapping):
+            return jax.tree.map(one, tree, node, is_leaf=_is_leaf)
+        below = {name: prune(node[name], tree[name]) for name in tree}
+        return {
+            name: value
+            for name, value in below.items()
+            if value is not None and not (isinstance(value, dict) and not value)
+        }
+
+    leaves = jax.tree.leaves(axes.tree, is_leaf=_is_leaf)
+    if not any(dropped(leaf) for leaf in leaves):
+        return jax.tree.map(one, axes.tree, params, is_leaf=_is_leaf)
+    gaps = jax.tree.map(
+        lambda leaf: None if dropped(leaf) else leaf, axes.tree, is_leaf=_is_leaf
+    )
+    return prune(params, gaps)
 
 
-def put(small: Params, axes: Axes, kept: Indices, like: Params) -> Params:
+def put(small: Params, axes: Axes, inside: Part, like: Params) -> Params:
     """Scatters a sliced tree into zeros of the full shapes: the adjoint of `take`.
 
     <take(p), s> = <p, put(s)> for all p and s; put(take(p)) = p * mask.
     """
     zeros = jax.tree.map(jnp.zeros_like, like)
-    return jax.linear_transpose(lambda full: take(full, axes, kept), zeros)(small)[0]
+    return jax.linear_transpose(lambda full: take(full, axes, inside), zeros)(small)[0]
 
 
 def check(where: str, params: PyTree[_Like], axes: Axes) -> None:
@@ -150,5 +204,7 @@ def check(where: str, params: PyTree[_Like], axes: Axes) -> None:
                 )
         if leaf.block is not None:
             checks.one_of(here, leaf.block[0], axes.blocks)
+            length = axes.blocks[leaf.block[0]]
+            checks.in_range(f"{here} block", leaf.block[1], 0, length - 1)
 
     jax.tree.map_with_path(one, axes.tree, params, is_leaf=_is_leaf)

@@ -56,7 +56,7 @@ def heterofl(
 
     return Method(
         units=units,
-        size=lambda tier: Size(dict(per_tier[tier]), dict(axes.blocks)),
+        size=lambda tier: Size(dict(per_tier[tier]), {}),
         objective=_masked_cross_entropy if masked_loss else None,
     )
 

@@ -629,3 +629,37 @@ def test_every_client_is_drawn_as_often():
     )
     drawn = jax.vmap(lambda at: take(at).client)(jnp.arange(1000))
     np.testing.assert_allclose(np.bincount(drawn.ravel()) / 1000, 0.3, atol=0.06)
+
+
+TIERS = np.array([0, 2, 0, 1, 0, 2, 0, 0, 1])
+
+
+@given(seeds, st.integers(1, 9))
+def test_padded_slots_hold_the_same_clients_in_runs_of_a_tier(seed, size):
+    slots = federation.slots(TIERS, 3, size, "padded")
+    key, at = jax.random.key(seed), jnp.asarray(2)
+    mixed = federation.sample(key, at, TIERS, size)
+    laid = federation.sample(key, at, TIERS, size, slots=slots)
+    valid = np.asarray(laid.valid)
+    assert laid.client.shape == (sum(slots),)
+    assert laid.tier.tolist() == np.repeat(np.arange(3), slots).tolist()
+    assert sorted(laid.client[valid].tolist()) == mixed.client.tolist()
+    np.testing.assert_array_equal(laid.tier[valid], TIERS[laid.client[valid]])
+
+
+@given(seeds, st.integers(1, 9))
+def test_stratified_slots_are_always_filled_by_their_tier(seed, size):
+    slots = federation.slots(TIERS, 3, size, "stratified")
+    cohort = federation.sample(
+        jax.random.key(seed),
+        jnp.asarray(2),
+        TIERS,
+        size,
+        slots=slots,
+        law="stratified",
+    )
+    assert np.all(cohort.valid)
+    assert len(set(cohort.client.tolist())) == size
+    assert np.bincount(cohort.tier, minlength=3).tolist() == list(slots)
+    np.testing.assert_array_equal(cohort.tier, TIERS[cohort.client])
+    assert np.all(np.abs(np.array(slots) - size * np.array([5, 2, 2]) / 9) < 1)
