@@ -8,7 +8,7 @@ it.
 import dataclasses
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,25 @@ from fairjax.types import Axes, Layout, Method, Model, Rule
 
 # Names. An option group of the config has the name of what it belongs to.
 
-MODELS: dict[str, Callable[[Any, int], Model]] = {
-    "mlp": lambda c, classes: models.mlp(
+
+class Family(NamedTuple):
+    """A published method and what it asks of the model."""
+
+    method: Callable[[Any, Axes], Method]
+    """(config, unit axes) -> method."""
+    model: Callable[[Any, Model], Model] = lambda c, model: model
+    """(config, model) -> the network that travels (LoRA adds its factors)."""
+    exits: bool = False
+    """Needs a head after every stage."""
+    steps: bool = False
+    """Needs a learnable step size in every residual block."""
+
+
+MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
+    "mlp": lambda c, classes, family: models.mlp(
         classes=classes, hidden=tuple(c.model.mlp.hidden)
     ),
-    "cnn": lambda c, classes: models.cnn(
+    "cnn": lambda c, classes, family: models.cnn(
         classes=classes,
         channels=tuple(c.model.cnn.channels),
         group_size=c.model.cnn.group_size,
@@ -40,10 +54,10 @@ MODELS: dict[str, Callable[[Any, int], Model]] = {
     ),
 }
 
-METHODS: dict[str, Callable[[Any, Axes], Method]] = {
-    "fedavg": lambda c, axes: fedavg(axes),
-    "heterofl": lambda c, axes: heterofl(
-        axes, tuple(c.tiers.budget), **c.submodel.heterofl
+METHODS: dict[str, Family] = {
+    "fedavg": Family(lambda c, axes: fedavg(axes)),
+    "heterofl": Family(
+        lambda c, axes: heterofl(axes, tuple(c.tiers.budget), **c.submodel.heterofl)
     ),
 }
 
@@ -85,6 +99,11 @@ SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
     "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
     "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
 }
+
+FOR_TABLES = ("mlp",)
+"""Models that take rows of numbers; the others take images."""
+RESIDUAL: tuple[str, ...] = ()
+"""Models of residual blocks, which may have exits and step sizes."""
 
 PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
@@ -278,13 +297,22 @@ def build(config: ConfigDict) -> Run:
         seed=c.seed,
     )
 
-    model = MODELS[c.model.name](c, len(splits.classes))
-    if c.model.name == "cnn" and splits.train.x.ndim != 4:
-        checks.fail("model.name", "mlp for a table", c.model.name)
+    family = METHODS[c.submodel.name]
+    if c.model.name not in FOR_TABLES and splits.train.x.ndim != 4:
+        checks.fail(
+            "model.name", f"one of {', '.join(FOR_TABLES)} for a table", c.model.name
+        )
+    if (family.exits or family.steps) and c.model.name not in RESIDUAL:
+        checks.fail(
+            "model.name",
+            f"one of {', '.join(RESIDUAL)} for submodel.name {c.submodel.name}",
+            c.model.name,
+        )
+    model = family.model(c, MODELS[c.model.name](c, len(splits.classes), family))
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     axes.check(f"model {c.model.name}", shapes, model.axes)
-    method = METHODS[c.submodel.name](c, model.axes)
+    method = family.method(c, model.axes)
     rule = RULES[c.fairness.rule](c)
 
     objective = method.objective or client.mean_cross_entropy(
