@@ -308,7 +308,10 @@ def update(
     and its delta is 0.
     """
     method, optimizer, plan = local.method, local.optimizer, local.plan
-    base = _base(kept, inside)
+    base = axes.inside(kept, inside)
+    if inside is not None:
+        # A sliced network is its own forward pass: nothing of it is masked.
+        base = base._replace(forward=None)
     forward_mask, update_mask = _masks(local, params, base)
     start, trained = _enter(
         local, keys.at(key, _ENTER), params, base, forward_mask, update_mask
@@ -330,7 +333,7 @@ def update(
         narrowed, here = kept, base
         if method.inner is not None:
             narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
-            here = _restrict(narrowed, inside)
+            here = axes.inside(narrowed, inside)
 
         def loss_of(tree):
             plain = method.effective(tree)
@@ -340,7 +343,7 @@ def update(
                     local.model,
                     plain,
                     records.x,
-                    here if other is None else _restrict(other, inside),
+                    here if other is None else axes.inside(other, inside),
                     train=True,
                     key=keys.at(step_key, _MODEL),
                     where=records.where,
@@ -397,25 +400,6 @@ def update(
 
 _ENTER, _ORDER, _STEP = range(3)
 _NARROW, _MODEL, _OBJECTIVE = range(3)
-
-
-def _base(kept: Kept, inside: axes.Part | None) -> Kept:
-    """What a client keeps, in the coordinates of the network that it runs.
-
-    A sliced network is its own forward pass, so nothing of it is masked there.
-    """
-    if inside is None:
-        return kept
-    return kept._replace(forward=None, update=axes.restrict(kept.update, inside))
-
-
-def _restrict(kept: Kept, inside: axes.Part | None) -> Kept:
-    if inside is None:
-        return kept
-    return kept._replace(
-        forward=axes.restrict(kept.forward, inside),
-        update=axes.restrict(kept.update, inside),
-    )
 
 
 def update_sliced(

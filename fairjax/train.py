@@ -429,10 +429,11 @@ def _summary(
         bill = cost.ledger(
             local.model,
             local.method,
+            local.objective,
             local.optimizer,
             state.params,
             kept,
-            tier=tier,
+            member,
             x=jnp.asarray(splits.train.x[:1]),
         )
         clients = int(np.sum(run.tiers == tier))

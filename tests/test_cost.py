@@ -5,11 +5,22 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from fairjax import client, losses
 from fairjax.models import cnn, layers, mlp
 from fairjax.submodels import axes, cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Axes, Kept, LeafAxes, Member, Model, Outputs, Units
+from fairjax.types import (
+    Axes,
+    Kept,
+    LeafAxes,
+    Member,
+    Method,
+    Model,
+    Outputs,
+    Size,
+    Units,
+)
 from tests import fakes
 
 BUDGET = (0.25, 0.5, 1.0)
@@ -35,7 +46,8 @@ def bill(model, method, x, tier, *, labels=(1, 1, 1), optimizer=None, params=Non
     )
     kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
     optimizer = optimizer or optax.sgd(0.1)
-    return cost.ledger(model, method, optimizer, params, kept, tier=tier, x=x)
+    objective = method.objective or client.mean_cross_entropy()
+    return cost.ledger(model, method, objective, optimizer, params, kept, member, x=x)
 
 
 def width(model, budget=BUDGET, masked_loss=False):
@@ -176,9 +188,8 @@ def test_frozen_parameters_are_received_but_not_sent():
     """Only the first hidden unit is trained: 3 weights, a bias, 2 weights, 2 biases."""
     update = axes.prefix(TINY.axes, {"hidden0": 1})
     kept = Kept(None, update)
-    got = cost.ledger(
-        TINY, fedavg(TINY.axes), optax.sgd(0.1), start(TINY, ROW), kept, tier=0, x=ROW
-    )
+    method = fedavg(TINY.axes)._replace(units=lambda *_: kept)
+    got = bill(TINY, method, ROW, 0)
     assert (got["bytes_down"], got["bytes_up"]) == (4 * 26, 4 * 8)
     nothing = Units({name: jnp.zeros(n) for name, n in TINY.axes.units.items()}, {})
     assert axes.masks(start(TINY, ROW), TINY.axes, nothing)["head"]["bias"].sum() == 0
@@ -187,5 +198,79 @@ def test_frozen_parameters_are_received_but_not_sent():
 def test_bytes_follow_the_dtype_of_each_leaf():
     params = start(TINY, ROW)
     params["hidden0"]["kernel"] = params["hidden0"]["kernel"].astype(jnp.bfloat16)
-    got = bill(TINY, width(TINY, (0.5, 1.0)), ROW, 0, labels=(1, 1), params=params)
+    with jax.numpy_dtype_promotion("standard"):
+        got = bill(TINY, width(TINY, (0.5, 1.0)), ROW, 0, labels=(1, 1), params=params)
     assert got["bytes_down"] == got["bytes_up"] == 2 * 6 + 4 * 8
+
+
+def test_a_backward_pass_ends_at_the_lowest_layer_that_is_trained():
+    """Only the head is trained: its gradient is one product more than the answer."""
+    frozen = {
+        "hidden0": {"kernel": LeafAxes((None, None), ("stem", 0))},
+        "head": {"kernel": LeafAxes((None, None))},
+    }
+
+    def apply(params, x, **settings):
+        hidden = jax.nn.relu(x @ params["hidden0"]["kernel"])
+        logits = hidden @ params["head"]["kernel"]
+        return Outputs(logits, (logits,))
+
+    model = Model(None, apply, Axes(frozen, {}, {"stem": 1}))
+    params = {"hidden0": {"kernel": jnp.ones((3, 4))}}
+    params["head"] = {"kernel": jnp.ones((4, 2))}
+    update = Units({}, {"stem": jnp.zeros(1)})
+    method = Method(lambda *_: Kept(None, update))
+    got = bill(model, method, ROW, 0, params=params, optimizer=optax.adam(0.1))
+    assert got["flops_forward"] == 2 * (12 + 8)
+    assert got["flops_train"] == 2 * (12 + 8 + 8)
+    assert got["optimizer_floats"] == 2 * 8
+    assert (got["bytes_down"], got["bytes_up"]) == (4 * 20, 4 * 8)
+
+
+def valid_taps(eqn):
+    """Multiply-adds of a convolution without the taps that fall outside the image."""
+    if eqn.primitive.name == "dot_general":
+        return cost.multiply_adds(eqn)
+    numbers, image = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+    pairs = 1
+    for dim, (low, _) in enumerate(eqn.params["padding"]):
+        spread = eqn.params["lhs_dilation"][dim]
+        last = (image[numbers.lhs_spec[2 + dim]] - 1) * spread
+        at = [
+            o * eqn.params["window_strides"][dim]
+            + k * eqn.params["rhs_dilation"][dim]
+            - low
+            for o in range(out[numbers.out_spec[2 + dim]])
+            for k in range(kernel[numbers.rhs_spec[2 + dim]])
+        ]
+        pairs *= sum(0 <= a <= last and a % spread == 0 for a in at)
+    rows, features = (out[numbers.out_spec[i]] for i in (0, 1))
+    return rows * features * pairs * kernel[numbers.rhs_spec[1]]
+
+
+def half_wide(lowering):
+    """The physically sliced half of a network wide enough that products are all."""
+    model = cnn(classes=3, channels=(128, 128), group_size=0, lowering=lowering)
+    return model.resize(Size({"conv0": 64, "conv1": 64}, {}))
+
+
+@pytest.mark.parametrize("build", [half_wide, strided])
+def test_the_bill_is_what_xla_counts_on_valid_taps(build):
+    """The same equations, priced as XLA prices a compiled step: to 1 %."""
+    model, x = build("xla"), jnp.zeros((1, 16, 16, 1))
+    params = start(model, x)
+
+    def loss(params):
+        logits = model.apply(params, x, train=True).logits
+        return jnp.sum(losses.cross_entropy(logits, jnp.zeros(1, jnp.int32)))
+
+    step = jax.value_and_grad(loss)
+    eqns = [
+        eqn
+        for eqn in jax.make_jaxpr(step)(params).jaxpr.eqns
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+    priced = jax.jit(step).lower(params).cost_analysis()["flops"]
+    ours = 2 * sum(map(valid_taps, eqns))
+    assert ours == pytest.approx(priced, rel=0.01)

@@ -189,7 +189,7 @@ def test_a_resized_model_has_the_shapes_of_the_sliced_tree(name):
     taken = axes.take(params, model.axes, index)
     anew = jax.eval_shape(small.init, jax.random.key(0), x)
     assert checks.describe(anew) == checks.describe(taken)
-    assert small.axes.units == size.axes
+    assert small.axes.units == {**model.axes.units, **size.axes}
     axes.check(name, taken, small.axes)
 
 

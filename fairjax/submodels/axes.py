@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from fairjax import checks
-from fairjax.types import Axes, LeafAxes, Masks, Params, Size, Units
+from fairjax.types import Axes, Kept, LeafAxes, Masks, Params, Size, Units
 
 _Like = Array | jax.ShapeDtypeStruct
 
@@ -122,6 +122,15 @@ def restrict(units: Units | None, inside: Part) -> Units | None:
             name: kept[np.array(inside.blocks[name])] if name in inside.blocks else kept
             for name, kept in units.blocks.items()
         },
+    )
+
+
+def inside(kept: Kept, part: Part | None) -> Kept:
+    """What is kept of the plain network, in the coordinates of the sliced one."""
+    if part is None:
+        return kept
+    return kept._replace(
+        forward=restrict(kept.forward, part), update=restrict(kept.update, part)
     )
 
 

@@ -9,80 +9,144 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import jaxprs_in_params
-from jaxtyping import Array, Num
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Num, PyTree
 
-from fairjax import losses
+from fairjax import trees
 from fairjax.submodels import axes
-from fairjax.types import Kept, Masks, Method, Model, Params
+from fairjax.types import (
+    Batch,
+    Context,
+    Kept,
+    Masks,
+    Member,
+    Method,
+    Model,
+    Objective,
+    Outputs,
+    Params,
+)
 
 
 def ledger(
     model: Model,
     method: Method,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     params: Params,
     kept: Kept,
+    member: Member,
     *,
-    tier: int,
     x: Num[Array, "B ..."],
 ) -> dict[str, int]:
-    """The bill of one tier, counted and not measured.
+    """The bill of one client, counted and not measured.
 
     - `parameters` of the forward pass, which the client receives (`bytes_down`); it
       sends back those it trains (`bytes_up`). Which units are kept follows from tier
       and round, so indices cost nothing.
     - `flops_forward` and `flops_train` of one example: two for every multiply-add of a
       matrix product or convolution (the SAME count, taps on the border included), in
-      the network itself and in it with the gradient of its loss.
-    - `activation_floats` of one example: outputs of these products, which the backward
-      pass needs.
-    - `optimizer_floats`: state of the local optimiser.
+      one answer of the sub-model, and in its objective with the gradient of what is
+      trained. Distillation's further passes count; a pass that nothing trained needs
+      does not.
+    - `activation_floats` of one example: outputs of these products and of the norms in
+      one forward pass, which the backward pass needs.
+    - `optimizer_floats`: state of the local optimiser for the leaves that are trained.
 
     They are the device's costs: the sliced network's where the method has sizes and the
-    model resizes, else the full one's, because a mask alone saves no computation.
+    model resizes, else the full one's, because a mask alone saves no computation. A
+    width that a method narrows further per step is billed unnarrowed.
 
     Args:
         model: the plain model.
-        method: who decides its sizes.
+        method: who decides what is trained and how.
+        objective: what it minimises.
         optimizer: the local optimiser.
         params: the plain parameters.
-        kept: what a client of the tier keeps, from `Method.units`.
-        tier: the tier.
+        kept: what the client keeps, from `Method.units`; concrete.
+        member: the client; its tier gives the size.
         x: inputs whose shape and dtype count.
     """
-    forward = axes.masks(params, model.axes, kept.forward)
-    update = axes.masks(params, model.axes, kept.update or kept.forward)
-
-    def itemsize(leaf: Array) -> int:
-        return leaf.dtype.itemsize
-
-    network = model
+    received = axes.masks(params, model.axes, kept.forward)
+    sent = axes.masks(params, model.axes, kept.update or kept.forward)
+    network, small, here = model, trees.multiply(params, received), kept
     if method.size is not None and model.resize is not None:
-        network = model.resize(method.size(tier))
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    weights = jax.eval_shape(network.init, jax.random.key(0), one)
+        size = method.size(int(member.tier))
+        inside = axes.part(kept.forward, size)
+        network, small = model.resize(size), axes.take(params, model.axes, inside)
+        here = axes.inside(kept, inside)._replace(forward=None)
+    else:
+        inside = None
+    hot, whole = _trained(method, network, small, here)
+    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
 
-    def loss(weights: Params, x: Array) -> Array:
-        logits = network.apply(weights, x, train=True).logits
-        return jnp.sum(losses.cross_entropy(logits, jnp.zeros(1, jnp.int32)))
+    def outputs(plain: Params, x: Array, kept: Kept, train: bool) -> Outputs:
+        return network.apply(plain, x, train=train, key=jax.random.key(0), kept=kept)
 
-    run = jax.make_jaxpr(lambda weights, x: network.apply(weights, x).logits)
-    train = jax.make_jaxpr(jax.value_and_grad(loss))
-    products = list(_products(run(weights, one).jaxpr))
-    state = jax.tree.leaves(jax.eval_shape(optimizer.init, weights))
+    def answer(tree: PyTree, x: Array) -> Array:
+        plain = method.effective(tree)
+        return method.predict(outputs(plain, x, here, False), kept)
+
+    def loss(hot: list[Array], x: Array) -> Array:
+        plain = method.effective(whole(hot))
+
+        def outputs_at(other: Kept | None = None) -> Outputs:
+            at = here if other is None else axes.inside(other, inside)
+            return outputs(plain, x, at, True)
+
+        zero = jnp.zeros((), jnp.int32)
+        memory = None if method.memory is None else method.memory.init(params)
+        context = Context(zero, zero, member, kept, memory, plain, plain)
+        batch = Batch(x, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+        return objective(outputs_at, batch, jax.random.key(0), context)[0]
+
+    forward = list(_products(_used(answer, whole(hot), example)))
+    train = _products(_used(jax.value_and_grad(loss), hot, example))
+    state = jax.tree.leaves(jax.eval_shape(optimizer.init, hot))
     return {
-        "parameters": _held(params, forward, lambda leaf: 1),
-        "flops_forward": sum(2 * adds for adds, _ in products),
-        "flops_train": sum(
-            2 * adds for adds, _ in _products(train(weights, one).jaxpr)
-        ),
-        "activation_floats": sum(floats for _, floats in products),
+        "parameters": _held(params, received, lambda leaf: 1),
+        "flops_forward": sum(2 * adds for adds, _ in forward),
+        "flops_train": sum(2 * adds for adds, _ in train),
+        "activation_floats": sum(floats for _, floats in forward),
         "optimizer_floats": sum(
             leaf.size for leaf in state if jnp.issubdtype(leaf.dtype, jnp.floating)
         ),
-        "bytes_down": _held(params, forward, itemsize),
-        "bytes_up": _held(params, update, itemsize),
+        "bytes_down": _held(params, received, lambda leaf: leaf.dtype.itemsize),
+        "bytes_up": _held(params, sent, lambda leaf: leaf.dtype.itemsize),
     }
+
+
+def _trained(
+    method: Method, network: Model, params: Params, kept: Kept
+) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The leaves of the local tree that are trained, and how the rest completes them.
+
+    Gradients of the others are never taken, so the backward pass ends where it may.
+    """
+    forward = axes.masks(params, network.axes, kept.forward)
+    update = axes.masks(params, network.axes, kept.update or kept.forward)
+    tree, trained = trees.multiply(params, forward), update
+    if method.enter is not None:
+        key = jax.random.key(0)
+        tree, trained = method.enter(key, params, kept, forward, update)
+    leaves, structure = jax.tree.flatten(tree)
+    hot = [bool(np.any(np.asarray(mask))) for mask in jax.tree.leaves(trained)]
+
+    def whole(chosen: list[Array]) -> PyTree:
+        new = iter(chosen)
+        mixed = [
+            next(new) if is_hot else leaf
+            for leaf, is_hot in zip(leaves, hot, strict=True)
+        ]
+        return jax.tree.unflatten(structure, mixed)
+
+    return [leaf for leaf, is_hot in zip(leaves, hot, strict=True) if is_hot], whole
+
+
+def _used(f: Callable, *args: Any) -> Any:
+    """The jaxpr of f without what its outputs do not need."""
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _held(params: Params, masks: Masks, price: Callable[[Array], int]) -> int:
@@ -94,20 +158,37 @@ def _held(params: Params, masks: Masks, price: Callable[[Array], int]) -> int:
 
 
 def _products(jaxpr: Any) -> Iterator[tuple[int, int]]:
-    """(multiply-adds, floats of the output) of every product of a jaxpr."""
+    """(multiply-adds, floats of the output) of every product and norm of a jaxpr."""
     for eqn in jaxpr.eqns:
-        out: Any = eqn.outvars[0].aval if eqn.outvars else None
-        if eqn.primitive.name == "dot_general":
-            left = eqn.invars[0].aval.shape
-            contracted = eqn.params["dimension_numbers"][0][0]
-            yield out.size * math.prod(left[dim] for dim in contracted), out.size
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            spec = eqn.params["dimension_numbers"].rhs_spec
-            taps = math.prod(kernel[dim] for dim in spec[1:])
-            # Zeros that a strided convolution's gradient puts between inputs are free.
-            yield out.size * taps // math.prod(eqn.params["lhs_dilation"]), out.size
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(eqn.params):
-            for adds, floats in _products(inner):
-                yield times * adds, times * floats
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield multiply_adds(eqn), eqn.outvars[0].aval.size
+        elif eqn.primitive.name == "name" and eqn.params["name"] == "norm":
+            yield 0, eqn.outvars[0].aval.size
+        elif eqn.primitive.name == "cond":
+            # One branch runs: the dearest is billed.
+            branches = [list(_products(b.jaxpr)) for b in eqn.params["branches"]]
+            yield from max(branches, key=lambda found: sum(adds for adds, _ in found))
+        else:
+            times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            for inner in jaxprs_in_params(eqn.params):
+                for adds, floats in _products(inner):
+                    yield times * adds, times * floats
+
+
+def multiply_adds(eqn: Any) -> int:
+    """Multiply-adds of a `dot_general` or `conv_general_dilated` equation of a jaxpr.
+
+    A convolution counts every tap of every output, inside the image or not; the zeros
+    that a strided convolution's gradient puts between its inputs are free.
+    """
+    out = eqn.outvars[0].aval.size
+    if eqn.primitive.name == "dot_general":
+        left = eqn.invars[0].aval.shape
+        return out * math.prod(
+            left[dim] for dim in eqn.params["dimension_numbers"][0][0]
+        )
+    kernel = eqn.invars[1].aval.shape
+    taps = math.prod(
+        kernel[dim] for dim in eqn.params["dimension_numbers"].rhs_spec[1:]
+    )
+    return out * taps // math.prod(eqn.params["lhs_dilation"])
