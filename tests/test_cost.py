@@ -251,8 +251,8 @@ def valid_taps(eqn):
 
 def half_wide(lowering):
     """The physically sliced half of a network wide enough that products are all."""
-    model = cnn(classes=3, channels=(128, 128), group_size=0, lowering=lowering)
-    return model.resize(Size({"conv0": 64, "conv1": 64}, {}))
+    model = cnn(classes=3, channels=(256, 256), group_size=0, lowering=lowering)
+    return model.resize(Size({"conv0": 128, "conv1": 128}, {}))
 
 
 @pytest.mark.parametrize("build", [half_wide, strided])
