@@ -174,8 +174,8 @@ def norm(
     around: Setting,
     *,
     kind: str,
-    name: str,
-    axis: str,
+    name: str = "",
+    axis: str = "",
     group_size: int = 1,
 ) -> tuple[Float[Array, "B *space C"], dict[str, Moments]]:
     """One of `leaves.NORMS`, after HeteroFL's scaler.
@@ -189,7 +189,7 @@ def norm(
         around: the setting of this pass.
         kind: "group", "batch", "layer" or "none".
         name: under which a batch norm's moments are given and reported.
-        axis: the unit axis of C, whose masked units a layer norm does not count.
+        axis: whose masked units, channels here, a layer norm does not count.
         group_size: channels of one group, for kind "group".
 
     Returns:

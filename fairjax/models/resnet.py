@@ -44,7 +44,8 @@ def resnet(
 
     The first block of every stage but the first has stride 2 and a 1 x 1 projection P
     (followed by a norm in "post"); elsewhere P h is x, the identity. Convolutions have
-    no bias. The head is norm and ReLU (in "pre" only), mean over space, dense.
+    no bias. The stem ends ("post") or the head begins ("pre") with norm and ReLU; the
+    head goes on with the mean over space and a dense layer.
 
     Args:
         classes: C.
@@ -86,52 +87,46 @@ def resnet(
     last = {positions[-1]: i for i, positions in enumerate(stages(blocks))}
     convolve = layers.CONVOLUTIONS[lowering]
 
-    def normed(params, x, around, *, name, axis):
-        return layers.norm(
-            params.get(name.rpartition("/")[2]),
-            x,
-            around,
-            kind=norm,
-            name=name,
-            axis=axis,
-            group_size=unit,
-        )
+    def normed(name, params, x, around):
+        """`name` is the path of the norm, `params` those of the part that it is in."""
+        leaf = params.get(name.rpartition("/")[2])
+        return layers.norm(leaf, x, around, kind=norm, name=name, group_size=unit)
 
     def stem(name, params, x, around):
-        return convolve(x, params["kernel"]), {}
+        x = convolve(x, params["conv"]["kernel"])
+        if activation == "pre":
+            return x, {}
+        x, moments = normed(f"{name}/norm", params, x, around)
+        return jax.nn.relu(x), moments
 
     def block(name, params, x, around):
-        stage = name.partition("_")[0]
-        stride = 2 if "shortcut" in params else 1
+        projects = "shortcut" in params
+        stride = 2 if projects else 1
 
         def conv(which, x, stride=1):
             return convolve(x, params[which]["kernel"], stride)
 
-        def relu_norm(which, x, axis):
-            h, moments = normed(params, x, around, name=f"{name}/{which}", axis=axis)
-            return jax.nn.relu(h), moments
-
         step = params.get("step", 1)
         if activation == "pre":
-            h, first = relu_norm("norm1", x, stage)
-            short = conv("shortcut", h, stride) if "shortcut" in params else x
-            h, second = relu_norm("norm2", conv("conv1", h, stride), name)
-            return short + step * conv("conv2", h), first | second
-        h, first = relu_norm("norm1", conv("conv1", x, stride), name)
-        h = conv("conv2", h)
-        h, second = normed(params, h, around, name=f"{name}/norm2", axis=stage)
+            h, first = normed(f"{name}/norm1", params, x, around)
+            h = jax.nn.relu(h)
+            short = conv("shortcut", h, stride) if projects else x
+            h = conv("conv1", h, stride)
+            h, second = normed(f"{name}/norm2", params, h, around)
+            return short + step * conv("conv2", jax.nn.relu(h)), first | second
+        h, first = normed(f"{name}/norm1", params, conv("conv1", x, stride), around)
+        h = conv("conv2", jax.nn.relu(h))
+        h, second = normed(f"{name}/norm2", params, h, around)
         short, third = x, {}
-        if "shortcut" in params:
+        if projects:
             short = conv("shortcut", x, stride)
-            short, third = normed(
-                params, short, around, name=f"{name}/norm3", axis=stage
-            )
+            short, third = normed(f"{name}/norm3", params, short, around)
         return jax.nn.relu(short + step * h), first | second | third
 
     def answer(name, params, x, around):
         moments = {}
         if activation == "pre":
-            x, moments = normed(params, x, around, name=f"{name}/norm", axis="stream")
+            x, moments = normed(f"{name}/norm", params, x, around)
             x = jax.nn.relu(x)
         return layers.dense(params["dense"], x.mean((1, 2))), moments
 
@@ -151,11 +146,15 @@ def resnet(
                 return axis, units[axis] * unit
 
             image, before = (None, shape[-1]), dim("stage0")
-            parts = {"stem": leaves.conv(3, image, before, (residual.STEM, 0))}
+            start = (residual.STEM, 0)
+            stem: leaves.Table = {"conv": leaves.conv(3, image, before, start)}
+            if activation == "post":
+                stem |= leaves.norm("norm", norm, before, start)
+            parts = {"stem": stem}
             for at, p in enumerate(kept):
                 here, (stage, first) = (residual.BLOCKS, at), places[p]
                 inside, after = dim(names[p]), dim(f"stage{stage}")
-                leaf = {
+                leaf: leaves.Table = {
                     "conv1": leaves.conv(3, before, inside, here),
                     "conv2": leaves.conv(3, inside, after, here),
                     **leaves.step(steps, here),
@@ -173,7 +172,7 @@ def resnet(
                 parts[names[p]], before = leaf, after
             for at, (name, axis) in ends.items():
                 here = (residual.BLOCKS, at) if exits else None
-                head = {
+                head: leaves.Table = {
                     "dense": leaves.dense(dim(axis), ("classes", classes), block=here)
                 }
                 if activation == "pre":

@@ -76,7 +76,7 @@ def vit(
         return layers.dense(params["patch"], x) + params["position"], {}
 
     def normed(params, x, around):
-        return layers.norm(params, x, around, kind="layer", name="", axis="stream")[0]
+        return layers.norm(params, x, around, kind="layer", axis="stream")[0]
 
     def block(name, params, x, around):
         step = params.get("step", 1)
