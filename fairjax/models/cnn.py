@@ -4,10 +4,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from fairjax import checks
 from fairjax.models import layers
-from fairjax.types import Axes, Kept, LeafAxes, Model, Outputs, Size
+from fairjax.types import Axes, LeafAxes, Model, Outputs, Size
 
 
 class _Cnn(nn.Module):
@@ -17,13 +18,13 @@ class _Cnn(nn.Module):
     lowering: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, kept: Kept | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None) -> jax.Array:
         for i, width in enumerate(self.channels):
             x = layers.Conv(width, lowering=self.lowering, name=f"conv{i}")(x)
-            x = layers.scaled(x, kept, train)
+            x = layers.scaled(x, scale)
             if self.group_size:
                 norm = nn.GroupNorm(None, group_size=self.group_size, name=f"norm{i}")
-                x = norm(x)
+                x = checkpoint_name(norm(x), "norm")
             x = nn.relu(x)
             if min(x.shape[1:3]) > 1:
                 x = layers.pool(x)
@@ -68,10 +69,11 @@ def cnn(
     units = {name: width // unit for name, width in zip(names, channels, strict=True)}
 
     def init(key: jax.Array, x: jax.Array) -> Any:
-        return module.init(key, x, None, False)["params"]
+        return module.init(key, x, None)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        logits: Any = module.apply({"params": params}, x, kept, train)
+        around = layers.setting(train, where, stats, kept)
+        logits: Any = module.apply({"params": params}, x, around.scale)
         return Outputs(logits, (logits,))
 
     def resize(size: Size) -> Model:

@@ -1,40 +1,53 @@
 """Layers whose masked and sliced forms agree, and the two lowerings of a convolution.
 
 A masked unit must give exactly 0 to the next layer. Affine maps do (their bias is
-masked too), and so does a group norm whose groups *are* the units: a group of zeros
-stays zero, and no statistic mixes units that are kept with units that are not.
+masked too), and so do norms whose statistics never mix units that are kept with units
+that are not: a batch norm looks at one channel, a group norm at the groups that *are*
+the units, and a layer norm counts the channels that are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Num
 
-from fairjax.types import Kept
+from fairjax.types import Kept, Moments
 
-Convolve = Callable[[Array, Array, int], Array]
-"""(x [B, H, W, I], kernel [k, k, I, O], stride) -> [B, H', W', O], SAME padding."""
+# ------------------------------------------------------------------------ convolutions
+
+
+Convolve = Callable[..., Array]
+"""(x [B, H, W, I], kernel [k, k, I, O], stride=1, padding="SAME") -> [B, H', W', O];
+the padding is "SAME" or "VALID"."""
 
 
 def convolve_xla(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "k k I O"], stride: int = 1
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "k k I O"],
+    stride: int = 1,
+    padding: str = "SAME",
 ) -> Float[Array, "B H2 W2 O"]:
-    """SAME convolution by the compiler's own primitive: the choice on GPU and TPU."""
+    """Convolution by the compiler's own primitive: the choice on GPU and TPU."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 def convolve_shift(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "k k I O"], stride: int = 1
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "k k I O"],
+    stride: int = 1,
+    padding: str = "SAME",
 ) -> Float[Array, "B H2 W2 O"]:
-    """SAME convolution as k*k shifted slices side by side and one matrix product.
+    """Convolution as k*k shifted slices side by side and one matrix product.
 
     The choice on CPU: XLA there computes the gradient of a convolution inside a loop 5
     to 38 times slower than outside, and a vmapped kernel becomes a grouped convolution
@@ -44,7 +57,8 @@ def convolve_shift(
     """
     size = kernel.shape[0]
     batch, height, width, channels = x.shape
-    out = (-(-height // stride), -(-width // stride))
+    lost = size - 1 if padding == "VALID" else 0
+    out = tuple(-(-(n - lost) // stride) for n in (height, width))
     pads = [
         max((o - 1) * stride + size - n, 0)
         for o, n in zip(out, (height, width), strict=True)
@@ -96,18 +110,192 @@ class Conv(nn.Module):
         return CONVOLUTIONS[self.lowering](x, kernel, self.stride) + bias
 
 
-def scaled(
-    x: Float[Array, "..."], kept: Kept | None, train: bool
-) -> Float[Array, "..."]:
-    """Gives x / kept.scale in training, so that narrow and wide layers feed alike.
-
-    Source: the Scaler of HeteroFL (Diao et al. 2021), placed before the norm as there.
-    """
-    if kept is None or kept.scale is None or not train:
-        return x
-    return x / kept.scale.astype(x.dtype)
-
-
 def pool(x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 I"]:
     """2 x 2 maximum; an odd last row or column is dropped."""
     return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def dense(
+    params: Mapping[str, Float[Array, "..."]], x: Float[Array, "B ..."]
+) -> Float[Array, "B ..."]:
+    """Gives x W + b, contracting all leading dimensions of the kernel.
+
+    A kernel [H, W, I, O] reads a whole feature map, whose channels stay a dimension of
+    their own: a model that flattened it could not be sliced.
+    """
+    kernel = params["kernel"]
+    return jnp.tensordot(x, kernel, kernel.ndim - 1) + params["bias"]
+
+
+# ------------------------------------------------------------------------------- norms
+
+
+EPSILON = 1e-5
+
+
+class Setting(NamedTuple):
+    """What layers need to know besides their parameters and input."""
+
+    where: Bool[Array, "B"] | None
+    """Valid records; None: all."""
+    stats: Mapping[str, Moments] | None
+    """Moments by the name of their batch norm; None: those of the batch."""
+    scale: Float[Array, ""] | None
+    """`Kept.scale` in training, else None."""
+    active: Mapping[str, Num[Array, "units"]]
+    """Kept units of the masked axes."""
+
+
+def setting(
+    train: bool,
+    where: Bool[Array, "B"] | None,
+    stats: Mapping[str, Moments] | None,
+    kept: Kept | None,
+) -> Setting:
+    """The setting that these arguments of `Model.apply` describe."""
+    kept = kept or Kept()
+    active = kept.forward.axes if kept.forward else {}
+    return Setting(where, stats, kept.scale if train else None, active)
+
+
+def scaled(
+    x: Float[Array, "..."], scale: Float[Array, ""] | None
+) -> Float[Array, "..."]:
+    """Gives x / scale, so that narrow and wide layers feed alike; x when scale is None.
+
+    Source: the Scaler of HeteroFL (Diao et al. 2021), placed before the norm as there.
+    """
+    return x if scale is None else x / scale.astype(x.dtype)
+
+
+def norm(
+    params: Mapping[str, Float[Array, "C"]] | None,
+    x: Float[Array, "B *space C"],
+    around: Setting,
+    *,
+    kind: str,
+    name: str = "",
+    axis: str = "",
+    group_size: int = 1,
+) -> tuple[Float[Array, "B *space C"], dict[str, Moments]]:
+    """One of `leaves.NORMS`, after HeteroFL's scaler.
+
+    The output carries the checkpoint name "norm": a rematerialisation policy may save
+    it by that name, and a bill of activations finds it.
+
+    Args:
+        params: scale and bias; None for kind "none".
+        x: the input.
+        around: the setting of this pass.
+        kind: "group", "batch", "layer" or "none".
+        name: under which a batch norm's moments are given and reported.
+        axis: whose masked units, channels here, a layer norm does not count.
+        group_size: channels of one group, for kind "group".
+
+    Returns:
+        (output, {name: moments} of a batch norm; empty for other kinds).
+    """
+    x, moments = scaled(x, around.scale), {}
+    if kind == "none" or params is None:
+        return x, moments
+    if kind == "batch":
+        given = None if around.stats is None else around.stats[name]
+        y, moments[name] = batch_norm(params, x, where=around.where, moments=given)
+    elif kind == "group":
+        y = group_norm(params, x, group_size=group_size)
+    else:
+        y = layer_norm(params, x, active=around.active.get(axis))
+    return checkpoint_name(y, "norm"), moments
+
+
+def batch_norm(
+    params: Mapping[str, Float[Array, "C"]],
+    x: Float[Array, "B *space C"],
+    *,
+    where: Bool[Array, "B"] | None = None,
+    moments: Moments | None = None,
+) -> tuple[Float[Array, "B *space C"], Moments]:
+    """Normalises every channel over records and space.
+
+        y = scale * (x - mean) / sqrt(var + 1e-5) + bias
+
+    Args:
+        params: scale and bias.
+        x: the input.
+        where: valid records; others enter no moment. None: all.
+        moments: what to normalise by; None: the moments of the valid records of x.
+
+    Returns:
+        (y, the moments used). Without a valid record mean and variance are 0.
+
+    Source: Ioffe and Szegedy 2015. Deviates: no running average hides inside; who wants
+    other moments than the batch's gives them.
+    """
+    if moments is None:
+        moments = _moments(x, where)
+    y = (x - moments.mean) * jax.lax.rsqrt(moments.var + EPSILON)
+    return y * params["scale"] + params["bias"], moments
+
+
+def _moments(x: Float[Array, "B *space C"], where: Bool[Array, "B"] | None) -> Moments:
+    over = tuple(range(x.ndim - 1))
+    valid = jnp.ones(x.shape[:1], bool) if where is None else where
+    valid = jnp.broadcast_to(
+        valid.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)
+    ).astype(x.dtype)
+    count = jnp.sum(valid)
+    divisor = jnp.maximum(count, 1)
+    mean = jnp.sum(x * valid, axis=over) / divisor
+    var = jnp.sum((x - mean) ** 2 * valid, axis=over) / divisor
+    return Moments(count, mean, var)
+
+
+def group_norm(
+    params: Mapping[str, Float[Array, "C"]],
+    x: Float[Array, "B *space C"],
+    *,
+    group_size: int,
+) -> Float[Array, "B *space C"]:
+    """Normalises every record over space and each run of `group_size` channels.
+
+    Source: Wu and He 2018. Deviates: the size of a group is fixed and not their number,
+    so that a narrower network normalises each kept group as the wide one does.
+    """
+    grouped = x.reshape(*x.shape[:-1], -1, group_size)
+    over = (*range(1, x.ndim - 1), x.ndim)
+    y = (grouped - jnp.mean(grouped, axis=over, keepdims=True)) * jax.lax.rsqrt(
+        jnp.var(grouped, axis=over, keepdims=True) + EPSILON
+    )
+    return y.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def layer_norm(
+    params: Mapping[str, Float[Array, "C"]],
+    x: Float[Array, "*lead C"],
+    *,
+    active: Num[Array, "C"] | None = None,
+) -> Float[Array, "*lead C"]:
+    """Normalises the last axis, counting only its active channels.
+
+        mean = sum_c a_c x_c / n,   var = sum_c a_c (x_c - mean)^2 / n,   n = sum_c a_c
+
+    Args:
+        params: scale and bias.
+        x: the input.
+        active: 0/1 per channel, a above; None: all, which is the usual layer norm.
+
+    Returns:
+        0 (plus the bias) in channels that are not active; others as if the inactive
+        ones did not exist.
+
+    Source: Ba et al. 2016; the count is what makes it agree with its slice.
+    """
+    if active is None:
+        active = jnp.ones(x.shape[-1], x.dtype)
+    active = active.astype(x.dtype)
+    count = jnp.maximum(jnp.sum(active), 1)
+    mean = jnp.sum(x * active, axis=-1, keepdims=True) / count
+    centred = (x - mean) * active
+    var = jnp.sum(centred**2, axis=-1, keepdims=True) / count
+    y = centred * jax.lax.rsqrt(var + EPSILON)
+    return y * params["scale"] + params["bias"]

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from fairjax.models import layers
-from fairjax.types import Axes, Kept, LeafAxes, Model, Outputs, Size
+from fairjax.types import Axes, LeafAxes, Model, Outputs, Size
 
 
 class _Mlp(nn.Module):
@@ -14,11 +14,11 @@ class _Mlp(nn.Module):
     hidden: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, kept: Kept | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
             x = nn.Dense(width, name=f"hidden{i}")(x)
-            x = nn.relu(layers.scaled(x, kept, train))
+            x = nn.relu(layers.scaled(x, scale))
         return nn.Dense(self.classes, name="head")(x)
 
 
@@ -45,10 +45,11 @@ def mlp(*, classes: int, hidden: tuple[int, ...]) -> Model:
     units = dict(zip(names, hidden, strict=True), classes=classes)
 
     def init(key: jax.Array, x: jax.Array) -> Any:
-        return module.init(key, x, None, False)["params"]
+        return module.init(key, x, None)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        logits: Any = module.apply({"params": params}, x, kept, train)
+        around = layers.setting(train, where, stats, kept)
+        logits: Any = module.apply({"params": params}, x, around.scale)
         return Outputs(logits, (logits,))
 
     def resize(size: Size) -> Model:

@@ -1,0 +1,129 @@
+"""Any flax module, or bare functions, as a `Model`.
+
+An adapted model runs masked with any axes that fit it; `submodels.axes.check` says
+whether they do. It runs sliced only if `resize` says how to build it smaller. Masked
+and sliced then agree as far as the module's own layers allow, see `layers`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from fairjax import checks
+from fairjax.types import Axes, Model, Outputs, Params, Size
+
+Resize = Callable[[Size], Model]
+
+Call = Callable[[Any, Array, bool, Array | None], Array]
+"""(module, x, train, dropout key) -> logits."""
+
+
+def _plainly(module: Any, x: Array, train: bool, key: Array | None) -> Array:
+    return module(x)
+
+
+def from_functions(
+    init: Callable[[Array, Array], Params],
+    apply: Callable[[Params, Array], Array],
+    axes: Axes,
+    *,
+    resize: Resize | None = None,
+) -> Model:
+    """The model of two pure functions.
+
+    Args:
+        init: (key, x) -> params.
+        apply: (params, x) -> logits.
+        axes: what the parameters' dimensions mean.
+        resize: the same architecture at another size.
+    """
+
+    def run(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+        logits = apply(params, x)
+        return Outputs(logits, (logits,))
+
+    return Model(init, run, axes, resize)
+
+
+def from_linen(
+    module: nn.Module,
+    axes: Axes,
+    x: Array | jax.ShapeDtypeStruct,
+    *,
+    call: Call = _plainly,
+    resize: Resize | None = None,
+) -> Model:
+    """The model of a `flax.linen` module.
+
+    Args:
+        module: unbound, with parameters alone.
+        axes: what its parameters' dimensions mean.
+        x: inputs whose shape and dtype count.
+        call: how to call it; its "dropout" stream has the key already.
+        resize: the same architecture at another size.
+
+    Raises:
+        InputError: a module with other collections, such as running averages: a model
+            has no mutable state.
+    """
+
+    def init_all(key: Array, x: Array) -> Any:
+        return module.init(key, x, False, key, method=call)
+
+    held = jax.eval_shape(init_all, jax.random.key(0), x)
+    if set(held) != {"params"}:
+        checks.fail("module", "the collection params alone", sorted(held))
+
+    def init(key: Array, x: Array) -> Params:
+        return init_all(key, x)["params"]
+
+    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+        rngs = None if key is None else {"dropout": key}
+        logits: Any = module.apply(
+            {"params": params}, x, train, key, method=call, rngs=rngs
+        )
+        return Outputs(logits, (logits,))
+
+    return Model(init, apply, axes, resize)
+
+
+def from_nnx(
+    module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    axes: Axes,
+    *,
+    call: Call = _plainly,
+    resize: Resize | None = None,
+) -> Model:
+    """The model of a `flax.nnx` module; its parameters become a plain dictionary.
+
+    Args:
+        module: with parameters alone, which the model starts from; or a function of
+            random streams that builds one, for a start that depends on the key.
+        axes: what its parameters' dimensions mean.
+        call: how to call it; hand the key on to its dropout layers.
+        resize: the same architecture at another size.
+
+    Raises:
+        InputError: a module with other variables, such as running averages or random
+            streams of its own: a model has no mutable state.
+    """
+    build = (lambda rngs: module) if isinstance(module, nnx.Module) else module
+    like = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph, shapes, rest = nnx.split(like, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        checks.fail("module", "nnx.Param variables alone", list(rest))
+
+    def init(key: Array, x: Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+
+    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+        state = jax.tree.map(lambda leaf: leaf, shapes)
+        nnx.replace_by_pure_dict(state, params)
+        logits = call(nnx.merge(graph, state), x, train, key)
+        return Outputs(logits, (logits,))
+
+    return Model(init, apply, axes, resize)
