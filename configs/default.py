@@ -39,13 +39,41 @@ def get_config() -> ConfigDict:
     c.data.partition.val_fraction = 0.1  # of each hospital, if the data fix none
 
     c.model = ConfigDict()
-    c.model.name = "mlp"  # mlp or cnn
+    # mlp, resmlp (tables and images); cnn, lenet, two_conv, resnet, vit (images)
+    c.model.name = "mlp"
     c.model.init_from = placeholder(str)  # workdir of a run to start from
     c.model.mlp = ConfigDict()
     c.model.mlp.hidden = (32,)  # units per hidden layer; () is logistic regression
     c.model.cnn = ConfigDict()
     c.model.cnn.channels = (16, 32)  # channels per stage
     c.model.cnn.group_size = 4  # channels per norm group; 0: no norm
+    c.model.lenet = ConfigDict()
+    c.model.lenet.channels = (6, 16)  # channels per 5 x 5 convolution
+    c.model.lenet.hidden = (120, 84)  # units per dense layer
+    c.model.two_conv = ConfigDict()
+    c.model.two_conv.channels = (32, 64)  # channels per 3 x 3 convolution
+    c.model.two_conv.hidden = (128,)  # units per dense layer
+    c.model.resmlp = ConfigDict()
+    c.model.resmlp.width = 64  # units of the residual stream
+    c.model.resmlp.hidden = 64  # units inside a block
+    c.model.resmlp.depth = 4  # blocks
+    c.model.resmlp.norm = "batch"  # batch, layer or none
+    # what batch norms are evaluated with: "static", moments pooled over all hospitals;
+    # "per_tier", over a tier's own; "batch", those of the evaluated batch
+    c.model.resmlp.moments = "static"
+    c.model.resnet = ConfigDict()
+    c.model.resnet.channels = (64, 128, 256, 512)  # channels per stage
+    c.model.resnet.blocks = (2, 2, 2, 2)  # per stage: ResNet-18; (3, 4, 6, 3): 34
+    c.model.resnet.activation = "pre"  # pre- or post-activation blocks
+    c.model.resnet.norm = "group"  # group, batch or none
+    c.model.resnet.group_size = 4  # channels per norm group
+    c.model.resnet.moments = "static"  # as of resmlp
+    c.model.vit = ConfigDict()
+    c.model.vit.width = 192  # of the residual stream: ViT-tiny
+    c.model.vit.depth = 12  # blocks
+    c.model.vit.heads = 3  # attention heads per block
+    c.model.vit.patch = 16  # side of a patch, pixels
+    c.model.vit.ratio = 4  # feed-forward units per stream channel
 
     c.submodel = ConfigDict()
     c.submodel.name = "heterofl"  # fedavg (full model everywhere) or heterofl (width)

@@ -88,6 +88,9 @@ def plan(
     )
 
 
+MOMENTS = ("static", "per_tier", "batch")
+
+
 class Local(NamedTuple):
     """The local problem: what all clients share."""
 

@@ -42,16 +42,33 @@ class Family(NamedTuple):
     """Needs a learnable step size in every residual block."""
 
 
+def _model(
+    name: str, build: Callable[..., Model]
+) -> Callable[[Any, int, Family], Model]:
+    """The model built with its config group, and with what the method asks for."""
+
+    def make(c: Any, classes: int, family: Family) -> Model:
+        options = dict(c.model[name])
+        options.pop("moments", None)
+        if name in CONVOLUTIONAL:
+            backend = jax.default_backend()
+            options["lowering"] = layers.lowering(c.execution.conv, backend)
+        if name in RESIDUAL:
+            options |= {"exits": family.exits, "steps": family.steps}
+        return build(classes=classes, **options)
+
+    return make
+
+
+CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")
+RESIDUAL = ("resmlp", "resnet", "vit")
+"""Models of residual blocks, which may have exits and step sizes."""
+FOR_TABLES = ("mlp", "resmlp")
+"""Models that take rows of numbers; the others take images alone."""
+
 MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
-    "mlp": lambda c, classes, family: models.mlp(
-        classes=classes, hidden=tuple(c.model.mlp.hidden)
-    ),
-    "cnn": lambda c, classes, family: models.cnn(
-        classes=classes,
-        channels=tuple(c.model.cnn.channels),
-        group_size=c.model.cnn.group_size,
-        lowering=layers.lowering(c.execution.conv, jax.default_backend()),
-    ),
+    name: _model(name, getattr(models, name))
+    for name in ("mlp", "cnn", "lenet", "two_conv", "resmlp", "resnet", "vit")
 }
 
 METHODS: dict[str, Family] = {
@@ -99,11 +116,6 @@ SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
     "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
     "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
 }
-
-FOR_TABLES = ("mlp",)
-"""Models that take rows of numbers; the others take images."""
-RESIDUAL: tuple[str, ...] = ()
-"""Models of residual blocks, which may have exits and step sizes."""
 
 PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
@@ -173,11 +185,13 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     )
 
     checks.one_of("model.name", c.model.name, MODELS)
-    for width in c.model.mlp.hidden:
-        checks.count("model.mlp.hidden", width)
-    for width in c.model.cnn.channels:
-        checks.count("model.cnn.channels", width)
+    for name in MODELS:
+        for field, value in c.model[name].items():
+            for width in value if isinstance(value, tuple) else ():
+                checks.count(f"model.{name}.{field}", width)
     checks.in_range("model.cnn.group_size", c.model.cnn.group_size, 0)
+    for name in ("resmlp", "resnet"):
+        checks.one_of(f"model.{name}.moments", c.model[name].moments, client.MOMENTS)
 
     checks.one_of("submodel.name", c.submodel.name, METHODS)
     if not c.tiers.budget:
@@ -351,7 +365,7 @@ def build(config: ConfigDict) -> Run:
         assert slots is not None
         laid = layout.sliced(laid, slots)
     choices = {"execution.form": why, "execution.batching": laid.reason}
-    if c.model.name == "cnn":
+    if c.model.name in CONVOLUTIONAL:
         conv = layers.lowering(c.execution.conv, jax.default_backend())
         choices["execution.conv"] = f"{conv}: on {jax.default_backend()}"
     return Run(
@@ -361,7 +375,14 @@ def build(config: ConfigDict) -> Run:
         budget=tuple(c.tiers.budget),
         cohort=cohort,
         spec=round.Spec(
-            local=client.Local(model, method, rule.wrap(objective), optimizer, plan),
+            local=client.Local(
+                model,
+                method,
+                rule.wrap(objective),
+                optimizer,
+                plan,
+                c.model[c.model.name].get("moments", "static"),
+            ),
             rule=rule,
             server=SERVERS[c.server.optimizer](c.server.learning_rate),
             schedule=SCHEDULES[c.local.schedule](c.rounds),
