@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, no_type_check
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped
 
 Block = Array | np.ndarray
 """A federation stays on the host, as NumPy arrays, until a run moves it."""
@@ -128,10 +128,10 @@ class Axes(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Which units and blocks are present; what is not named is present whole."""
+    """Which units and blocks are present, 0 or 1; what is not named is present whole."""
 
-    axes: Mapping[str, Num[Array, "units"]]
-    blocks: Mapping[str, Num[Array, "blocks"]]
+    axes: Mapping[str, Shaped[Array, "units"]]
+    blocks: Mapping[str, Shaped[Array, "blocks"]]
 
 
 class Kept(NamedTuple):

@@ -192,7 +192,7 @@ def test_schedules_over_rounds(name, expected):
 
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
-    assert set(run.choices) == {"execution.batching", "execution.conv"}
+    assert set(run.choices) == {f"execution.{n}" for n in ("form", "batching", "conv")}
     assert run.choices["execution.batching"].startswith("vmap: ")
     assert run.choices["execution.conv"] == "shift: on cpu"
     wide = specs.build(changed(model__mlp__hidden=(2048,)))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Shaped
 
 from fairjax.types import Kept, Moments
 
@@ -142,7 +142,7 @@ class Setting(NamedTuple):
     """Moments by the name of their batch norm; None: those of the batch."""
     scale: Float[Array, ""] | None
     """`Kept.scale` in training, else None."""
-    active: Mapping[str, Num[Array, "units"]]
+    active: Mapping[str, Shaped[Array, "units"]]
     """Kept units of the masked axes."""
 
 
@@ -273,7 +273,7 @@ def layer_norm(
     params: Mapping[str, Float[Array, "C"]],
     x: Float[Array, "*lead C"],
     *,
-    active: Num[Array, "C"] | None = None,
+    active: Shaped[Array, "C"] | None = None,
 ) -> Float[Array, "*lead C"]:
     """Normalises the last axis, counting only its active channels.
 
