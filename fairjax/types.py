@@ -128,7 +128,7 @@ class Axes(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Which units and blocks are present, 0 or 1; what is not named is present whole."""
+    """Which units and blocks are present (0 or 1); what is not named is whole."""
 
     axes: Mapping[str, Shaped[Array, "units"]]
     blocks: Mapping[str, Shaped[Array, "blocks"]]
