@@ -137,6 +137,8 @@ class Run:
     """K."""
     spec: round.Spec
     layout: Layout
+    form: str
+    """"masked" or "sliced"."""
     slots: tuple[int, ...] | None
     """Slots of every tier in a cohort; None where tiers come mixed."""
     choices: dict[str, str]
@@ -389,6 +391,7 @@ def build(config: ConfigDict) -> Run:
             finite_guard=c.robust.finite_guard,
         ),
         layout=laid,
+        form=form,
         slots=slots,
         choices=choices,
     )

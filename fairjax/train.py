@@ -5,16 +5,10 @@ whatever step a run is continued from, its log rows are there; rows beyond it ar
 """
 
 import contextlib
-import datetime
 import functools
-import importlib.metadata
 import json
-import math
 import os
 import pathlib
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -27,11 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fairjax import checks, keys, metrics, report, round, specs
+from fairjax import workdir as files
 from fairjax.checkpoint import Checkpoints
 from fairjax.data import federation
 from fairjax.keys import Role
 from fairjax.submodels import cost
-from fairjax.types import Cohort, Member, Params, RunState
+from fairjax.types import Cohort, Member, Method, Params, RunState
 
 Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
@@ -74,27 +69,28 @@ def train(
     """
     specs.check(config, overridden)
     workdir = pathlib.Path(workdir)
-    _check_workdir(workdir, specs.plain(config))
+    files.check(workdir, specs.plain(config))
     run = specs.build(config)
     init_from = run.config["model"]["init_from"]
     if params is None and init_from is not None:
         params = load(init_from)[1].params
     state = initial(run, params)
 
-    _create(workdir)
+    files.create(workdir)
     folder = workdir / "checkpoints"
     with Checkpoints(folder, keep=run.config["checkpoint"]["keep"]) as checkpoints:
-        _write_json(workdir / "config.json", run.config)
-        _write_json(workdir / "provenance.json", provenance())
+        files.write_json(workdir / "config.json", run.config)
+        files.write_json(workdir / "provenance.json", files.provenance())
         restored = checkpoints.restore(state)
         if restored is not None:
             state = jax.tree.map(jnp.asarray, restored[0])
         for name in ("metrics.jsonl", "clients.jsonl"):
-            _truncate(workdir / name, int(state.round))
-        state, seconds = _loop(run, state, workdir, checkpoints, log, profile)
+            files.truncate(workdir / name, int(state.round))
+        tiers = bills(run, state)
+        state, spent = _loop(run, state, tiers, workdir, checkpoints, log, profile)
 
-    summary = _summary(run, state, workdir, seconds)
-    _write_json(workdir / "summary.json", summary)
+    summary = _summary(run, tiers, workdir, spent)
+    files.write_json(workdir / "summary.json", summary)
     page = report.write(workdir)
     console = Console()
     console.print(report.table(workdir))
@@ -180,15 +176,17 @@ def representatives(run: specs.Run) -> Member:
 def _loop(
     run: specs.Run,
     state: RunState,
+    tiers: list[dict[str, Any]],
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
     log: Log | None,
     profile: bool,
-) -> tuple[RunState, dict[str, float | None]]:
+) -> tuple[RunState, dict[str, Any]]:
+    """The rounds that are left; what they cost this machine is {} if none is."""
     config = run.config
     first, last = int(state.round), config["rounds"]
     if first >= last:
-        return state, {"compile_s": None, "rounds_per_s": None}
+        return state, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
     test_data = jax.tree.map(jnp.asarray, run.splits.test)
     asked = (train_data, jnp.asarray(run.tiers), representatives(run))
@@ -215,6 +213,12 @@ def _loop(
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
+    for tier in tiers:
+        print(
+            f"tier {tier['tier']}: {tier['clients']} hospitals, budget "
+            f"{tier['budget']:g}, {tier['parameters']} parameters, "
+            f"{tier['flops_train']} FLOPs per training record"
+        )
 
     busy = 0.0
     with (
@@ -236,18 +240,21 @@ def _loop(
             if number % config["eval_every"] == 0 or number == last:
                 full, own = jax.device_get(measure(state, test_data, *asked))
                 row |= metrics.summary(full, own, run.tiers)
-                _write_lines(
+                files.write_lines(
                     clients_file, _client_rows(run, number, cohort, info, full, own)
                 )
             row["time/round_s"] = round_s
-            row = {name: _number(value) for name, value in row.items()}
-            _write_lines(rounds_file, [row])
+            row = {name: files.number(value) for name, value in row.items()}
+            files.write_lines(rounds_file, [row])
             if log is not None:
                 log(number, row)
             if number % config["checkpoint"]["every"] == 0 or number == last:
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
-    return state, {"compile_s": compile_s, "rounds_per_s": (last - first) / busy}
+    return state, {
+        "simulation": _simulation(run, state, step),
+        "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
+    }
 
 
 def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[str, Any]:
@@ -283,11 +290,11 @@ def _client_rows(
             "client": name,
             "tier": tier,
             "n": int(full.clients.count[client]),
-            "weight": _number(weights.get(client)),
-            "loss": _number(full.clients.loss[client]),
-            "accuracy": _number(full.clients.accuracy[client]),
-            "auroc": _number(full.clients.auroc[client]),
-            "own_accuracy": _number(own.clients.accuracy[tier, client]),
+            "weight": files.number(weights.get(client)),
+            "loss": files.number(full.clients.loss[client]),
+            "accuracy": files.number(full.clients.accuracy[client]),
+            "auroc": files.number(full.clients.auroc[client]),
+            "own_accuracy": files.number(own.clients.accuracy[tier, client]),
         }
 
 
@@ -327,124 +334,76 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
         yield show
 
 
-# -------------------------------------------------------------------------- the workdir
+def bills(run: specs.Run, state: RunState) -> list[dict[str, Any]]:
+    """What one hospital of every tier pays, smallest tier first; see `cost.ledger`."""
+    tiers = []
+    for tier, bill in enumerate(_ledgers(run, state, run.spec.local.method)):
+        clients = int(np.sum(run.tiers == tier))
+        entry = {"tier": tier, "budget": run.budget[tier], "branches": 0}
+        tiers.append(entry | {"clients": clients} | bill)
+    return tiers
 
 
-def _check_workdir(workdir: pathlib.Path, config: dict[str, Any]) -> None:
-    """Refuses a workdir that holds another config, a longer run, or no run at all."""
-    if workdir.exists() and not workdir.is_dir():
-        checks.fail("--workdir", "a folder", str(workdir))
-    path = workdir / "config.json"
-    if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            checks.fail("--workdir", "an empty folder or that of a run", str(workdir))
-        return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError as error:
-        raise checks.InputError(f"{path}: expected a config; got {error}") from error
-    differing = [
-        field
-        for field in specs.differences(config, theirs)
-        if not field.startswith("checkpoint.")
+def _ledgers(
+    run: specs.Run, state: RunState, method: Method
+) -> Iterator[dict[str, int]]:
+    local, members = run.spec.local, representatives(run)
+    units_key = keys.at(state.key, Role.UNITS, state.round)
+    for tier in range(len(run.budget)):
+        member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
+        yield cost.ledger(
+            local.model,
+            method,
+            local.objective,
+            local.optimizer,
+            state.params,
+            method.units(units_key, state.round, state.params, member),
+            member,
+            x=jnp.asarray(run.splits.train.x[:1]),
+        )
+
+
+def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
+    """What a round costs this machine, beside what it would cost the hospitals.
+
+    Masked, every slot computes at full width; sliced, at its tier's size. Padded steps
+    and slots compute too.
+    """
+    local = run.spec.local
+    method = local.method
+    if run.form == "masked":
+        method = method._replace(size=None)
+    slots = run.slots or federation.slots(
+        run.tiers, len(run.budget), run.cohort, "stratified"
+    )
+    records = local.plan.steps * local.plan.batch_size
+    flops = [
+        count * records * bill["flops_train"]
+        for count, bill in zip(slots, _ledgers(run, state, method), strict=True)
     ]
-    if differing == ["rounds"]:
-        if config["rounds"] > theirs["rounds"] and specs.extendable(theirs):
-            return
-        reason = (
-            f"at least the {theirs['rounds']} that {workdir} was run for"
-            if specs.extendable(theirs)
-            else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
-        )
-        checks.fail("rounds", reason, config["rounds"])
-    if differing:
-        raise checks.InputError(
-            f"--workdir: expected the config of {workdir}; got other values of "
-            f"{', '.join(differing)}"
-        )
-
-
-def _create(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise checks.InputError(
-            f"--workdir: expected a folder that can be written; got {error.strerror}"
-        ) from error
-
-
-def _truncate(path: pathlib.Path, round: int) -> None:
-    """Keeps the whole rows of rounds up to `round`, by a file of its own."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["round"] <= round:
-                kept.append(line)
-        except ValueError:
-            break
-    _replace(path, "".join(kept))
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _write_lines(file: Any, rows: Any) -> None:
-    file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    file.flush()
-
-
-def _number(value: Any) -> float | int | None:
-    """A JSON number; null for what is not known or not finite."""
-    if value is None or isinstance(value, int):
-        return value
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    memory = step.memory_analysis()
+    return {
+        "form": run.form,
+        "flops_per_round": records
+        * sum(map(math.prod, zip(slots, flops, strict=True))),
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+    }
 
 
 def _summary(
     run: specs.Run,
-    state: RunState,
+    tiers: list[dict[str, Any]],
     workdir: pathlib.Path,
-    seconds: dict[str, float | None],
+    spent: dict[str, Any],
 ) -> dict[str, Any]:
-    splits, members, local = run.splits, representatives(run), run.spec.local
-    units_key = keys.at(state.key, Role.UNITS, state.round)
-    tiers = []
-    for tier, budget in enumerate(run.budget):
-        member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
-        kept = local.method.units(units_key, state.round, state.params, member)
-        bill = cost.ledger(
-            local.model,
-            local.method,
-            local.objective,
-            local.optimizer,
-            state.params,
-            kept,
-            member,
-            x=jnp.asarray(splits.train.x[:1]),
-        )
-        clients = int(np.sum(run.tiers == tier))
-        entry = {"tier": tier, "budget": budget, "branches": 0, "clients": clients}
-        tiers.append(entry | bill)
+    splits = run.splits
     previous = workdir / "summary.json"
-    if seconds["compile_s"] is None and previous.exists():
-        seconds = json.loads(previous.read_text())["time"]
+    if not spent and previous.exists():
+        old = json.loads(previous.read_text())
+        spent = {name: old.get(name) for name in ("simulation", "time")}
     part = run.config["data"]["partition"]
     return {
-        "metrics": _rows(workdir / "metrics.jsonl")[-1],
+        "metrics": files.rows(workdir / "metrics.jsonl")[-1],
         "tiers": tiers,
         "privacy": {
             "mechanism": "none",
@@ -464,37 +423,6 @@ def _summary(
             "source": splits.source,
             "notes": list(splits.notes),
         },
-        "time": seconds,
-    }
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, code revision, device and command of this process."""
-    packages = (
-        "fairjax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-    )
-    root = pathlib.Path(__file__).resolve().parent.parent
-    git = functools.partial(
-        subprocess.run, cwd=root, capture_output=True, text=True, check=False
-    )
-    revision = None
-    with contextlib.suppress(OSError):
-        if (root / ".git").exists():
-            head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-            dirty = git(["git", "status", "--porcelain"]).stdout.strip()
-            revision = f"{head}{' with local changes' if dirty else ''}" or None
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-        "git_revision": revision,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "command": " ".join(sys.argv),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "simulation": spent.get("simulation"),
+        "time": spent.get("time") or {"compile_s": None, "rounds_per_s": None},
     }

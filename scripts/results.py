@@ -16,8 +16,10 @@ import sklearn.linear_model
 import sklearn.metrics
 
 from configs import breast_cancer, digits, heart_disease
+from fairjax import specs
 from fairjax.data.federation import Splits
-from fairjax.train import evaluate, provenance, specs, train
+from fairjax.train import evaluate, train
+from fairjax.workdir import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "first.json"

@@ -19,10 +19,11 @@ FLOORS = [
     {"round", "layout"},
     {"data", "checkpoint"},
     {"specs"},
+    {"workdir"},
     {"train", "command"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
-EDGES = {"report", "data", "checkpoint", "specs", "train", "command"}
+EDGES = {"report", "data", "checkpoint", "specs", "workdir", "train", "command"}
 EDGE_ONLY = {
     "ml_collections",
     "orbax",

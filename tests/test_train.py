@@ -144,6 +144,11 @@ def test_the_summary_holds_what_others_read(finished):
     assert len(summary["data"]["hash"]) == 64
     assert summary["data"]["normalise"] == "pooled"
     assert summary["time"]["rounds_per_s"] > 0
+    widest = summary["tiers"][-1]["flops_train"]
+    simulated = summary["simulation"]["flops_per_round"]
+    assert summary["simulation"]["form"] == "masked"
+    assert simulated % widest == 0
+    assert simulated // widest > 0
 
 
 def test_the_config_file_rebuilds_the_run(finished):
