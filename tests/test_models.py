@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairjax import checks, trees
-from fairjax.models import cnn, layers, mlp
+from fairjax.models import cnn, layers, lenet, mlp, resmlp, resnet, two_conv, vit
 from fairjax.submodels import axes
 from fairjax.types import Kept, LeafAxes, Size, Units
 from tests import fakes
@@ -18,11 +18,30 @@ MODELS = {
         cnn(classes=3, channels=(6, 4), group_size=0, lowering="xla"),
         (5, 4, 4, 1),
     ),
+    "lenet": (
+        lenet(classes=3, channels=(4, 6), hidden=(8, 5), lowering="xla"),
+        (5, 4, 5, 2),
+    ),
+    "two_conv": (
+        two_conv(classes=3, channels=(4, 6), hidden=(8,), lowering="xla"),
+        (5, 8, 9, 2),
+    ),
+    "resmlp": (resmlp(classes=3, width=6, hidden=8, depth=2, norm="layer"), (5, 2, 3)),
+    "resnet": (
+        resnet(classes=3, channels=(4, 8), blocks=(1, 1), group_size=2, lowering="xla"),
+        (5, 5, 6, 2),
+    ),
+    "vit": (vit(classes=3, width=8, depth=2, heads=2, patch=3), (5, 3, 6, 2)),
 }
 HALF = {
     "mlp": {"hidden0": [1, 4, 5, 15], "hidden1": [0, 7]},
     "cnn": {"conv0": [1], "conv1": [0, 3]},
     "cnn without norm": {"conv0": [0, 2, 5], "conv1": [3]},
+    "lenet": {"conv0": [0, 3], "conv1": [1, 2, 5], "hidden0": [2, 7], "hidden1": [1]},
+    "two_conv": {"conv0": [1], "conv1": [0, 4], "hidden0": [2, 7]},
+    "resmlp": {"stream": [1, 2, 5], "hidden0": [3], "hidden1": [0, 7]},
+    "resnet": {"stage0": [1], "stage1": [0, 3], "stage1_block0": [2]},
+    "vit": {"stream": [0, 1, 4, 5, 6], "heads0": [1], "ffn1": [0, 3, 30]},
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -60,18 +79,22 @@ def halved(name):
 # ------------------------------------------------------------------------- convolutions
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "shape"),
     [(3, (2, 7, 5, 1)), (3, (2, 8, 3, 3)), (2, (1, 5, 4, 2)), (1, (1, 3, 2, 2))],
 )
-def test_shifted_slices_are_the_convolution_values_and_gradients(size, shape, stride):
-    out = (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), 4)
+def test_shifted_slices_are_the_convolution_values_and_gradients(
+    size, shape, stride, padding
+):
+    lost = size - 1 if padding == "VALID" else 0
+    out = (shape[0], *(-(-(n - lost) // stride) for n in shape[1:3]), 4)
     x, kernel = normal(shape), normal((size, size, shape[-1], 4), 1)
     cotangent = normal(out, 2)
 
     def run(convolve):
-        y, back = jax.vjp(lambda *args: convolve(*args, stride), x, kernel)
+        y, back = jax.vjp(lambda *args: convolve(*args, stride, padding), x, kernel)
         return y, *back(cotangent)
 
     shift, xla = jax.jit(
@@ -152,11 +175,14 @@ def test_init_depends_on_the_key_and_on_nothing_of_x_but_its_shape(model, shape)
 def test_axes_fit_the_parameters(name):
     model, params, _ = drawn(name)
     axes.check(name, params, model.axes)
-    named = {n for leaf in jax.tree.leaves(model.axes.tree) for n in [leaf] if n}
+    leaves = jax.tree.leaves(
+        model.axes.tree, is_leaf=lambda node: isinstance(node, LeafAxes)
+    )
+    named = {name for leaf in leaves for name in leaf.dims if name}
     assert named == set(model.axes.units)
 
 
-@every_model
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lenet"])
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
@@ -207,7 +233,7 @@ def test_a_masked_network_computes_what_the_sliced_one_does(name):
     index, units, size = halved(name)
     masked = trees.multiply(params, axes.masks(params, model.axes, units))
     sliced = axes.take(params, model.axes, index)
-    got = logits(model, masked, x)
+    got = logits(model, masked, x, kept=Kept(units))
     np.testing.assert_allclose(
         got, logits(model.resize(size), sliced, x), rtol=1e-4, atol=1e-5
     )
@@ -242,7 +268,30 @@ def test_a_group_norm_forgets_the_scale():
     np.testing.assert_allclose(scaled, plain, rtol=1e-3, atol=1e-3)
 
 
-# ----------------------------------------------------------------------------- mlp, cnn
+# ---------------------------------------------------------------- each model by itself
+
+
+def count(model, shape):
+    """Parameters, without drawing them."""
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_the_published_networks_have_their_published_sizes():
+    """EMNIST-62 of FedJAX and pfl-research; LeNet-5 with 7 x 7 and not 5 x 5 maps."""
+    assert count(two_conv(classes=62, lowering="xla"), (28, 28, 1)) == 1_206_590
+    dense = (7 * 7 * 16 + 1) * 120 + 121 * 84 + 85 * 10
+    expected = 26 * 6 + (25 * 6 + 1) * 16 + dense
+    assert count(lenet(classes=10, lowering="xla"), (28, 28, 1)) == expected
+
+
+def test_the_scale_divides_every_hidden_activation_of_a_convnet():
+    """Four of them; without biases the network is homogeneous."""
+    model, params, x = drawn("lenet")
+    params = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), params)
+    half = logits(model, params, x, train=True, kept=Kept(scale=jnp.asarray(0.5)))
+    np.testing.assert_allclose(half, 16 * logits(model, params, x), rtol=1e-4)
 
 
 def test_an_mlp_without_hidden_layers_is_logistic_regression():

@@ -108,7 +108,8 @@ def deepest(
         return exits[-1]
     logits = exits[0]
     for position, deeper in zip(positions[1:], exits[1:], strict=True):
-        logits = jnp.where(forward.blocks[BLOCKS][position] > 0, deeper, logits)
+        present = forward.blocks[BLOCKS][position].astype(bool)
+        logits = jnp.where(present, deeper, logits)
     return logits
 
 
@@ -124,11 +125,10 @@ def reach(kept: Kept | None, count: int) -> list[bool | Bool[Array, ""]]:
         return [True] * (count + 1)
     stem = update.blocks[STEM]
     blocks = update.blocks.get(BLOCKS, np.ones(count, bool))
-    if isinstance(stem, Tracer) or isinstance(blocks, Tracer):
-        trained = jnp.concatenate([stem > 0, blocks > 0])
-        return list(jnp.cumsum(trained) > 0)
-    trained = np.concatenate([np.asarray(stem) > 0, np.asarray(blocks) > 0])
-    return [bool(below) for below in np.cumsum(trained) > 0]
+    xp = jnp if isinstance(stem, Tracer) or isinstance(blocks, Tracer) else np
+    trained = xp.concatenate([xp.asarray(stem, bool), xp.asarray(blocks, bool)])
+    reached = xp.cumsum(trained) > 0
+    return reached.tolist() if isinstance(reached, np.ndarray) else list(reached)
 
 
 def gated(

@@ -1,0 +1,137 @@
+"""Foreign modules and bare functions train masked like a model of the house."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fairjax import checks, client, models
+from fairjax.submodels import axes
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Axes, Examples, LeafAxes, Member
+from tests import fakes
+
+WIDTH = 8
+DENSE = {
+    "first": {"kernel": LeafAxes((None, "hidden0")), "bias": LeafAxes(("hidden0",))},
+    "head": {
+        "kernel": LeafAxes(("hidden0", "classes")),
+        "bias": LeafAxes(("classes",)),
+    },
+}
+AXES = Axes(DENSE, {"hidden0": WIDTH, "classes": fakes.CLASSES}, {})
+ROW = jax.ShapeDtypeStruct((1, 6), jnp.float32)
+
+
+class Linen(nn.Module):
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        h = nn.relu(nn.Dense(WIDTH, name="first")(x))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        return nn.Dense(fakes.CLASSES, name="head")(h)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, WIDTH, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, fakes.CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.first(x)))
+
+
+def draw(key, x):
+    return Linen().init(key, x)["params"]
+
+
+def forward(params, x):
+    h = x @ params["first"]["kernel"] + params["first"]["bias"]
+    return jax.nn.relu(h) @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+MODELS = {
+    "linen": lambda: models.from_linen(Linen(), AXES, ROW),
+    "nnx": lambda: models.from_nnx(Nnx(nnx.Rngs(0)), AXES),
+    "nnx factory": lambda: models.from_nnx(Nnx, AXES),
+    "functions": lambda: models.from_functions(draw, forward, AXES),
+}
+
+
+def train(model, params):
+    """What one client of the half-wide tier changes."""
+    method = heterofl(model.axes, (0.5, 1.0), scaler=False, masked_loss=False)
+    local, data = fakes.spec(model, method, epochs=1).local, fakes.federation()
+    tier = jnp.asarray(0)
+    member = Member(tier, tier, jnp.asarray(True), data.count[0], data.labels[0])
+    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
+    kept = method.units(jax.random.key(0), tier, params, member)
+    run = functools.partial(client.update, member=member, round=tier, local=local)
+    return jax.jit(run)(jax.random.key(1), params, None, kept, examples)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_adapted_module_trains_masked_as_the_house_s_own_network(name):
+    adapted, own = MODELS[name](), fakes.small_mlp(hidden=(WIDTH,))
+    params = adapted.init(jax.random.key(3), jnp.zeros((1, 6)))
+    axes.check(name, params, adapted.axes)
+    assert adapted.resize is None
+    got = train(adapted, params)
+    assert type(got) is dict
+    same = train(own, {"hidden0": params["first"], "head": params["head"]})
+    expected = {"first": same["hidden0"], "head": same["head"]}
+    assert fakes.gap(got, expected) < 1e-6
+    assert np.any(got["first"]["kernel"][:, : WIDTH // 2])
+    assert not np.any(got["first"]["kernel"][:, WIDTH // 2 :])
+
+
+@pytest.mark.parametrize("name", ["linen", "nnx factory", "functions"])
+def test_init_depends_on_the_key(name):
+    init, x = MODELS[name]().init, jnp.zeros((1, 6))
+    one, again, other = (init(jax.random.key(seed), x) for seed in (0, 0, 1))
+    assert fakes.equal(one, again)
+    assert not fakes.equal(one, other)
+
+
+def test_a_module_that_is_given_starts_from_its_own_parameters():
+    module = Nnx(nnx.Rngs(5))
+    params = models.from_nnx(module, AXES).init(jax.random.key(0), jnp.zeros((1, 6)))
+    np.testing.assert_array_equal(params["first"]["kernel"], module.first.kernel[...])
+
+
+def test_a_module_hears_of_training_and_of_the_dropout_key():
+    model = models.from_linen(
+        Linen(dropout=0.5), AXES, ROW, call=lambda module, x, train, _: module(x, train)
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    params = model.init(jax.random.key(0), x)
+
+    def run(seed, train):
+        key = jax.random.key(seed)
+        return model.apply(params, x, train=train, key=key).logits
+
+    np.testing.assert_array_equal(run(1, False), run(2, False))
+    np.testing.assert_array_equal(run(1, True), run(1, True))
+    assert fakes.gap(run(1, True), run(2, True)) > 1e-3
+
+
+class Averages(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=False)(x)
+
+
+def test_modules_with_state_of_their_own_are_refused():
+    with pytest.raises(checks.InputError, match="params alone.*batch_stats"):
+        models.from_linen(Averages(), AXES, ROW)
+    for build in (
+        lambda rngs: nnx.BatchNorm(3, rngs=rngs),
+        lambda rngs: nnx.Dropout(0.5, rngs=rngs),
+    ):
+        with pytest.raises(checks.InputError, match=r"nnx\.Param variables alone"):
+            models.from_nnx(build, AXES)
