@@ -384,8 +384,7 @@ def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
     memory = step.memory_analysis()
     return {
         "form": run.form,
-        "flops_per_round": records
-        * sum(map(math.prod, zip(slots, flops, strict=True))),
+        "flops_per_round": sum(flops),
         "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
     }
 
