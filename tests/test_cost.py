@@ -1,12 +1,15 @@
 """The bill of a tier, counted by hand and against the network that is really built."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 from fairjax import client, losses
-from fairjax.models import cnn, layers, mlp
+from fairjax.models import cnn, layers, mlp, resnet
 from fairjax.submodels import axes, cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
@@ -274,3 +277,68 @@ def test_the_bill_is_what_xla_counts_on_valid_taps(build):
     priced = jax.jit(step).lower(params).cost_analysis()["flops"]
     ours = 2 * sum(map(valid_taps, eqns))
     assert ours == pytest.approx(priced, rel=0.01)
+
+
+# ------------------------------------------------------------- ResNet-18 at 32 x 32
+
+IMAGE = jnp.zeros((1, 32, 32, 3))
+
+
+@functools.cache
+def resnet18():
+    model = resnet(classes=10, norm="batch", lowering="xla")
+    return model, start(model, IMAGE)
+
+
+def share_of_resnet18(budget):
+    model, params = resnet18()
+    return bill(model, width(model, (budget,)), IMAGE, 0, params=params)
+
+
+def test_the_bill_of_resnet18():
+    """11.17 M parameters, 555.4 M multiply-adds, 1.171 M activation floats."""
+    got = share_of_resnet18(1.0)
+    assert round(got["parameters"] / 1e6, 2) == 11.17
+    assert round(got["flops_forward"] / 2e6, 1) == 555.4
+    assert round(got["activation_floats"] / 1e6, 3) == 1.171
+    # Forward, both gradients of every product, and none for the pixels.
+    stem = 32 * 32 * 27 * 64
+    assert got["flops_train"] == 3 * got["flops_forward"] - 2 * stem
+
+
+@pytest.mark.parametrize(
+    ("budget", "parameters", "adds", "floats"),
+    [
+        (1 / 2, 25.0, 25.1, 50),
+        (1 / 16, 0.40, 0.41, 6.25),
+        *[
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in [
+                (1 / 4, 6.27, 6.31, 25),
+                (1 / 8, 1.58, 1.60, 12.5),
+                (0.2, 4.1, 4.2, 20),
+                (0.4, 16.1, 16.4, 41),
+                (0.6, 36.2, 36.5, 61),
+                (0.8, 64.2, 64.9, 80),
+                (math.sqrt(0.2), 20.1, 20.4, 45),
+                (math.sqrt(0.4), 40.1, 40.4, 64),
+            ]
+        ],
+    ],
+)
+def test_the_share_of_a_narrow_resnet18(budget, parameters, adds, floats):
+    """Percent of the whole: weights and operations fall with the square of the width,
+    activations only with the width."""
+    whole, got = share_of_resnet18(1.0), share_of_resnet18(budget)
+
+    def percent(key):
+        return 100 * got[key] / whole[key]
+
+    for key, expected in (
+        ("parameters", parameters),
+        ("flops_forward", adds),
+        ("activation_floats", floats),
+    ):
+        digits = len(f"{expected}".partition(".")[2])
+        # The last digit that is written down, in either rounding.
+        assert abs(percent(key) - expected) <= 10**-digits, key

@@ -64,7 +64,7 @@ def _is_leaf(node: object) -> bool:
     return isinstance(node, LeafAxes)
 
 
-def masks(params: Params, axes: Axes, units: Units | None) -> Masks:
+def masks(params: PyTree[_Like], axes: Axes, units: Units | None) -> Masks:
     """The 0/1 mask of every parameter for the kept units.
 
     Args:
@@ -77,14 +77,15 @@ def masks(params: Params, axes: Axes, units: Units | None) -> Masks:
         restricts, so that masks of T tiers never cost T copies of a model.
     """
 
-    def one(leaf: LeafAxes, param: Array) -> Array:
+    def one(leaf: LeafAxes, param: _Like) -> Array:
         mask = jnp.ones((1,) * param.ndim, param.dtype)
         if units is None:
             return mask
         for dim, name in enumerate(leaf.dims):
             if name is not None and name in units.axes:
                 kept = units.axes[name].astype(param.dtype)
-                entries = jnp.repeat(kept, param.shape[dim] // kept.shape[0])
+                width = param.shape[dim] // kept.shape[0]
+                entries = jnp.repeat(kept, width) if width > 1 else kept
                 shape = [1] * param.ndim
                 shape[dim] = param.shape[dim]
                 mask = mask * entries.reshape(shape)

@@ -12,9 +12,9 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Num, PyTree
 
-from fairjax import trees
 from fairjax.submodels import axes
 from fairjax.types import (
+    Axes,
     Batch,
     Context,
     Kept,
@@ -69,15 +69,24 @@ def ledger(
     """
     received = axes.masks(params, model.axes, kept.forward)
     sent = axes.masks(params, model.axes, kept.update or kept.forward)
-    network, small, here = model, trees.multiply(params, received), kept
+    network, inside, here = model, None, kept
     if method.size is not None and model.resize is not None:
         size = method.size(int(member.tier))
         inside = axes.part(kept.forward, size)
-        network, small = model.resize(size), axes.take(params, model.axes, inside)
-        here = axes.inside(kept, inside)._replace(forward=None)
-    else:
-        inside = None
-    hot, whole = _trained(method, network, small, here)
+        network, here = model.resize(size), axes.inside(kept, inside)
+        here = here._replace(forward=None)
+    tree, trained = _local(method, network, params, here, model.axes, inside)
+    leaves, structure = jax.tree.flatten(tree)
+    hot = [leaf for leaf, is_hot in zip(leaves, trained, strict=True) if is_hot]
+    cold = [leaf for leaf, is_hot in zip(leaves, trained, strict=True) if not is_hot]
+
+    def whole(hot: list[Array], cold: list[Array]) -> PyTree:
+        # Gradients are taken of the trained leaves alone: the backward pass ends where
+        # none of them needs it.
+        sources = {True: iter(hot), False: iter(cold)}
+        mixed = [next(sources[is_hot]) for is_hot in trained]
+        return jax.tree.unflatten(structure, mixed)
+
     example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
 
     def outputs(plain: Params, x: Array, kept: Kept, train: bool) -> Outputs:
@@ -87,8 +96,8 @@ def ledger(
         plain = method.effective(tree)
         return method.predict(outputs(plain, x, here, False), kept)
 
-    def loss(hot: list[Array], x: Array) -> Array:
-        plain = method.effective(whole(hot))
+    def loss(hot: list[Array], cold: list[Array], x: Array) -> Array:
+        plain = method.effective(whole(hot, cold))
 
         def outputs_at(other: Kept | None = None) -> Outputs:
             at = here if other is None else axes.inside(other, inside)
@@ -100,8 +109,8 @@ def ledger(
         batch = Batch(x, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
         return objective(outputs_at, batch, jax.random.key(0), context)[0]
 
-    forward = list(_products(_used(answer, whole(hot), example)))
-    train = _products(_used(jax.value_and_grad(loss), hot, example))
+    forward = list(_products(_used(answer, tree, example)))
+    train = _products(_used(jax.value_and_grad(loss), hot, cold, example))
     state = jax.tree.leaves(jax.eval_shape(optimizer.init, hot))
     return {
         "parameters": _held(params, received, lambda leaf: 1),
@@ -116,31 +125,30 @@ def ledger(
     }
 
 
-def _trained(
-    method: Method, network: Model, params: Params, kept: Kept
-) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
-    """The leaves of the local tree that are trained, and how the rest completes them.
+def _local(
+    method: Method,
+    network: Model,
+    params: Params,
+    kept: Kept,
+    plain: Axes,
+    inside: axes.Part | None,
+) -> tuple[PyTree, list[bool]]:
+    """The local tree, and which of its leaves are trained at all.
 
-    Gradients of the others are never taken, so the backward pass ends where it may.
+    Only shapes of the tree count, unless the method makes the tree by itself.
     """
-    forward = axes.masks(params, network.axes, kept.forward)
-    update = axes.masks(params, network.axes, kept.update or kept.forward)
-    tree, trained = trees.multiply(params, forward), update
+
+    def sliced(params: Params) -> Params:
+        return params if inside is None else axes.take(params, plain, inside)
+
+    small = jax.eval_shape(sliced, params)
+    forward = axes.masks(small, network.axes, kept.forward)
+    update = axes.masks(small, network.axes, kept.update or kept.forward)
+    tree, trained = small, update
     if method.enter is not None:
         key = jax.random.key(0)
-        tree, trained = method.enter(key, params, kept, forward, update)
-    leaves, structure = jax.tree.flatten(tree)
-    hot = [bool(np.any(np.asarray(mask))) for mask in jax.tree.leaves(trained)]
-
-    def whole(chosen: list[Array]) -> PyTree:
-        new = iter(chosen)
-        mixed = [
-            next(new) if is_hot else leaf
-            for leaf, is_hot in zip(leaves, hot, strict=True)
-        ]
-        return jax.tree.unflatten(structure, mixed)
-
-    return [leaf for leaf, is_hot in zip(leaves, hot, strict=True) if is_hot], whole
+        tree, trained = method.enter(key, sliced(params), kept, forward, update)
+    return tree, [bool(np.any(np.asarray(mask))) for mask in jax.tree.leaves(trained)]
 
 
 def _used(f: Callable, *args: Any) -> Any:

@@ -127,7 +127,7 @@ class Averages(nn.Module):
 
 
 def test_modules_with_state_of_their_own_are_refused():
-    with pytest.raises(checks.InputError, match="params alone.*batch_stats"):
+    with pytest.raises(checks.InputError, match=r"params alone.*batch_stats"):
         models.from_linen(Averages(), AXES, ROW)
     for build in (
         lambda rngs: nnx.BatchNorm(3, rngs=rngs),
