@@ -80,6 +80,33 @@ def get_config() -> ConfigDict:
     c.submodel.heterofl = ConfigDict()
     c.submodel.heterofl.scaler = True  # divide activations by the share in training
     c.submodel.heterofl.masked_loss = True  # leave absent classes out of loss and head
+    c.submodel.depthfl = ConfigDict()
+    c.submodel.depthfl.stages = ()  # exits kept per tier; (): ceil(budget * exits)
+    c.submodel.depthfl.distill = True  # exits of a client teach each other
+    c.submodel.depthfl.ramp = 300  # rounds until they do so at full strength
+    c.submodel.depthfl.ensemble = (
+        True  # answer with the mean of the exits, not the last
+    )
+    c.submodel.depthfl.feddyn = 0.0  # FedDyn alpha; 0: without
+    c.submodel.scalefl = ConfigDict()
+    c.submodel.scalefl.width = ()  # share of every width per tier; (): sqrt(budget)
+    c.submodel.scalefl.exits = ()  # exits kept per tier; (): ceil(budget * exits)
+    c.submodel.scalefl.gamma = 0.5  # strength of the last exit's teaching; 0: none
+    c.submodel.scalefl.temperature = 3.0  # of the distillation
+    c.submodel.scalefl.warmup = 0.25  # share of the rounds before it begins
+    c.submodel.nefl = ConfigDict()
+    # Share of the parameters that narrowing leaves, per tier; (): tiers.budget.
+    c.submodel.nefl.width = ()
+    c.submodel.nefl.dropped = ()  # identity blocks dropped per tier, from the end
+    c.submodel.lora = ConfigDict()
+    c.submodel.lora.rank = 8  # of the richest tier; the others keep their budget of it
+    c.submodel.lora.alpha = 16.0  # kernels change by alpha / rank * a b, at every tier
+    c.submodel.lora.head = True  # train the head whole, beside the factors
+    c.submodel.ladder = ConfigDict()
+    # Per tier: width, depth (of its budget) or plain (all); (): width everywhere.
+    c.submodel.ladder.kinds = ()
+    c.submodel.ladder.cut = ()  # axes that width tiers narrow; (): every hidden one
+    c.submodel.ladder.blocks = ()  # blocks of depth tiers; (): ceil(budget * blocks)
 
     c.tiers = ConfigDict()
     c.tiers.budget = (0.25, 0.5, 0.75, 1.0)  # share of every hidden width, per tier

@@ -1,5 +1,6 @@
 """Per-example losses; how they are averaged over valid records is the caller's."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -10,6 +11,18 @@ def cross_entropy(
 ) -> Float[Array, "B"]:
     """-log softmax(logits)[label], one value per record, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def divergence(
+    teacher: Float[Array, "B C"], student: Float[Array, "B C"], temperature: float = 1.0
+) -> Float[Array, "B"]:
+    """KL(softmax(teacher / T) || softmax(student / T)), one value per record, in nats.
+
+    No gradient reaches the teacher.
+    """
+    target = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature)
+    predicted = jax.nn.log_softmax(student / temperature)
+    return optax.losses.kl_divergence_with_log_targets(predicted, target)
 
 
 def mean(

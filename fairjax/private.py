@@ -57,6 +57,14 @@ def gather(bank: Bank, params: Params, member: Member) -> Params:
     return trees.map_named(one, params)
 
 
+def whole(bank: Bank, params: Params) -> Params:
+    """The model that stands for the federation: with the richest tier's leaves."""
+    copies = bank["tier"]
+    return trees.map_named(
+        lambda path, leaf: copies[path][-1] if path in copies else leaf, params
+    )
+
+
 def shared(bank: Bank, tree: Params) -> Params:
     """The tree with every private leaf at 0: what may move the plain model."""
     private = bank["tier"].keys() | bank["client"].keys()

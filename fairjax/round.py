@@ -397,6 +397,8 @@ def evaluate(
 ) -> tuple[metrics.Evaluation, metrics.Evaluation]:
     """The full model and every tier's own sub-model on one split.
 
+    Where tiers keep leaves to themselves, the full model is the richest tier's.
+
     Args:
         state: the run.
         data: the split.
@@ -431,4 +433,5 @@ def evaluate(
             whose = tiers == member.tier
         return run(params, kept, whose)
 
-    return run(state.params, Kept(), everyone), jax.lax.map(own, representatives)
+    full = private.whole(state.private, state.params)
+    return run(full, Kept(), everyone), jax.lax.map(own, representatives)

@@ -22,8 +22,13 @@ from fairjax.data import datasets, federation
 from fairjax.fairness import weights
 from fairjax.models import layers
 from fairjax.submodels import axes
+from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
+from fairjax.submodels.ladder import KINDS, ladder
+from fairjax.submodels.lora import adapt, lora
+from fairjax.submodels.nefl import nefl
+from fairjax.submodels.scalefl import scalefl
 from fairjax.types import Axes, Layout, Method, Model, Rule
 
 # Names. An option group of the config has the name of what it belongs to.
@@ -75,6 +80,27 @@ METHODS: dict[str, Family] = {
     "fedavg": Family(lambda c, axes: fedavg(axes)),
     "heterofl": Family(
         lambda c, axes: heterofl(axes, tuple(c.tiers.budget), **c.submodel.heterofl)
+    ),
+    "depthfl": Family(
+        lambda c, axes: depthfl(axes, tuple(c.tiers.budget), **c.submodel.depthfl),
+        exits=True,
+    ),
+    "scalefl": Family(
+        lambda c, axes: scalefl(
+            axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
+        ),
+        exits=True,
+    ),
+    "nefl": Family(
+        lambda c, axes: nefl(axes, tuple(c.tiers.budget), **c.submodel.nefl),
+        steps=True,
+    ),
+    "lora": Family(
+        lambda c, axes: lora(axes, tuple(c.tiers.budget)),
+        lambda c, model: adapt(model, **c.submodel.lora),
+    ),
+    "ladder": Family(
+        lambda c, axes: ladder(axes, tuple(c.tiers.budget), **c.submodel.ladder),
     ),
 }
 
@@ -196,6 +222,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         checks.one_of(f"model.{name}.moments", c.model[name].moments, client.MOMENTS)
 
     checks.one_of("submodel.name", c.submodel.name, METHODS)
+    _check_submodel(c.submodel)
     if not c.tiers.budget:
         checks.fail("tiers.budget", "at least one tier", c.tiers.budget)
     for share in c.tiers.budget:
@@ -247,6 +274,23 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("checkpoint.every", c.checkpoint.every)
     checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
     _check_overridden(c, overridden)
+
+
+def _check_submodel(c: Any) -> None:
+    """Options that no model is needed to judge."""
+    checks.positive("submodel.depthfl.ramp", c.depthfl.ramp)
+    checks.in_range("submodel.depthfl.feddyn", c.depthfl.feddyn, 0)
+    checks.in_range("submodel.scalefl.gamma", c.scalefl.gamma, 0)
+    checks.positive("submodel.scalefl.temperature", c.scalefl.temperature)
+    checks.in_range("submodel.scalefl.warmup", c.scalefl.warmup, 0, 1)
+    for name in ("scalefl", "nefl"):
+        for share in c[name].width:
+            where = f"submodel.{name}.width"
+            checks.in_range(where, share, 0, 1, open_low=True)
+    checks.count("submodel.lora.rank", c.lora.rank)
+    checks.positive("submodel.lora.alpha", c.lora.alpha)
+    for kind in c.ladder.kinds:
+        checks.one_of("submodel.ladder.kinds", kind, KINDS)
 
 
 def _masks_loss(c: Any) -> bool:
@@ -386,7 +430,9 @@ def build(config: ConfigDict) -> Run:
                 c.model[c.model.name].get("moments", "static"),
             ),
             rule=rule,
-            server=SERVERS[c.server.optimizer](c.server.learning_rate),
+            server=method.server(
+                SERVERS[c.server.optimizer](c.server.learning_rate), cohort / clients
+            ),
             schedule=SCHEDULES[c.local.schedule](c.rounds),
             finite_guard=c.robust.finite_guard,
         ),

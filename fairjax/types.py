@@ -125,6 +125,11 @@ class Axes(NamedTuple):
     """Units of every axis."""
     blocks: Mapping[str, int]
     """Length of every block list."""
+    exits: tuple[int, ...] = ()
+    """Position in the list "blocks" after which exit i sits, ascending."""
+    fixed: tuple[int, ...] = ()
+    """Positions in "blocks" of blocks that change the stream's shape (the first of a
+    ResNet stage): one is dropped only together with all that follow it."""
 
 
 class Units(NamedTuple):
@@ -293,6 +298,11 @@ class Method(NamedTuple):
     "client" (never leaves)."""
     finish: "Finish | None" = None
     """None: masked mean through the server optimiser."""
+    server: Callable[
+        [optax.GradientTransformation, float], optax.GradientTransformation
+    ] = lambda server, share: server
+    """(server optimiser, K / N) -> the server optimiser of the run, whose state holds
+    what the method keeps on the server (FedDyn's h)."""
 
 
 Finish = Callable[

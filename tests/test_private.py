@@ -125,6 +125,17 @@ def test_a_client_receives_the_leaves_of_its_tier_and_its_own():
     assert fakes.equal(got["body"], PARAMS["body"])
 
 
+def test_the_whole_model_has_the_richest_tier_s_leaves():
+    bank = {
+        "tier": {"norm/scale": jnp.arange(T * 2.0).reshape(T, 2)},
+        "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
+    }
+    got = private.whole(bank, PARAMS)
+    np.testing.assert_array_equal(got["norm"]["scale"], [4, 5])
+    assert fakes.equal(got["head"], PARAMS["head"])
+    assert fakes.equal(got["body"], PARAMS["body"])
+
+
 def test_only_shared_leaves_reach_the_server():
     got = private.shared(BANK, PARAMS)
     assert fakes.equal(got["body"], PARAMS["body"])

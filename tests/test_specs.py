@@ -199,6 +199,33 @@ def test_auto_is_resolved_and_explained():
     assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
 
 
+@pytest.mark.parametrize("name", ["depthfl", "scalefl", "nefl"])
+def test_methods_of_exits_and_steps_want_a_residual_network(name):
+    message = rf"model\.name: expected one of .* for submodel\.name {name}; got 'mlp'"
+    with pytest.raises(checks.InputError, match=message):
+        specs.build(changed(submodel__name=name))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("depthfl.ramp", 0),
+        ("depthfl.feddyn", -0.1),
+        ("scalefl.width", (0.5, 1.1)),
+        ("scalefl.temperature", 0.0),
+        ("scalefl.warmup", 1.5),
+        ("nefl.width", (0.0,)),
+        ("lora.rank", 0),
+        ("lora.alpha", 0.0),
+        ("ladder.kinds", ("widht",)),
+    ],
+)
+def test_options_of_sub_models_are_checked_before_anything_is_built(field, value):
+    config = changed(**{f"submodel.{field}": value})
+    with pytest.raises(checks.InputError, match=rf"submodel\.{re.escape(field)}: "):
+        specs.check(config)
+
+
 def test_a_cohort_of_zero_is_everybody():
     assert specs.build(changed(data__partition__num_clients=5)).cohort == 5
     assert specs.build(changed(cohort=3)).cohort == 3

@@ -1,0 +1,68 @@
+"""Dynamic regularisation: drift of the clients, corrected by what each remembers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from fairjax import trees
+from fairjax.types import Batch, Context, Memory, Method, OutputsAt, Params
+
+
+def feddyn(method: Method, alpha: float) -> Method:
+    """FedDyn on top of a method that has an objective F_k of its own.
+
+    Client k, which remembers the gradient state g_k (0 at first), trains
+
+        F_k(w) - <g_k, w> + alpha/2 ||w - w_in||^2,    then g_k <- g_k - alpha delta_k,
+
+    on the coordinates it keeps: the others are 0 in w, w_in and delta_k. The server
+    steps
+
+        h <- h - alpha (K / N) mean,    w <- w + mean - h / alpha,
+
+    with the masked mean of the deltas. As h / alpha = -(K / N) times the sum of all
+    means so far, its state is that sum and alpha cancels (`Method.server`).
+
+    Args:
+        method: whose sub-models and objective these are; it has no memory.
+        alpha: strength, > 0.
+
+    Source: Acar et al. 2021, algorithm 1. Deviates: theirs divides the sum of the
+    cohort's deltas by the number of all clients; here a coordinate's mean is taken over
+    those of the cohort that hold it and scaled by K / N, the same where all hold it.
+    """
+    objective = method.objective
+    assert objective is not None
+    assert method.memory is None
+
+    def regularised(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
+        loss, info = objective(outputs_at, batch, key, context)
+        away = trees.subtract(context.params, context.incoming)
+        pull = optax.tree.vdot(context.memory, context.params)
+        distance = optax.tree.norm(away, squared=True)
+        term = 0.5 * alpha * distance - pull
+        return loss + term.astype(loss.dtype), info
+
+    def close(memory: Any, delta: Params, context: Context) -> Any:
+        return jax.tree.map(lambda g, d: g - alpha * d, memory, delta)
+
+    return method._replace(
+        objective=regularised,
+        memory=Memory(lambda params: jax.tree.map(jnp.zeros_like, params), close=close),
+        server=lambda server, share: optax.chain(_accumulated(share), server),
+    )
+
+
+def _accumulated(share: float) -> optax.GradientTransformation:
+    """Adds `share` times the sum of all gradients so far, this one included."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        total = jax.tree.map(lambda s, g: s + share * g, state, updates)
+        return jax.tree.map(jnp.add, updates, total), total
+
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), update
+    )

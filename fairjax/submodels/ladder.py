@@ -1,0 +1,162 @@
+"""The tiers of a federation: kinds of sub-models side by side, fitted to budgets."""
+
+import bisect
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Num
+
+from fairjax import checks
+from fairjax.submodels import axes as unit_axes
+from fairjax.submodels import cost, depth
+from fairjax.types import Axes, Kept, Member, Method, Model, Params, Size, Units
+
+KINDS = ("width", "depth", "plain")
+
+
+def ladder(
+    axes: Axes,
+    budget: tuple[float, ...],
+    *,
+    kinds: tuple[str, ...],
+    cut: tuple[str, ...],
+    blocks: tuple[int, ...],
+) -> Method:
+    """One federation whose tiers are narrow, short or whole.
+
+    A "width" tier keeps the first ceil(budget * U) of the U units of the axes in `cut`,
+    a "depth" tier a prefix of the residual blocks, a "plain" tier everything. Each
+    trains the loss of the deepest exit that it keeps.
+
+    Args:
+        axes: unit axes of the plain model.
+        budget: share of every tier, in (0, 1], smallest tier first.
+        kinds: kind of every tier; (): "width" everywhere.
+        cut: axes that width tiers narrow; (): every hidden axis.
+        blocks: length of every tier's prefix, of which those of depth tiers count; ():
+            ceil(budget * blocks).
+
+    Raises:
+        InputError: an unknown kind or axis, another number of tiers, more blocks than
+            there are, or a depth tier that a model without exits cannot have because
+            the rest of it needs the blocks that change the stream's shape.
+    """
+    kinds = kinds or ("width",) * len(budget)
+    if len(kinds) != len(budget):
+        what = f"{len(budget)} values, as tiers.budget"
+        checks.fail("submodel.ladder.kinds", what, kinds)
+    for kind in kinds:
+        checks.one_of("submodel.ladder.kinds", kind, KINDS)
+    hidden = unit_axes.hidden(axes)
+    for name in cut:
+        checks.one_of("submodel.ladder.cut", name, hidden)
+    narrowed = [name for name in hidden if name in cut or not cut]
+    sizes = [
+        {
+            name: unit_axes.prefix_sizes(axes, share)[name] if kind == "width" else all_
+            for name, all_ in hidden.items()
+            if name in narrowed
+        }
+        for kind, share in zip(kinds, budget, strict=True)
+    ]
+    lengths = _lengths(axes, budget, kinds, blocks)
+
+    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
+        here = {
+            name: jnp.asarray([tier[name] for tier in sizes])[member.tier]
+            for name in narrowed
+        }
+        prefix = Units({}, {})
+        if lengths is not None:
+            prefix = depth.prefix(axes, jnp.asarray(lengths)[member.tier])
+        return Kept(prefix._replace(axes=unit_axes.prefix(axes, here).axes))
+
+    def size(tier: int) -> Size:
+        prefix = Size({}, {}) if lengths is None else depth.size(lengths[tier])
+        return prefix._replace(axes=sizes[tier])
+
+    return Method(units=units, size=size)
+
+
+def _lengths(
+    axes: Axes,
+    budget: tuple[float, ...],
+    kinds: tuple[str, ...],
+    blocks: tuple[int, ...],
+) -> list[int] | None:
+    """Blocks that every tier keeps; None without depth tiers."""
+    if "depth" not in kinds:
+        return None
+    where, total = "submodel.ladder.blocks", axes.blocks.get(depth.BLOCKS, 0)
+    counts = depth.counts(where, blocks, budget, total)
+    lengths = [
+        count if kind == "depth" else total
+        for kind, count in zip(kinds, counts, strict=True)
+    ]
+    # Up to its first exit a model answers nothing; without exits its one head needs
+    # every block that changes the shape of what it reads.
+    least = max(axes.fixed, default=0) + 1
+    if axes.exits:
+        least = axes.exits[0] + 1
+    for length in lengths:
+        checks.in_range(where, length, least, total)
+    return lengths
+
+
+def fit(
+    budgets: Sequence[int | float],
+    resource: str,
+    *,
+    family: Callable[[float], Method],
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    x: Num[Array, "B ..."],
+) -> tuple[float, ...]:
+    """The largest share for every budget whose sub-model stays within it.
+
+    The share is sought by bisection among the n / U of all axes, block lists and exits
+    of the model, between which a sub-model that keeps ceil(share * U) does not change;
+    the bill must grow with the share.
+
+    Args:
+        budgets: what each tier can spend of the resource, smallest tier first.
+        resource: an entry of `cost.ledger`, such as "flops_train" or
+            "activation_floats".
+        family: share in (0, 1] -> method with that one tier.
+        model: the plain model.
+        optimizer: the local optimiser.
+        params: the plain parameters.
+        x: inputs whose shape and dtype count.
+
+    Returns:
+        A share per budget, for `tiers.budget`.
+
+    Raises:
+        InputError: an unknown resource, or a budget below the smallest sub-model's
+            bill.
+    """
+    axes = model.axes
+    zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
+    labels = jnp.ones(axes.units.get(unit_axes.CLASSES, 1), jnp.int32)
+    member = Member(zero, zero, one > 0, one, labels)
+
+    def bill(share: float) -> dict[str, int]:
+        method = family(share)
+        kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
+        return cost.ledger(model, method, optimizer, params, kept, tier=0, x=x)
+
+    lengths = {*unit_axes.hidden(axes).values(), *axes.blocks.values(), len(axes.exits)}
+    shares = sorted({n / length for length in lengths for n in range(1, length + 1)})
+    smallest = bill(shares[0])
+    checks.one_of("resource", resource, smallest)
+    fitted = []
+    for tier, budget in enumerate(budgets):
+        if budget < smallest[resource]:
+            what = f"at least {smallest[resource]}, the smallest sub-model's {resource}"
+            checks.fail(f"budgets[{tier}]", what, budget)
+        at = bisect.bisect_right(shares, budget, key=lambda s: bill(s)[resource])
+        fitted.append(shares[at - 1])
+    return tuple(fitted)

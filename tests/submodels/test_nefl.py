@@ -1,0 +1,105 @@
+"""NeFL: what every tier keeps, what it keeps to itself, and one tier as FedAvg."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import checks, layout, private, round
+from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.nefl import nefl
+from tests import fakes
+from tests.submodels.residual import agree, member, moved, residual, trained
+
+MODEL = residual(ends=(), steps=True, fixed=(0, 2))
+BUDGET = (0.25, 1.0)
+
+
+def nested(model=MODEL, budget=BUDGET, width=(), dropped=(1, 0)):
+    return nefl(model.axes, budget, width=width, dropped=dropped)
+
+
+def after(method, cohort, model=MODEL):
+    data = fakes.federation()
+    spec = fakes.spec(model, method, epochs=1)
+    state = fakes.start(spec, data, tiers=2)
+    step = jax.jit(
+        lambda s: round.step(s, data, cohort, spec=spec, layout=layout.vmapped())[0]
+    )
+    return state, step(state)
+
+
+def test_a_tier_drops_its_last_identity_blocks_and_narrows_by_the_root():
+    method = nested()
+    assert method.size(0).blocks == {"blocks": (0, 2)}
+    assert method.size(0).axes == {
+        "hidden0": 3,
+        "hidden1": 3,
+        "hidden2": 3,
+        "stream": 4,
+    }
+    assert method.size(1).blocks == {"blocks": (0, 1, 2)}
+    kept = method.units(
+        jax.random.key(0), jnp.asarray(0), {}, member(fakes.federation(), 0, 0)
+    )
+    assert kept.forward.blocks["blocks"].tolist() == [True, False, True]
+    free = nested(residual(ends=(), steps=True), dropped=(2, 0))
+    assert free.size(0).blocks == {"blocks": (0,)}
+
+
+def test_masked_is_sliced():
+    agree(fakes.spec(MODEL, nested(), epochs=1), 0)
+
+
+def test_a_dropped_block_gets_nothing_and_every_other_leaf_something():
+    delta, _, _ = trained(fakes.spec(MODEL, nested(), epochs=1), 0)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(delta)
+    }
+    assert moved(delta) == {path for path in paths if "block1" not in path}
+
+
+def test_norms_and_steps_are_the_tier_s_and_nothing_else_is():
+    method = nested()
+    cohort = fakes.cohort(tiers=(0, 0, 1, 1))
+    old, new = after(method, cohort)
+    own = {f"block{i}/{leaf}" for i in range(3) for leaf in ("step", "norm/scale")}
+    own |= {f"block{i}/norm/bias" for i in range(3)}
+    assert new.private["tier"].keys() == own
+    steps = new.private["tier"]["block0/step"]
+    assert len({1.0, *steps.tolist()}) == 3
+    # Tier 0 has no block 1: its copy stays.
+    assert float(new.private["tier"]["block1/step"][0]) == 1
+    changed = jax.tree.map(jnp.subtract, new.params, old.params)
+    assert not moved(changed) & own
+    assert "block1/up/kernel" in moved(changed)
+
+
+def test_a_block_that_nobody_holds_keeps_its_value():
+    old, new = after(nested(), fakes.cohort(tiers=(0, 0, 0, 0)))
+    assert fakes.equal(old.params["block1"], new.params["block1"])
+    assert np.any(new.params["block1"]["up"]["kernel"])
+
+
+def test_one_tier_of_full_size_is_fedavg():
+    cohort = fakes.cohort(tiers=(0, 0, 0, 0))
+    _, ours = after(nested(budget=(1.0,), dropped=()), cohort)
+    _, theirs = after(fedavg(MODEL.axes), cohort)
+    received = private.gather(
+        ours.private, ours.params, member(fakes.federation(), 0, 0)
+    )
+    assert fakes.gap(received, theirs.params) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropped": (2, 0)}, r"submodel\.nefl\.dropped"),
+        ({"dropped": (1,)}, r"submodel\.nefl\.dropped"),
+        ({"width": (0.5,)}, r"submodel\.nefl\.width"),
+    ],
+)
+def test_what_cannot_be_dropped_is_refused(options, message):
+    with pytest.raises(checks.InputError, match=message):
+        nested(**options)

@@ -1,0 +1,84 @@
+"""ScaleFL: sizes and loss by hand, and the dense network of both cuts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairjax import checks
+from fairjax.submodels.scalefl import scalefl
+from tests import fakes
+from tests.submodels.residual import agree, member, moved, residual, trained
+
+MODEL = residual(hidden=(6, 5), width=9)
+BUDGET = (0.25, 1.0)
+ROUNDS, GAMMA, T = 8, 0.5, 3.0
+
+
+def scaled(model=MODEL, budget=BUDGET, **options):
+    defaults = {"width": (0.7, 1.0), "exits": (), "gamma": GAMMA, "temperature": T}
+    options = {**defaults, "warmup": 0.25} | options
+    return scalefl(model.axes, budget, ROUNDS, **options)
+
+
+def softmax(z):
+    p = np.exp(z - z.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(("finished", "taught"), [(1, 0), (2, 1)])
+def test_the_loss_by_hand(finished, taught):
+    """A quarter of 8 rounds are finished after 2; not a moment earlier."""
+    data = fakes.federation()
+    params = MODEL.init(jax.random.key(1), data.x[:1])
+    spec = fakes.spec(MODEL, scaled(), batch_size=32, epochs=1)
+    _, _, info = trained(spec, 1, params=params, round=finished)
+    z, y = [np.asarray(z) for z in MODEL.apply(params, data.x[10:17]).exits], data.y
+    own = [-np.log(softmax(q)[np.arange(7), np.asarray(y[10:17])]).mean() for q in z]
+    p, q = softmax(z[1] / T), softmax(z[0] / T)
+    teaching = GAMMA * T**2 * (p * np.log(p / q)).sum(1).mean()
+    expected = (own[0] + taught * teaching + 2 * own[1]) / 3
+    np.testing.assert_allclose(info.loss, expected, rtol=1e-5)
+
+
+def test_widths_round_down_and_exits_up():
+    method = scaled()
+    assert method.size(0) == (
+        {"hidden0": 4, "hidden1": 3, "stream": 6},
+        {"blocks": (0,)},
+    )
+    by_budget = scaled(width=()).size(0)
+    assert by_budget.axes == {"hidden0": 3, "hidden1": 2, "stream": 4}
+    assert scaled(width=(0.01, 1.0)).size(0).axes["stream"] == 1
+
+
+def test_the_scale_is_the_width():
+    spec = fakes.spec(MODEL, scaled(), batch_size=32, epochs=1)
+    data = fakes.federation()
+    kept = spec.local.method.units(
+        jax.random.key(0), jnp.asarray(0), {}, member(data, 0, 0)
+    )
+    np.testing.assert_allclose(kept.scale, 0.7)
+
+
+def test_masked_is_sliced():
+    agree(fakes.spec(MODEL, scaled(exits=(1, 2)), epochs=1), 0)
+
+
+def test_a_tier_trains_what_it_keeps_of_both():
+    delta, cover, _ = trained(fakes.spec(MODEL, scaled(), epochs=1), 0)
+    assert {path.partition("/")[0] for path in moved(delta)} == {
+        "stem",
+        "block0",
+        "exit0",
+    }
+    assert cover["stem"]["bias"].tolist() == [1] * 6 + [0] * 3
+    assert np.any(delta["exit0"]["kernel"][5])
+    assert not np.any(delta["exit0"]["kernel"][6:])
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(checks.InputError, match=r"submodel\.scalefl\.width"):
+        scaled(width=(0.5,))
+    with pytest.raises(checks.InputError, match=r"submodel\.scalefl\.exits"):
+        scaled(exits=(1, 3))
