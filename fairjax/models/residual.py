@@ -29,6 +29,9 @@ STEM = "stem"
 """A list of length 1: what lies before the first block. No tier can drop it, but an
 update that trains only blocks names it with 0."""
 
+HEAD = "head"
+"""The name of a single head behind all blocks."""
+
 Part = Callable[[str, Any, Array, Setting], tuple[Array, dict[str, Moments]]]
 """(name, its parameters, x, setting) -> (output, moments of its batch norms)."""
 
@@ -44,11 +47,14 @@ class Parts(NamedTuple):
     blocks: tuple[str, ...]
     """Names of the blocks, in order."""
     exits: Mapping[int, str]
-    """Name of the exit behind a block, by position; the last exit is the answer."""
+    """Name of the exit behind a block, by position; the last exit is the answer. One
+    that is called `HEAD` stays when blocks go."""
     stem: Part
     block: Part
     answer: Part
     """Of an exit: from the stream to logits."""
+    fixed: tuple[int, ...] = ()
+    """See `types.Axes`."""
 
 
 def model(parts: Parts, resize: Callable[[Size], Model]) -> Model:
@@ -77,7 +83,8 @@ def model(parts: Parts, resize: Callable[[Size], Model]) -> Model:
 
     lengths = {BLOCKS: len(blocks), STEM: 1}
     axes: Axes = leaves.axes(parts.table(parts.shape), parts.units, lengths)
-    return Model(init, apply, axes, resize)
+    ends = () if HEAD in parts.exits.values() else tuple(parts.exits)
+    return Model(init, apply, axes._replace(exits=ends, fixed=parts.fixed), resize)
 
 
 def remaining(where: str, blocks: tuple[int, ...], size: Size) -> tuple[int, ...]:

@@ -50,7 +50,11 @@ def resmlp(
     def network(units: dict[str, int], kept: tuple[int, ...]) -> Model:
         axis = {f"block{i}": f"hidden{i}" for i in kept}
         names, last = tuple(axis), len(kept) - 1
-        ends = {p: f"exit{i}" for p, i in enumerate(kept)} if exits else {last: "head"}
+        ends = (
+            {p: f"exit{i}" for p, i in enumerate(kept)}
+            if exits
+            else {last: residual.HEAD}
+        )
 
         def table(shape: tuple[int, ...]) -> leaves.Table:
             stream = ("stream", units["stream"])

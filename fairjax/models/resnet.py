@@ -139,7 +139,7 @@ def resnet(
                 if p in last
             }
         else:
-            ends = {len(kept) - 1: ("head", f"stage{len(blocks) - 1}")}
+            ends = {len(kept) - 1: (residual.HEAD, f"stage{len(blocks) - 1}")}
 
         def table(shape: tuple[int, ...]) -> leaves.Table:
             def dim(axis: str) -> leaves.Dim:
@@ -196,6 +196,7 @@ def resnet(
             stem,
             block,
             answer,
+            tuple(at for at, p in enumerate(kept) if places[p][0] and not places[p][1]),
         )
         return residual.model(parts, resize)
 

@@ -92,7 +92,11 @@ def vit(
     def network(units: dict[str, int], kept: tuple[int, ...]) -> Model:
         names = tuple(f"block{i}" for i in kept)
         last = len(kept) - 1
-        ends = {p: f"exit{i}" for p, i in enumerate(kept)} if exits else {last: "head"}
+        ends = (
+            {p: f"exit{i}" for p, i in enumerate(kept)}
+            if exits
+            else {last: residual.HEAD}
+        )
 
         def table(shape: tuple[int, ...]) -> leaves.Table:
             stream, before = ("stream", units["stream"]), (residual.STEM, 0)

@@ -11,7 +11,16 @@ from jaxtyping import Array, Num
 from fairjax import checks
 from fairjax.submodels import axes as unit_axes
 from fairjax.submodels import cost, depth
-from fairjax.types import Axes, Kept, Member, Method, Model, Params, Size, Units
+from fairjax.types import (
+    Axes,
+    Kept,
+    Member,
+    Method,
+    Model,
+    Params,
+    Size,
+    Units,
+)
 
 KINDS = ("width", "depth", "plain")
 
@@ -111,6 +120,7 @@ def fit(
     *,
     family: Callable[[float], Method],
     model: Model,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     params: Params,
     x: Num[Array, "B ..."],
@@ -127,6 +137,7 @@ def fit(
             "activation_floats".
         family: share in (0, 1] -> method with that one tier.
         model: the plain model.
+        objective: the local objective of a method without one of its own.
         optimizer: the local optimiser.
         params: the plain parameters.
         x: inputs whose shape and dtype count.
@@ -146,7 +157,8 @@ def fit(
     def bill(share: float) -> dict[str, int]:
         method = family(share)
         kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
-        return cost.ledger(model, method, optimizer, params, kept, tier=0, x=x)
+        loss = method.objective or objective
+        return cost.ledger(model, method, loss, optimizer, params, kept, member, x=x)
 
     lengths = {*unit_axes.hidden(axes).values(), *axes.blocks.values(), len(axes.exits)}
     shares = sorted({n / length for length in lengths for n in range(1, length + 1)})

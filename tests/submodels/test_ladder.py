@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks
+from fairjax import checks, client
 from fairjax.submodels import cost
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.heterofl import heterofl
@@ -102,6 +102,7 @@ def fitted(budgets, resource, model=None, family=None, **more):
         resource,
         family=family or width(model),
         model=model,
+        objective=client.mean_cross_entropy(),
         optimizer=optax.sgd(0.1),
         params=jax.jit(model.init)(jax.random.key(0), x),
         x=x,
@@ -113,12 +114,13 @@ def bill(share, resource):
     model, x = fakes.small_mlp(), jnp.zeros((1, 6))
     method = width(model)(share)
     params = jax.jit(model.init)(jax.random.key(0), x)
-    kept = method.units(
-        jax.random.key(0), jnp.asarray(0), params, member(fakes.federation(), 0, 0)
+    who = member(fakes.federation(), 0, 0)
+    kept = method.units(jax.random.key(0), jnp.asarray(0), params, who)
+    objective = client.mean_cross_entropy()
+    ledger = cost.ledger(
+        model, method, objective, optax.sgd(0.1), params, kept, who, x=x
     )
-    return cost.ledger(model, method, optax.sgd(0.1), params, kept, tier=0, x=x)[
-        resource
-    ]
+    return ledger[resource]
 
 
 @pytest.mark.parametrize("resource", ["parameters", "flops_train", "activation_floats"])
