@@ -16,7 +16,7 @@ test: venv
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 verify: venv
-	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or not slow"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or not slow"
 
 lint: venv
 	$(BIN)/ruff check .
