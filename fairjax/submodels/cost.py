@@ -11,7 +11,7 @@ import optax
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Num
 
-from fairjax import losses
+from fairjax import losses, trees
 from fairjax.submodels import axes
 from fairjax.types import Kept, Masks, Method, Model, Params
 
@@ -30,7 +30,9 @@ def ledger(
 
     - `parameters` of the forward pass, which the client receives (`bytes_down`); it
       sends back those it trains (`bytes_up`). Which units are kept follows from tier
-      and round, so indices cost nothing.
+      and round, so indices cost nothing. Which single coordinates are (`Method.mask`)
+      follows from the whole model, which the client lacks: it also receives a bitmap,
+      a bit per parameter. The server has the model and needs none back.
     - `flops_forward` and `flops_train` of one example: two for every multiply-add of a
       matrix product or convolution (the SAME count, taps on the border included), in
       the network itself and in it with the gradient of its loss.
@@ -52,6 +54,11 @@ def ledger(
     """
     forward = axes.masks(params, model.axes, kept.forward)
     update = axes.masks(params, model.axes, kept.update or kept.forward)
+    bitmap = 0
+    if method.mask is not None:
+        held = method.mask(params, kept)
+        forward, update = (trees.multiply(held, units) for units in (forward, update))
+        bitmap = math.ceil(sum(leaf.size for leaf in jax.tree.leaves(params)) / 8)
 
     def itemsize(leaf: Array) -> int:
         return leaf.dtype.itemsize
@@ -80,7 +87,7 @@ def ledger(
         "optimizer_floats": sum(
             leaf.size for leaf in state if jnp.issubdtype(leaf.dtype, jnp.floating)
         ),
-        "bytes_down": _held(params, forward, itemsize),
+        "bytes_down": _held(params, forward, itemsize) + bitmap,
         "bytes_up": _held(params, update, itemsize),
     }
 
