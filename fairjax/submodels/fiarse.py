@@ -71,6 +71,8 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
         return Kept(extra=per_leaf(params))
 
     def mask(params: Params, kept: Kept) -> Masks:
+        if kept.extra is None:
+            return jax.tree.map(jnp.ones_like, params)
         return jax.tree.map(
             lambda leaf, tau: (jnp.abs(leaf) >= tau).astype(leaf.dtype),
             params,

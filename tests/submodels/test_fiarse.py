@@ -13,7 +13,7 @@ from fairjax import checks, client, layout, round
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fiarse import fiarse, through
-from fairjax.types import Examples
+from fairjax.types import Examples, Kept
 from tests import fakes
 
 BUDGET = (0.1, 0.29, 1.0)
@@ -143,6 +143,8 @@ def test_a_deployed_sub_model_holds_the_kept_weights_alone():
     got = client.answer(local, PARAMS, x, kept)
     by_hand = jax.tree.map(jnp.multiply, PARAMS, masks(method, 1))
     np.testing.assert_allclose(got, MODEL.apply(by_hand, x).logits, rtol=1e-5)
+    whole = client.answer(local, PARAMS, x, Kept())
+    np.testing.assert_allclose(whole, MODEL.apply(PARAMS, x).logits, rtol=1e-5)
 
 
 def test_the_bill_is_the_kept_weights_and_a_bitmap():
