@@ -76,10 +76,33 @@ def get_config() -> ConfigDict:
     c.model.vit.ratio = 4  # feed-forward units per stream channel
 
     c.submodel = ConfigDict()
-    c.submodel.name = "heterofl"  # fedavg (full model everywhere) or heterofl (width)
+    # fedavg (no sub-models); heterofl, federated_dropout, fedrolex or fjord (widths);
+    # fiarse (the largest weights)
+    c.submodel.name = "heterofl"
+    c.submodel.fedavg = ConfigDict()
+    # "full": everybody the whole model; "smallest": everybody tier 0's width;
+    # "exclusive": the width of one tier, by the clients that can carry it; "decoupled":
+    # one model per tier
+    c.submodel.fedavg.mode = "full"
+    c.submodel.fedavg.tier = 0  # of "exclusive"; poorer clients take no part
     c.submodel.heterofl = ConfigDict()
     c.submodel.heterofl.scaler = True  # divide activations by the share in training
     c.submodel.heterofl.masked_loss = True  # leave absent classes out of loss and head
+    c.submodel.heterofl.dynamic = False  # draw every client's tier anew each round
+    c.submodel.federated_dropout = ConfigDict()
+    c.submodel.federated_dropout.shared = False  # one draw per round for all clients
+    c.submodel.federated_dropout.scaler = True  # as of heterofl
+    c.submodel.federated_dropout.masked_loss = True  # as of heterofl
+    c.submodel.fedrolex = ConfigDict()
+    c.submodel.fedrolex.scaler = True  # as of heterofl
+    c.submodel.fedrolex.masked_loss = True  # as of heterofl
+    # share of its window that a tier keeps over to the next round; not given: the
+    # window moves on by one unit
+    c.submodel.fedrolex.overlap = placeholder(float)
+    c.submodel.fjord = ConfigDict()
+    c.submodel.fjord.distill = True  # teach narrow widths by the client's widest
+    c.submodel.fiarse = ConfigDict()
+    c.submodel.fiarse.layerwise = False  # largest weights of every layer, not of all
     c.submodel.depthfl = ConfigDict()
     c.submodel.depthfl.stages = ()  # exits kept per tier; (): ceil(budget * exits)
     c.submodel.depthfl.distill = True  # exits of a client teach each other
@@ -109,7 +132,8 @@ def get_config() -> ConfigDict:
     c.submodel.ladder.blocks = ()  # blocks of depth tiers; (): ceil(budget * blocks)
 
     c.tiers = ConfigDict()
-    c.tiers.budget = (0.25, 0.5, 0.75, 1.0)  # share of every hidden width, per tier
+    # per tier: share of every hidden width; of the parameters for fiarse
+    c.tiers.budget = (0.25, 0.5, 0.75, 1.0)
     c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
     c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
 

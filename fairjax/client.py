@@ -214,9 +214,13 @@ def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Object
 
 def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
     forward = axes.masks(params, local.model.axes, kept.forward)
-    if kept.update is None:
-        return forward, forward
-    return forward, axes.masks(params, local.model.axes, kept.update)
+    update = forward
+    if kept.update is not None:
+        update = axes.masks(params, local.model.axes, kept.update)
+    if local.method.mask is None:
+        return forward, update
+    held = local.method.mask(params, kept)
+    return trees.multiply(held, forward), trees.multiply(held, update)
 
 
 def _enter(
@@ -266,6 +270,13 @@ def apply_kept(
         stats=stats,
         kept=kept,
     )
+
+
+def held(method: Method, params: Params, kept: Kept) -> Params:
+    """The incoming parameters without single coordinates that a sub-model drops."""
+    if method.mask is None:
+        return params
+    return trees.multiply(params, method.mask(params, kept))
 
 
 def update(
@@ -468,6 +479,7 @@ def answer(
     stats: PyTree[Moments] = None,
 ) -> Float[Array, "B C"]:
     """The logits that a sub-model answers with once it is deployed."""
+    params = held(local.method, params, kept)
     outputs = apply_kept(local.model, params, x, kept, where=where, stats=stats)
     return local.method.predict(outputs, kept)
 

@@ -334,6 +334,7 @@ def calibrate(
     all records; the bound is ours.
     """
     records = jax.tree.map(jnp.asarray, data)
+    params = client.held(local.method, params, kept)
     longest = min(local.plan.longest, per_client)
     size = min(longest, 64)
     row = jnp.arange(size, dtype=jnp.int32)

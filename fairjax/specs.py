@@ -21,9 +21,12 @@ from fairjax import checks, client, layout, models, round
 from fairjax.data import datasets, federation
 from fairjax.fairness import weights
 from fairjax.models import layers
-from fairjax.submodels import axes
+from fairjax.submodels import axes, fedavg
 from fairjax.submodels.depthfl import depthfl
-from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.federated_dropout import federated_dropout
+from fairjax.submodels.fedrolex import fedrolex
+from fairjax.submodels.fiarse import fiarse
+from fairjax.submodels.fjord import fjord
 from fairjax.submodels.heterofl import heterofl
 from fairjax.submodels.ladder import KINDS, ladder
 from fairjax.submodels.lora import adapt, lora
@@ -76,32 +79,47 @@ MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
     for name in ("mlp", "cnn", "lenet", "two_conv", "resmlp", "resnet", "vit")
 }
 
+
+def _by_budget(name: str, method: Callable[..., Method]) -> Family:
+    """A method that is given the unit axes, the tiers' budgets and its own options."""
+    return Family(
+        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name])
+    )
+
+
+def _heterofl(c: Any, axes: Axes) -> Method:
+    options = c.submodel.heterofl
+    return heterofl(
+        axes,
+        tuple(c.tiers.budget),
+        scaler=options.scaler,
+        masked_loss=options.masked_loss,
+        redraw=tuple(c.tiers.share) if options.dynamic else None,
+    )
+
+
 METHODS: dict[str, Family] = {
-    "fedavg": Family(lambda c, axes: fedavg(axes)),
-    "heterofl": Family(
-        lambda c, axes: heterofl(axes, tuple(c.tiers.budget), **c.submodel.heterofl)
+    "fedavg": _by_budget("fedavg", fedavg.fedavg),
+    "heterofl": Family(_heterofl),
+    "federated_dropout": _by_budget("federated_dropout", federated_dropout),
+    "fedrolex": _by_budget("fedrolex", fedrolex),
+    "fjord": _by_budget("fjord", fjord),
+    "fiarse": Family(
+        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
     ),
-    "depthfl": Family(
-        lambda c, axes: depthfl(axes, tuple(c.tiers.budget), **c.submodel.depthfl),
-        exits=True,
-    ),
+    "depthfl": _by_budget("depthfl", depthfl)._replace(exits=True),
     "scalefl": Family(
         lambda c, axes: scalefl(
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
         ),
         exits=True,
     ),
-    "nefl": Family(
-        lambda c, axes: nefl(axes, tuple(c.tiers.budget), **c.submodel.nefl),
-        steps=True,
-    ),
+    "nefl": _by_budget("nefl", nefl)._replace(steps=True),
     "lora": Family(
         lambda c, axes: lora(axes, tuple(c.tiers.budget)),
         lambda c, model: adapt(model, **c.submodel.lora),
     ),
-    "ladder": Family(
-        lambda c, axes: ladder(axes, tuple(c.tiers.budget), **c.submodel.ladder),
-    ),
+    "ladder": _by_budget("ladder", ladder),
 }
 
 RULES: dict[str, Callable[[Any], Rule]] = {
@@ -147,6 +165,8 @@ PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")
+OBJECTIVES = ("masked_loss", "distill")
+"""Options of methods that replace the run's own objective."""
 SLOTS = ("padded", "stratified")
 CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
 
@@ -238,6 +258,11 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         checks.in_range("tiers.share", share, 0)
     checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
     checks.one_of("tiers.assign", c.tiers.assign, ASSIGNMENTS)
+    checks.one_of("submodel.fedavg.mode", c.submodel.fedavg.mode, fedavg.MODES)
+    last = len(c.tiers.budget) - 1
+    checks.in_range("submodel.fedavg.tier", c.submodel.fedavg.tier, 0, last)
+    if c.submodel.fedrolex.overlap is not None:
+        checks.in_range("submodel.fedrolex.overlap", c.submodel.fedrolex.overlap, 0, 1)
 
     if c.local.steps is None:
         checks.positive("local.epochs", c.local.epochs)
@@ -254,12 +279,14 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.in_range("local.prox", c.local.prox, 0)
     checks.in_range("local.clip", c.local.clip, 0)
     checks.one_of("local.class_weights", c.local.class_weights, CLASS_WEIGHTS)
-    if c.local.class_weights != "none" and _masks_loss(c):
-        checks.fail(
-            "local.class_weights",
-            "none while submodel.heterofl.masked_loss sets the objective",
-            c.local.class_weights,
-        )
+    for option in OBJECTIVES:
+        own = c.submodel[c.submodel.name]
+        if c.local.class_weights != "none" and own.get(option, False):
+            checks.fail(
+                "local.class_weights",
+                f"none while submodel.{c.submodel.name}.{option} sets the objective",
+                c.local.class_weights,
+            )
 
     checks.one_of("server.optimizer", c.server.optimizer, SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
@@ -291,10 +318,6 @@ def _check_submodel(c: Any) -> None:
     checks.positive("submodel.lora.alpha", c.lora.alpha)
     for kind in c.ladder.kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
-
-
-def _masks_loss(c: Any) -> bool:
-    return c.submodel.name == "heterofl" and c.submodel.heterofl.masked_loss
 
 
 def _check_overridden(c: Any, overridden: Collection[str]) -> None:

@@ -273,6 +273,11 @@ class Method(NamedTuple):
     sub-model."""
     admits: Callable[[Member], Bool[Array, ""]] = lambda member: member.valid
     """Whether a client takes part at all (exclusive training leaves poor ones out)."""
+    mask: Callable[[Params, Kept], Masks] | None = None
+    """(params, kept) -> 0/1 tree of the single coordinates that the sub-model holds of
+    the units in `kept`, in the forward pass and the update (importance masks); None:
+    all of them. `Kept()` is the whole model. A method that has one runs masked: its
+    `size` is None."""
     inner: Callable[[Array, Array, Kept], Kept] | None = None
     """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
     same in every step."""

@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Num, PyTree
 
+from fairjax import trees
 from fairjax.submodels import axes
 from fairjax.types import (
     Axes,
@@ -43,7 +44,9 @@ def ledger(
 
     - `parameters` of the forward pass, which the client receives (`bytes_down`); it
       sends back those it trains (`bytes_up`). Which units are kept follows from tier
-      and round, so indices cost nothing.
+      and round, so indices cost nothing. Which single coordinates are (`Method.mask`)
+      follows from the whole model, which the client lacks: it also receives a bitmap,
+      a bit per parameter. The server has the model and needs none back.
     - `flops_forward` and `flops_train` of one example: two for every multiply-add of a
       matrix product or convolution (the SAME count, taps on the border included), in
       one answer of the sub-model, and in its objective with the gradient of what is
@@ -69,6 +72,11 @@ def ledger(
     """
     received = axes.masks(params, model.axes, kept.forward)
     sent = axes.masks(params, model.axes, kept.update or kept.forward)
+    bitmap = 0
+    if method.mask is not None:
+        held = method.mask(params, kept)
+        received, sent = (trees.multiply(held, units) for units in (received, sent))
+        bitmap = math.ceil(sum(leaf.size for leaf in jax.tree.leaves(params)) / 8)
     network, inside, here = model, None, kept
     if method.size is not None and model.resize is not None:
         size = method.size(int(member.tier))
@@ -120,7 +128,8 @@ def ledger(
         "optimizer_floats": sum(
             leaf.size for leaf in state if jnp.issubdtype(leaf.dtype, jnp.floating)
         ),
-        "bytes_down": _held(params, received, lambda leaf: leaf.dtype.itemsize),
+        "bytes_down": _held(params, received, lambda leaf: leaf.dtype.itemsize)
+        + bitmap,
         "bytes_up": _held(params, sent, lambda leaf: leaf.dtype.itemsize),
     }
 

@@ -1,27 +1,26 @@
 """Static width prefixes: a poorer client trains the lead of every hidden layer."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import losses
+from fairjax import keys
 from fairjax.submodels import axes as unit_axes
-from fairjax.types import (
-    Axes,
-    Batch,
-    Context,
-    Kept,
-    Member,
-    Method,
-    OutputsAt,
-    Params,
-    Size,
-)
+from fairjax.submodels import width
+from fairjax.types import Axes, Kept, Member, Method, Params
 
 
 def heterofl(
-    axes: Axes, budget: tuple[float, ...], *, scaler: bool, masked_loss: bool
+    axes: Axes,
+    budget: tuple[float, ...],
+    *,
+    scaler: bool,
+    masked_loss: bool,
+    redraw: tuple[float, ...] | None = None,
 ) -> Method:
-    """HeteroFL with fixed tiers.
+    """HeteroFL: nested prefixes of every hidden layer.
 
     A client of tier t keeps the first ceil(budget_t * U) of the U units of every hidden
     axis, input and output sides alike, and every input feature and class.
@@ -34,37 +33,36 @@ def heterofl(
         masked_loss: set the logits of classes that the client does not hold to 0 (not
             to minus infinity) in its loss, and leave the head's rows of those classes
             out of its update.
+        redraw: dynamic tiers: every client's tier is drawn anew in every round, tier t
+            with probability redraw_t / sum(redraw), whatever its device. A slot then
+            has no static size, so the method runs masked, and the sub-model by which a
+            tier is evaluated is that of the tier drawn. None: tiers are fixed.
 
-    Source: Diao, Ding and Tarokh 2021, with the released code's rounding and masked
-    loss. Deviates: tiers are not redrawn every round; clients are weighted by the
-    fairness rule (the released code counts each once: rule "uniform").
+    Source: Diao, Ding and Tarokh 2021, with the released code's rounding, masked loss
+    and modes "fix" and "dynamic". Deviates: clients are weighted by the fairness rule
+    (the released code counts each once: rule "uniform").
     """
-    per_tier = [unit_axes.prefix_sizes(axes, share) for share in budget]
+    per_tier = width.sizes(axes, budget)
+
+    def tier_of(key: Array, member: Member) -> Array:
+        if redraw is None:
+            return member.tier
+        share = jnp.asarray([math.log(s) if s else -math.inf for s in redraw])
+        return jax.random.categorical(keys.at(key, member.client), share)
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
-        sizes = {
-            name: jnp.asarray([tier[name] for tier in per_tier])[member.tier]
-            for name in unit_axes.hidden(axes)
-        }
-        forward = unit_axes.prefix(axes, sizes)
-        update = None
-        if masked_loss:
-            held = {unit_axes.CLASSES: member.labels > 0}
-            update = forward._replace(axes={**forward.axes, **held})
-        scale = jnp.asarray(budget)[member.tier] if scaler else None
-        return Kept(forward, update, scale)
+        tier = tier_of(key, member)
+        return width.kept(
+            unit_axes.prefix(axes, width.at(per_tier, tier)),
+            budget,
+            tier,
+            member,
+            scaler=scaler,
+            masked_loss=masked_loss,
+        )
 
     return Method(
         units=units,
-        size=lambda tier: Size(dict(per_tier[tier]), {}),
-        objective=_masked_cross_entropy if masked_loss else None,
+        size=None if redraw is not None else lambda tier: width.size(per_tier, tier),
+        objective=width.masked_cross_entropy if masked_loss else None,
     )
-
-
-def _masked_cross_entropy(
-    outputs_at: OutputsAt, batch: Batch, key: Array, context: Context
-):
-    logits = outputs_at(None).logits
-    held = context.member.labels > 0
-    logits = jnp.where(held, logits, jnp.zeros_like(logits))
-    return losses.mean(losses.cross_entropy(logits, batch.y), batch.where), {}

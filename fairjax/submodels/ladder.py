@@ -17,6 +17,7 @@ from fairjax.types import (
     Member,
     Method,
     Model,
+    Objective,
     Params,
     Size,
     Units,

@@ -1,0 +1,69 @@
+"""Partial training: the whole model runs, and a few of its blocks are trained."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from fairjax import checks
+from fairjax.types import Axes, Kept, Member, Method, Params, Size, Units
+
+MODES = ("top", "rolling", "random")
+
+_BLOCKS, _STEM = "blocks", "stem"
+
+
+def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
+    """Trains and sends back k = ceil(budget_t * n) of a model's n residual blocks.
+
+    The forward pass runs all blocks; the others are frozen. Which are trained in round
+    j, blocks counted from the input:
+
+    - top: the last k;
+    - rolling: {(j + i) mod n : i < k};
+    - random: the first k in a random order, drawn once per round for all clients, so
+      that in a round the tiers nest.
+
+    The head is always trained. The stem, what lies before the first block, is trained
+    if all blocks are; so a backward pass ends at the first trained block.
+
+    Args:
+        axes: unit axes of a model with a block list "blocks". What it places in a list
+            "stem" of length 1 is its stem; leaves in neither list are the head.
+        budget: share of the blocks of every tier, in (0, 1], smallest tier first.
+        mode: see above.
+
+    A client receives and deploys the whole model; it saves the way up and the optimiser
+    state, and with "top" most of the backward pass.
+
+    Raises:
+        InputError: the model has no block list, or there is no such mode.
+
+    Source: partial training of the backbone's last layers as in Sidahmed et al. 2021;
+    rolling and random blocks after FedRolex (Alam et al. 2022) and Federated Dropout
+    (Caldas et al. 2018), with blocks for units.
+    """
+    checks.one_of("mode", mode, MODES)
+    if _BLOCKS not in axes.blocks:
+        checks.fail("model", f'a block list "{_BLOCKS}"', list(axes.blocks))
+    count = axes.blocks[_BLOCKS]
+    trained = [max(1, math.ceil(round(share * count, 9))) for share in budget]
+
+    def order(key: Array, round: Array) -> Array:
+        """Place of every block; the first ones are trained."""
+        position = jnp.arange(count, dtype=jnp.int32)
+        if mode == "top":
+            return count - 1 - position
+        if mode == "rolling":
+            return (position - round) % count
+        return jax.random.permutation(key, position)
+
+    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
+        blocks = order(key, round) < jnp.asarray(trained, jnp.int32)[member.tier]
+        lists = {_BLOCKS: blocks}
+        if _STEM in axes.blocks:
+            lists[_STEM] = jnp.all(blocks)[None]
+        return Kept(update=Units({}, lists))
+
+    return Method(units=units, size=lambda tier: Size({}, {}))

@@ -1,0 +1,109 @@
+"""Which blocks are trained, and that nothing else moves while everything runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fairjax import checks, layout, round
+from fairjax.submodels import cost
+from fairjax.submodels.partial import partial
+from fairjax.types import Axes, LeafAxes, Model, Outputs
+from tests import fakes
+
+BUDGET = (0.3, 0.5, 1.0)
+TRAINED = (2, 2, 4)
+NAMES = ("block0", "block1", "block2", "block3")
+
+
+def residual():
+    """A stem, four blocks and a head, in bare functions."""
+    shapes = {"stem": (6, 8), **dict.fromkeys(NAMES, (8, 8)), "head": (8, 3)}
+
+    def init(key, x):
+        return {
+            name: 0.5 * jax.random.normal(jax.random.fold_in(key, i), shape)
+            for i, (name, shape) in enumerate(shapes.items())
+        }
+
+    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+        h = x @ params["stem"]
+        for name in NAMES:
+            h = h + jnp.tanh(h @ params[name])
+        logits = h @ params["head"]
+        return Outputs(logits, (logits,))
+
+    whole = (None, None)
+    tree = {name: LeafAxes(whole, ("blocks", i)) for i, name in enumerate(NAMES)}
+    tree |= {"stem": LeafAxes(whole, ("stem", 0)), "head": LeafAxes(whole)}
+    return Model(init, apply, Axes(tree, {}, {"blocks": 4, "stem": 1}))
+
+
+MODEL = residual()
+
+
+def blocks(mode, number, tier, key=0, client=0):
+    kept = partial(MODEL.axes, BUDGET, mode=mode).units(
+        jax.random.key(key), jnp.asarray(number), None, fakes.member(client, tier)
+    )
+    assert kept.forward is None
+    trained = np.flatnonzero(kept.update.blocks["blocks"]).tolist()
+    assert kept.update.blocks["stem"].tolist() == [len(trained) == 4]
+    return trained
+
+
+def test_the_blocks_of_every_mode():
+    for tier, size in enumerate(TRAINED):
+        assert blocks("top", 3, tier) == list(range(4 - size, 4))
+        for number in range(6):
+            rolling = sorted({(number + i) % 4 for i in range(size)})
+            assert blocks("rolling", number, tier) == rolling
+        drawn = [blocks("random", 0, tier, key=key) for key in range(12)]
+        assert {len(draw) for draw in drawn} == {size}
+        assert {block for draw in drawn for block in draw} == set(range(4))
+    assert blocks("random", 0, 0, client=0) == blocks("random", 0, 0, client=3)
+
+
+def test_only_trained_blocks_and_the_head_move_and_all_of_them_run():
+    """One step on all records: the whole model's gradient where it is trained."""
+    data = fakes.federation()
+    params = fakes.drawn(MODEL, data.x[:1])
+    method = partial(MODEL.axes, BUDGET, mode="top")
+    spec = fakes.spec(MODEL, method, batch_size=32, epochs=1)
+    start = fakes.start(spec, data, params=params)
+    step = functools.partial(round.step, spec=spec, layout=layout.vmapped())
+    step = jax.jit(step)
+
+    def loss(p):
+        logits = jax.nn.log_softmax(MODEL.apply(p, data.x[:10]).logits)
+        return -logits[jnp.arange(10), data.y[:10]].mean()
+
+    grads = jax.jit(jax.grad(loss))(params)
+    for tier, trained in [(0, ("block2", "block3", "head")), (2, tuple(params))]:
+        end, _ = step(start, data, fakes.cohort((0,), (tier,)))
+        for name, leaf in params.items():
+            rate = 0.1 if name in trained else 0.0
+            moved = end.params[name] - leaf
+            np.testing.assert_allclose(moved, -rate * grads[name], atol=1e-6)
+            assert fakes.equal(end.params[name], leaf) == (name not in trained)
+
+
+def test_a_client_receives_all_and_sends_what_it_trained():
+    method = partial(MODEL.axes, BUDGET, mode="rolling")
+    kept = method.units(jax.random.key(0), jnp.asarray(0), None, fakes.member(0, 0))
+    params = fakes.drawn(MODEL, jnp.zeros((1, 6)))
+    bill = cost.ledger(
+        MODEL, method, optax.sgd(0.1), params, kept, tier=0, x=jnp.zeros((1, 6))
+    )
+    assert bill["bytes_down"] == 4 * (6 * 8 + 4 * 64 + 8 * 3)
+    assert bill["bytes_up"] == 4 * (2 * 64 + 8 * 3)
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(checks.InputError, match='expected a block list "blocks"'):
+        partial(fakes.small_mlp().axes, BUDGET, mode="top")
+    with pytest.raises(checks.InputError, match='mean "rolling"'):
+        partial(MODEL.axes, BUDGET, mode="roling")
