@@ -103,13 +103,15 @@ def get_config() -> ConfigDict:
     c.submodel.fjord.distill = True  # teach narrow widths by the client's widest
     c.submodel.fiarse = ConfigDict()
     c.submodel.fiarse.layerwise = False  # largest weights of every layer, not of all
+    c.submodel.partial = ConfigDict()
+    # which blocks a client trains: the last ones ("top"), a window that moves on
+    # ("rolling"), or drawn anew each round ("random")
+    c.submodel.partial.mode = "top"
     c.submodel.depthfl = ConfigDict()
     c.submodel.depthfl.stages = ()  # exits kept per tier; (): ceil(budget * exits)
     c.submodel.depthfl.distill = True  # exits of a client teach each other
     c.submodel.depthfl.ramp = 300  # rounds until they do so at full strength
-    c.submodel.depthfl.ensemble = (
-        True  # answer with the mean of the exits, not the last
-    )
+    c.submodel.depthfl.ensemble = True  # answer with the mean of the exits
     c.submodel.depthfl.feddyn = 0.0  # FedDyn alpha; 0: without
     c.submodel.scalefl = ConfigDict()
     c.submodel.scalefl.width = ()  # share of every width per tier; (): sqrt(budget)

@@ -21,7 +21,7 @@ from fairjax import checks, client, layout, models, round
 from fairjax.data import datasets, federation
 from fairjax.fairness import weights
 from fairjax.models import layers
-from fairjax.submodels import axes, fedavg
+from fairjax.submodels import axes, fedavg, partial
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.federated_dropout import federated_dropout
 from fairjax.submodels.fedrolex import fedrolex
@@ -44,10 +44,12 @@ class Family(NamedTuple):
     """(config, unit axes) -> method."""
     model: Callable[[Any, Model], Model] = lambda c, model: model
     """(config, model) -> the network that travels (LoRA adds its factors)."""
+    blocks: bool = False
+    """Needs a list of residual blocks."""
     exits: bool = False
-    """Needs a head after every stage."""
+    """Needs a head after every stage of them."""
     steps: bool = False
-    """Needs a learnable step size in every residual block."""
+    """Needs a learnable step size in every block."""
 
 
 def _model(
@@ -107,14 +109,16 @@ METHODS: dict[str, Family] = {
     "fiarse": Family(
         lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
     ),
-    "depthfl": _by_budget("depthfl", depthfl)._replace(exits=True),
+    "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
+    "depthfl": _by_budget("depthfl", depthfl)._replace(blocks=True, exits=True),
     "scalefl": Family(
         lambda c, axes: scalefl(
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
         ),
+        blocks=True,
         exits=True,
     ),
-    "nefl": _by_budget("nefl", nefl)._replace(steps=True),
+    "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),
     "lora": Family(
         lambda c, axes: lora(axes, tuple(c.tiers.budget)),
         lambda c, model: adapt(model, **c.submodel.lora),
@@ -258,6 +262,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         checks.in_range("tiers.share", share, 0)
     checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
     checks.one_of("tiers.assign", c.tiers.assign, ASSIGNMENTS)
+    checks.one_of("submodel.partial.mode", c.submodel.partial.mode, partial.MODES)
     checks.one_of("submodel.fedavg.mode", c.submodel.fedavg.mode, fedavg.MODES)
     last = len(c.tiers.budget) - 1
     checks.in_range("submodel.fedavg.tier", c.submodel.fedavg.tier, 0, last)
@@ -385,7 +390,7 @@ def build(config: ConfigDict) -> Run:
         checks.fail(
             "model.name", f"one of {', '.join(FOR_TABLES)} for a table", c.model.name
         )
-    if (family.exits or family.steps) and c.model.name not in RESIDUAL:
+    if family.blocks and c.model.name not in RESIDUAL:
         checks.fail(
             "model.name",
             f"one of {', '.join(RESIDUAL)} for submodel.name {c.submodel.name}",
