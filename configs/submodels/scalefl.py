@@ -14,6 +14,8 @@ def get_config(preset: str = ""):
     c.data.name = "digits"
     c.data.partition.name = "dirichlet"
     c.model.name = "resmlp"
+    c.model.resmlp.width = 32
+    c.model.resmlp.hidden = 32
     c.submodel.name = "scalefl"
     c.local.learning_rate = 0.05
     return default.preset(c, preset)
