@@ -13,7 +13,7 @@ from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.feddyn import feddyn
 from fairjax.types import Axes, Kept, LeafAxes, Member, Model, Outputs
 from tests import fakes
-from tests.submodels.residual import agree, moved, residual, trained
+from tests.submodels.residual import moved, residual, trained
 
 MODEL = residual()
 BUDGET = (0.3, 0.6, 1.0)
@@ -73,11 +73,6 @@ def test_a_tier_trains_its_blocks_and_all_their_exits():
     delta, _, _ = trained(spec(), 1)
     parts = {path.partition("/")[0] for path in moved(delta)}
     assert parts == {"stem", "block0", "exit0", "block1", "exit1"}
-
-
-@pytest.mark.parametrize(("ends", "tier"), [(None, 1), ((0, 2), 0)])
-def test_masked_is_sliced(ends, tier):
-    agree(spec(residual(ends=ends)), tier)
 
 
 def test_stages_count_exits_not_blocks():

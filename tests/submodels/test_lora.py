@@ -10,7 +10,7 @@ from fairjax.submodels import axes as unit_axes
 from fairjax.submodels.lora import adapt, lora
 from fairjax.types import Axes, Cohort, LeafAxes, Model, Outputs
 from tests import fakes
-from tests.submodels.residual import agree, residual, trained
+from tests.submodels.residual import residual, trained
 
 RANK, ALPHA = 4, 8.0
 PLAIN = residual(hidden=(5,), ends=())
@@ -161,8 +161,3 @@ def test_equal_ranks_are_the_plain_mean_and_others_are_counted_per_rank():
     np.testing.assert_allclose(mixed[:2], (poor[:2] + rich[:2]) / 2, atol=1e-6)
     np.testing.assert_allclose(mixed[2:], rich[2:], atol=1e-6)
     np.testing.assert_allclose(both, (full + rich) / 2, atol=1e-6)
-
-
-def test_masked_is_sliced():
-    spec = fakes.spec(MODEL, lora(MODEL.axes, BUDGET), epochs=1)
-    agree(spec, 0, params=filled())

@@ -9,7 +9,7 @@ from fairjax import checks, layout, private, round
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.nefl import nefl
 from tests import fakes
-from tests.submodels.residual import agree, member, moved, residual, trained
+from tests.submodels.residual import member, moved, residual, trained
 
 MODEL = residual(ends=(), steps=True, fixed=(0, 2))
 BUDGET = (0.25, 1.0)
@@ -45,10 +45,6 @@ def test_a_tier_drops_its_last_identity_blocks_and_narrows_by_the_root():
     assert kept.forward.blocks["blocks"].tolist() == [True, False, True]
     free = nested(residual(ends=(), steps=True), dropped=(2, 0))
     assert free.size(0).blocks == {"blocks": (0,)}
-
-
-def test_masked_is_sliced():
-    agree(fakes.spec(MODEL, nested(), epochs=1), 0)
 
 
 def test_a_dropped_block_gets_nothing_and_every_other_leaf_something():

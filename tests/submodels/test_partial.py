@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks, layout, round
+from fairjax import checks, client, layout, round
+from fairjax.models import resmlp
 from fairjax.submodels import cost
 from fairjax.submodels.partial import partial
 from fairjax.types import Axes, LeafAxes, Model, Outputs
@@ -93,10 +94,18 @@ def test_only_trained_blocks_and_the_head_move_and_all_of_them_run():
 
 def test_a_client_receives_all_and_sends_what_it_trained():
     method = partial(MODEL.axes, BUDGET, mode="rolling")
-    kept = method.units(jax.random.key(0), jnp.asarray(0), None, fakes.member(0, 0))
+    member = fakes.member(0, 0)
+    kept = method.units(jax.random.key(0), jnp.asarray(0), None, member)
     params = fakes.drawn(MODEL, jnp.zeros((1, 6)))
     bill = cost.ledger(
-        MODEL, method, optax.sgd(0.1), params, kept, tier=0, x=jnp.zeros((1, 6))
+        MODEL,
+        method,
+        client.mean_cross_entropy(),
+        optax.sgd(0.1),
+        params,
+        kept,
+        member,
+        x=jnp.zeros((1, 6)),
     )
     assert bill["bytes_down"] == 4 * (6 * 8 + 4 * 64 + 8 * 3)
     assert bill["bytes_up"] == 4 * (2 * 64 + 8 * 3)
@@ -107,3 +116,31 @@ def test_a_model_without_blocks_is_refused():
         partial(fakes.small_mlp().axes, BUDGET, mode="top")
     with pytest.raises(checks.InputError, match='mean "rolling"'):
         partial(MODEL.axes, BUDGET, mode="roling")
+
+
+def test_the_backward_pass_stops_at_the_last_trained_block():
+    """Of a residual network with one hidden layer per block: what is billed, by hand,
+    and what the compiled step of the frozen network does."""
+    model = resmlp(classes=3, width=8, hidden=8, depth=4, norm="none")
+    method = partial(model.axes, BUDGET, mode="top")
+    params, x = fakes.drawn(model, jnp.zeros((1, 6))), jnp.zeros((1, 6))
+    block, stem, head = 2 * 8 * 8, 6 * 8, 8 * 3
+    for tier, trained in enumerate(TRAINED):
+        member = fakes.member(0, tier)
+        kept = method.units(jax.random.key(0), jnp.asarray(0), None, member)
+        bill = cost.ledger(
+            model,
+            method,
+            client.mean_cross_entropy(),
+            optax.sgd(0.1),
+            params,
+            kept,
+            member,
+            x=x,
+        )
+        forward = stem + 4 * block + head
+        # Two products per trained one, but none for the input of the lowest.
+        backward = 2 * head + 2 * trained * block
+        backward += stem if trained == 4 else -8 * 8
+        assert bill["flops_forward"] == 2 * forward
+        assert bill["flops_train"] == 2 * (forward + backward)

@@ -8,7 +8,7 @@ import pytest
 from fairjax import checks
 from fairjax.submodels.scalefl import scalefl
 from tests import fakes
-from tests.submodels.residual import agree, member, moved, residual, trained
+from tests.submodels.residual import member, moved, residual, trained
 
 MODEL = residual(hidden=(6, 5), width=9)
 BUDGET = (0.25, 1.0)
@@ -59,10 +59,6 @@ def test_the_scale_is_the_width():
         jax.random.key(0), jnp.asarray(0), {}, member(data, 0, 0)
     )
     np.testing.assert_allclose(kept.scale, 0.7)
-
-
-def test_masked_is_sliced():
-    agree(fakes.spec(MODEL, scaled(exits=(1, 2)), epochs=1), 0)
 
 
 def test_a_tier_trains_what_it_keeps_of_both():
