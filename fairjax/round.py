@@ -196,8 +196,8 @@ def step(
     def protect(delta, cover, weight, tier):
         num, den = spec.protection.protect(delta, cover, weight)
         shared = (
-            private.shared(state.private, num),
-            private.shared(state.private, den),
+            private.shared(state.private, num, tier),
+            private.shared(state.private, den, tier),
         )
         return shared, private.by_tier(state.private, num, den, tier)
 
@@ -222,9 +222,11 @@ def step(
             jax.vmap(protect)(deltas, covers, weights, cohort.tier)
         )
         if rule.combine is not None:
-            num, den = (
-                private.shared(state.private, tree)
-                for tree in rule.combine(deltas, covers, weights)
+            shared = jax.vmap(private.shared, (None, 0, 0))
+            num, den = rule.combine(
+                shared(state.private, deltas, cohort.tier),
+                shared(state.private, covers, cohort.tier),
+                weights,
             )
     else:
 
@@ -254,7 +256,9 @@ def step(
         server=server,
         rule=rule_state,
         memory=_scatter(state.memory, memory, cohort),
-        private=private.update(state.private, tiers, own, cohort, counts),
+        private=private.update(
+            state.private, tiers, own, cohort, counts, method.between
+        ),
     )
     loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
     coverage = aggregate.coverage(den, params)

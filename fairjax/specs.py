@@ -28,6 +28,7 @@ from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.fiarse import fiarse
 from fairjax.submodels.fjord import fjord
 from fairjax.submodels.heterofl import heterofl
+from fairjax.submodels.inclusivefl import inclusivefl
 from fairjax.submodels.ladder import KINDS, ladder
 from fairjax.submodels.lora import adapt, lora
 from fairjax.submodels.nefl import nefl
@@ -111,6 +112,9 @@ METHODS: dict[str, Family] = {
     ),
     "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
     "depthfl": _by_budget("depthfl", depthfl)._replace(blocks=True, exits=True),
+    "inclusivefl": _by_budget("inclusivefl", inclusivefl)._replace(
+        blocks=True, exits=True
+    ),
     "scalefl": Family(
         lambda c, axes: scalefl(
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
@@ -312,6 +316,7 @@ def _check_submodel(c: Any) -> None:
     """Options that no model is needed to judge."""
     checks.positive("submodel.depthfl.ramp", c.depthfl.ramp)
     checks.in_range("submodel.depthfl.feddyn", c.depthfl.feddyn, 0)
+    checks.in_range("submodel.inclusivefl.beta", c.inclusivefl.beta, 0, 1)
     checks.in_range("submodel.scalefl.gamma", c.scalefl.gamma, 0)
     checks.positive("submodel.scalefl.temperature", c.scalefl.temperature)
     checks.in_range("submodel.scalefl.warmup", c.scalefl.warmup, 0, 1)

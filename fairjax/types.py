@@ -126,7 +126,8 @@ class Axes(NamedTuple):
     blocks: Mapping[str, int]
     """Length of every block list."""
     exits: tuple[int, ...] = ()
-    """Position in the list "blocks" after which exit i sits, ascending."""
+    """Position in the list "blocks" after which exit i sits, ascending. The names of
+    the exits' heads begin with "exit"."""
     fixed: tuple[int, ...] = ()
     """Positions in "blocks" of blocks that change the stream's shape (the first of a
     ResNet stage): one is dropped only together with all that follow it."""
@@ -247,6 +248,9 @@ OutputsAt = Callable[[Kept | None], Outputs]
 """The current local model's outputs on the batch at its sub-model of this step (None)
 or at another one."""
 
+Scope = str | tuple[int, ...]
+"""Whose a leaf is, see `Method.private`."""
+
 Objective = Callable[[OutputsAt, Batch, Array, Context], tuple[Array, dict[str, Array]]]
 """(outputs_at, batch, key, context) -> (loss, info)."""
 
@@ -298,9 +302,18 @@ class Method(NamedTuple):
     )
     """(outputs, kept) -> the logits that a deployed sub-model answers with."""
     memory: Memory | None = None
-    private: Callable[[Params], PyTree[str]] | None = None
-    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it) or
-    "client" (never leaves)."""
+    private: Callable[[Params], PyTree[Scope]] | None = None
+    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it),
+    "client" (never leaves) or a tuple of tiers: those keep a copy of their own, the
+    others share the plain leaf. () keeps none, but `between` is told of the leaf."""
+    between: Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]] | None = (
+        None
+    )
+    """(changes, covered) -> the changes that tiers' copies are given, where a tier may
+    learn from another. Both are {path: [T, ...]} over the leaves of scope "tier" or of
+    a tuple: the mean change inside every tier, 0 where none of it covers the
+    coordinate, and whether one does; `covered` may broadcast. A copy moves only where
+    its own tier covers it."""
     finish: "Finish | None" = None
     """None: masked mean through the server optimiser."""
     server: Callable[
@@ -392,7 +405,6 @@ class RunState:
     rule: PyTree[Array]
     memory: PyTree[Array]
     """Per-client state, [N, ...] a leaf; None for methods without."""
-    private: dict[str, PyTree[Array]]
-    """"tier": [T, ...] and "client": [N, ...] copies of private leaves, None where a
-    leaf is shared."""
+    private: dict[str, dict[str, Array]]
+    """Copies of private leaves and whose they are, see `fairjax.private`."""
     key: Key[Array, ""]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fairjax import aggregate, checks, layout, private, round, trees
+from fairjax.fairness import weights as fairness
 from fairjax.types import Kept, Member, Method
 from tests import fakes
 
@@ -65,17 +66,17 @@ def covers(rows=EVERYBODY):
     )
 
 
-def turn(bank, delta, cover, weights=WEIGHTS, valid=EVERYBODY):
+def turn(bank, delta, cover, weights=WEIGHTS, valid=EVERYBODY, between=None):
     """What a round does with the bank, and the sums that reach the server."""
     weights = jnp.where(valid, weights, 0)
 
     def one(delta, cover, weight, tier):
         num, den = aggregate.share(delta, cover, weight)
-        return private.shared(bank, num), private.by_tier(bank, num, den, tier)
+        return private.shared(bank, num, tier), private.by_tier(bank, num, den, tier)
 
     shared, tiers = trees.sum_first(jax.vmap(one)(delta, cover, weights, COHORT.tier))
     own = private.own(bank, delta)
-    return private.update(bank, tiers, own, COHORT, valid), shared
+    return private.update(bank, tiers, own, COHORT, valid, between), shared
 
 
 # ------------------------------------------------------------------------- the bank
@@ -86,6 +87,7 @@ def test_every_copy_starts_from_the_plain_model():
     assert {scope: list(copies) for scope, copies in BANK.items()} == {
         "tier": ["norm/scale"],
         "client": ["head/bias"],
+        "row": ["norm/scale"],
     }
     np.testing.assert_array_equal(BANK["tier"]["norm/scale"], [scale] * T)
     np.testing.assert_array_equal(BANK["client"]["head/bias"], [bias] * N)
@@ -93,9 +95,9 @@ def test_every_copy_starts_from_the_plain_model():
 
 def test_a_method_without_private_leaves_has_an_empty_bank():
     bank = private.init(method()._replace(private=None), PARAMS, N, T)
-    assert bank == {"tier": {}, "client": {}}
+    assert bank == {"tier": {}, "client": {}, "row": {}}
     assert private.gather(bank, PARAMS, member(0, 0)) is PARAMS
-    assert private.shared(bank, PARAMS) is PARAMS
+    assert private.shared(bank, PARAMS, jnp.asarray(0)) is PARAMS
     assert private.own(bank, PARAMS) == {}
     all_shared = jax.tree.map(lambda _: "shared", SCOPES)
     assert private.init(method(all_shared), PARAMS, N, T) == bank
@@ -118,6 +120,7 @@ def test_a_client_receives_the_leaves_of_its_tier_and_its_own():
     bank = {
         "tier": {"norm/scale": jnp.arange(T * 2.0).reshape(T, 2)},
         "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
+        "row": BANK["row"],
     }
     got = private.gather(bank, PARAMS, member(client=4, tier=1))
     np.testing.assert_array_equal(got["norm"]["scale"], [2, 3])
@@ -129,6 +132,7 @@ def test_the_whole_model_has_the_richest_tier_s_leaves():
     bank = {
         "tier": {"norm/scale": jnp.arange(T * 2.0).reshape(T, 2)},
         "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
+        "row": BANK["row"],
     }
     got = private.whole(bank, PARAMS)
     np.testing.assert_array_equal(got["norm"]["scale"], [4, 5])
@@ -137,7 +141,7 @@ def test_the_whole_model_has_the_richest_tier_s_leaves():
 
 
 def test_only_shared_leaves_reach_the_server():
-    got = private.shared(BANK, PARAMS)
+    got = private.shared(BANK, PARAMS, jnp.asarray(0))
     assert fakes.equal(got["body"], PARAMS["body"])
     assert not np.any(got["norm"]["scale"])
     assert not np.any(got["head"]["bias"])
@@ -274,4 +278,122 @@ def test_a_round_keeps_private_leaves_where_they_belong():
             "head/bias": [True, False, True, True],
             "head/kernel": [True, False, True, True],
         },
+        "row": {"hidden0/bias": [False, False, False]},
     }
+
+
+# ------------------------------------------------------- leaves of some tiers alone
+
+SOME = {
+    "body": {"kernel": (2,)},
+    "norm": {"scale": ()},
+    "head": {"bias": (0, 2)},
+}
+PARTLY = private.init(method(SOME), PARAMS, N, T)
+
+
+def test_only_the_tiers_that_are_named_have_copies():
+    shapes = jax.tree.map(jnp.shape, PARTLY["tier"])
+    assert shapes == {"body/kernel": (1, 2, 2), "head/bias": (2, 3)}
+    rows = {path: row.tolist() for path, row in PARTLY["row"].items()}
+    assert rows == {
+        "body/kernel": [-1, -1, 0],
+        "norm/scale": [-1, -1, -1],
+        "head/bias": [0, -1, 1],
+    }
+
+
+@pytest.mark.parametrize("tier", range(T))
+def test_a_tier_without_a_copy_shares_the_plain_leaf(tier):
+    bank = PARTLY | {"tier": jax.tree.map(lambda leaf: -leaf, PARTLY["tier"])}
+    got = private.gather(bank, PARAMS, member(0, tier))
+    sent = private.shared(bank, PARAMS, jnp.asarray(tier))
+    for part, own in {"body": tier == 2, "norm": False, "head": tier != 1}.items():
+        sign, share = (-1, 0) if own else (1, 1)
+        received = jax.tree.map(lambda leaf, sign=sign: sign * leaf, PARAMS[part])
+        assert fakes.equal(got[part], received)
+        assert fakes.equal(
+            sent[part], jax.tree.map(lambda leaf, s=share: s * leaf, PARAMS[part])
+        )
+    if tier == T - 1:
+        assert fakes.equal(private.whole(bank, PARAMS), got)
+
+
+def test_those_who_share_are_averaged_without_those_who_do_not():
+    """Clients 4 and 5 are tier 0, clients 1 and 2 tier 2."""
+    delta, w = deltas(), WEIGHTS
+    new, sums = turn(PARTLY, delta, covers())
+    d = delta["body"]["kernel"]
+    np.testing.assert_allclose(sums["body"]["kernel"], w[0] * d[0] + w[2] * d[2])
+    expected = (w[1] * d[1] + w[3] * d[3]) / (w[1] + w[3])
+    change = new["tier"]["body/kernel"] - PARTLY["tier"]["body/kernel"]
+    np.testing.assert_allclose(change, expected[None], rtol=1e-6)
+    assert not np.any(sums["head"]["bias"])
+    change = new["tier"]["head/bias"] - PARTLY["tier"]["head/bias"]
+    d = delta["head"]["bias"]
+    expected = (w[1] * d[1] + w[3] * d[3]) / (w[1] + w[3])
+    np.testing.assert_allclose(change[1], expected, rtol=1e-6)
+    d = delta["norm"]["scale"]
+    np.testing.assert_allclose(sums["norm"]["scale"], jnp.tensordot(w, d, 1), rtol=1e-6)
+
+
+def test_what_happens_between_tiers_sees_every_tier_and_moves_copies_alone():
+    """Tier 1 is empty: it teaches nothing, and tier 0 is given what tier 2 did."""
+    seen = {}
+
+    def between(changes, covered):
+        seen.update(changes=changes, covered=covered)
+        return {path: change.at[:2].set(change[2]) for path, change in changes.items()}
+
+    delta = deltas()
+    new, _ = turn(PARTLY, delta, covers(), between=between)
+    d, w = delta["norm"]["scale"], WEIGHTS
+    for tier, slots in {0: (0, 2), 2: (1, 3)}.items():
+        a, b = slots
+        expected = (w[a] * d[a] + w[b] * d[b]) / (w[a] + w[b])
+        got = seen["changes"]["norm/scale"][tier]
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert not np.any(seen["changes"]["norm/scale"][1])
+    for path in PARTLY["row"]:
+        covered = seen["covered"][path].reshape(T, -1).any(1)
+        assert covered.tolist() == [True, False, True]
+    change = new["tier"]["head/bias"] - PARTLY["tier"]["head/bias"]
+    np.testing.assert_array_equal(change[0], change[1])
+    everybody, _ = turn(BANK, delta, covers(), between=between)
+    empty = everybody["tier"]["norm/scale"][1]
+    np.testing.assert_array_equal(empty, PARAMS["norm"]["scale"])
+
+
+def test_a_tier_that_there_is_not_is_refused():
+    with pytest.raises(checks.InputError, match=r"Method\.private\[norm/scale\]: "):
+        private.init(method(SCOPES | {"norm": {"scale": (1, T)}}), PARAMS, N, T)
+
+
+def test_a_rule_that_combines_the_stack_sees_no_private_change():
+    """Tier 2 keeps the hidden bias, client k its head: neither is in what it gets."""
+    model, seen = fakes.small_mlp(hidden=(4,)), []
+
+    def combine(deltas, covers, weights):
+        seen.extend(
+            jax.tree.map(lambda leaf: leaf.reshape(4, -1).any(1), tree)
+            for tree in (deltas, covers)
+        )
+        return trees.sum_first(deltas), trees.sum_first(covers)
+
+    scopes = {
+        "hidden0": {"kernel": "shared", "bias": (2,)},
+        "head": {"kernel": "client", "bias": "client"},
+    }
+    rule = fairness.uniform()._replace(needs="stack", combine=combine)
+    spec, data = fakes.spec(model, method(scopes), rule=rule), fakes.federation()
+    state, cohort = fakes.start(spec, data), fakes.cohort(tiers=(0, 1, 2, 2))
+
+    @jax.jit
+    def step(state):
+        round.step(state, data, cohort, spec=spec, layout=layout.vmapped())
+        return seen
+
+    for tree in step(state):
+        assert tree["hidden0"]["kernel"].all()
+        assert tree["hidden0"]["bias"].tolist() == [True, True, False, False]
+        assert not tree["head"]["kernel"].any()

@@ -199,7 +199,7 @@ def test_auto_is_resolved_and_explained():
     assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
 
 
-@pytest.mark.parametrize("name", ["depthfl", "scalefl", "nefl"])
+@pytest.mark.parametrize("name", ["depthfl", "inclusivefl", "scalefl", "nefl"])
 def test_methods_of_exits_and_steps_want_a_residual_network(name):
     message = rf"model\.name: expected one of .* for submodel\.name {name}; got 'mlp'"
     with pytest.raises(checks.InputError, match=message):
@@ -211,6 +211,7 @@ def test_methods_of_exits_and_steps_want_a_residual_network(name):
     [
         ("depthfl.ramp", 0),
         ("depthfl.feddyn", -0.1),
+        ("inclusivefl.beta", 1.5),
         ("scalefl.width", (0.5, 1.1)),
         ("scalefl.temperature", 0.0),
         ("scalefl.warmup", 1.5),

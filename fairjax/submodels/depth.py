@@ -13,6 +13,9 @@ from fairjax.types import Axes, Kept, Size, Units
 BLOCKS = "blocks"
 """The list of a model's residual blocks."""
 
+EXIT = "exit"
+"""What the names of exits' heads begin with; in the list they stand with a block."""
+
 
 def prefix(axes: Axes, length: int | Int[Array, ""]) -> Units:
     """The first `length` residual blocks; every axis whole."""
