@@ -201,14 +201,22 @@ def table(results: dict[str, Any]) -> str:
         own = [interval(values) for values in tiers]
         cells += own[::-1] if entry.tiers else [""] * len(budgets)
         lines.append("| " + " | ".join(cells) + " |")
-    for word, shown in (("Shown", True), ("Not shown", False)):
-        texts = [
+
+    def told(shown: bool) -> list[str]:
+        return [
             f"{made['claim']} (smallest difference {margin(made):.3f})"
             for made in results["claims"]
             if made["shown"] is shown
         ]
+
+    said = {
+        f"Shown at each of {complete} seeds": told(True),
+        "Not shown": told(False),
+        "Not asserted": results["not_asserted"],
+    }
+    for words, texts in said.items():
         if texts:
-            lines += ["", f"{word} at all of {complete} seeds: {'; '.join(texts)}."]
+            lines += ["", f"{words}: {'; '.join(texts)}."]
     return "\n".join(lines)
 
 
