@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ def measure(config: Any) -> dict[str, Any]:
     }
 
 
+def interval(values: Sequence[float]) -> str:
+    """Mean, lowest and highest as text."""
+    return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table: the seeds' mean, lowest and highest."""
     heads = [
@@ -83,17 +89,22 @@ def table(results: dict[str, Any]) -> str:
         cells.append(" / ".join(f"{n:,}" for n in first["parameters"]))
         for key in ("pooled_auroc", "fedavg_auroc", "auroc", "smallest_auroc"):
             values = [seed[key] for seed in seeds]
-            text = f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
+            text = interval(values)
             cells.append(f"**{text}**" if key == "auroc" else text)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
+def fill(text: str, begin: str, body: str) -> str:
+    """The text with `body` between the marker `begin` and the next `END`."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(END)
+    return f"{before}{begin}\n\n{body}\n\n{END}{after}"
+
+
 def readme(text: str, results: dict[str, Any]) -> str:
     """The README with its table made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}"
+    return fill(text, BEGIN, table(results))
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 import sklearn.datasets
+import sklearn.linear_model
 import sklearn.model_selection
+import sklearn.neighbors
 import tensorflow_datasets as tfds
 
 from fairjax import checks
@@ -132,6 +134,34 @@ def test_digits_are_scikit_learns_with_a_channel():
     assert table.classes == tuple("0123456789")
 
 
+def test_mixtures_are_the_same_records_at_every_call():
+    table = datasets.load("mixtures")
+    assert table.x.shape == (12000, 64)
+    assert table.x.dtype == np.float32
+    for split, count in {TRAIN: 1000, TEST: 200}.items():
+        np.testing.assert_array_equal(
+            np.bincount(table.y[table.split == split]), 10 * [count]
+        )
+    first, last = [-0.20236683, 0.83808583], [-0.34521192, -0.45009357]
+    np.testing.assert_allclose(table.x[[0, -1], :2], [first, last], rtol=1e-4)
+    np.testing.assert_array_equal(table.x, datasets.load("mixtures").x)
+
+
+def test_mixtures_are_many_gaussians_of_sixteen_dimensions():
+    """What is drawn has the rank, and is hard and easy for whom it should be."""
+    table = datasets.load("mixtures")
+    x = table.x.astype(np.float64)
+    size = np.linalg.svd(np.arctanh(x), compute_uv=False)
+    assert size[15] > 1e3 * size[16]
+    seen = table.split == TRAIN
+
+    def accuracy(model):
+        return model.fit(x[seen], table.y[seen]).score(x[~seen], table.y[~seen])
+
+    assert accuracy(sklearn.neighbors.KNeighborsClassifier(1)) > 0.95
+    assert accuracy(sklearn.linear_model.RidgeClassifier()) < 0.5
+
+
 def test_what_is_prepared_is_read_and_not_made_again(monkeypatch):
     first = datasets.load("breast_cancer")
     monkeypatch.delattr(breast_cancer.BreastCancer, "_generate_examples")
@@ -144,6 +174,7 @@ def test_no_tensorflow_is_imported_and_tfds_only_when_asked_for(prepared_in):
     code = """
 import sys
 from fairjax.data import datasets
+print(len(datasets.load("mixtures").y))
 assert "tensorflow_datasets" not in sys.modules
 for name in ("breast_cancer", "digits"):
     print(len(datasets.load(name).y))
@@ -154,7 +185,7 @@ assert "tensorflow" not in sys.modules
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["569", "1797"]
+    assert done.stdout.split() == ["12000", "569", "1797"]
     assert {path.name for path in prepared_in.iterdir()} >= {"breast_cancer", "digits"}
 
 

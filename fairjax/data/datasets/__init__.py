@@ -13,6 +13,7 @@ DATASETS = (
     "heart_disease",
     "heart_disease/flamby",
     "digits",
+    "mixtures",
     "npz",
     "csv",
 )
@@ -56,6 +57,10 @@ def load(
         from fairjax.data.datasets import digits
 
         return digits.load()
+    if name == "mixtures":
+        from fairjax.data.datasets import mixtures
+
+        return mixtures.load()
     from fairjax.data.datasets import heart_disease
 
     return heart_disease.load(name.partition("/")[2] or "all", data_dir)

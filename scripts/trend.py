@@ -1,0 +1,265 @@
+"""Trains the methods of configs/trend.py on three seeds and judges the claims on them.
+
+    python scripts/trend.py
+
+Writes results/trend.json after every run, and README.md from the seeds for which all
+methods have run. The same command again goes on with the runs that are missing; another
+config or other versions begin anew. About a minute a run on 2 CPU cores.
+"""
+
+import functools
+import json
+import operator
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from configs import default, trend
+from fairjax import specs
+from fairjax.train import train
+from fairjax.workdir import provenance, write_json
+from scripts.results import fill, interval
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "trend.json"
+BEGIN = "<!-- results/trend.json -->"
+SEEDS = (0, 1, 2)
+SINCE = 20
+"""First round whose evaluation counts."""
+
+
+class Entry(NamedTuple):
+    """A row of the table."""
+
+    title: str
+    fields: dict[str, Any]
+    """What it changes in configs/trend.py."""
+    deployed: str = "eval/accuracy"
+    """The metric of the model that the server ends with."""
+    tiers: bool = True
+    """Whether tiers deploy models that differ."""
+
+
+def _fedavg(**options: Any) -> dict[str, Any]:
+    named = {f"submodel.fedavg.{name}": value for name, value in options.items()}
+    return {"submodel.name": "fedavg", **named}
+
+
+METHODS = {
+    "full": Entry(
+        "full: every hospital the whole model (FedAvg)", _fedavg(), tiers=False
+    ),
+    "depthfl": Entry("DepthFL", {"submodel.name": "depthfl"}),
+    "heterofl": Entry("HeteroFL", {"submodel.name": "heterofl"}),
+    "exclusive": Entry(
+        "richest tier alone", _fedavg(mode="exclusive", tier=4), tiers=False
+    ),
+    "fedrolex": Entry("FedRolex", {"submodel.name": "fedrolex"}),
+    "federated_dropout": Entry(
+        "Federated Dropout", {"submodel.name": "federated_dropout"}
+    ),
+    # What lies outside the smallest prefix is never trained.
+    "smallest": Entry(
+        "smallest: every hospital the smallest",
+        _fedavg(mode="smallest"),
+        deployed="eval/accuracy/submodel_0",
+        tiers=False,
+    ),
+}
+
+Figure = Callable[[dict[str, dict[str, Any]]], float]
+"""What `measure` gave for every method, with one seed -> a figure."""
+
+
+def accuracy(name: str) -> Figure:
+    """Of the model at the server."""
+    return lambda runs: runs[name]["accuracy"]
+
+
+def spread(name: str) -> Figure:
+    """Between the best and the worst sub-model."""
+    return lambda runs: float(np.ptp(runs[name]["tiers"]))
+
+
+def least_gain(name: str) -> Figure:
+    """Of a tier over the next smaller one."""
+    return lambda runs: float(np.diff(runs[name]["tiers"]).min())
+
+
+CLAIMS: dict[str, tuple[Figure, Figure]] = {
+    "full > DepthFL": (accuracy("full"), accuracy("depthfl")),
+    "DepthFL > HeteroFL": (accuracy("depthfl"), accuracy("heterofl")),
+    "HeteroFL > richest tier alone": (accuracy("heterofl"), accuracy("exclusive")),
+    "HeteroFL > smallest": (accuracy("heterofl"), accuracy("smallest")),
+    "spread of HeteroFL's tiers > spread of DepthFL's": (
+        spread("heterofl"),
+        spread("depthfl"),
+    ),
+    "gain of every HeteroFL tier over the next smaller one > 0": (
+        least_gain("heterofl"),
+        lambda runs: 0.0,
+    ),
+}
+"""Claim "A > B" -> (A, B). It is shown if it holds for every seed."""
+NOT_ASSERTED = (
+    "FedRolex > HeteroFL: published for non-IID records and thousands of rounds",
+)
+
+
+def changes() -> dict[str, Any]:
+    """The fields that configs/trend.py changes, and their values."""
+    ours, theirs = specs.plain(trend.get_config()), specs.plain(default.get_config())
+    return {
+        path: functools.reduce(operator.getitem, path.split("."), ours)
+        for path in specs.differences(ours, theirs)
+    }
+
+
+def config_of(name: str, seed: int) -> Any:
+    """The config of one run."""
+    config = trend.get_config()
+    config.update_from_flattened_dict(METHODS[name].fields)
+    config.seed = seed
+    return config
+
+
+def measure(
+    config: Any, *, deployed: str = "eval/accuracy", since: int = SINCE
+) -> dict[str, Any]:
+    """One run: mean test accuracy over the evaluations of round `since` and later.
+
+    "accuracy" is of the metric `deployed`, "tiers" of every tier's own sub-model on
+    everybody's test records, smallest tier first: of a method whose sub-models change
+    from round to round, the one of the round that is evaluated.
+    """
+    rows = []
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, f"{folder}/run", log=lambda number, row: rows.append(row))
+    seconds = time.perf_counter() - started
+    rows = [row for row in rows if row["round"] >= since and deployed in row]
+
+    def mean(name: str) -> float:
+        return float(np.mean([row[name] for row in rows]))
+
+    tiers = range(len(config.tiers.budget))
+    return {
+        "accuracy": mean(deployed),
+        "tiers": [mean(f"eval/accuracy/submodel_{tier}") for tier in tiers],
+        "seconds": round(seconds, 1),
+    }
+
+
+def judged(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with the figures and claims that follow from their runs."""
+    runs = results["runs"]
+    complete = min(len(done) for done in runs.values())
+    seeds = [{name: done[i] for name, done in runs.items()} for i in range(complete)]
+
+    def interval_of(values: Sequence[float]) -> dict[str, float]:
+        mean = float(np.mean(values))
+        return {"mean": mean, "lowest": min(values), "highest": max(values)}
+
+    figures, claims = {}, []
+    for name in METHODS if seeds else ():
+        own = zip(*(seed[name]["tiers"] for seed in seeds), strict=True)
+        figures[name] = {
+            "accuracy": interval_of([seed[name]["accuracy"] for seed in seeds]),
+            "tiers": [interval_of(values) for values in own],
+        }
+    for claim, pair in CLAIMS.items() if seeds else ():
+        numbers = [[figure(seed) for figure in pair] for seed in seeds]
+        shown = all(a > b for a, b in numbers)
+        claims.append({"claim": claim, "shown": shown, "numbers": numbers})
+    return results | {
+        "complete_seeds": list(SEEDS[:complete]),
+        "figures": figures,
+        "claims": claims,
+        "not_asserted": list(NOT_ASSERTED),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The complete seeds as a Markdown table, and what became of the claims."""
+    complete = len(results["complete_seeds"])
+    budgets = [f"{budget:g}" for budget in results["setting"]["tiers.budget"]]
+    heads = [
+        "method",
+        "model at the server",
+        *(f"budget {budget}" for budget in budgets[::-1]),
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    for name, entry in METHODS.items():
+        runs = results["runs"][name][:complete]
+        cells = [entry.title, interval([run["accuracy"] for run in runs])]
+        tiers = zip(*(run["tiers"] for run in runs), strict=True)
+        own = [interval(values) for values in tiers]
+        cells += own[::-1] if entry.tiers else [""] * len(budgets)
+        lines.append("| " + " | ".join(cells) + " |")
+
+    def told(shown: bool) -> list[str]:
+        return [
+            f"{made['claim']} (smallest difference {margin(made):.3f})"
+            for made in results["claims"]
+            if made["shown"] is shown
+        ]
+
+    said = {
+        f"Shown at each of {complete} seeds": told(True),
+        "Not shown": told(False),
+        "Not asserted": results["not_asserted"],
+    }
+    for words, texts in said.items():
+        if texts:
+            lines += ["", f"{words}: {'; '.join(texts)}."]
+    return "\n".join(lines)
+
+
+def margin(claim: dict[str, Any]) -> float:
+    """The smallest A - B over the seeds."""
+    return min(a - b for a, b in claim["numbers"])
+
+
+def write(results: dict[str, Any]) -> None:
+    """Writes the results, and the README's table once a seed is complete."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    write_json(RESULTS, results)
+    if results["complete_seeds"]:
+        path = ROOT / "README.md"
+        path.write_text(fill(path.read_text(), BEGIN, table(results)))
+
+
+def main() -> None:
+    """Runs what is missing and writes both files."""
+    made = provenance()
+    same = {
+        "command": "python scripts/trend.py",
+        "seeds": list(SEEDS),
+        "rounds_averaged_since": SINCE,
+        "methods": {name: entry.fields for name, entry in METHODS.items()},
+        "setting": changes(),
+        "versions": made["versions"],
+        "device": made["device"],
+        "machine": made["machine"],
+    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
+    if RESULTS.exists():
+        old = json.loads(RESULTS.read_text())
+        if all(old.get(name) == value for name, value in same.items()):
+            runs = old["runs"]
+    for i, seed in enumerate(SEEDS):
+        for name, entry in METHODS.items():
+            if len(runs[name]) == i:
+                config = config_of(name, seed)
+                runs[name].append(measure(config, deployed=entry.deployed))
+                write(judged(same | {"runs": runs}))
+    write(judged(same | {"runs": runs}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""scripts/trend.py: what it averages, how it judges, and that it goes on."""
+
+import json
+
+import pytest
+
+from fairjax import specs
+from fairjax.data.datasets import mixtures
+from fairjax.data.table import TEST, TRAIN
+from scripts import trend
+from scripts.results import interval
+
+
+def made_up(**changes):
+    """Runs in which every claim holds, and their file's other content."""
+    tiers = {
+        "depthfl": [0.7, 0.7, 0.72, 0.73, 0.74],
+        "heterofl": [0.2, 0.3, 0.4, 0.5, 0.6],
+    }
+    accuracy = dict(
+        zip(trend.METHODS, [0.9, 0.8, 0.6, 0.5, 0.5, 0.5, 0.2], strict=True)
+    )
+    runs = {
+        name: 3
+        * [{"accuracy": value, "tiers": tiers.get(name, 5 * [value]), "seconds": 1.0}]
+        for name, value in accuracy.items()
+    }
+    setting = {"tiers.budget": [0.0625, 0.125, 0.25, 0.5, 1.0]}
+    return {"setting": setting, "runs": runs | changes}
+
+
+def run(accuracy, tiers=None):
+    return {"accuracy": accuracy, "tiers": tiers or 5 * [accuracy], "seconds": 1.0}
+
+
+def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
+    claims = trend.judged(made_up())["claims"]
+    assert [claim["shown"] for claim in claims] == len(trend.CLAIMS) * [True]
+    # A tie is no ">", and two seeds do not outvote the third.
+    depth = [run(0.8, 5 * [0.8]), run(0.9, 5 * [0.9]), run(0.8, 5 * [0.8])]
+    results = trend.judged(made_up(depthfl=depth))
+    first, *rest = results["claims"]
+    assert not first["shown"]
+    assert first["numbers"] == [[0.9, 0.8], [0.9, 0.9], [0.9, 0.8]]
+    assert all(claim["shown"] for claim in rest)
+    assert trend.margin(first) == 0
+    shown, not_shown, _ = trend.table(results).split("\n\n")[1:]
+    assert shown.startswith("Shown at each of 3 seeds: DepthFL > HeteroFL (")
+    assert not_shown.startswith("Not shown: full > DepthFL (")
+    assert "full > DepthFL" not in shown
+
+
+def test_only_seeds_that_all_methods_have_run_are_judged():
+    results = trend.judged(made_up(smallest=[run(0.2)], heterofl=2 * [run(0.6)]))
+    assert results["complete_seeds"] == [0]
+    assert {len(claim["numbers"]) for claim in results["claims"]} == {1}
+    nothing = trend.judged(made_up(smallest=[]))
+    assert nothing["complete_seeds"] == []
+    assert nothing["figures"] == {}
+    assert nothing["claims"] == []
+
+
+def test_figures_are_mean_lowest_and_highest():
+    results = trend.judged(made_up(full=[run(0.9), run(0.8), run(0.85)]))
+    figure = results["figures"]["full"]["accuracy"]
+    assert figure == {"mean": pytest.approx(0.85), "lowest": 0.8, "highest": 0.9}
+    assert f"| {interval([0.9, 0.8, 0.85])} |  |" in trend.table(results)
+    widest_first = trend.table(results).splitlines()[4]
+    assert widest_first.index("0.600") < widest_first.index("0.200")
+
+
+def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
+    def train(config, workdir, *, log):
+        for number in range(1, 5):
+            row = {"round": number, "train/loss": 1.0}
+            if number % 2 == 0:
+                row["eval/accuracy"] = 0.2 * number
+                row |= {f"eval/accuracy/submodel_{t}": 0.1 * t for t in range(5)}
+            log(number, row)
+
+    monkeypatch.setattr(trend, "train", train)
+    config = trend.config_of("full", 0)
+    assert trend.measure(config, since=1)["accuracy"] == pytest.approx(0.6)
+    late = trend.measure(config, since=3)
+    assert late["accuracy"] == pytest.approx(0.8)
+    assert late["tiers"] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_run_is_measured_on_what_is_deployed(monkeypatch):
+    """Two real rounds of four small hospitals, on a model that compiles fast."""
+    monkeypatch.setattr(mixtures, "RECORDS", {TRAIN: 8, TEST: 4})
+    config = trend.config_of("smallest", 0)
+    config.rounds, config.cohort, config.eval_every = 2, 2, 1
+    config.data.partition.num_clients = 4
+    config.model.name = "mlp"
+    config.model.mlp.hidden = (8,)
+    config.tiers.budget, config.tiers.share = (0.5, 1.0), (1.0, 1.0)
+    config.local.steps = config.local.batch_size = 2
+    made = trend.measure(config, deployed=trend.METHODS["smallest"].deployed, since=1)
+    assert 0 < made["accuracy"] < 1
+    assert made["accuracy"] == made["tiers"][0]
+    assert len(made["tiers"]) == 2
+
+
+@pytest.mark.parametrize("name", trend.METHODS)
+def test_every_run_is_a_config_that_can_run(name):
+    config = trend.config_of(name, 1)
+    specs.check(config)
+    assert config.seed == 1
+    fields = trend.METHODS[name].fields
+    assert fields["submodel.name"] == config.submodel.name
+
+
+def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
+    done = []
+
+    def measure(config, *, deployed):
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        own = config.submodel
+        done.append((own.name, own.fedavg.mode, config.seed))
+        return run(0.5 + len(done) / 100)
+
+    monkeypatch.setattr(trend, "ROOT", tmp_path)
+    monkeypatch.setattr(trend, "RESULTS", tmp_path / "results" / "trend.json")
+    monkeypatch.setattr(trend, "measure", measure)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{trend.BEGIN}\n<!-- end -->\nafter\n")
+    with pytest.raises(KeyboardInterrupt):
+        trend.main()
+    made = json.loads(trend.RESULTS.read_text())
+    assert made["complete_seeds"] == [0]
+    # The table is there although two seeds are missing.
+    assert trend.table(made) in readme.read_text()
+    first = list(done)
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        trend.main()
+    assert not set(first) & set(done)
+    done.clear()
+    trend.main()
+    made = json.loads(trend.RESULTS.read_text())
+    assert [len(runs) for runs in made["runs"].values()] == len(trend.METHODS) * [3]
+    assert made["complete_seeds"] == list(trend.SEEDS)
+    # Another setting is not mixed with these.
+    monkeypatch.setattr(trend, "SINCE", 30)
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        trend.main()
+    assert done == first
