@@ -25,6 +25,7 @@ from fairjax.submodels.federated_dropout import federated_dropout
 from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.fjord import fjord
 from fairjax.submodels.heterofl import heterofl
+from fairjax.submodels.inclusivefl import inclusivefl
 from fairjax.submodels.ladder import ladder
 from fairjax.submodels.lora import adapt, lora
 from fairjax.submodels.nefl import nefl
@@ -57,6 +58,8 @@ METHODS = {
     "ladder": lambda axes: ladder(axes, BUDGET, **LADDER),
     "partial": lambda axes: partial(axes, BUDGET, mode="rolling"),
     "depthfl": lambda axes: depthfl(axes, BUDGET, **DEPTHFL),
+    # What a tier learns from another is the server's affair.
+    "inclusivefl": lambda axes: inclusivefl(axes, BUDGET, stages=(), beta=0.0),
     "scalefl": lambda axes: scalefl(axes, BUDGET, 10, **SCALEFL),
     "nefl": lambda axes: nefl(axes, BUDGET, width=(), dropped=(1, 1, 0)),
 }
@@ -70,9 +73,9 @@ VARIANTS = (
     "fjord",
 )
 """Methods that train as another one does, on other units: not in the cover."""
-DEEP = ("partial", "depthfl", "scalefl", "nefl")
+DEEP = ("partial", "depthfl", "inclusivefl", "scalefl", "nefl")
 """Methods of residual networks alone."""
-EXITS, STEP_SIZES = ("depthfl", "scalefl"), ("nefl",)
+EXITS, STEP_SIZES = ("depthfl", "inclusivefl", "scalefl"), ("nefl",)
 
 
 def _mlp(method):
