@@ -149,8 +149,18 @@ def test_a_deployed_sub_model_holds_the_kept_weights_alone():
 
 def test_the_bill_is_the_kept_weights_and_a_bitmap():
     method = fiarse(BUDGET, layerwise=False)
-    kept = method.units(jax.random.key(0), jnp.asarray(0), PARAMS, fakes.member(0, 1))
-    bill = cost.ledger(MODEL, method, optax.sgd(0.1), PARAMS, kept, tier=1, x=IMAGE)
+    member = fakes.member(0, 1)
+    kept = method.units(jax.random.key(0), jnp.asarray(0), PARAMS, member)
+    bill = cost.ledger(
+        MODEL,
+        method,
+        client.mean_cross_entropy(),
+        optax.sgd(0.1),
+        PARAMS,
+        kept,
+        member,
+        x=IMAGE,
+    )
     maskable, norms = flat(PARAMS, LAYERS).size, flat(PARAMS, NORMS).size
     held = math.floor(0.29 * maskable) + norms
     assert bill["parameters"] == held
