@@ -223,7 +223,7 @@ def table(results: dict[str, Any]) -> str:
         f"{title} {', '.join(f'{size:,}' for size in tiers[::-1])}"
         for title, tiers in sizes.items()
     ]
-    lines += ["", f"Parameters of these sub-models: {'; '.join(texts)}."]
+    lines += ["", f"Parameters of a tier, not alike: {'; '.join(texts)}."]
 
     def told(shown: bool) -> list[str]:
         return [
