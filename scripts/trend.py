@@ -81,6 +81,11 @@ def accuracy(name: str) -> Figure:
     return lambda runs: runs[name]["accuracy"]
 
 
+def poorest(name: str) -> Figure:
+    """Of the sub-model of the smallest tier."""
+    return lambda runs: runs[name]["tiers"][0]
+
+
 def spread(name: str) -> Figure:
     """Between the best and the worst sub-model."""
     return lambda runs: float(np.ptp(runs[name]["tiers"]))
@@ -99,6 +104,11 @@ CLAIMS: dict[str, tuple[Figure, Figure]] = {
     "spread of HeteroFL's tiers > spread of DepthFL's": (
         spread("heterofl"),
         spread("depthfl"),
+    ),
+    "smallest tier of DepthFL > smallest": (poorest("depthfl"), accuracy("smallest")),
+    "smallest tier of HeteroFL > smallest": (
+        poorest("heterofl"),
+        accuracy("smallest"),
     ),
     "gain of every HeteroFL tier over the next smaller one > 0": (
         least_gain("heterofl"),
@@ -135,12 +145,15 @@ def measure(
 
     "accuracy" is of the metric `deployed`, "tiers" of every tier's own sub-model on
     everybody's test records, smallest tier first: of a method whose sub-models change
-    from round to round, the one of the round that is evaluated.
+    from round to round, the one of the round that is evaluated. "parameters" are what
+    such a sub-model has.
     """
     rows = []
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        train(config, f"{folder}/run", log=lambda number, row: rows.append(row))
+        result = train(
+            config, f"{folder}/run", log=lambda number, row: rows.append(row)
+        )
     seconds = time.perf_counter() - started
     rows = [row for row in rows if row["round"] >= since and deployed in row]
 
@@ -151,6 +164,7 @@ def measure(
     return {
         "accuracy": mean(deployed),
         "tiers": [mean(f"eval/accuracy/submodel_{tier}") for tier in tiers],
+        "parameters": [bill["parameters"] for bill in result.summary["tiers"]],
         "seconds": round(seconds, 1),
     }
 
@@ -201,6 +215,15 @@ def table(results: dict[str, Any]) -> str:
         own = [interval(values) for values in tiers]
         cells += own[::-1] if entry.tiers else [""] * len(budgets)
         lines.append("| " + " | ".join(cells) + " |")
+    sizes = {
+        METHODS[name].title: results["runs"][name][0]["parameters"]
+        for name in ("heterofl", "depthfl")
+    }
+    texts = [
+        f"{title} {', '.join(f'{size:,}' for size in tiers[::-1])}"
+        for title, tiers in sizes.items()
+    ]
+    lines += ["", f"Parameters of a tier, not alike: {'; '.join(texts)}."]
 
     def told(shown: bool) -> list[str]:
         return [

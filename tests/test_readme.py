@@ -104,6 +104,16 @@ def test_the_table_is_what_the_results_say():
     assert list(made["runs"]) == list(results.RUNS)
 
 
+def test_the_table_of_the_trend_is_what_its_results_say():
+    trend, results = script("trend"), script("results")
+    made = json.loads(trend.RESULTS.read_text())
+    assert results.fill(README, trend.BEGIN, trend.table(made)) == README
+    # Figures and claims are those of the runs, and the runs are those of the config.
+    assert trend.judged(made) == made
+    assert made["setting"] == trend.changes()
+    assert list(made["runs"]) == list(trend.METHODS)
+
+
 def test_the_results_hold_what_the_configs_promise():
     """Heart disease, three seeds: within reach of pooling the records."""
     made = json.loads((ROOT / "results" / "first.json").read_text())["runs"]

@@ -1,6 +1,7 @@
 """scripts/trend.py: what it averages, how it judges, and that it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,26 +12,22 @@ from scripts import trend
 from scripts.results import interval
 
 
+def run(accuracy, tiers=None):
+    tiers = tiers or 5 * [accuracy]
+    return {"accuracy": accuracy, "tiers": tiers, "parameters": [1], "seconds": 1.0}
+
+
 def made_up(**changes):
-    """Runs in which every claim holds, and their file's other content."""
-    tiers = {
-        "depthfl": [0.7, 0.7, 0.72, 0.73, 0.74],
-        "heterofl": [0.2, 0.3, 0.4, 0.5, 0.6],
-    }
-    accuracy = dict(
-        zip(trend.METHODS, [0.9, 0.8, 0.6, 0.5, 0.5, 0.5, 0.2], strict=True)
-    )
-    runs = {
-        name: 3
-        * [{"accuracy": value, "tiers": tiers.get(name, 5 * [value]), "seconds": 1.0}]
-        for name, value in accuracy.items()
+    """Runs in which every claim holds, and the other content of their file."""
+    runs = {name: 3 * [run(0.5)] for name in trend.METHODS}
+    runs |= {
+        "full": 3 * [run(0.9)],
+        "depthfl": 3 * [run(0.8, [0.7, 0.7, 0.72, 0.73, 0.74])],
+        "heterofl": 3 * [run(0.6, [0.25, 0.3, 0.4, 0.5, 0.6])],
+        "smallest": 3 * [run(0.2)],
     }
     setting = {"tiers.budget": [0.0625, 0.125, 0.25, 0.5, 1.0]}
     return {"setting": setting, "runs": runs | changes}
-
-
-def run(accuracy, tiers=None):
-    return {"accuracy": accuracy, "tiers": tiers or 5 * [accuracy], "seconds": 1.0}
 
 
 def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
@@ -44,7 +41,7 @@ def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     assert first["numbers"] == [[0.9, 0.8], [0.9, 0.9], [0.9, 0.8]]
     assert all(claim["shown"] for claim in rest)
     assert trend.margin(first) == 0
-    shown, not_shown, _ = trend.table(results).split("\n\n")[1:]
+    shown, not_shown, _ = trend.table(results).split("\n\n")[2:]
     assert shown.startswith("Shown at each of 3 seeds: DepthFL > HeteroFL (")
     assert not_shown.startswith("Not shown: full > DepthFL (")
     assert "full > DepthFL" not in shown
@@ -66,7 +63,7 @@ def test_figures_are_mean_lowest_and_highest():
     assert figure == {"mean": pytest.approx(0.85), "lowest": 0.8, "highest": 0.9}
     assert f"| {interval([0.9, 0.8, 0.85])} |  |" in trend.table(results)
     widest_first = trend.table(results).splitlines()[4]
-    assert widest_first.index("0.600") < widest_first.index("0.200")
+    assert widest_first.index("0.600") < widest_first.index("0.250")
 
 
 def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
@@ -77,6 +74,7 @@ def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
                 row["eval/accuracy"] = 0.2 * number
                 row |= {f"eval/accuracy/submodel_{t}": 0.1 * t for t in range(5)}
             log(number, row)
+        return SimpleNamespace(summary={"tiers": 5 * [{"parameters": 7}]})
 
     monkeypatch.setattr(trend, "train", train)
     config = trend.config_of("full", 0)
@@ -100,6 +98,7 @@ def test_a_run_is_measured_on_what_is_deployed(monkeypatch):
     assert 0 < made["accuracy"] < 1
     assert made["accuracy"] == made["tiers"][0]
     assert len(made["tiers"]) == 2
+    assert made["parameters"][0] == made["parameters"][1]
 
 
 @pytest.mark.parametrize("name", trend.METHODS)
