@@ -85,12 +85,10 @@ def in_float64():
 
 
 OPTIMIZERS = {
-    "sgd": optax.sgd(0.1),
     "momentum+decay": optax.chain(
         optax.add_decayed_weights(0.01), optax.sgd(0.05, momentum=0.9)
     ),
     "adamw": optax.adamw(0.01, weight_decay=0.05),
-    "clip": optax.chain(optax.clip_by_global_norm(0.05), optax.sgd(0.5)),
 }
 MODELS = {"mlp": fakes.small_mlp, "cnn": fakes.small_cnn}
 
@@ -134,8 +132,10 @@ def sliced_and_masked(model, optimizer, *, epochs, dtype, scaler=True, loss=True
     return masked, sliced, cover
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# The matrix of tests/submodels has every method and model; this one takes many steps.
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("mlp", "momentum+decay"), ("cnn", "adamw")]
+)
 def test_masked_is_sliced_in_float64_after_many_steps(model, optimizer):
     with in_float64():
         masked, sliced, cover = sliced_and_masked(

@@ -27,6 +27,11 @@ def test_a_config_runs_two_rounds(path, tmp_path):
     assert command in module.__doc__
     config = module.get_config("smoke")
     assert config.submodel.name == name
+    # One program instead of one per tier: what they compute is the same, and compiling
+    # is most of this test.
+    config.execution.form = "masked"
+    config.execution.batching = "vmap"
+    config.data.partition.num_clients = 4
     result = train.train(config, tmp_path / "run")
     assert int(result.state.round) == 2
     assert len(result.summary["tiers"]) == len(config.tiers.budget)
