@@ -173,8 +173,6 @@ PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")
-OBJECTIVES = ("masked_loss", "distill")
-"""Options of methods that replace the run's own objective."""
 SLOTS = ("padded", "stratified")
 CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
 
@@ -288,14 +286,6 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.in_range("local.prox", c.local.prox, 0)
     checks.in_range("local.clip", c.local.clip, 0)
     checks.one_of("local.class_weights", c.local.class_weights, CLASS_WEIGHTS)
-    for option in OBJECTIVES:
-        own = c.submodel[c.submodel.name]
-        if c.local.class_weights != "none" and own.get(option, False):
-            checks.fail(
-                "local.class_weights",
-                f"none while submodel.{c.submodel.name}.{option} sets the objective",
-                c.local.class_weights,
-            )
 
     checks.one_of("server.optimizer", c.server.optimizer, SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
@@ -408,6 +398,9 @@ def build(config: ConfigDict) -> Run:
     method = family.method(c, model.axes)
     rule = RULES[c.fairness.rule](c)
 
+    if method.objective is not None and c.local.class_weights != "none":
+        what = f"none while submodel {c.submodel.name} sets the objective"
+        checks.fail("local.class_weights", what, c.local.class_weights)
     objective = method.objective or client.mean_cross_entropy(
         balanced=c.local.class_weights == "balanced"
     )
