@@ -17,9 +17,9 @@ import sklearn.neighbors
 import tensorflow_datasets as tfds
 
 from fairjax import checks
-from fairjax.data import datasets
-from fairjax.data.datasets import breast_cancer, heart_disease
-from fairjax.data.table import FREE, TEST, TRAIN
+from fairjax.data import datasets, federation
+from fairjax.data.datasets import breast_cancer, heart_disease, pbc_blood28
+from fairjax.data.table import FREE, SPLITS, TEST, TRAIN
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 ROWS = dict(zip(HOSPITALS, (303, 294, 123, 200), strict=True))
@@ -29,8 +29,17 @@ WHOLE = dict(zip(HOSPITALS, (303, 261, 46, 130), strict=True))
 FLAMBY = dict(zip(HOSPITALS, ((199, 104), (172, 89), (30, 16), (85, 45)), strict=True))
 """Training and test records of du Terrail et al. 2022."""
 
-OFFICIAL = pathlib.Path(os.environ.get("FAIRJAX_DATA_DIR") or "absent", "heart_disease")
+CELLS = {
+    "train": (852, 2181, 1085, 2026, 849, 993, 2330, 1643),
+    "val": (122, 312, 155, 290, 122, 143, 333, 235),
+    "test": (244, 624, 311, 579, 243, 284, 666, 470),
+}
+"""Pictures of every class, those of BloodMNIST (Yang et al. 2023)."""
+
+DATA_DIR = pathlib.Path(os.environ.get("FAIRJAX_DATA_DIR") or "absent")
+OFFICIAL = DATA_DIR / "heart_disease"
 SOURCES = ["generated", "official"] if OFFICIAL.is_dir() else ["generated"]
+BLOOD = DATA_DIR / "pbc_blood28.npz"
 
 
 @pytest.fixture(autouse=True)
@@ -434,3 +443,113 @@ def test_a_downloaded_file_is_checked_too(generated, monkeypatch):
     )
     with pytest.raises(checks.InputError, match="expected the official file"):
         load()
+
+
+# ------------------------------------------------------------------------ blood cells
+
+
+def few_cells(split: str) -> tuple[int, ...]:
+    """Two pictures of every class, and twice as many of one, another in every split."""
+    return tuple(4 if label == SPLITS[split] else 2 for label in range(8))
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """A folder with a few random pictures that pass for the real ones."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split in SPLITS:
+        labels = rng.permutation(np.repeat(np.arange(8), few_cells(split)))
+        shape = (len(labels), 28, 28, 3)
+        arrays[f"{split}_images"] = rng.integers(0, 256, shape, np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
+        arrays[f"{split}_source"] = np.array([f"BA_{i}" for i in range(len(labels))])
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    np.savez_compressed(folder / "pbc_blood28.npz", **arrays)
+    content = (folder / "pbc_blood28.npz").read_bytes()
+    monkeypatch.setattr(pbc_blood28, "MD5", hashlib.md5(content).hexdigest())
+    return folder
+
+
+@pytest.fixture(params=["generated", "real"] if BLOOD.is_file() else ["generated"])
+def blood(request):
+    """(folder, split -> pictures per class), also of the real file if it is here."""
+    if request.param == "real":
+        return DATA_DIR, CELLS.get
+    return request.getfixturevalue("cells"), few_cells
+
+
+def blood_of(data_dir=None):
+    return datasets.load("pbc_blood28", data_dir=data_dir and str(data_dir))
+
+
+def test_blood_cells_are_those_of_the_file_in_its_splits(blood):
+    folder, counts = blood
+    table = blood_of(folder)
+    assert table.x.dtype == np.uint8
+    assert len(table.classes) == 8
+    with np.load(folder / "pbc_blood28.npz", allow_pickle=False) as arrays:
+        for split, code in SPLITS.items():
+            mine = table.split == code
+            np.testing.assert_array_equal(table.x[mine], arrays[f"{split}_images"])
+            np.testing.assert_array_equal(
+                table.y[mine], arrays[f"{split}_labels"][:, 0]
+            )
+            np.testing.assert_array_equal(np.bincount(table.y[mine]), counts(split))
+    assert not np.any(table.split == FREE)
+
+
+def test_blood_cells_keep_their_splits_when_they_are_dealt(cells):
+    splits = federation.build(
+        blood_of(cells),
+        partition="dirichlet",
+        num_clients=3,
+        alpha=100.0,
+        min_size=1,
+        test_fraction=0.25,
+        val_fraction=0.1,
+        normalise="pooled",
+        seed=0,
+    )
+    for split in SPLITS:
+        part = getattr(splits, split)
+        np.testing.assert_array_equal(np.bincount(part.y), few_cells(split))
+        assert np.all(part.count > 0)
+    np.testing.assert_allclose(splits.train.x.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(splits.train.x.std((0, 1, 2)), 1, atol=1e-5)
+
+
+def test_blood_cells_are_found_by_the_environment(cells, monkeypatch):
+    monkeypatch.setenv("FAIRJAX_DATA_DIR", str(cells))
+    first = blood_of()
+    # Prepared once, the file is not needed any more.
+    monkeypatch.delenv("FAIRJAX_DATA_DIR")
+    np.testing.assert_array_equal(blood_of().x, first.x)
+
+
+def test_an_altered_file_of_blood_cells_is_refused_and_nothing_is_kept(cells):
+    path = cells / "pbc_blood28.npz"
+    content = path.read_bytes()
+    path.write_bytes(content + b"0")
+    with pytest.raises(checks.InputError, match="expected the original file, md5") as e:
+        blood_of(cells)
+    assert str(e.value).startswith(f"data.data_dir {path}: ")
+    assert "\n" not in str(e.value)
+    path.write_bytes(content)
+    assert len(blood_of(cells).y) == 3 * 18
+
+
+@pytest.mark.parametrize("where", ["nowhere", "data.data_dir", "FAIRJAX_DATA_DIR"])
+def test_without_the_file_of_blood_cells_one_line_says_what_it_is(
+    tmp_path, monkeypatch, where
+):
+    if where == "FAIRJAX_DATA_DIR":
+        monkeypatch.setenv(where, str(tmp_path))
+    with pytest.raises(checks.InputError) as e:
+        blood_of(tmp_path if where == "data.data_dir" else None)
+    line = str(e.value)
+    assert line.startswith("data.data_dir")
+    assert (str(tmp_path) in line) == (where == "data.data_dir")
+    for word in ("pbc_blood28.npz", "FAIRJAX_DATA_DIR", "10.17632/snkd93bnjr.1"):
+        assert word in line
+    assert "\n" not in line

@@ -14,6 +14,7 @@ DATASETS = (
     "heart_disease/flamby",
     "digits",
     "mixtures",
+    "pbc_blood28",
     "npz",
     "csv",
 )
@@ -34,7 +35,7 @@ def load(
     Args:
         name: one of `DATASETS`.
         data_dir: folder with official files, for sets that are not embedded; None:
-            FAIRJAX_DATA_DIR, else the official address.
+            FAIRJAX_DATA_DIR, else the official address if there is one.
         path: the file of "npz" and "csv".
         label: csv column of the class.
         client: csv column of the hospital.
@@ -61,6 +62,10 @@ def load(
         from fairjax.data.datasets import mixtures
 
         return mixtures.load()
+    if name == "pbc_blood28":
+        from fairjax.data.datasets import pbc_blood28
+
+        return pbc_blood28.load(data_dir)
     from fairjax.data.datasets import heart_disease
 
     return heart_disease.load(name.partition("/")[2] or "all", data_dir)

@@ -196,13 +196,9 @@ def _flamby_split(label: np.ndarray) -> np.ndarray:
 
 def _folder(data_dir: str | None) -> str | None:
     """The folder with all four files; None if they are to be downloaded."""
-    field = "data.data_dir" if data_dir else "FAIRJAX_DATA_DIR"
-    data_dir = data_dir or os.environ.get("FAIRJAX_DATA_DIR")
-    if not data_dir:
+    field, root = prepared.folder(data_dir)
+    if root is None:
         return None
-    root = pathlib.Path(data_dir)
-    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-        checks.fail(field, "a folder that can be read", data_dir)
     for folder in (root / "heart_disease", root):
         present = [name for name in HOSPITALS if (folder / _file(name)).is_file()]
         if len(present) == len(HOSPITALS):
@@ -210,7 +206,7 @@ def _folder(data_dir: str | None) -> str | None:
         if present:
             missing = [_file(name) for name in HOSPITALS if name not in present]
             checks.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
-    if field == "data.data_dir":
+    if data_dir:
         checks.fail(
             f"{field} {root}", f"{_file('cleveland')} and its three kin", "none"
         )

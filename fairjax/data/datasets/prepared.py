@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,25 @@ from fairjax import checks
 
 FILE_FORMAT = "array_record"
 """The one format that TFDS 4.9 writes and reads whole without TensorFlow."""
+
+
+def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
+    """What names the folder of official files, and the folder; None if nothing does.
+
+    Args:
+        data_dir: from the config; None: FAIRJAX_DATA_DIR.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    field = "data.data_dir" if data_dir else "FAIRJAX_DATA_DIR"
+    data_dir = data_dir or os.environ.get("FAIRJAX_DATA_DIR")
+    if not data_dir:
+        return field, None
+    root = pathlib.Path(data_dir)
+    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+        checks.fail(field, "a folder that can be read", data_dir)
+    return field, root
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
