@@ -24,6 +24,8 @@ class Figures(NamedTuple):
     loss: Float[Array, "..."]
     """Mean cross-entropy in nats."""
     accuracy: Float[Array, "..."]
+    balanced_accuracy: Float[Array, "..."]
+    """Mean recall over the classes that the records have."""
     auroc: Float[Array, "..."]
     """For more than two classes: mean of one-versus-rest over estimable classes."""
 
@@ -89,6 +91,39 @@ def auroc(
     return jnp.where((plus > 0) & (minus > 0) & ~unknown, area, jnp.nan)
 
 
+def balanced_accuracy(
+    right: Bool[Array, "E"],
+    y: Int[Array, "E"],
+    segment: Int[Array, "E"],
+    segments: int,
+    *,
+    classes: int,
+) -> Float[Array, "segments"]:
+    """Mean recall of every segment over the classes that it has.
+
+        (1 / |C_s|) sum_{c in C_s} (records of class c answered rightly) / n_sc
+
+    Args:
+        right: whether the answer is the true class.
+        y: the true class.
+        segment: which segment a record belongs to, in [0, segments).
+        segments: how many there are.
+        classes: C.
+
+    Returns:
+        One mean per segment; NaN for a segment without records.
+    """
+
+    def per_class(values: Array) -> Array:
+        cell = segment.astype(jnp.int32) * classes + y.astype(jnp.int32)
+        total = jax.ops.segment_sum(values, cell, segments * classes)
+        return total.reshape(segments, classes)
+
+    count = per_class(jnp.ones(y.shape, jnp.float32))
+    recall = per_class(right.astype(jnp.float32)) / jnp.maximum(count, 1)
+    return jnp.mean(recall, axis=1, where=count > 0)
+
+
 def _macro_auroc(
     logits: Float[Array, "E C"], y: Int[Array, "E"], segment: Int[Array, "E"], n: int
 ) -> Float[Array, "n"]:
@@ -137,7 +172,7 @@ def evaluate(
         jnp.arange(clients, dtype=jnp.int32), records.count, total_repeat_length=rows
     )
     loss = losses.cross_entropy(logits, records.y)
-    right = (jnp.argmax(logits, axis=-1) == records.y).astype(loss.dtype)
+    right = jnp.argmax(logits, axis=-1) == records.y
 
     def figures(segment: Array, n: int) -> Figures:
         count = jax.ops.segment_sum(jnp.ones_like(segment), segment, n)
@@ -147,8 +182,13 @@ def evaluate(
             known = total / jnp.maximum(count, 1).astype(values.dtype)
             return jnp.where(count > 0, known, jnp.nan)
 
-        area = _macro_auroc(logits, records.y, segment, n)
-        return Figures(count, average(loss), average(right), area)
+        return Figures(
+            count,
+            average(loss),
+            average(right.astype(loss.dtype)),
+            balanced_accuracy(right, records.y, segment, n, classes=logits.shape[1]),
+            _macro_auroc(logits, records.y, segment, n),
+        )
 
     pooled = jax.tree.map(lambda leaf: leaf[0], figures(jnp.zeros_like(owner), 1))
     return Evaluation(pooled, figures(owner, clients))
@@ -192,6 +232,7 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
     known = accuracy[~np.isnan(accuracy)]
     row = {
         "eval/accuracy": float(full.pooled.accuracy),
+        "eval/balanced_accuracy": float(full.pooled.balanced_accuracy),
         "eval/loss": float(full.pooled.loss),
         "eval/auroc": float(full.pooled.auroc),
         "eval/accuracy/client_mean": mean(known),
@@ -199,14 +240,17 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
         "eval/accuracy/client_worst": worst(accuracy, 1 / max(len(known), 1)),
         "eval/accuracy/client_worst10": worst(accuracy, 0.1),
     }
-    means = []
-    for tier in range(own.pooled.loss.shape[0]):
+    count = own.pooled.loss.shape[0]
+    for tier in range(count):
         members = tiers == tier
-        means.append(mean(accuracy[members]))
-        own_accuracy = np.asarray(own.clients.accuracy[tier], np.float64)[members]
-        row[f"eval/accuracy/tier_{tier}"] = means[-1]
-        row[f"eval/accuracy/tier_{tier}/own"] = mean(own_accuracy)
-        row[f"eval/accuracy/submodel_{tier}"] = float(own.pooled.accuracy[tier])
+        for name in ("accuracy", "balanced_accuracy"):
+            of_full = np.asarray(getattr(full.clients, name), np.float64)
+            of_own = np.asarray(getattr(own.clients, name)[tier], np.float64)
+            row[f"eval/{name}/tier_{tier}"] = mean(of_full[members])
+            row[f"eval/{name}/tier_{tier}/own"] = mean(of_own[members])
+            pooled = getattr(own.pooled, name)[tier]
+            row[f"eval/{name}/submodel_{tier}"] = float(pooled)
+    means = [row[f"eval/accuracy/tier_{tier}"] for tier in range(count)]
     present = [value for value in means if not math.isnan(value)]
     row["eval/accuracy/tier_gap"] = present[0] - present[-1] if present else math.nan
     row["fairness/jain"] = jain(accuracy)

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import re
+import warnings
 
 import hypothesis.strategies as st
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from fairjax import metrics
 from fairjax.metrics import Evaluation, Figures
@@ -21,6 +23,9 @@ COUNTS = (11, 0, 23, 1, 5)
 NAN = math.nan
 
 auroc = jax.jit(metrics.auroc, static_argnums=3)
+balanced_accuracy = jax.jit(
+    metrics.balanced_accuracy, static_argnums=3, static_argnames="classes"
+)
 
 
 def reference(scores, positive) -> float:
@@ -125,6 +130,29 @@ def test_counts_are_exact_in_float32():
     np.testing.assert_allclose(got, reference(scores, positive), rtol=1e-6)
 
 
+# -------------------------------------------------------------------- balanced accuracy
+
+
+@given(
+    arrays(np.int32, E, elements=st.integers(0, CLASSES - 1)),
+    arrays(np.int32, E, elements=st.integers(0, CLASSES - 1)),
+    segments,
+)
+def test_balanced_accuracy_is_that_of_scikit_learn(y, answer, segment):
+    """Also where a segment lacks a class, or has records of none."""
+    got = balanced_accuracy(answer == y, y, segment, SEGMENTS, classes=CLASSES)
+    for s in range(SEGMENTS):
+        rows = segment == s
+        expected = NAN
+        if rows.any():
+            # scikit-learn warns of an answer that is no true class.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = balanced_accuracy_score(y[rows], answer[rows])
+        np.testing.assert_allclose(got[s], expected, rtol=1e-6)
+    assert got.dtype == jnp.float32
+
+
 # ----------------------------------------------------------------------------- evaluate
 
 
@@ -152,8 +180,12 @@ def test_figures_of_clients_are_those_of_a_loop():
     np.testing.assert_array_equal(got.count, COUNTS)
     for k, n in enumerate(COUNTS):
         rows = rows_of(k)
-        expected = (loss[rows].mean(), right[rows].mean()) if n else (NAN, NAN)
-        np.testing.assert_allclose((got.loss[k], got.accuracy[k]), expected, rtol=1e-5)
+        expected = (NAN, NAN, NAN)
+        if n:
+            recalls = [right[rows][y[rows] == c].mean() for c in set(y[rows])]
+            expected = (loss[rows].mean(), right[rows].mean(), np.mean(recalls))
+        figures = (got.loss[k], got.accuracy[k], got.balanced_accuracy[k])
+        np.testing.assert_allclose(figures, expected, rtol=1e-5)
 
 
 def test_pooled_figures_are_over_all_records():
@@ -163,6 +195,8 @@ def test_pooled_figures_are_over_all_records():
     p = np.exp(wide) / np.exp(wide).sum(1, keepdims=True)
     assert got.count == E
     np.testing.assert_allclose(got.accuracy, np.mean(logits.argmax(1) == y), rtol=1e-6)
+    recall = balanced_accuracy_score(y, logits.argmax(1))
+    np.testing.assert_allclose(got.balanced_accuracy, recall, rtol=1e-6)
     np.testing.assert_allclose(got.loss, -np.log(p[np.arange(E), y]).mean(), rtol=1e-5)
     expected = roc_auc_score(y, p, multi_class="ovr", average="macro")
     np.testing.assert_allclose(got.auroc, expected, rtol=1e-5)
@@ -289,7 +323,8 @@ def table(accuracy, own, tiers):
 
     def figures(values):
         values = jnp.asarray(values)
-        return Figures(jnp.ones(values.shape, int), 2 * values, values, values / 4)
+        count = jnp.ones(values.shape, int)
+        return Figures(count, 2 * values, values, values / 2, values / 4)
 
     full = Evaluation(figures(0.6), figures(accuracy))
     depth = jnp.arange(len(own)) / 8
@@ -326,6 +361,12 @@ def test_summary_by_hand():
         "eval/accuracy/tier_gap": -0.25,
         "fairness/jain": 2.75**2 / (4 * np.sum(known**2)),
     }
+    # `table` gives every balanced accuracy half of its accuracy.
+    expected |= {
+        name.replace("accuracy", "balanced_accuracy"): value / 2
+        for name, value in expected.items()
+        if re.fullmatch("eval/accuracy(/tier_.(/own)?|/submodel_.)?", name)
+    }
     assert row.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(row[name], value, rtol=1e-6, err_msg=name)
@@ -351,6 +392,7 @@ def test_the_worst_client_is_one_client_however_many_there_are():
 
 def test_a_federation_nobody_could_be_tested_on_is_nan_throughout():
     row = table([NAN, NAN], [[NAN, NAN]], [0, 0])
-    pooled = {"eval/accuracy", "eval/loss", "eval/auroc", "eval/accuracy/submodel_0"}
+    pooled = {"eval/accuracy", "eval/balanced_accuracy", "eval/loss", "eval/auroc"}
+    pooled |= {"eval/accuracy/submodel_0", "eval/balanced_accuracy/submodel_0"}
     for name, value in row.items():
         assert math.isnan(value) == (name not in pooled), name
