@@ -77,8 +77,9 @@ def get_config() -> ConfigDict:
     c.model.vit.ratio = 4  # feed-forward units per stream channel
 
     c.submodel = ConfigDict()
-    # fedavg (no sub-models); heterofl, federated_dropout, fedrolex or fjord (widths);
-    # fiarse (the largest weights)
+    # fedavg (no sub-models); heterofl, federated_dropout, fedrolex, fjord (widths);
+    # fiarse (the largest weights); depthfl, inclusivefl, scalefl, nefl, partial (blocks);
+    # lora (ranks); dynamicfl (the whole model, with branches); ladder (mixed kinds)
     c.submodel.name = "heterofl"
     c.submodel.fedavg = ConfigDict()
     # "full": everybody the whole model; "smallest": everybody tier 0's width;
@@ -131,6 +132,20 @@ def get_config() -> ConfigDict:
     c.submodel.lora.rank = 8  # of the richest tier; the others keep their budget of it
     c.submodel.lora.alpha = 16.0  # kernels change by alpha / rank * a b, at every tier
     c.submodel.lora.head = True  # train the head whole, beside the factors
+    c.submodel.dynamicfl = ConfigDict()  # of ladder too, for its tiers with branches
+    # family of every slot of a layer that fits it: 1x1, 1x1-KxK, 1x1-avg, 1xK, Kx1, KxK
+    # beside convolutions, linear and lowrank beside matrices, scale beside both
+    c.submodel.dynamicfl.branch_form = (
+        "1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "linear", "lowrank",
+    )  # fmt: skip
+    c.submodel.dynamicfl.rank = 4  # inner width of lowrank
+    # which branches are alive: by "sensitivity", by "random" numbers, or the first ones
+    # of every layer all the time ("fixed"); "auto": fixed for vit, else sensitivity
+    c.submodel.dynamicfl.structure = "auto"
+    c.submodel.dynamicfl.sensitivity = "product"  # |g psi|, "gradient" g^2 or "signed"
+    c.submodel.dynamicfl.moved = 0.25  # share of the branches that move between rounds
+    c.submodel.dynamicfl.skip = ("attention", "patch")  # layers without, by path part
+    c.submodel.dynamicfl.matched = False  # the control: their learning rates, no branch
     c.submodel.ladder = ConfigDict()
     # Per tier: width, depth (of its budget) or plain (all); (): width everywhere.
     c.submodel.ladder.kinds = ()
@@ -140,6 +155,9 @@ def get_config() -> ConfigDict:
     c.tiers = ConfigDict()
     # per tier: share of every hidden width; of the parameters for fiarse
     c.tiers.budget = (0.25, 0.5, 0.75, 1.0)
+    # per tier: branches per layer beside the plain model, for dynamicfl and ladder;
+    # (): 0, 1, 2, .. for dynamicfl (whose tiers are whole, whatever budget says), else 0
+    c.tiers.branches = ()
     c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
     c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
 

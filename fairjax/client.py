@@ -228,12 +228,13 @@ def _enter(
     key: Key[Array, ""],
     params: Params,
     kept: Kept,
+    memory: PyTree[Array],
     forward: Masks,
     update: Masks,
 ) -> tuple[PyTree, PyTree]:
     if local.method.enter is None:
         return trees.multiply(params, forward), update
-    return local.method.enter(key, params, kept, forward, update)
+    return local.method.enter(key, params, kept, memory, forward, update)
 
 
 def _leave(
@@ -328,17 +329,19 @@ def update(
         base = base._replace(forward=None)
     forward_mask, update_mask = _masks(local, params, base)
     start, trained = _enter(
-        local, keys.at(key, _ENTER), params, base, forward_mask, update_mask
+        local, keys.at(key, _ENTER), params, base, memory, forward_mask, update_mask
     )
     incoming = method.effective(start)
     order = stream(keys.at(key, _ORDER), examples.count, plan.stream)
+    per_epoch = _ceil_div(examples.count, plan.batch_size)
     wanted = plan.steps
     if plan.epochs is not None:
-        wanted = plan.epochs * _ceil_div(examples.count, plan.batch_size)
+        wanted = plan.epochs * per_epoch
     taken = jnp.where(examples.count > 0, jnp.asarray(wanted, jnp.int32), 0)
 
     def context(step, kept, memory, params):
-        return Context(round, step, member, kept, memory, incoming, params)
+        of_epoch = step % jnp.maximum(per_epoch, 1)
+        return Context(round, step, of_epoch, member, kept, memory, incoming, params)
 
     def one_step(carry, step):
         tree, opt_state, memory = carry
@@ -371,8 +374,9 @@ def update(
             )
 
         (loss, extra), grads = jax.value_and_grad(loss_of, has_aux=True)(tree)
-        grads = trees.multiply(grads, trained)
-        updates, new_opt_state = optimizer.update(grads, opt_state, tree)
+        updates, new_opt_state = optimizer.update(
+            trees.multiply(grads, trained), opt_state, tree
+        )
         updates = jax.tree.map(
             lambda u, t: u * (t * jnp.asarray(rate, u.dtype)).astype(u.dtype),
             updates,
@@ -437,7 +441,7 @@ def update_sliced(
     Args:
         key: as for `update`, as are the others.
         params: the plain model as it arrives, at full size.
-        memory: None; a method with memory runs masked.
+        memory: the client's state, which has no plain shapes (`Memory.plain`).
         kept: what the client keeps; `forward` must keep as many as `size` says.
         examples: its records.
         member: who it is.

@@ -13,11 +13,10 @@ known for the paths in "row".
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
 from fairjax import checks, trees
 from fairjax.types import Cohort, Masks, Member, Method, Params
@@ -38,7 +37,7 @@ def init(method: Method, params: Params, clients: int, tiers: int) -> Bank:
         return bank
     # Up to the parameters alone: a tuple of tiers is a leaf.
     scopes = jax.tree.structure(params).flatten_up_to(method.private(params))
-    for (path, leaf), scope in zip(_named(params), scopes, strict=True):
+    for (path, leaf), scope in zip(trees.named(params).items(), scopes, strict=True):
         where = f"Method.private[{path}]"
         if isinstance(scope, str):
             checks.one_of(where, scope, _SCOPES)
@@ -54,13 +53,6 @@ def init(method: Method, params: Params, clients: int, tiers: int) -> Bank:
                 copies = (len(owners), *leaf.shape)
                 bank["tier"][path] = jnp.broadcast_to(leaf, copies)
     return bank
-
-
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
 
 
 def gather(bank: Bank, params: Params, member: Member) -> Params:
@@ -114,7 +106,7 @@ def by_tier(
         {path: (num [T, ...], den [T, ...])}, zero but in the client's row, so that a
         sum over clients sums within every tier.
     """
-    nums, dens = dict(_named(num)), dict(_named(den))
+    nums, dens = trees.named(num), trees.named(den)
 
     def row(value: Array, tiers: int) -> Array:
         empty = jnp.zeros((tiers, *value.shape), value.dtype)
@@ -165,4 +157,5 @@ def update(
 
 def own(bank: Bank, delta: Params) -> dict[str, Array]:
     """The leaves of a change that belong to the client alone."""
-    return {path: leaf for path, leaf in _named(delta) if path in bank["client"]}
+    named = trees.named(delta)
+    return {path: named[path] for path in bank["client"]}

@@ -21,8 +21,9 @@ from fairjax import checks, client, layout, models, round
 from fairjax.data import datasets, federation
 from fairjax.fairness import weights
 from fairjax.models import layers
-from fairjax.submodels import axes, fedavg, partial
+from fairjax.submodels import axes, branches, fedavg, partial
 from fairjax.submodels.depthfl import depthfl
+from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES, dynamicfl
 from fairjax.submodels.federated_dropout import federated_dropout
 from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.fiarse import fiarse
@@ -51,6 +52,8 @@ class Family(NamedTuple):
     """Needs a head after every stage of them."""
     steps: bool = False
     """Needs a learnable step size in every block."""
+    branches: bool = False
+    """Its tiers may have branches; it then takes the options of dynamicfl too."""
 
 
 def _model(
@@ -101,6 +104,26 @@ def _heterofl(c: Any, axes: Axes) -> Method:
     )
 
 
+TRANSFORMERS = ("vit",)
+"""Models whose branches stay where they are unless a budget changes."""
+
+
+def _branches(c: Any) -> tuple[int, ...]:
+    """Branches per layer of every tier."""
+    tiers = len(c.tiers.budget)
+    if c.tiers.branches or c.submodel.name != "dynamicfl":
+        return tuple(c.tiers.branches) or (0,) * tiers
+    return tuple(range(tiers))
+
+
+def _dynamicfl(c: Any) -> dict[str, Any]:
+    options = dict(c.submodel.dynamicfl)
+    if options["structure"] == "auto":
+        fixed = c.model.name in TRANSFORMERS
+        options["structure"] = "fixed" if fixed else "sensitivity"
+    return {"number": _branches(c), **options}
+
+
 METHODS: dict[str, Family] = {
     "fedavg": _by_budget("fedavg", fedavg.fedavg),
     "heterofl": Family(_heterofl),
@@ -127,7 +150,15 @@ METHODS: dict[str, Family] = {
         lambda c, axes: lora(axes, tuple(c.tiers.budget)),
         lambda c, model: adapt(model, **c.submodel.lora),
     ),
-    "ladder": _by_budget("ladder", ladder),
+    "dynamicfl": Family(
+        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)), branches=True
+    ),
+    "ladder": Family(
+        lambda c, axes: ladder(
+            axes, tuple(c.tiers.budget), **c.submodel.ladder, **_dynamicfl(c)
+        ),
+        branches=True,
+    ),
 }
 
 RULES: dict[str, Callable[[Any], Rule]] = {
@@ -185,6 +216,8 @@ class Run:
     splits: federation.Splits
     tiers: Int[np.ndarray, "N"]
     budget: tuple[float, ...]
+    branches: tuple[int, ...]
+    """Per layer, of every tier."""
     cohort: int
     """K."""
     spec: round.Spec
@@ -254,6 +287,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     for share in c.tiers.budget:
         checks.in_range("tiers.budget", share, 0, 1, open_low=True)
     checks.non_decreasing("tiers.budget", c.tiers.budget)
+    _check_branches(c)
     if len(c.tiers.share) != len(c.tiers.budget):
         checks.fail(
             "tiers.share",
@@ -302,6 +336,22 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     _check_overridden(c, overridden)
 
 
+def _check_branches(c: Any) -> None:
+    branches = c.tiers.branches
+    if not branches:
+        return
+    if len(branches) != len(c.tiers.budget):
+        what = f"{len(c.tiers.budget)} values, as tiers.budget"
+        checks.fail("tiers.branches", what, branches)
+    for number in branches:
+        checks.in_range("tiers.branches", number, 0)
+    checks.non_decreasing("tiers.branches", branches)
+    if any(branches) and not METHODS[c.submodel.name].branches:
+        named = [name for name, family in METHODS.items() if family.branches]
+        what = f"no branches unless submodel.name is {' or '.join(named)}"
+        checks.fail("tiers.branches", what, branches)
+
+
 def _check_submodel(c: Any) -> None:
     """Options that no model is needed to judge."""
     checks.positive("submodel.depthfl.ramp", c.depthfl.ramp)
@@ -316,6 +366,15 @@ def _check_submodel(c: Any) -> None:
             checks.in_range(where, share, 0, 1, open_low=True)
     checks.count("submodel.lora.rank", c.lora.rank)
     checks.positive("submodel.lora.alpha", c.lora.alpha)
+    for family in c.dynamicfl.branch_form:
+        checks.one_of("submodel.dynamicfl.branch_form", family, branches.FAMILIES)
+    checks.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
+    for field, names in {
+        "structure": ("auto", *STRUCTURES),
+        "sensitivity": tuple(SENSITIVITIES),
+    }.items():
+        checks.one_of(f"submodel.dynamicfl.{field}", c.dynamicfl[field], names)
+    checks.in_range("submodel.dynamicfl.moved", c.dynamicfl.moved, 0, 1)
     for kind in c.ladder.kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
 
@@ -332,7 +391,8 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
         if group not in in_use:
             continue
         field, chosen, names = in_use[group]
-        if owner in names and owner != chosen:
+        shared = owner == "dynamicfl" and METHODS[c.submodel.name].branches
+        if owner in names and owner != chosen and not shared:
             raise checks.InputError(
                 f"{path}: expected {field}={owner!r} for this option; got {chosen!r}"
             )
@@ -445,6 +505,7 @@ def build(config: ConfigDict) -> Run:
         splits=splits,
         tiers=tiers,
         budget=tuple(c.tiers.budget),
+        branches=_branches(c),
         cohort=cohort,
         spec=round.Spec(
             local=client.Local(
@@ -473,7 +534,7 @@ def _not_sliced(model: Model, method: Method) -> str | None:
     """Why a method's sub-models of this model cannot be sliced; None if they can."""
     if method.size is None:
         return "the method's sub-models have no static size"
-    if method.memory is not None:
+    if method.memory is not None and method.memory.plain:
         return "the method keeps a memory of the plain model's shape"
     if model.resize is None:
         return "the model cannot be resized"

@@ -216,7 +216,8 @@ def _loop(
     for tier in tiers:
         print(
             f"tier {tier['tier']}: {tier['clients']} hospitals, budget "
-            f"{tier['budget']:g}, {tier['parameters']} parameters, "
+            f"{tier['budget']:g}, {tier['branches']} branches per layer, "
+            f"{tier['parameters']} parameters, "
             f"{tier['flops_train']} FLOPs per training record"
         )
 
@@ -339,8 +340,8 @@ def bills(run: specs.Run, state: RunState) -> list[dict[str, Any]]:
     tiers = []
     for tier, bill in enumerate(_ledgers(run, state, run.spec.local.method)):
         clients = int(np.sum(run.tiers == tier))
-        entry = {"tier": tier, "budget": run.budget[tier], "branches": 0}
-        tiers.append(entry | {"clients": clients} | bill)
+        size = {"budget": run.budget[tier], "branches": run.branches[tier]}
+        tiers.append({"tier": tier, **size, "clients": clients, **bill})
     return tiers
 
 

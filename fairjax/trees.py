@@ -43,8 +43,16 @@ def pick(tree: PyTree[Shaped[Array, "N ..."]], index: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+def named(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves by their path, which is written like "hidden0/kernel"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
+    }
+
+
 def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """Maps `f(path, leaf)`, the path written like "hidden0/kernel"."""
+    """Maps `f(path, leaf)`, with paths as in `named`."""
     return jax.tree.map_with_path(
         lambda path, leaf: f(
             jax.tree_util.keystr(path, simple=True, separator="/"), leaf

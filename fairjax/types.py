@@ -235,6 +235,8 @@ class Context(NamedTuple):
 
     round: Int[Array, ""]
     step: Int[Array, ""]
+    of_epoch: Int[Array, ""]
+    """Place of the step in the client's epoch, from 0."""
     member: Member
     kept: Kept
     memory: PyTree[Array]
@@ -261,9 +263,13 @@ class Memory(NamedTuple):
     init: Callable[[Params], PyTree[Array]]
     """params -> the state before the client's first round."""
     observe: Callable[[PyTree, PyTree, PyTree, Context], PyTree] = lambda old, *_: old
-    """(memory, local, grads, context) -> memory; after every local step."""
+    """(memory, local, grads, context) -> memory; after every local step, which went
+    from the tree `local` along `grads`. These are the loss's at all of its leaves, also
+    at those that are not trained."""
     close: Callable[[PyTree, Params, Context], PyTree] = lambda old, *_: old
     """(memory, delta, context) -> memory; once, after the last step."""
+    plain: bool = True
+    """It has the shapes of the plain model; such a method runs masked only."""
 
 
 class Method(NamedTuple):
@@ -286,10 +292,11 @@ class Method(NamedTuple):
     """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
     same in every step."""
     enter: (
-        Callable[[Array, Params, Kept, Masks, Masks], tuple[PyTree, PyTree]] | None
+        Callable[[Array, Params, Kept, PyTree, Masks, Masks], tuple[PyTree, PyTree]]
+        | None
     ) = None
-    """(key, plain, kept, forward mask, update mask) -> (local tree, 0/1 tree of what of
-    it is trained)."""
+    """(key, plain, kept, memory, forward mask, update mask) -> (local tree, 0/1 tree of
+    what of it is trained)."""
     effective: Callable[[PyTree], Params] = lambda local: local
     """local tree -> plain parameters that the model is applied to; differentiable."""
     leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None

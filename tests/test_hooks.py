@@ -232,7 +232,7 @@ def test_state_of_a_client_is_carried_over_rounds(laid):
 def in_two_halves() -> Method:
     """Trains w = a + b with both halves free: SGD then moves w at twice the rate."""
 
-    def enter(key, params, kept, forward, update):
+    def enter(key, params, kept, memory, forward, update):
         half = jax.tree.map(lambda leaf: 0.5 * leaf, params)
         return {"a": half, "b": half}, {"a": update, "b": update}
 

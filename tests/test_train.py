@@ -133,7 +133,7 @@ def test_the_summary_holds_what_others_read(finished):
     assert [tier["clients"] for tier in summary["tiers"]] == [1, 1, 1, 1]
     keys = (
         "tier budget branches clients parameters flops_forward flops_train "
-        "activation_floats optimizer_floats bytes_down bytes_up"
+        "flops_step activation_floats optimizer_floats bytes_down bytes_up"
     )
     for tier in summary["tiers"]:
         assert set(keys.split()) == set(tier)

@@ -1,15 +1,16 @@
-"""A ladder of mixed kinds: narrow, short and whole sub-models in one federation.
+"""A ladder from narrow and short sub-models to the whole one and branches beside it.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/ladder.py --workdir=runs/ladder
 
-About a minute on 2 CPU cores. Shows a width tier, two depth tiers and a plain one side by side.
+About a minute on 2 CPU cores. Shows a width tier, a depth tier, a plain one and one with
+branches of DynamicFL side by side.
 """
 
 from configs import default
 
 
 def get_config(preset: str = ""):
-    """One narrow, two short tiers and one whole; preset "smoke" runs 2 rounds."""
+    """A narrow, a short, a whole tier and a richer one; preset "smoke" runs 2 rounds."""
     c = default.get_config()
     c.data.name = "digits"
     c.data.partition.name = "dirichlet"
@@ -17,6 +18,8 @@ def get_config(preset: str = ""):
     c.model.resmlp.width = 32
     c.model.resmlp.hidden = 32
     c.submodel.name = "ladder"
-    c.submodel.ladder.kinds = ("width", "depth", "depth", "plain")
+    c.submodel.ladder.kinds = ("width", "depth", "plain", "plain")
+    c.tiers.budget = (0.25, 0.5, 1.0, 1.0)
+    c.tiers.branches = (0, 0, 0, 2)
     c.local.learning_rate = 0.05
     return default.preset(c, preset)

@@ -52,6 +52,9 @@ def ledger(
       one answer of the sub-model, and in its objective with the gradient of what is
       trained. Distillation's further passes count; a pass that nothing trained needs
       does not.
+    - `flops_step` of one local step, however many examples it has: the products of
+      parameters with parameters (branches that are collapsed, low-rank factors), which
+      a deployed model has behind it.
     - `activation_floats` of one example: outputs of these products and of the norms in
       one forward pass, which the backward pass needs.
     - `optimizer_floats`: state of the local optimiser for the leaves that are trained.
@@ -83,7 +86,8 @@ def ledger(
         inside = axes.part(kept.forward, size)
         network, here = model.resize(size), axes.inside(kept, inside)
         here = here._replace(forward=None)
-    tree, trained = _local(method, network, params, here, model.axes, inside)
+    memory = None if method.memory is None else method.memory.init(params)
+    tree, trained = _local(method, network, params, here, memory, model.axes, inside)
     leaves, structure = jax.tree.flatten(tree)
     hot = [leaf for leaf, is_hot in zip(leaves, trained, strict=True) if is_hot]
     cold = [leaf for leaf, is_hot in zip(leaves, trained, strict=True) if not is_hot]
@@ -94,8 +98,6 @@ def ledger(
         sources = {True: iter(hot), False: iter(cold)}
         mixed = [next(sources[is_hot]) for is_hot in trained]
         return jax.tree.unflatten(structure, mixed)
-
-    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
 
     def outputs(plain: Params, x: Array, kept: Kept, train: bool) -> Outputs:
         return network.apply(plain, x, train=train, key=jax.random.key(0), kept=kept)
@@ -112,19 +114,31 @@ def ledger(
             return outputs(plain, x, at, True)
 
         zero = jnp.zeros((), jnp.int32)
-        memory = None if method.memory is None else method.memory.init(params)
-        context = Context(zero, zero, member, kept, memory, plain, plain)
-        batch = Batch(x, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+        context = Context(zero, zero, zero, member, kept, memory, plain, plain)
+        batch = Batch(x, jnp.zeros(len(x), jnp.int32), jnp.ones(len(x), bool))
         return objective(outputs_at, batch, jax.random.key(0), context)[0]
 
-    forward = list(_products(_used(answer, tree, example)))
-    train = _products(_used(jax.value_and_grad(loss), hot, cold, example))
+    def counted(f: Callable, *args: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(multiply-adds, floats) per example, and per call besides."""
+        one, two = (
+            np.sum([(0, 0), *_products(_used(f, *args, batch))], axis=0)
+            for batch in (
+                jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype)
+                for examples in (1, 2)
+            )
+        )
+        # What is done once per call is in both, what an example needs twice in `two`.
+        return two - one, 2 * one - two
+
+    forward, _ = counted(answer, tree)
+    train, per_step = counted(jax.value_and_grad(loss), hot, cold)
     state = jax.tree.leaves(jax.eval_shape(optimizer.init, hot))
     return {
         "parameters": _held(params, received, lambda leaf: 1),
-        "flops_forward": sum(2 * adds for adds, _ in forward),
-        "flops_train": sum(2 * adds for adds, _ in train),
-        "activation_floats": sum(floats for _, floats in forward),
+        "flops_forward": 2 * int(forward[0]),
+        "flops_train": 2 * int(train[0]),
+        "flops_step": 2 * int(per_step[0]),
+        "activation_floats": int(forward[1]),
         "optimizer_floats": sum(
             leaf.size for leaf in state if jnp.issubdtype(leaf.dtype, jnp.floating)
         ),
@@ -139,6 +153,7 @@ def _local(
     network: Model,
     params: Params,
     kept: Kept,
+    memory: PyTree,
     plain: Axes,
     inside: axes.Part | None,
 ) -> tuple[PyTree, list[bool]]:
@@ -156,7 +171,7 @@ def _local(
     tree, trained = small, update
     if method.enter is not None:
         key = jax.random.key(0)
-        tree, trained = method.enter(key, sliced(params), kept, forward, update)
+        tree, trained = method.enter(key, sliced(params), kept, memory, forward, update)
     return tree, [bool(np.any(np.asarray(mask))) for mask in jax.tree.leaves(trained)]
 
 

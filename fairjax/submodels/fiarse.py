@@ -80,7 +80,12 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
         )
 
     def enter(
-        key: Array, plain: Params, kept: Kept, forward: Masks, update: Masks
+        key: Array,
+        plain: Params,
+        kept: Kept,
+        memory: None,
+        forward: Masks,
+        update: Masks,
     ) -> tuple[PyTree, PyTree]:
         # Dropped weights enter as 0 and are not trained, so the mask need not travel.
         weights = jax.tree.map(jnp.multiply, plain, forward)

@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Num
 from fairjax import checks
 from fairjax.submodels import axes as unit_axes
 from fairjax.submodels import cost, depth
+from fairjax.submodels.dynamicfl import branched
 from fairjax.types import (
     Axes,
     Kept,
@@ -33,12 +35,15 @@ def ladder(
     kinds: tuple[str, ...],
     cut: tuple[str, ...],
     blocks: tuple[int, ...],
+    number: tuple[int, ...] = (),
+    **options: Any,
 ) -> Method:
-    """One federation whose tiers are narrow, short or whole.
+    """One federation whose tiers are narrow, short, whole, or whole with branches.
 
     A "width" tier keeps the first ceil(budget * U) of the U units of the axes in `cut`,
-    a "depth" tier a prefix of the residual blocks, a "plain" tier everything. Each
-    trains the loss of the deepest exit that it keeps.
+    a "depth" tier a prefix of the residual blocks, a "plain" tier everything, beside
+    which it may train DynamicFL's branches. Each trains the loss of the deepest exit
+    that it keeps.
 
     Args:
         axes: unit axes of the plain model.
@@ -47,11 +52,14 @@ def ladder(
         cut: axes that width tiers narrow; (): every hidden axis.
         blocks: length of every tier's prefix, of which those of depth tiers count; ():
             ceil(budget * blocks).
+        number: branches per layer of every tier; (): none.
+        **options: of `dynamicfl.branched`.
 
     Raises:
         InputError: an unknown kind or axis, another number of tiers, more blocks than
-            there are, or a depth tier that a model without exits cannot have because
-            the rest of it needs the blocks that change the stream's shape.
+            there are, branches on a tier that is not whole, or a depth tier that a
+            model without exits cannot have because the rest of it needs the blocks that
+            change the stream's shape.
     """
     kinds = kinds or ("width",) * len(budget)
     if len(kinds) != len(budget):
@@ -59,6 +67,11 @@ def ladder(
         checks.fail("submodel.ladder.kinds", what, kinds)
     for kind in kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
+    number = number or (0,) * len(budget)
+    for tier, (kind, count) in enumerate(zip(kinds, number, strict=True)):
+        if count and kind != "plain" and budget[tier] < 1:
+            what = f"0 for tier {tier}, of kind {kind!r} and below the plain model"
+            checks.fail("tiers.branches", what, number)
     hidden = unit_axes.hidden(axes)
     for name in cut:
         checks.one_of("submodel.ladder.cut", name, hidden)
@@ -87,7 +100,7 @@ def ladder(
         prefix = Size({}, {}) if lengths is None else depth.size(lengths[tier])
         return prefix._replace(axes=sizes[tier])
 
-    return Method(units=units, size=size)
+    return branched(Method(units=units, size=size), axes, number, **options)
 
 
 def _lengths(

@@ -1,0 +1,469 @@
+"""Branches that add up: a richer local model as leaves beside a plain kernel.
+
+A layer with plain kernel W is trained as
+
+    W = base + sum_r tau_r(psi_r),
+
+where tau_r turns the parameters psi_r of branch r into a kernel of W's own shape. The
+network is applied to the sum (`effective`), so that one convolution runs instead of
+many, training and evaluation see the same function, and merging is exact: no model code
+knows of branches. Stride, padding and groups are the layer's affair; a branch only ever
+adds to its kernel and bias.
+
+A local tree is
+
+    {"base": like the plain parameters,
+     "branches": {layer: {"<slot>_<family>": psi}},
+     "alive": 0/1 per layer and slot, [L, R]},
+
+with L layers, bottom to top, and R slots in each. The psi of a dead slot is 0 and adds
+nothing, so that trees of all budgets have one shape.
+
+Source: Zhang et al. 2025 (DynamicFL), eqs. 14 to 16; the families are those of Diverse
+Branch Blocks (Ding et al. 2021) and DyRep (Huang et al. 2022). Deviates: no batch norm
+inside a branch, see `fairjax.submodels.expanded`.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Key
+
+from fairjax import keys, trees
+from fairjax.submodels.axes import CLASSES
+from fairjax.types import Axes, LeafAxes, Params
+
+CONV = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "KxK")
+"""Families beside a K x K kernel [K, K, I, O]."""
+LINEAR = ("linear", "lowrank", "scale")
+"""Families beside a matrix [I, O]."""
+FAMILIES = tuple(dict.fromkeys(CONV + LINEAR))
+
+Psi = Mapping[str, Array]
+"""The parameters of one branch."""
+Branches = dict[str, dict[str, Psi]]
+"""{layer: {slot: psi}}."""
+Local = dict[str, Any]
+"""{"base", "branches", "alive"}, see above."""
+
+
+class Form(NamedTuple):
+    """Which branches a layer may have."""
+
+    families: tuple[str, ...] = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale")
+    """The family of every slot; a layer has those slots whose family fits it. A family
+    that is named twice has two slots."""
+    rank: int = 4
+    """Inner width of "lowrank"."""
+
+
+# ------------------------------------------------------------------------- one branch
+
+
+def fits(family: str, kernel: Sequence[int], groups: int = 1) -> bool:
+    """Whether a kernel of this shape can have a branch of this family.
+
+    "scale" maps every channel onto itself, which needs as many inputs as outputs; the
+    others need a K x K kernel with K > 1, or a matrix.
+    """
+    *space, inputs, outputs = kernel
+    if family == "scale" and inputs * groups != outputs:
+        return False
+    if not space:
+        return family in LINEAR
+    return family in CONV and len(space) == 2 and min(space) > 1
+
+
+def shapes(
+    family: str, kernel: Sequence[int], *, bias: bool, rank: int = 4, groups: int = 1
+) -> dict[str, tuple[int, ...]]:
+    """The parameters of a branch beside a kernel [*space, I, O] as {name: shape}.
+
+    I counts the inputs of one group. A sequence of two maps has "first" and "second",
+    the inner width being I (or the rank) per group, and their biases are "between" and
+    "bias"; all others have "kernel" or "scale".
+    """
+    *space, inputs, outputs = kernel
+    ones = (1,) * len(space)
+    if family in ("1x1-KxK", "lowrank"):
+        middle = rank if family == "lowrank" else inputs
+        found = {
+            "first": (*ones, inputs, middle * groups),
+            "second": (*space, middle, outputs),
+        }
+        if bias:
+            found["between"] = (middle * groups,)
+    elif family == "scale":
+        found = {"scale": (outputs,)}
+    else:
+        reach = {
+            "1x1": ones,
+            "1x1-avg": ones,
+            "1xK": (1, *space[1:]),
+            "Kx1": (*space[:1], 1),
+        }
+        found = {"kernel": (*reach.get(family, tuple(space)), inputs, outputs)}
+    return found | ({"bias": (outputs,)} if bias else {})
+
+
+def draw(
+    key: Key[Array, ""],
+    family: str,
+    kernel: Sequence[int],
+    dtype: Any,
+    *,
+    bias: bool,
+    rank: int = 4,
+    groups: int = 1,
+) -> dict[str, Array]:
+    """A random branch: N(0, 1 / inputs of a map) for its weights, 0 for its biases."""
+    psi = {}
+    named = shapes(family, kernel, bias=bias, rank=rank, groups=groups)
+    for place, (name, shape) in enumerate(named.items()):
+        if name in ("bias", "between"):
+            psi[name] = jnp.zeros(shape, dtype)
+        else:
+            spread = 1 / math.sqrt(math.prod(shape[:-1]))
+            here = keys.at(key, place)
+            psi[name] = spread * jax.random.normal(here, shape, dtype)
+    return psi
+
+
+def tau(
+    family: str, psi: Psi, kernel: Sequence[int], groups: int = 1
+) -> tuple[Float[Array, "*space I O"], Float[Array, "O"] | None]:
+    """The plain kernel, and bias, that a branch is equal to.
+
+        1x1, 1xK, Kx1    W = psi at the centre, 0 around it
+        KxK, linear      W = psi
+        1x1-avg          W[u, v, i, o] = psi[i, o] / K^2
+        scale            W[centre, o, o] = psi[o]
+        1x1-KxK,         W[u, v, i, o] = sum_m first[i, m] second[u, v, m, o],
+        lowrank          b[o] = bias[o] + sum_uvm second[u, v, m, o] between[m]
+
+    Args:
+        family: one of `FAMILIES`.
+        psi: parameters of the shapes of `shapes`.
+        kernel: shape [*space, I, O] of the plain kernel.
+        groups: of the convolution; output o belongs to group o // (O / groups).
+
+    Returns:
+        (kernel, bias), linear in every parameter; the bias is None without one.
+
+    The centre of K taps is tap (K - 1) // 2, under which SAME padding puts the output.
+    A sequence whose first map has a bias reads "between" outside the image too: its
+    second map is padded with it, not with 0.
+
+    Source: transforms I to VI of Ding et al. 2021.
+    """
+    *space, inputs, outputs = kernel
+    bias = psi.get("bias")
+    if family in ("1x1-KxK", "lowrank"):
+        first = psi["first"].reshape(inputs, groups, -1)
+        second = psi["second"].reshape(*space, -1, groups, outputs // groups)
+        product = jnp.einsum("igm,...mgo->...igo", first, second)
+        if bias is not None:
+            between = psi["between"].reshape(groups, -1)
+            over_space = second.sum(tuple(range(len(space))))
+            bias = bias + jnp.einsum("gm,mgo->go", between, over_space).ravel()
+        return product.reshape(*space, inputs, outputs), bias
+    if family == "scale":
+        own = np.tile(np.eye(inputs), (1, groups))
+        part = psi["scale"] * own.astype(psi["scale"].dtype)
+        part = part.reshape(*(1,) * len(space), inputs, outputs)
+    else:
+        part = psi["kernel"]
+    if family == "1x1-avg":
+        return jnp.broadcast_to(part / math.prod(space), kernel), bias
+    around = [
+        ((length - 1) // 2, length // 2) if here == 1 else (0, 0)
+        for length, here in zip(space, part.shape[: len(space)], strict=True)
+    ]
+    return jnp.pad(part, (*around, (0, 0), (0, 0))), bias
+
+
+# -------------------------------------------------------------------------- whole trees
+
+
+def layers(axes: Axes, skip: Sequence[str] = ()) -> tuple[str, ...]:
+    """Paths of the layers that may have branches, bottom to top.
+
+    A layer is a dictionary with a "kernel" of 2 or 4 dimensions, none of which is the
+    classes': heads have no branches, nor have those whose path has a part in `skip`. A
+    kernel of 4 dimensions is a convolution's; a dense layer over a whole feature map is
+    one too, of a single output position.
+
+    Bottom to top is the stem, then the residual blocks in their order, then the rest;
+    inside each by name, with numbers as numbers.
+    """
+    found = []
+    leaves = trees.named(axes.tree, is_leaf=lambda node: isinstance(node, LeafAxes))
+    for path, leaf in leaves.items():
+        layer, _, name = path.rpartition("/")
+        if name != "kernel" or len(leaf.dims) not in (2, 4) or CLASSES in leaf.dims:
+            continue
+        if set(layer.split("/")) & set(skip):
+            continue
+        of, position = leaf.block or ("", 0)
+        # Split at numbers, every other part is one: "conv10" comes after "conv9".
+        parts = re.split(r"(\d+)", layer)
+        numbers = [int(part) if i % 2 else part for i, part in enumerate(parts)]
+        found.append(((_RANK.get(of, 2), position, numbers), layer))
+    return tuple(layer for _, layer in sorted(found))
+
+
+_RANK = {"stem": 0, "blocks": 1}
+
+
+class _Layer(NamedTuple):
+    """A layer of a tree, and its row in the tables of all layers."""
+
+    row: int
+    name: str
+    kernel: tuple[int, ...]
+    bias: bool
+    dtype: Any
+
+
+def _present(params: Params, layers: Sequence[str]) -> list[_Layer]:
+    """The layers that a tree has; a sliced network may lack some."""
+    leaves = trees.named(params)
+    found = []
+    for row, layer in enumerate(layers):
+        kernel = leaves.get(f"{layer}/kernel")
+        if kernel is not None:
+            bias = f"{layer}/bias" in leaves
+            found.append(_Layer(row, layer, kernel.shape, bias, kernel.dtype))
+    return found
+
+
+def number(slot: str) -> int:
+    """The column of a slot, by its name."""
+    return int(slot.partition("_")[0])
+
+
+def _family(slot: str) -> str:
+    return slot.partition("_")[2]
+
+
+def admitted(params: Params, layers: Sequence[str], form: Form) -> Bool[Array, "L R"]:
+    """Which slots of which layers exist: those whose family fits the kernel."""
+    table = np.zeros((len(layers), len(form.families)), bool)
+    for layer in _present(params, layers):
+        table[layer.row] = [fits(family, layer.kernel) for family in form.families]
+    return jnp.asarray(table)
+
+
+def bare(plain: Params, layers: Sequence[str], form: Form) -> Local:
+    """The local tree without branches."""
+    alive = jnp.zeros((len(layers), len(form.families)))
+    return {"base": plain, "branches": {}, "alive": alive}
+
+
+def expand(
+    key: Key[Array, ""],
+    plain: Params,
+    alive: Float[Array, "L R"],
+    *,
+    layers: Sequence[str],
+    form: Form,
+) -> Local:
+    """Random branches beside the plain kernels, whose sum the base gives up.
+
+        psi_r random where alive,   base = plain - sum_r tau_r(psi_r)
+
+    `effective` of it is the plain tree up to float order, and exactly the plain tree
+    where no branch is alive. It is `regroup` from a tree without branches.
+
+    Args:
+        key: of the draw; that of a slot depends on its place and shape alone.
+        plain: parameters; layers that it lacks have no branches.
+        alive: 0/1; slots that do not exist (`admitted`) are ignored. If it is traced,
+            every slot gets parameters, those of dead ones being 0; else alive ones do.
+        layers: from `layers`.
+        form: families of the slots.
+    """
+    return regroup(key, bare(plain, layers, form), alive, layers=layers, form=form)
+
+
+def regroup(
+    key: Key[Array, ""],
+    local: Local,
+    alive: Float[Array, "L R"],
+    *,
+    layers: Sequence[str],
+    form: Form,
+) -> Local:
+    """Another set of alive branches, the same function: DynamicFL's eqs. 14 and 15.
+
+        merged  base <- base + tau(psi),   psi <- 0              alive before, not after
+        born    psi random,   base <- base - tau(psi)            alive after, not before
+
+    What is alive before and after keeps its parameters.
+
+    Args:
+        key: of the draw.
+        local: the tree so far.
+        alive: the branches alive afterwards.
+        layers: from `layers`.
+        form: families of the slots.
+
+    Source: Zhang et al. 2025, eqs. 14 and 15: "common" takes in what is redundant, and
+    what is important is split. The paper subtracts new branches from the branch that is
+    split; here the base gives up their sum, which any family can do.
+    """
+    shift: dict[str, Array] = {}
+    branches: Branches = {}
+    alive = alive * admitted(local["base"], layers, form)
+    for layer in _present(local["base"], layers):
+        before = local["branches"].get(layer.name, {})
+        slots = {}
+        for column, family in enumerate(form.families):
+            after = alive[layer.row, column].astype(layer.dtype)
+            name = f"{column}_{family}"
+            if not fits(family, layer.kernel) or (name not in before and _dead(after)):
+                continue
+            fresh = draw(
+                keys.at(key, layer.row, column),
+                family,
+                layer.kernel,
+                layer.dtype,
+                bias=layer.bias,
+                rank=form.rank,
+            )
+            if name in before:
+                old, was = before[name], local["alive"][layer.row, column]
+                was = was.astype(layer.dtype)
+                gone = _times(old, was * (1 - after))
+                _add(shift, layer.name, tau(family, gone, layer.kernel))
+                born = _times(fresh, after * (1 - was))
+                kept = _times(old, was * after)
+                slots[name] = jax.tree.map(jnp.add, kept, born)
+            else:
+                born = slots[name] = _times(fresh, after)
+            _add(shift, layer.name, tau(family, born, layer.kernel), sign=-1)
+        if slots:
+            branches[layer.name] = slots
+    base = _shifted(local["base"], shift)
+    return {"base": base, "branches": branches, "alive": alive}
+
+
+def effective(local: Local) -> Params:
+    """The plain parameters base + sum_r tau_r(psi_r) that the network is applied to."""
+    leaves = trees.named(local["base"])
+    shift: dict[str, Array] = {}
+    for layer, slots in local["branches"].items():
+        kernel = leaves[f"{layer}/kernel"].shape
+        for slot, psi in slots.items():
+            _add(shift, layer, tau(_family(slot), psi, kernel))
+    return _shifted(local["base"], shift)
+
+
+merge = effective
+"""What leaves the hospital: merging is no more than taking the sum."""
+
+
+def living(local: Local, layers: Sequence[str]) -> Branches:
+    """0/1 for every parameter of the branches: those of alive ones are trained."""
+    return {
+        layer: {
+            slot: {
+                name: local["alive"][layers.index(layer), number(slot)] for name in psi
+            }
+            for slot, psi in slots.items()
+        }
+        for layer, slots in local["branches"].items()
+    }
+
+
+def _dead(alive: Array) -> bool:
+    """Whether a slot is known to be dead; while `alive` is traced it is not."""
+    return not isinstance(alive, Tracer) and float(alive) == 0
+
+
+def _times(psi: Psi, factor: Array) -> dict[str, Array]:
+    return {name: leaf * factor for name, leaf in psi.items()}
+
+
+def _add(
+    shift: dict[str, Array],
+    layer: str,
+    part: tuple[Array, Array | None],
+    *,
+    sign: int = 1,
+) -> None:
+    """Adds a branch's kernel and bias to what a layer's leaves are to be shifted by."""
+    for name, value in zip(("kernel", "bias"), part, strict=True):
+        if value is not None:
+            path, value = f"{layer}/{name}", sign * value
+            shift[path] = shift[path] + value if path in shift else value
+
+
+def _shifted(base: Params, shift: Mapping[str, Array]) -> Params:
+    return trees.map_named(
+        lambda path, leaf: leaf + shift[path] if path in shift else leaf, base
+    )
+
+
+# -------------------------------------------------------------- what branches amount to
+
+
+def multiplied(local: Local, layers: Sequence[str]) -> Params:
+    """The base as it is, with the gradient that its branches would have given it.
+
+        gradient of the base = (I + sum_r alive_r J_r J_r') g,   J_r = d tau_r / d psi_r
+
+    where g is the gradient at the kernel. Under plain SGD this moves the kernel as one
+    step of `effective` does, and for families that are linear in psi as every step
+    does: such branches are a learning rate per direction of the kernel, and no more.
+    Branches themselves get no gradient.
+
+    Args:
+        local: a tree whose base is the whole plain kernel.
+        layers: from `layers`.
+
+    Source: the chain rule. It is the control that a claim for branches needs.
+    """
+    leaves = trees.named(local["base"])
+    moved: dict[str, Array] = {}
+    for layer, slots in local["branches"].items():
+        alive = local["alive"][layers.index(layer)]
+        weights = {slot: alive[number(slot)] for slot in slots}
+        bias = leaves.get(f"{layer}/bias")
+        plain = leaves[f"{layer}/kernel"], bias
+        kernel, bias = _multiplied(plain, dict(slots), weights)
+        moved[f"{layer}/kernel"] = kernel
+        if bias is not None:
+            moved[f"{layer}/bias"] = bias
+    return trees.map_named(lambda path, leaf: moved.get(path, leaf), local["base"])
+
+
+@jax.custom_vjp
+def _multiplied(plain: Any, slots: Any, alive: Any) -> Any:
+    return plain
+
+
+def _multiplied_forward(plain: Any, slots: Any, alive: Any) -> tuple[Any, Any]:
+    return plain, (slots, alive)
+
+
+def _multiplied_backward(residual: Any, gradient: Any) -> tuple[Any, None, None]:
+    slots, alive = residual
+    total = gradient
+    for slot, psi in slots.items():
+        collapse = functools.partial(tau, _family(slot), kernel=gradient[0].shape)
+        _, back = jax.vjp(collapse, psi)
+        _, along = jax.jvp(collapse, (psi,), back(gradient))
+        factor = alive[slot].astype(gradient[0].dtype)
+        total = jax.tree.map(lambda t, a, f=factor: t + f * a, total, along)
+    return total, None, None
+
+
+_multiplied.defvjp(_multiplied_forward, _multiplied_backward)

@@ -1,0 +1,258 @@
+"""Rich hospitals train branches beside the plain model; what travels is their sum."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from fairjax import checks, keys
+from fairjax.submodels import branches
+from fairjax.submodels.branches import Form
+from fairjax.types import (
+    Axes,
+    Context,
+    Kept,
+    Masks,
+    Member,
+    Memory,
+    Method,
+    Params,
+    Size,
+)
+
+STRUCTURES = ("sensitivity", "random", "fixed")
+"""Who decides which branches are alive, see `branched`."""
+
+
+def dynamicfl(axes: Axes, number: tuple[int, ...], **options: Any) -> Method:
+    """DynamicFL: everybody trains the plain model, richer hospitals with branches.
+
+    Args:
+        axes: unit axes of the plain model.
+        number: branches per layer of every tier, smallest tier first.
+        **options: of `branched`.
+
+    Source: Zhang et al. 2025. Tiers below the plain model, which it does not have, are
+    `fairjax.submodels.ladder`'s.
+    """
+
+    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
+        return Kept()
+
+    plain = Method(units=units, size=lambda tier: Size({}, {}))
+    return branched(plain, axes, number, **options)
+
+
+def branched(
+    method: Method,
+    axes: Axes,
+    number: tuple[int, ...],
+    *,
+    branch_form: tuple[str, ...] = Form().families,
+    rank: int = Form().rank,
+    structure: str = "sensitivity",
+    sensitivity: str = "product",
+    moved: float = 0.25,
+    skip: tuple[str, ...] = ("attention", "patch"),
+    matched: bool = False,
+) -> Method:
+    """The method, whose tiers train branches beside the kernels they hold.
+
+    A client of tier t has number_t * L branches, L being the layers of the plain model
+    that may have some, or as many as there are slots. Every round it draws new ones on
+    the model that it received (`branches.expand`), trains base and branches alike, and
+    sends the change of their sum. Between its rounds it remembers which branches it had
+    and how sensitive they were in the last epoch, and `plan`s the next from that.
+
+    Args:
+        method: whose sub-models these are; it trains plain parameters and has no
+            memory. Tiers with branches hold the whole model.
+        axes: unit axes of the plain model.
+        number: branches per layer of every tier, smallest tier first.
+        branch_form: family of every slot of a layer, see `branches.Form`.
+        rank: inner width of family "lowrank".
+        structure: "sensitivity": `plan` as it is; "random": with random numbers for
+            sensitivities; "fixed": the first number_t slots of every layer, in every
+            round, which is the paper's choice for transformers.
+        sensitivity: of a branch in a step, one of `SENSITIVITIES`; the mean over the
+            steps of the client's last epoch counts.
+        moved: share of the branches that `plan` moves.
+        skip: parts of paths whose layers have no branches: the paper leaves attention
+            and the patch embedding alone.
+        matched: train no branches, and give the base the gradient that they would have
+            given it (`branches.multiplied`): the control.
+
+    Raises:
+        InputError: an unknown family, structure or sensitivity, a negative number, or
+            branches on a model without a layer that could have them.
+
+    Edge cases: with no branches this is the method itself, to the bit. A changed budget
+    changes how many branches live in the next round; the model that the client received
+    and what it sends stay whole.
+
+    Source: Zhang et al. 2025. Deviates: the budget counts branches for convolutions and
+    matrices alike, where the released code counts grown layers of the one and branches
+    of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
+    """
+    where = "submodel.dynamicfl"
+    for family in branch_form:
+        checks.one_of(f"{where}.branch_form", family, branches.FAMILIES)
+    checks.count(f"{where}.rank", rank)
+    checks.one_of(f"{where}.structure", structure, STRUCTURES)
+    checks.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
+    checks.in_range(f"{where}.moved", moved, 0, 1)
+    for count in number:
+        checks.in_range("tiers.branches", count, 0)
+    assert method.enter is None
+    assert method.memory is None
+    if not any(number):
+        return method
+    form = Form(branch_form, rank)
+    layers = branches.layers(axes, skip)
+    if not layers:
+        checks.fail("model", "a layer that branches can stand beside", "none")
+    table = (len(layers), len(branch_form))
+
+    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
+        wanted = jnp.asarray(number, jnp.int32)[member.tier]
+        return method.units(key, round, params, member)._replace(extra=wanted)
+
+    def alive(key: Array, plain: Params, wanted: Array, memory: Any) -> Array:
+        exists = branches.admitted(plain, layers, form)
+        if structure == "fixed":
+            return level(exists, wanted)
+        scores = memory["sensitivity"]
+        if structure == "random":
+            scores = jax.random.uniform(key, table)
+        total = wanted * len(layers)
+        return plan(scores, memory["alive"], exists, total, moved=moved)
+
+    def enter(
+        key: Array,
+        plain: Params,
+        kept: Kept,
+        memory: Any,
+        forward: Masks,
+        update: Masks,
+    ) -> tuple[PyTree, PyTree]:
+        held = jax.tree.map(jnp.multiply, plain, forward)
+        here = alive(keys.at(key, 0), held, kept.extra, memory)
+        local = branches.expand(keys.at(key, 1), held, here, layers=layers, form=form)
+        trained = {
+            "base": update,
+            "branches": branches.living(local, layers),
+            "alive": jnp.zeros((1, 1)),
+        }
+        if matched:
+            local["base"] = held
+            trained["branches"] = jax.tree.map(jnp.zeros_like, trained["branches"])
+        return local, trained
+
+    effective = branches.effective
+    if matched:
+        effective = functools.partial(branches.multiplied, layers=layers)
+
+    def observe(memory: Any, local: PyTree, grads: PyTree, context: Context) -> Any:
+        now = _sensitivity(grads, local, layers, SENSITIVITIES[sensitivity])
+        mean = memory["sensitivity"]
+        place = context.of_epoch.astype(mean.dtype)
+        mean = jnp.where(place == 0, now, mean + (now - mean) / (place + 1))
+        return {"alive": local["alive"], "sensitivity": mean}
+
+    def start(params: Params) -> Any:
+        return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
+
+    return method._replace(
+        units=units,
+        enter=enter,
+        effective=effective,
+        memory=Memory(start, observe=observe, plain=False),
+    )
+
+
+# ---------------------------------------------------------------------- which are alive
+
+SENSITIVITIES: dict[str, Callable[[Array, Array], Array]] = {
+    "product": lambda gradient, value: jnp.sum(jnp.abs(gradient * value)),
+    "gradient": lambda gradient, value: jnp.sum(gradient**2),
+    "signed": lambda gradient, value: jnp.sum(gradient * value),
+}
+"""What a leaf of a branch adds to its sensitivity: "product" is SNIP's (Lee et al.
+2019), "gradient" the squared norm, "signed" what the paper's released code sums."""
+
+
+def _sensitivity(
+    grads: PyTree, local: PyTree, layers: tuple[str, ...], of: Callable
+) -> Float[Array, "L R"]:
+    """The sensitivity of every branch in one step; 0 where there is none."""
+    table = jnp.zeros_like(local["alive"])
+    for layer, slots in local["branches"].items():
+        for slot, psi in slots.items():
+            parts = jax.tree.map(of, grads["branches"][layer][slot], psi)
+            place = layers.index(layer), branches.number(slot)
+            total = jnp.stack(jax.tree.leaves(parts)).sum()
+            table = table.at[place].set(total.astype(table.dtype))
+    return table
+
+
+def plan(
+    sensitivity: Float[Array, "L R"],
+    alive: Float[Array, "L R"],
+    admitted: Bool[Array, "L R"],
+    number: Int[Array, ""],
+    *,
+    moved: float,
+) -> Float[Array, "L R"]:
+    """Which branches are alive next, from how sensitive they were.
+
+    Of the branches alive now, the share `moved` with the lowest sensitivity is
+    *redundant* and merged (more, if the budget shrank); the others stay. As many dead
+    slots as the budget then allows are born in the layers of the most sensitive branch
+    that stays (the *important* ones), bottom to top where layers are alike. So without
+    a past the slots are filled bottom to top, as far as the budget reaches.
+
+    Args:
+        sensitivity: of every branch in the client's last round.
+        alive: 0/1 so far.
+        admitted: the slots that exist.
+        number: branches wanted in all; more than there are slots means all.
+        moved: share in [0, 1] of the branches that stay or move.
+
+    Edge cases: fewer move where there are too few dead slots for them.
+
+    Source: the partition into common, important and redundant of Zhang et al. 2025;
+    what it leaves open (thresholds, ties, order) is as stated here.
+    """
+    exists = admitted.ravel()
+    present = (alive > 0).ravel() & exists
+    slots, held = jnp.sum(exists), jnp.sum(present)
+    number = jnp.minimum(number, slots)
+    carried = jnp.minimum(held, number)
+    room = slots - held - (number - carried)
+    moves = jnp.floor(moved * carried.astype(jnp.float32)).astype(carried.dtype)
+    stay = carried - jnp.minimum(moves, room)
+
+    scores = sensitivity.ravel()
+    kept = present & (_place(~present, -scores) < stay)
+    lowest = jnp.asarray(-jnp.inf, scores.dtype)
+    importance = jnp.where(kept, scores, lowest).reshape(sensitivity.shape).max(1)
+    importance = jnp.broadcast_to(importance[:, None], sensitivity.shape).ravel()
+    free = exists & ~present
+    born = free & (_place(~free, -importance) < number - stay)
+    return (kept | born).reshape(alive.shape).astype(alive.dtype)
+
+
+def _place(last: Bool[Array, "n"], value: Float[Array, "n"]) -> Int[Array, "n"]:
+    """Place of every entry in ascending order of (last, value, position)."""
+    position = jnp.arange(value.shape[0])
+    order = jnp.lexsort((position, value, last))
+    return jnp.zeros_like(position).at[order].set(position)
+
+
+def level(admitted: Bool[Array, "L R"], number: Int[Array, ""]) -> Float[Array, "L R"]:
+    """The first `number` slots of every layer."""
+    first = jnp.cumsum(admitted, axis=1) <= number
+    return (first & admitted).astype(jnp.float32)
