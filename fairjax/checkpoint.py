@@ -58,8 +58,12 @@ class Checkpoints:
         if not self._manager.save(round, args=items, force=True):
             raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, like: Any, *, round: int | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest step that reads whole as (state, meta), or None without one.
+
+        With `round` only the step of that round counts.
 
         Newer steps that cannot be read are renamed to "invalid-<step>" and named in
         `skipped`.
@@ -68,6 +72,8 @@ class Checkpoints:
             InputError: the newest readable step holds another tree, shape or dtype.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if round not in (None, step):
+                continue
             try:
                 meta = self._read(step, meta=ocp.args.JsonRestore())
             except Exception as error:  # orbax 0.12 raises a bare one for a short file

@@ -145,15 +145,27 @@ def evaluate(
     run: specs.Run, state: RunState, split: str
 ) -> tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]:
     """The evaluation keys of metrics.jsonl on a split, and the figures behind them."""
+    return evaluator(run, split)(state)
+
+
+def evaluator(
+    run: specs.Run, split: str
+) -> Callable[
+    [RunState], tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]
+]:
+    """`evaluate` on one split, compiled once for many states of a run."""
     data = getattr(run.splits, checks.one_of("split", split, ("train", "val", "test")))
     if not data.y.shape[0]:
         checks.fail("split", "a split with records", split)
     compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
     data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
-    full, own = compiled(
-        state, data, train, jnp.asarray(run.tiers), representatives(run)
-    )
-    return metrics.summary(full, own, run.tiers), (full, own)
+    asked = (data, train, jnp.asarray(run.tiers), representatives(run))
+
+    def measure(state: RunState):
+        full, own = compiled(state, *asked)
+        return metrics.summary(full, own, run.tiers), (full, own)
+
+    return measure
 
 
 def representatives(run: specs.Run) -> Member:

@@ -7,22 +7,19 @@ methods have run. The same command again goes on with the runs that are missing;
 config or other versions begin anew. About a minute a run on 2 CPU cores.
 """
 
-import functools
-import json
-import operator
 import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs import default, trend
-from fairjax import specs
+from configs import trend
 from fairjax.train import train
-from fairjax.workdir import provenance, write_json
+from fairjax.workdir import write_json
+from scripts import experiment
+from scripts.experiment import Figure
 from scripts.results import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -72,9 +69,6 @@ METHODS = {
     ),
 }
 
-Figure = Callable[[dict[str, dict[str, Any]]], float]
-"""What `measure` gave for every method, with one seed -> a figure."""
-
 
 def accuracy(name: str) -> Figure:
     """Of the model at the server."""
@@ -119,15 +113,6 @@ CLAIMS: dict[str, tuple[Figure, Figure]] = {
 NOT_ASSERTED = (
     "FedRolex > HeteroFL: published for non-IID records and thousands of rounds",
 )
-
-
-def changes() -> dict[str, Any]:
-    """The fields that configs/trend.py changes, and their values."""
-    ours, theirs = specs.plain(trend.get_config()), specs.plain(default.get_config())
-    return {
-        path: functools.reduce(operator.getitem, path.split("."), ours)
-        for path in specs.differences(ours, theirs)
-    }
 
 
 def config_of(name: str, seed: int) -> Any:
@@ -175,25 +160,17 @@ def judged(results: dict[str, Any]) -> dict[str, Any]:
     complete = min(len(done) for done in runs.values())
     seeds = [{name: done[i] for name, done in runs.items()} for i in range(complete)]
 
-    def interval_of(values: Sequence[float]) -> dict[str, float]:
-        mean = float(np.mean(values))
-        return {"mean": mean, "lowest": min(values), "highest": max(values)}
-
-    figures, claims = {}, []
+    figures = {}
     for name in METHODS if seeds else ():
         own = zip(*(seed[name]["tiers"] for seed in seeds), strict=True)
         figures[name] = {
-            "accuracy": interval_of([seed[name]["accuracy"] for seed in seeds]),
-            "tiers": [interval_of(values) for values in own],
+            "accuracy": experiment.extent([seed[name]["accuracy"] for seed in seeds]),
+            "tiers": [experiment.extent(values) for values in own],
         }
-    for claim, pair in CLAIMS.items() if seeds else ():
-        numbers = [[figure(seed) for figure in pair] for seed in seeds]
-        shown = all(a > b for a, b in numbers)
-        claims.append({"claim": claim, "shown": shown, "numbers": numbers})
     return results | {
         "complete_seeds": list(SEEDS[:complete]),
         "figures": figures,
-        "claims": claims,
+        "claims": experiment.judge(CLAIMS, seeds) if seeds else [],
         "not_asserted": list(NOT_ASSERTED),
     }
 
@@ -224,28 +201,10 @@ def table(results: dict[str, Any]) -> str:
         for title, tiers in sizes.items()
     ]
     lines += ["", f"Parameters of a tier, not alike: {'; '.join(texts)}."]
-
-    def told(shown: bool) -> list[str]:
-        return [
-            f"{made['claim']} (smallest difference {margin(made):.3f})"
-            for made in results["claims"]
-            if made["shown"] is shown
-        ]
-
-    said = {
-        f"Shown at each of {complete} seeds": told(True),
-        "Not shown": told(False),
-        "Not asserted": results["not_asserted"],
-    }
-    for words, texts in said.items():
-        if texts:
-            lines += ["", f"{words}: {'; '.join(texts)}."]
+    said = experiment.verdicts(results["claims"], complete, results["not_asserted"])
+    for line in said:
+        lines += ["", line]
     return "\n".join(lines)
-
-
-def margin(claim: dict[str, Any]) -> float:
-    """The smallest A - B over the seeds."""
-    return min(a - b for a, b in claim["numbers"])
 
 
 def write(results: dict[str, Any]) -> None:
@@ -259,22 +218,15 @@ def write(results: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs what is missing and writes both files."""
-    made = provenance()
     same = {
         "command": "python scripts/trend.py",
         "seeds": list(SEEDS),
         "rounds_averaged_since": SINCE,
         "methods": {name: entry.fields for name, entry in METHODS.items()},
-        "setting": changes(),
-        "versions": made["versions"],
-        "device": made["device"],
-        "machine": made["machine"],
+        "setting": experiment.changes(trend.get_config()),
+        **experiment.surroundings(),
     }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
-    if RESULTS.exists():
-        old = json.loads(RESULTS.read_text())
-        if all(old.get(name) == value for name, value in same.items()):
-            runs = old["runs"]
+    runs = experiment.continued(RESULTS, same) or {name: [] for name in METHODS}
     for i, seed in enumerate(SEEDS):
         for name, entry in METHODS.items():
             if len(runs[name]) == i:

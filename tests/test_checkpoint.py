@@ -55,6 +55,17 @@ def test_every_save_is_a_step_and_the_newest_stay(tmp_path):
     assert found["none"] is None
 
 
+def test_a_round_is_restored_by_its_number(tmp_path):
+    save(tmp_path, [10, 20, 30])
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        found, meta = checkpoints.restore(state(0), round=20)
+        assert meta == {"round": 20}
+        np.testing.assert_array_equal(found["params"]["w"], 20.0)
+        assert checkpoints.restore(state(0), round=21) is None
+    # What was not asked for stays as it is.
+    assert steps(tmp_path) == [10, 20, 30]
+
+
 def test_an_empty_folder_restores_nothing(tmp_path):
     assert restored(tmp_path) == (None, [])
 

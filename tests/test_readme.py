@@ -12,8 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+import configs.trend
 from configs import default
 from fairjax import checks, command, specs
+from scripts import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -110,7 +112,7 @@ def test_the_table_of_the_trend_is_what_its_results_say():
     assert results.fill(README, trend.BEGIN, trend.table(made)) == README
     # Figures and claims are those of the runs, and the runs are those of the config.
     assert trend.judged(made) == made
-    assert made["setting"] == trend.changes()
+    assert made["setting"] == experiment.changes(configs.trend.get_config())
     assert list(made["runs"]) == list(trend.METHODS)
 
 

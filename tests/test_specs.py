@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import breast_cancer, default, digits, heart_disease, smoke
+from configs import breast_cancer, default, digits, heart_disease, pbc_blood28, smoke
 from fairjax import checks, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
@@ -143,14 +143,17 @@ def test_every_field_of_the_default_is_explained():
             assert "  # " in line or lines[number - 1].strip().startswith("#"), line
 
 
-@pytest.mark.parametrize("config", [breast_cancer, digits, heart_disease, smoke])
+EXAMPLES = (breast_cancer, digits, heart_disease, pbc_blood28)
+
+
+@pytest.mark.parametrize("config", [*EXAMPLES, smoke])
 def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
     specs.check(config.get_config())
     name = config.__name__.rpartition(".")[2]
     assert f"scripts/train.py --config=configs/{name}.py --workdir=" in config.__doc__
 
 
-@pytest.mark.parametrize("config", [breast_cancer, digits, heart_disease])
+@pytest.mark.parametrize("config", EXAMPLES)
 def test_every_config_has_a_smoke_preset(config):
     assert config.get_config("smoke").rounds == 2
     with pytest.raises(checks.InputError, match=r"preset of --config: .*'somke'"):

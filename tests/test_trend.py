@@ -8,7 +8,7 @@ import pytest
 from fairjax import specs
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
-from scripts import trend
+from scripts import experiment, trend
 from scripts.results import interval
 
 
@@ -40,7 +40,7 @@ def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     assert not first["shown"]
     assert first["numbers"] == [[0.9, 0.8], [0.9, 0.9], [0.9, 0.8]]
     assert all(claim["shown"] for claim in rest)
-    assert trend.margin(first) == 0
+    assert experiment.margin(first) == 0
     shown, not_shown, _ = trend.table(results).split("\n\n")[2:]
     assert shown.startswith("Shown at each of 3 seeds: DepthFL > HeteroFL (")
     assert not_shown.startswith("Not shown: full > DepthFL (")

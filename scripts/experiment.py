@@ -1,0 +1,88 @@
+"""What experiments on several methods and seeds share: records, claims and README."""
+
+import functools
+import json
+import operator
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from configs import default
+from fairjax import specs
+from fairjax.workdir import provenance
+
+Figure = Callable[[Any], float]
+"""What was measured of every method, with one seed -> a figure."""
+
+
+def changes(config: Any) -> dict[str, Any]:
+    """The fields that a config changes in configs/default.py, with their values."""
+    ours, theirs = specs.plain(config), specs.plain(default.get_config())
+    return {
+        path: functools.reduce(operator.getitem, path.split("."), ours)
+        for path in specs.differences(ours, theirs)
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """The versions and the machine that figures depend on."""
+    made = provenance()
+    return {name: made[name] for name in ("versions", "device", "machine")}
+
+
+def continued(path: pathlib.Path, same: Mapping[str, Any]) -> Any:
+    """The runs of a file of results; None if there is none, or it is not of `same`."""
+    if not path.exists():
+        return None
+    old, same = json.loads(path.read_text()), json.loads(json.dumps(same))
+    if any(old.get(name) != value for name, value in same.items()):
+        return None
+    return old["runs"]
+
+
+def extent(values: Sequence[float]) -> dict[str, float]:
+    """Mean, lowest and highest."""
+    return {
+        "mean": float(np.mean(values)),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def judge(
+    claims: Mapping[str, tuple[Figure, Figure]], seeds: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Every claim "A > B" with its two figures per seed: shown if all seeds agree."""
+    judged = []
+    for claim, pair in claims.items():
+        numbers = [[figure(seed) for figure in pair] for seed in seeds]
+        shown = all(a > b for a, b in numbers)
+        judged.append({"claim": claim, "shown": shown, "numbers": numbers})
+    return judged
+
+
+def margin(claim: Mapping[str, Any]) -> float:
+    """The smallest A - B over the seeds."""
+    return min(a - b for a, b in claim["numbers"])
+
+
+def verdicts(
+    claims: Sequence[Mapping[str, Any]], seeds: int, not_asserted: Sequence[str] = ()
+) -> list[str]:
+    """Lines that say which claims are shown, which are not, and what is not claimed."""
+
+    def told(shown: bool) -> list[str]:
+        return [
+            f"{made['claim']} (smallest difference {margin(made):.3f})"
+            for made in claims
+            if made["shown"] is shown
+        ]
+
+    said = {
+        f"Shown at each of {seeds} seeds": told(True),
+        "Not shown": told(False),
+        "Not asserted": not_asserted,
+    }
+    return [f"{words}: {'; '.join(texts)}." for words, texts in said.items() if texts]
