@@ -215,6 +215,9 @@ class Run:
     config: dict[str, Any]
     splits: federation.Splits
     tiers: Int[np.ndarray, "N"]
+    """At the start."""
+    changes: tuple[tuple[int, int, int], ...]
+    """(round, client, tier): the client's tier from that round on, in order."""
     budget: tuple[float, ...]
     branches: tuple[int, ...]
     """Per layer, of every tier."""
@@ -228,6 +231,14 @@ class Run:
     """Slots of every tier in a cohort; None where tiers come mixed."""
     choices: dict[str, str]
     """What every "auto" stands for here, and why."""
+
+    def tiers_at(self, finished: Int[Array, ""] | int) -> Int[Array, "N"]:
+        """The tier of every client in the round after `finished` ones."""
+        tiers = jnp.asarray(self.tiers)
+        for number, who, tier in self.changes:
+            changed = tiers.at[who].set(tier)
+            tiers = jnp.where(jnp.asarray(finished) + 1 >= number, changed, tiers)
+        return tiers
 
 
 def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
@@ -298,6 +309,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         checks.in_range("tiers.share", share, 0)
     checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
     checks.one_of("tiers.assign", c.tiers.assign, ASSIGNMENTS)
+    _check_schedule(c)
     checks.one_of("submodel.partial.mode", c.submodel.partial.mode, partial.MODES)
     checks.one_of("submodel.fedavg.mode", c.submodel.fedavg.mode, fedavg.MODES)
     last = len(c.tiers.budget) - 1
@@ -350,6 +362,20 @@ def _check_branches(c: Any) -> None:
         named = [name for name, family in METHODS.items() if family.branches]
         what = f"no branches unless submodel.name is {' or '.join(named)}"
         checks.fail("tiers.branches", what, branches)
+
+
+def _check_schedule(c: Any) -> None:
+    where = "tiers.schedule"
+    for change in c.tiers.schedule:
+        if not isinstance(change, tuple) or len(change) != 3:
+            checks.fail(where, "(round, hospital, tier) for every change", change)
+        number, who, tier = change
+        checks.count(f"{where} round", number)
+        checks.in_range(f"{where} hospital", who, 0)
+        checks.in_range(f"{where} tier", tier, 0, len(c.tiers.budget) - 1)
+    if c.tiers.schedule and c.execution.slots == "stratified":
+        what = "padded with a tiers.schedule, which changes how many a tier has"
+        checks.fail("execution.slots", what, "stratified")
 
 
 def _check_submodel(c: Any) -> None:
@@ -490,9 +516,12 @@ def build(config: ConfigDict) -> Run:
         obstacle=_not_sliced(model, method),
         parameters=parameters,
     )
+    changes = tuple(sorted(tuple(change) for change in c.tiers.schedule))
+    for _, who, _ in changes:
+        checks.in_range("tiers.schedule hospital", who, 0, clients - 1)
     slots = None
     if form == "sliced" or c.execution.slots == "stratified":
-        slots = federation.slots(tiers, len(c.tiers.budget), cohort, c.execution.slots)
+        slots = _slots(c, tiers, changes, cohort)
     if form == "sliced":
         assert slots is not None
         laid = layout.sliced(laid, slots)
@@ -504,6 +533,7 @@ def build(config: ConfigDict) -> Run:
         config=plain(config),
         splits=splits,
         tiers=tiers,
+        changes=changes,
         budget=tuple(c.tiers.budget),
         branches=_branches(c),
         cohort=cohort,
@@ -528,6 +558,23 @@ def build(config: ConfigDict) -> Run:
         slots=slots,
         choices=choices,
     )
+
+
+def _slots(
+    c: Any,
+    tiers: Int[np.ndarray, "N"],
+    changes: tuple[tuple[int, int, int], ...],
+    cohort: int,
+) -> tuple[int, ...]:
+    """Slots of every tier, enough for it whoever has moved into it."""
+    phases = [tiers]
+    for _, who, tier in changes:
+        phases.append(np.where(np.arange(len(tiers)) == who, tier, phases[-1]))
+    each = [
+        federation.slots(phase, len(c.tiers.budget), cohort, c.execution.slots)
+        for phase in phases
+    ]
+    return tuple(max(column) for column in zip(*each, strict=True))
 
 
 def _not_sliced(model: Model, method: Method) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -149,11 +150,10 @@ def evaluate(
     if not data.y.shape[0]:
         checks.fail("split", "a split with records", split)
     compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
+    tiers = run.tiers_at(state.round - 1)
     data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
-    full, own = compiled(
-        state, data, train, jnp.asarray(run.tiers), representatives(run)
-    )
-    return metrics.summary(full, own, run.tiers), (full, own)
+    full, own = compiled(state, data, train, tiers, representatives(run))
+    return metrics.summary(full, own, np.asarray(tiers)), (full, own)
 
 
 def representatives(run: specs.Run) -> Member:
@@ -189,14 +189,14 @@ def _loop(
         return state, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
     test_data = jax.tree.map(jnp.asarray, run.splits.test)
-    asked = (train_data, jnp.asarray(run.tiers), representatives(run))
+    members = representatives(run)
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
         cohort_key = keys.at(state.key, Role.COHORT)
         cohort = federation.sample(
             cohort_key,
             state.round,
-            run.tiers,
+            run.tiers_at(state.round) if run.changes else run.tiers,
             run.cohort,
             slots=run.slots,
             law=config["execution"]["slots"],
@@ -209,7 +209,8 @@ def _loop(
     started = time.perf_counter()
     step = jax.jit(one_round).lower(state).compile()
     measure = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    measure = measure.lower(state, test_data, *asked).compile()
+    tiers_now = run.tiers_at(first)
+    measure = measure.lower(state, test_data, train_data, tiers_now, members).compile()
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -239,10 +240,15 @@ def _loop(
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
             if number % config["eval_every"] == 0 or number == last:
-                full, own = jax.device_get(measure(state, test_data, *asked))
-                row |= metrics.summary(full, own, run.tiers)
+                tiers_now = run.tiers_at(number - 1)
+                full, own = jax.device_get(
+                    measure(state, test_data, train_data, tiers_now, members)
+                )
+                tier_of = np.asarray(tiers_now)
+                row |= metrics.summary(full, own, tier_of)
                 files.write_lines(
-                    clients_file, _client_rows(run, number, cohort, info, full, own)
+                    clients_file,
+                    _client_rows(run, number, tier_of, cohort, info, full, own),
                 )
             row["time/round_s"] = round_s
             row = {name: files.number(value) for name, value in row.items()}
@@ -271,6 +277,7 @@ def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[st
 def _client_rows(
     run: specs.Run,
     number: int,
+    tiers: Int[np.ndarray, "N"],
     cohort: Cohort,
     info: round.RoundInfo,
     full: metrics.Evaluation,
@@ -285,7 +292,7 @@ def _client_rows(
         )
     )
     for client, name in enumerate(run.splits.clients):
-        tier = int(run.tiers[client])
+        tier = int(tiers[client])
         yield {
             "round": number,
             "client": name,
