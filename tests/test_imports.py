@@ -16,7 +16,7 @@ FLOORS = [
     {"keys", "trees", "losses"},
     {"models", "submodels", "aggregate", "fairness", "private", "metrics"},
     {"client"},
-    {"round", "layout"},
+    {"round", "layout", "principles"},
     {"data", "checkpoint"},
     {"specs"},
     {"workdir"},
