@@ -297,7 +297,7 @@ def _times(bills: Sequence[Row], name: str, how_often: Sequence[int]) -> PerTier
     return [bill[name] * n for bill, n in zip(bills, how_often, strict=True)]
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def _ratio(part: int | float, whole: int | float) -> float | None:
     return part / whole if whole else None
 
 

@@ -248,7 +248,7 @@ def _principles(run: Run) -> str:
     if not run.finished or not run.summary.get("principles"):
         return ""
     formula = "formula"
-    head = ["figure", *(f"tier {tier['tier']}" for tier in run.tiers), "all", formula]
+    head = ["measure", *(f"tier {tier['tier']}" for tier in run.tiers), "all", formula]
     return _table(principles.NOTE, head, principles.rows(run), text=formula)
 
 
