@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import breast_cancer, default, digits, heart_disease, smoke
-from fairjax import checks, round, specs
+from fairjax import checks, names, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
 
@@ -39,10 +39,10 @@ SMALL = {
 AXES = {
     "model.name": ("mlp", "cnn"),
     "submodel.name": ("fedavg", "heterofl"),
-    "fairness.rule": tuple(specs.RULES),
-    "local.optimizer": tuple(specs.OPTIMIZERS),
-    "server.optimizer": tuple(specs.SERVERS),
-    "local.schedule": tuple(specs.SCHEDULES),
+    "fairness.rule": tuple(names.RULES),
+    "local.optimizer": tuple(names.OPTIMIZERS),
+    "server.optimizer": tuple(names.SERVERS),
+    "local.schedule": tuple(names.SCHEDULES),
     "execution.batching": BATCHINGS,
 }
 
@@ -92,7 +92,7 @@ def one_round(fields):
             **fields,
         }
     )
-    if fields["model.name"] not in specs.FOR_TABLES:
+    if fields["model.name"] not in names.FOR_TABLES:
         config.data.name = "digits"
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
@@ -119,7 +119,7 @@ def test_every_two_names_work_together(fields):
     works(fields)
 
 
-@pytest.mark.parametrize("name", sorted(specs.MODELS.keys() - set(AXES["model.name"])))
+@pytest.mark.parametrize("name", sorted(names.MODELS.keys() - set(AXES["model.name"])))
 def test_every_model_trains(name):
     works({"model.name": name, "tiers.budget": (0.5, 1.0), "tiers.share": (1.0, 1.0)})
 
@@ -175,7 +175,7 @@ def test_differences_name_the_fields():
 def test_only_a_constant_schedule_can_be_extended():
     can = {
         name: specs.extendable(specs.plain(changed(local__schedule=name)))
-        for name in specs.SCHEDULES
+        for name in names.SCHEDULES
     }
     assert can == {"constant": True, "linear": False, "cosine": False}
 
@@ -185,7 +185,7 @@ def test_only_a_constant_schedule_can_be_extended():
     [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])],
 )
 def test_schedules_over_rounds(name, expected):
-    schedule = specs.SCHEDULES[name](10)
+    schedule = names.SCHEDULES[name](10)
     got = [float(schedule(jnp.asarray(number))) for number in (0, 5, 10)]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
