@@ -160,6 +160,8 @@ def get_config() -> ConfigDict:
     c.tiers.branches = ()
     c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
     c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
+    # ((round, hospital, tier), ..): from that round on; hospitals as in clients.jsonl, from 0
+    c.tiers.schedule = ()
 
     c.local = ConfigDict()
     c.local.epochs = 1  # passes over a client's records per round

@@ -8,6 +8,7 @@
     aggregate   masked mean, server optimisers
     layout      how a cohort is laid on the hardware
     metrics     quality, pooled and per client
+    principles  the five principles, as numbers of a run
     types       shape letters and the seams: `Model`, `Method`, `Rule`, `Layout`
     data        data sets, partitions, federations
     specs       from a config to a checked `Run`

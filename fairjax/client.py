@@ -242,10 +242,13 @@ def _leave(
 ) -> tuple[Params, Masks]:
     if local.method.leave is not None:
         return local.method.leave(before, after, update)
-    # The difference of the effective trees: with learning rate 0 it is exactly 0.
-    change = trees.subtract(
-        local.method.effective(after), local.method.effective(before)
-    )
+    if local.method.enter is None:
+        return trees.multiply(trees.subtract(after, before), update), update
+    # One compiled loop for both trees: two copies of the same sums may round in two
+    # ways, and an untrained tree must give a change of exactly 0.
+    both = jax.tree.map(lambda *pair: jnp.stack(pair), before, after)
+    effective = jax.lax.map(local.method.effective, both)
+    change = jax.tree.map(lambda pair: pair[1] - pair[0], effective)
     return trees.multiply(change, update), update
 
 

@@ -216,6 +216,20 @@ def jain(values: np.ndarray) -> float:
     return float(np.sum(known) ** 2 / (len(known) * square)) if square else math.nan
 
 
+def entropy(values: np.ndarray) -> float:
+    """Normalised entropy: 1 if all are equal, 0 if one has all.
+
+        -sum_k p_k log p_k / log K,   p_k = a_k / sum_j a_j
+
+    NaN for fewer than two known values, or if all are 0.
+    """
+    known = values[~np.isnan(values)]
+    if len(known) < 2 or not np.any(known):
+        return math.nan
+    share = known[known > 0] / np.sum(known)
+    return float(-np.sum(share * np.log(share)) / math.log(len(known)))
+
+
 def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, float]:
     """The evaluation keys of `metrics.jsonl`.
 
@@ -254,4 +268,5 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
     present = [value for value in means if not math.isnan(value)]
     row["eval/accuracy/tier_gap"] = present[0] - present[-1] if present else math.nan
     row["fairness/jain"] = jain(accuracy)
+    row["fairness/entropy"] = entropy(accuracy)
     return row

@@ -1,4 +1,4 @@
-"""From a config to checked, frozen specs: the one room of names and ConfigDicts.
+"""From a config to checked, frozen specs: the one room of ConfigDicts.
 
 `check` refuses a config that cannot run without touching anything; `build` loads the
 data and turns names into functions. Every refusal names the field as the user writes
@@ -7,8 +7,8 @@ it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,195 +17,13 @@ import optax
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, layout, models, round
+from fairjax import checks, client, layout, names, round
 from fairjax.data import datasets, federation
-from fairjax.fairness import weights
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
-from fairjax.submodels.depthfl import depthfl
-from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES, dynamicfl
-from fairjax.submodels.federated_dropout import federated_dropout
-from fairjax.submodels.fedrolex import fedrolex
-from fairjax.submodels.fiarse import fiarse
-from fairjax.submodels.fjord import fjord
-from fairjax.submodels.heterofl import heterofl
-from fairjax.submodels.inclusivefl import inclusivefl
-from fairjax.submodels.ladder import KINDS, ladder
-from fairjax.submodels.lora import adapt, lora
-from fairjax.submodels.nefl import nefl
-from fairjax.submodels.scalefl import scalefl
-from fairjax.types import Axes, Layout, Method, Model, Rule
-
-# Names. An option group of the config has the name of what it belongs to.
-
-
-class Family(NamedTuple):
-    """A published method and what it asks of the model."""
-
-    method: Callable[[Any, Axes], Method]
-    """(config, unit axes) -> method."""
-    model: Callable[[Any, Model], Model] = lambda c, model: model
-    """(config, model) -> the network that travels (LoRA adds its factors)."""
-    blocks: bool = False
-    """Needs a list of residual blocks."""
-    exits: bool = False
-    """Needs a head after every stage of them."""
-    steps: bool = False
-    """Needs a learnable step size in every block."""
-    branches: bool = False
-    """Its tiers may have branches; it then takes the options of dynamicfl too."""
-
-
-def _model(
-    name: str, build: Callable[..., Model]
-) -> Callable[[Any, int, Family], Model]:
-    """The model built with its config group, and with what the method asks for."""
-
-    def make(c: Any, classes: int, family: Family) -> Model:
-        options = dict(c.model[name])
-        options.pop("moments", None)
-        if name in CONVOLUTIONAL:
-            backend = jax.default_backend()
-            options["lowering"] = layers.lowering(c.execution.conv, backend)
-        if name in RESIDUAL:
-            options |= {"exits": family.exits, "steps": family.steps}
-        return build(classes=classes, **options)
-
-    return make
-
-
-CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")
-RESIDUAL = ("resmlp", "resnet", "vit")
-"""Models of residual blocks, which may have exits and step sizes."""
-FOR_TABLES = ("mlp", "resmlp")
-"""Models that take rows of numbers; the others take images alone."""
-
-MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
-    name: _model(name, getattr(models, name))
-    for name in ("mlp", "cnn", "lenet", "two_conv", "resmlp", "resnet", "vit")
-}
-
-
-def _by_budget(name: str, method: Callable[..., Method]) -> Family:
-    """A method that is given the unit axes, the tiers' budgets and its own options."""
-    return Family(
-        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name])
-    )
-
-
-def _heterofl(c: Any, axes: Axes) -> Method:
-    options = c.submodel.heterofl
-    return heterofl(
-        axes,
-        tuple(c.tiers.budget),
-        scaler=options.scaler,
-        masked_loss=options.masked_loss,
-        redraw=tuple(c.tiers.share) if options.dynamic else None,
-    )
-
-
-TRANSFORMERS = ("vit",)
-"""Models whose branches stay where they are unless a budget changes."""
-
-
-def _branches(c: Any) -> tuple[int, ...]:
-    """Branches per layer of every tier."""
-    tiers = len(c.tiers.budget)
-    if c.tiers.branches or c.submodel.name != "dynamicfl":
-        return tuple(c.tiers.branches) or (0,) * tiers
-    return tuple(range(tiers))
-
-
-def _dynamicfl(c: Any) -> dict[str, Any]:
-    options = dict(c.submodel.dynamicfl)
-    if options["structure"] == "auto":
-        fixed = c.model.name in TRANSFORMERS
-        options["structure"] = "fixed" if fixed else "sensitivity"
-    return {"number": _branches(c), **options}
-
-
-METHODS: dict[str, Family] = {
-    "fedavg": _by_budget("fedavg", fedavg.fedavg),
-    "heterofl": Family(_heterofl),
-    "federated_dropout": _by_budget("federated_dropout", federated_dropout),
-    "fedrolex": _by_budget("fedrolex", fedrolex),
-    "fjord": _by_budget("fjord", fjord),
-    "fiarse": Family(
-        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
-    ),
-    "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
-    "depthfl": _by_budget("depthfl", depthfl)._replace(blocks=True, exits=True),
-    "inclusivefl": _by_budget("inclusivefl", inclusivefl)._replace(
-        blocks=True, exits=True
-    ),
-    "scalefl": Family(
-        lambda c, axes: scalefl(
-            axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
-        ),
-        blocks=True,
-        exits=True,
-    ),
-    "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),
-    "lora": Family(
-        lambda c, axes: lora(axes, tuple(c.tiers.budget)),
-        lambda c, model: adapt(model, **c.submodel.lora),
-    ),
-    "dynamicfl": Family(
-        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)), branches=True
-    ),
-    "ladder": Family(
-        lambda c, axes: ladder(
-            axes, tuple(c.tiers.budget), **c.submodel.ladder, **_dynamicfl(c)
-        ),
-        branches=True,
-    ),
-}
-
-RULES: dict[str, Callable[[Any], Rule]] = {
-    "size": lambda c: weights.size(),
-    "uniform": lambda c: weights.uniform(),
-    "q_ffl": lambda c: weights.q_ffl(**c.fairness.q_ffl),
-}
-
-
-def _sgd(c: Any) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(c.local.weight_decay)
-    sgd = optax.sgd(c.local.learning_rate, momentum=c.local.momentum or None)
-    return optax.chain(decay, sgd) if c.local.weight_decay else sgd
-
-
-OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "sgd": _sgd,
-    "adam": lambda c: optax.adamw(
-        c.local.learning_rate, weight_decay=c.local.weight_decay
-    ),
-}
-
-SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-    # beta2 and epsilon (tau) as in Reddi et al. 2021, section 5.
-    "adam": lambda rate: optax.adam(rate, b2=0.99, eps=1e-3),
-    "yogi": lambda rate: optax.yogi(rate, b2=0.99, eps=1e-3),
-}
-
-
-def _over(schedule: optax.Schedule) -> Callable[[Array], Any]:
-    return lambda round: schedule(round.astype(jnp.float32))
-
-
-SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
-    "constant": lambda rounds: lambda round: 1.0,
-    "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
-    "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
-}
-
-PARTITIONS = ("natural", "iid", "dirichlet")
-NORMALISATIONS = ("pooled", "client", "none")
-ASSIGNMENTS = ("random", "by_size", "by_label")
-CLASS_WEIGHTS = ("none", "balanced")
-SLOTS = ("padded", "stratified")
-CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
+from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
+from fairjax.submodels.ladder import KINDS
+from fairjax.types import Layout, Method, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +33,9 @@ class Run:
     config: dict[str, Any]
     splits: federation.Splits
     tiers: Int[np.ndarray, "N"]
+    """At the start."""
+    changes: tuple[tuple[int, int, int], ...]
+    """(round, client, tier): the client's tier from that round on, in order."""
     budget: tuple[float, ...]
     branches: tuple[int, ...]
     """Per layer, of every tier."""
@@ -228,6 +49,14 @@ class Run:
     """Slots of every tier in a cohort; None where tiers come mixed."""
     choices: dict[str, str]
     """What every "auto" stands for here, and why."""
+
+    def tiers_at(self, finished: Int[Array, ""] | int) -> Int[Array, "N"]:
+        """The tier of every client in the round after `finished` ones."""
+        tiers = jnp.asarray(self.tiers)
+        for number, who, tier in self.changes:
+            changed = tiers.at[who].set(tier)
+            tiers = jnp.where(jnp.asarray(finished) + 1 >= number, changed, tiers)
+        return tiers
 
 
 def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
@@ -249,9 +78,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("eval_every", c.eval_every)
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)
-    checks.one_of("data.normalise", c.data.normalise, NORMALISATIONS)
+    checks.one_of("data.normalise", c.data.normalise, names.NORMALISATIONS)
     part = c.data.partition
-    checks.one_of("data.partition.name", part.name, PARTITIONS)
+    checks.one_of("data.partition.name", part.name, names.PARTITIONS)
     checks.positive("data.partition.num_clients", part.num_clients)
     checks.positive("data.partition.alpha", part.alpha)
     checks.positive("data.partition.min_size", part.min_size)
@@ -271,8 +100,8 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         open_high=True,
     )
 
-    checks.one_of("model.name", c.model.name, MODELS)
-    for name in MODELS:
+    checks.one_of("model.name", c.model.name, names.MODELS)
+    for name in names.MODELS:
         for field, value in c.model[name].items():
             for width in value if isinstance(value, tuple) else ():
                 checks.count(f"model.{name}.{field}", width)
@@ -280,7 +109,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     for name in ("resmlp", "resnet"):
         checks.one_of(f"model.{name}.moments", c.model[name].moments, client.MOMENTS)
 
-    checks.one_of("submodel.name", c.submodel.name, METHODS)
+    checks.one_of("submodel.name", c.submodel.name, names.METHODS)
     _check_submodel(c.submodel)
     if not c.tiers.budget:
         checks.fail("tiers.budget", "at least one tier", c.tiers.budget)
@@ -297,40 +126,37 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     for share in c.tiers.share:
         checks.in_range("tiers.share", share, 0)
     checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
-    checks.one_of("tiers.assign", c.tiers.assign, ASSIGNMENTS)
-    checks.one_of("submodel.partial.mode", c.submodel.partial.mode, partial.MODES)
-    checks.one_of("submodel.fedavg.mode", c.submodel.fedavg.mode, fedavg.MODES)
+    checks.one_of("tiers.assign", c.tiers.assign, names.ASSIGNMENTS)
+    _check_schedule(c)
     last = len(c.tiers.budget) - 1
     checks.in_range("submodel.fedavg.tier", c.submodel.fedavg.tier, 0, last)
-    if c.submodel.fedrolex.overlap is not None:
-        checks.in_range("submodel.fedrolex.overlap", c.submodel.fedrolex.overlap, 0, 1)
 
     if c.local.steps is None:
         checks.positive("local.epochs", c.local.epochs)
     else:
         checks.positive("local.steps", c.local.steps)
     checks.positive("local.batch_size", c.local.batch_size)
-    checks.one_of("local.optimizer", c.local.optimizer, OPTIMIZERS)
+    checks.one_of("local.optimizer", c.local.optimizer, names.OPTIMIZERS)
     checks.in_range("local.learning_rate", c.local.learning_rate, 0)
-    checks.one_of("local.schedule", c.local.schedule, SCHEDULES)
+    checks.one_of("local.schedule", c.local.schedule, names.SCHEDULES)
     checks.in_range("local.momentum", c.local.momentum, 0, 1, open_high=True)
     if c.local.momentum and c.local.optimizer != "sgd":
         checks.fail("local.momentum", "0 with optimizer adam", c.local.momentum)
     checks.in_range("local.weight_decay", c.local.weight_decay, 0)
     checks.in_range("local.prox", c.local.prox, 0)
     checks.in_range("local.clip", c.local.clip, 0)
-    checks.one_of("local.class_weights", c.local.class_weights, CLASS_WEIGHTS)
+    checks.one_of("local.class_weights", c.local.class_weights, names.CLASS_WEIGHTS)
 
-    checks.one_of("server.optimizer", c.server.optimizer, SERVERS)
+    checks.one_of("server.optimizer", c.server.optimizer, names.SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
-    checks.one_of("fairness.rule", c.fairness.rule, RULES)
+    checks.one_of("fairness.rule", c.fairness.rule, names.RULES)
     checks.in_range("fairness.q_ffl.q", c.fairness.q_ffl.q, 0)
 
     checks.one_of("execution.form", c.execution.form, layout.FORMS)
-    checks.one_of("execution.slots", c.execution.slots, SLOTS)
+    checks.one_of("execution.slots", c.execution.slots, names.SLOTS)
     checks.one_of("execution.batching", c.execution.batching, layout.BATCHINGS)
     checks.positive("execution.chunk", c.execution.chunk)
-    checks.one_of("execution.conv", c.execution.conv, CONVOLUTIONS)
+    checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
     checks.positive("checkpoint.every", c.checkpoint.every)
     checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
     _check_overridden(c, overridden)
@@ -346,14 +172,32 @@ def _check_branches(c: Any) -> None:
     for number in branches:
         checks.in_range("tiers.branches", number, 0)
     checks.non_decreasing("tiers.branches", branches)
-    if any(branches) and not METHODS[c.submodel.name].branches:
-        named = [name for name, family in METHODS.items() if family.branches]
+    if any(branches) and not names.METHODS[c.submodel.name].branches:
+        named = [name for name, family in names.METHODS.items() if family.branches]
         what = f"no branches unless submodel.name is {' or '.join(named)}"
         checks.fail("tiers.branches", what, branches)
 
 
+def _check_schedule(c: Any) -> None:
+    where = "tiers.schedule"
+    for change in c.tiers.schedule:
+        if not isinstance(change, tuple) or len(change) != 3:
+            checks.fail(where, "(round, hospital, tier) for every change", change)
+        number, who, tier = change
+        checks.count(f"{where} round", number)
+        checks.in_range(f"{where} hospital", who, 0)
+        checks.in_range(f"{where} tier", tier, 0, len(c.tiers.budget) - 1)
+    if c.tiers.schedule and c.execution.slots == "stratified":
+        what = "padded with a tiers.schedule, which changes how many a tier has"
+        checks.fail("execution.slots", what, "stratified")
+
+
 def _check_submodel(c: Any) -> None:
     """Options that no model is needed to judge."""
+    checks.one_of("submodel.fedavg.mode", c.fedavg.mode, fedavg.MODES)
+    if c.fedrolex.overlap is not None:
+        checks.in_range("submodel.fedrolex.overlap", c.fedrolex.overlap, 0, 1)
+    checks.one_of("submodel.partial.mode", c.partial.mode, partial.MODES)
     checks.positive("submodel.depthfl.ramp", c.depthfl.ramp)
     checks.in_range("submodel.depthfl.feddyn", c.depthfl.feddyn, 0)
     checks.in_range("submodel.inclusivefl.beta", c.inclusivefl.beta, 0, 1)
@@ -369,11 +213,11 @@ def _check_submodel(c: Any) -> None:
     for family in c.dynamicfl.branch_form:
         checks.one_of("submodel.dynamicfl.branch_form", family, branches.FAMILIES)
     checks.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
-    for field, names in {
+    for field, known in {
         "structure": ("auto", *STRUCTURES),
         "sensitivity": tuple(SENSITIVITIES),
     }.items():
-        checks.one_of(f"submodel.dynamicfl.{field}", c.dynamicfl[field], names)
+        checks.one_of(f"submodel.dynamicfl.{field}", c.dynamicfl[field], known)
     checks.in_range("submodel.dynamicfl.moved", c.dynamicfl.moved, 0, 1)
     for kind in c.ladder.kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
@@ -381,18 +225,18 @@ def _check_submodel(c: Any) -> None:
 
 def _check_overridden(c: Any, overridden: Collection[str]) -> None:
     in_use = {
-        "model": ("model.name", c.model.name, MODELS),
-        "submodel": ("submodel.name", c.submodel.name, METHODS),
-        "fairness": ("fairness.rule", c.fairness.rule, RULES),
+        "model": ("model.name", c.model.name, names.MODELS),
+        "submodel": ("submodel.name", c.submodel.name, names.METHODS),
+        "fairness": ("fairness.rule", c.fairness.rule, names.RULES),
     }
     for path in overridden:
         group, _, rest = path.partition(".")
         owner = rest.partition(".")[0]
         if group not in in_use:
             continue
-        field, chosen, names = in_use[group]
-        shared = owner == "dynamicfl" and METHODS[c.submodel.name].branches
-        if owner in names and owner != chosen and not shared:
+        field, chosen, table = in_use[group]
+        shared = owner == "dynamicfl" and names.METHODS[c.submodel.name].branches
+        if owner in table and owner != chosen and not shared:
             raise checks.InputError(
                 f"{path}: expected {field}={owner!r} for this option; got {chosen!r}"
             )
@@ -440,23 +284,25 @@ def build(config: ConfigDict) -> Run:
         seed=c.seed,
     )
 
-    family = METHODS[c.submodel.name]
-    if c.model.name not in FOR_TABLES and splits.train.x.ndim != 4:
-        checks.fail(
-            "model.name", f"one of {', '.join(FOR_TABLES)} for a table", c.model.name
-        )
-    if family.blocks and c.model.name not in RESIDUAL:
+    family = names.METHODS[c.submodel.name]
+    if c.model.name not in names.FOR_TABLES and splits.train.x.ndim != 4:
         checks.fail(
             "model.name",
-            f"one of {', '.join(RESIDUAL)} for submodel.name {c.submodel.name}",
+            f"one of {', '.join(names.FOR_TABLES)} for a table",
             c.model.name,
         )
-    model = family.model(c, MODELS[c.model.name](c, len(splits.classes), family))
+    if family.blocks and c.model.name not in names.RESIDUAL:
+        checks.fail(
+            "model.name",
+            f"one of {', '.join(names.RESIDUAL)} for submodel.name {c.submodel.name}",
+            c.model.name,
+        )
+    model = family.model(c, names.MODELS[c.model.name](c, len(splits.classes), family))
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     axes.check(f"model {c.model.name}", shapes, model.axes)
     method = family.method(c, model.axes)
-    rule = RULES[c.fairness.rule](c)
+    rule = names.RULES[c.fairness.rule](c)
 
     if method.objective is not None and c.local.class_weights != "none":
         what = f"none while submodel {c.submodel.name} sets the objective"
@@ -466,9 +312,10 @@ def build(config: ConfigDict) -> Run:
     )
     if c.local.prox:
         objective = client.proximal(objective, c.local.prox)
-    optimizer = OPTIMIZERS[c.local.optimizer](c)
+    optimizer = names.OPTIMIZERS[c.local.optimizer](c)
     if c.local.clip:
         optimizer = optax.chain(optax.clip_by_global_norm(c.local.clip), optimizer)
+    server = names.SERVERS[c.server.optimizer](c.server.learning_rate)
     stepped = c.local.steps is not None
     plan = client.plan(
         counts,
@@ -490,22 +337,26 @@ def build(config: ConfigDict) -> Run:
         obstacle=_not_sliced(model, method),
         parameters=parameters,
     )
+    changes = tuple(sorted(tuple(change) for change in c.tiers.schedule))
+    for _, who, _ in changes:
+        checks.in_range("tiers.schedule hospital", who, 0, clients - 1)
     slots = None
     if form == "sliced" or c.execution.slots == "stratified":
-        slots = federation.slots(tiers, len(c.tiers.budget), cohort, c.execution.slots)
+        slots = _slots(c, tiers, changes, cohort)
     if form == "sliced":
         assert slots is not None
         laid = layout.sliced(laid, slots)
     choices = {"execution.form": why, "execution.batching": laid.reason}
-    if c.model.name in CONVOLUTIONAL:
+    if c.model.name in names.CONVOLUTIONAL:
         conv = layers.lowering(c.execution.conv, jax.default_backend())
         choices["execution.conv"] = f"{conv}: on {jax.default_backend()}"
     return Run(
         config=plain(config),
         splits=splits,
         tiers=tiers,
+        changes=changes,
         budget=tuple(c.tiers.budget),
-        branches=_branches(c),
+        branches=names.branches_of(c),
         cohort=cohort,
         spec=round.Spec(
             local=client.Local(
@@ -517,10 +368,8 @@ def build(config: ConfigDict) -> Run:
                 c.model[c.model.name].get("moments", "static"),
             ),
             rule=rule,
-            server=method.server(
-                SERVERS[c.server.optimizer](c.server.learning_rate), cohort / clients
-            ),
-            schedule=SCHEDULES[c.local.schedule](c.rounds),
+            server=method.server(server, cohort / clients),
+            schedule=names.SCHEDULES[c.local.schedule](c.rounds),
             finite_guard=c.robust.finite_guard,
         ),
         layout=laid,
@@ -528,6 +377,23 @@ def build(config: ConfigDict) -> Run:
         slots=slots,
         choices=choices,
     )
+
+
+def _slots(
+    c: Any,
+    tiers: Int[np.ndarray, "N"],
+    changes: tuple[tuple[int, int, int], ...],
+    cohort: int,
+) -> tuple[int, ...]:
+    """Slots of every tier, enough for it whoever has moved into it."""
+    phases = [tiers]
+    for _, who, tier in changes:
+        phases.append(np.where(np.arange(len(tiers)) == who, tier, phases[-1]))
+    each = [
+        federation.slots(phase, len(c.tiers.budget), cohort, c.execution.slots)
+        for phase in phases
+    ]
+    return tuple(max(column) for column in zip(*each, strict=True))
 
 
 def _not_sliced(model: Model, method: Method) -> str | None:

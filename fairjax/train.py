@@ -16,17 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fairjax import checks, keys, metrics, report, round, specs
+from fairjax import checks, keys, metrics, principles, report, round, specs
 from fairjax import workdir as files
 from fairjax.checkpoint import Checkpoints
+from fairjax.client import Local, mean_cross_entropy
 from fairjax.data import federation
 from fairjax.keys import Role
 from fairjax.submodels import cost
-from fairjax.types import Cohort, Member, Method, Params, RunState
+from fairjax.submodels.fedavg import fedavg
+from fairjax.types import Cohort, Member, Params, RunState
 
 Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
@@ -81,15 +84,16 @@ def train(
     with Checkpoints(folder, keep=run.config["checkpoint"]["keep"]) as checkpoints:
         files.write_json(workdir / "config.json", run.config)
         files.write_json(workdir / "provenance.json", files.provenance())
+        # Of the first state: a continued run pays what an uninterrupted one does.
+        tiers, whole = bills(run, state), whole_bill(run, state)
         restored = checkpoints.restore(state)
         if restored is not None:
             state = jax.tree.map(jnp.asarray, restored[0])
         for name in ("metrics.jsonl", "clients.jsonl"):
             files.truncate(workdir / name, int(state.round))
-        tiers = bills(run, state)
         state, spent = _loop(run, state, tiers, workdir, checkpoints, log, profile)
 
-    summary = _summary(run, tiers, workdir, spent)
+    summary = _summary(run, state, tiers, whole, workdir, spent)
     files.write_json(workdir / "summary.json", summary)
     page = report.write(workdir)
     console = Console()
@@ -159,11 +163,12 @@ def evaluator(
         checks.fail("split", "a split with records", split)
     compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
     data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
-    asked = (data, train, jnp.asarray(run.tiers), representatives(run))
+    members = representatives(run)
 
     def measure(state: RunState):
-        full, own = compiled(state, *asked)
-        return metrics.summary(full, own, run.tiers), (full, own)
+        tiers = run.tiers_at(state.round - 1)
+        full, own = compiled(state, data, train, tiers, members)
+        return metrics.summary(full, own, np.asarray(tiers)), (full, own)
 
     return measure
 
@@ -201,18 +206,10 @@ def _loop(
         return state, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
     test_data = jax.tree.map(jnp.asarray, run.splits.test)
-    asked = (train_data, jnp.asarray(run.tiers), representatives(run))
+    members = representatives(run)
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
-        cohort_key = keys.at(state.key, Role.COHORT)
-        cohort = federation.sample(
-            cohort_key,
-            state.round,
-            run.tiers,
-            run.cohort,
-            slots=run.slots,
-            law=config["execution"]["slots"],
-        )
+        cohort = _cohort(run, state, state.round)
         state, info = round.step(
             state, train_data, cohort, spec=run.spec, layout=run.layout
         )
@@ -221,7 +218,8 @@ def _loop(
     started = time.perf_counter()
     step = jax.jit(one_round).lower(state).compile()
     measure = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    measure = measure.lower(state, test_data, *asked).compile()
+    tiers_now = run.tiers_at(first)
+    measure = measure.lower(state, test_data, train_data, tiers_now, members).compile()
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -251,10 +249,15 @@ def _loop(
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
             if number % config["eval_every"] == 0 or number == last:
-                full, own = jax.device_get(measure(state, test_data, *asked))
-                row |= metrics.summary(full, own, run.tiers)
+                tiers_now = run.tiers_at(number - 1)
+                full, own = jax.device_get(
+                    measure(state, test_data, train_data, tiers_now, members)
+                )
+                tier_of = np.asarray(tiers_now)
+                row |= metrics.summary(full, own, tier_of)
                 files.write_lines(
-                    clients_file, _client_rows(run, number, cohort, info, full, own)
+                    clients_file,
+                    _client_rows(run, number, tier_of, cohort, info, full, own),
                 )
             row["time/round_s"] = round_s
             row = {name: files.number(value) for name, value in row.items()}
@@ -270,19 +273,58 @@ def _loop(
     }
 
 
+def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:
+    """The cohort of a round; it follows from the run's key and the round alone."""
+    return federation.sample(
+        keys.at(state.key, Role.COHORT),
+        number,
+        run.tiers_at(number) if run.changes else run.tiers,
+        run.cohort,
+        slots=run.slots,
+        law=run.config["execution"]["slots"],
+    )
+
+
+def _drawn(run: specs.Run, state: RunState) -> Bool[np.ndarray, "rounds N"]:
+    """The hospitals of every round's cohort so far."""
+    clients = len(run.splits.clients)
+
+    def one(number: Array) -> Array:
+        cohort = _cohort(run, state, number)
+        slot = jnp.where(cohort.valid, cohort.client, clients)
+        return jnp.zeros(clients, bool).at[slot].set(True, mode="drop")
+
+    rounds = jnp.arange(int(state.round), dtype=jnp.int32)
+    return np.asarray(jax.lax.map(one, rounds))
+
+
 def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[str, Any]:
     tier, weight = np.asarray(cohort.tier), np.asarray(info.weights, np.float64)
+    steps = np.asarray(info.clients.steps, np.int64)
+    count = np.asarray(run.splits.train.count, np.int64)[np.asarray(cohort.client)]
+    batch_size = run.spec.local.plan.batch_size
+    slots = {
+        "drawn": np.asarray(cohort.valid),
+        "trained": steps > 0,
+        "valid": np.asarray(info.valid),
+        "steps": steps,
+        "records": principles.records(count, steps, batch_size),
+    }
     row: dict[str, Any] = {"train/loss": float(info.loss)}
     for t in range(len(run.budget)):
         row[f"fairness/weight_tier_{t}"] = float(weight[tier == t].sum())
     row["cohort/valid"] = int(np.sum(info.valid))
     row["cohort/coverage"] = float(info.coverage)
+    for name, values in slots.items():
+        for t in range(len(run.budget)):
+            row[f"cohort/{name}_tier_{t}"] = int(values[tier == t].sum())
     return row
 
 
 def _client_rows(
     run: specs.Run,
     number: int,
+    tiers: Int[np.ndarray, "N"],
     cohort: Cohort,
     info: round.RoundInfo,
     full: metrics.Evaluation,
@@ -297,7 +339,7 @@ def _client_rows(
         )
     )
     for client, name in enumerate(run.splits.clients):
-        tier = int(run.tiers[client])
+        tier = int(tiers[client])
         yield {
             "round": number,
             "client": name,
@@ -350,27 +392,34 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
 def bills(run: specs.Run, state: RunState) -> list[dict[str, Any]]:
     """What one hospital of every tier pays, smallest tier first; see `cost.ledger`."""
     tiers = []
-    for tier, bill in enumerate(_ledgers(run, state, run.spec.local.method)):
+    for tier, bill in enumerate(_ledgers(run, run.spec.local, state)):
         clients = int(np.sum(run.tiers == tier))
         size = {"budget": run.budget[tier], "branches": run.branches[tier]}
         tiers.append({"tier": tier, **size, "clients": clients, **bill})
     return tiers
 
 
-def _ledgers(
-    run: specs.Run, state: RunState, method: Method
-) -> Iterator[dict[str, int]]:
-    local, members = run.spec.local, representatives(run)
+def whole_bill(run: specs.Run, state: RunState) -> dict[str, int]:
+    """What a hospital would pay that trains the plain model, as in FedAvg."""
+    local = run.spec.local
+    local = local._replace(
+        method=fedavg(local.model.axes), objective=mean_cross_entropy()
+    )
+    return next(_ledgers(run, local, state))
+
+
+def _ledgers(run: specs.Run, local: Local, state: RunState) -> Iterator[dict[str, int]]:
+    members = representatives(run)
     units_key = keys.at(state.key, Role.UNITS, state.round)
     for tier in range(len(run.budget)):
         member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
         yield cost.ledger(
             local.model,
-            method,
+            local.method,
             local.objective,
             local.optimizer,
             state.params,
-            method.units(units_key, state.round, state.params, member),
+            local.method.units(units_key, state.round, state.params, member),
             member,
             x=jnp.asarray(run.splits.train.x[:1]),
         )
@@ -383,16 +432,15 @@ def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
     and slots compute too.
     """
     local = run.spec.local
-    method = local.method
     if run.form == "masked":
-        method = method._replace(size=None)
+        local = local._replace(method=local.method._replace(size=None))
     slots = run.slots or federation.slots(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )
     records = local.plan.steps * local.plan.batch_size
     flops = [
         count * records * bill["flops_train"]
-        for count, bill in zip(slots, _ledgers(run, state, method), strict=True)
+        for count, bill in zip(slots, _ledgers(run, local, state), strict=True)
     ]
     memory = step.memory_analysis()
     return {
@@ -404,7 +452,9 @@ def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
 
 def _summary(
     run: specs.Run,
+    state: RunState,
     tiers: list[dict[str, Any]],
+    whole: dict[str, int],
     workdir: pathlib.Path,
     spent: dict[str, Any],
 ) -> dict[str, Any]:
@@ -414,8 +464,9 @@ def _summary(
         old = json.loads(previous.read_text())
         spent = {name: old.get(name) for name in ("simulation", "time")}
     part = run.config["data"]["partition"]
+    rows = files.rows(workdir / "metrics.jsonl")
     return {
-        "metrics": files.rows(workdir / "metrics.jsonl")[-1],
+        "metrics": rows[-1],
         "tiers": tiers,
         "privacy": {
             "mechanism": "none",
@@ -423,7 +474,16 @@ def _summary(
             "delta": None,
             "sampling": "fixed" if run.cohort < len(splits.clients) else "full",
         },
-        "principles": {},
+        "principles": principles.measure(
+            rows,
+            tiers,
+            whole,
+            _drawn(run, state),
+            np.stack([run.tiers_at(number) for number in range(int(state.round))]),
+            state,
+            representatives(run),
+            local=run.spec.local,
+        ),
         "data": {
             "name": run.config["data"]["name"],
             "rows": splits.rows,

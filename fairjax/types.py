@@ -298,7 +298,8 @@ class Method(NamedTuple):
     """(key, plain, kept, memory, forward mask, update mask) -> (local tree, 0/1 tree of
     what of it is trained)."""
     effective: Callable[[PyTree], Params] = lambda local: local
-    """local tree -> plain parameters that the model is applied to; differentiable."""
+    """local tree of `enter` -> plain parameters that the model is applied to;
+    differentiable."""
     leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
     """(local before, local after, update mask) -> (delta, cover); default: masked
     change of `effective`."""

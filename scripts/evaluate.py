@@ -27,6 +27,7 @@ def main(options: flags.FlagValues) -> None:
     """Evaluates."""
     run, state = load(options.workdir)
     row, (full, _) = evaluate(run, state, options.split)
+    tiers = run.tiers_at(state.round - 1)
 
     def known(value: np.ndarray | float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -34,7 +35,7 @@ def main(options: flags.FlagValues) -> None:
     clients = [
         {
             "client": name,
-            "tier": int(run.tiers[i]),
+            "tier": int(tiers[i]),
             "n": int(full.clients.count[i]),
             "loss": known(full.clients.loss[i]),
             "accuracy": known(full.clients.accuracy[i]),

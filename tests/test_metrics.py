@@ -318,6 +318,34 @@ def test_jain_lies_between_one_client_and_all_and_has_no_unit(values, unit):
         assert math.isnan(index)
 
 
+@pytest.mark.parametrize(
+    ("values", "entropy"),
+    [
+        ([0.7, 0.7, 0.7], 1),
+        ([0.7, 0, 0, 0], 0),
+        ([1, NAN, 3], -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(2)),
+        ([0.5, 0.5, 0, 0], 1 / 2),
+        ([0, 0], NAN),
+        ([0.7], NAN),
+        ([NAN, 0.7], NAN),
+        ([], NAN),
+    ],
+)
+def test_entropy_by_hand(values, entropy):
+    np.testing.assert_allclose(metrics.entropy(np.array(values, float)), entropy)
+
+
+@given(st.lists(share, min_size=2, max_size=8), st.floats(0.01, 100))
+def test_entropy_lies_between_one_client_and_all_and_has_no_unit(values, unit):
+    values = np.array(values)
+    if values.any():
+        entropy = metrics.entropy(values)
+        assert -1e-12 <= entropy <= 1 + 1e-12
+        np.testing.assert_allclose(metrics.entropy(unit * values), entropy, atol=1e-12)
+    else:
+        assert math.isnan(metrics.entropy(values))
+
+
 def table(accuracy, own, tiers):
     """The summary of these accuracies, [N] and [T, N]."""
 
@@ -360,6 +388,7 @@ def test_summary_by_hand():
         "eval/accuracy/submodel_2": 0.25,
         "eval/accuracy/tier_gap": -0.25,
         "fairness/jain": 2.75**2 / (4 * np.sum(known**2)),
+        "fairness/entropy": metrics.entropy(known),
     }
     # `table` gives every balanced accuracy half of its accuracy.
     expected |= {

@@ -14,7 +14,7 @@ import pytest
 
 import configs.trend
 from configs import default
-from fairjax import checks, command, specs
+from fairjax import checks, command, names, specs
 from scripts import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,16 +38,16 @@ def test_the_library_example_runs_in_twenty_lines():
     (code,) = [code for kind, code in BLOCKS if kind == "python"]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 20
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    info, before, after = names["info"], names["run"].spec, names["state"]
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    info, before, after = found["info"], found["run"].spec, found["state"]
     assert int(after.round) == 1
     # The rule that was handed in decided the weights ...
     expected = jax.nn.softmax(5.0 * info.scores)
     np.testing.assert_allclose(info.weights, expected, rtol=1e-5)
     # ... and the method the units.
-    assert names["spec"].local.method.units is names["half"]
-    assert before.rule.weigh is not names["worst_first"]
+    assert found["spec"].local.method.units is found["half"]
+    assert before.rule.weigh is not found["worst_first"]
 
 
 def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
@@ -125,8 +125,8 @@ def test_the_results_hold_what_the_configs_promise():
 
 
 def test_every_name_of_the_tables_is_in_the_readme():
-    for names in (specs.MODELS, specs.METHODS, specs.RULES, specs.SERVERS):
-        for name in names:
+    for table in (names.MODELS, names.METHODS, names.RULES, names.SERVERS):
+        for name in table:
             assert f"`{name}`" in README
 
 

@@ -20,6 +20,38 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def fake_principles(tiers: int) -> dict:
+    """One of each kind of value, and unknown ones where there may be some."""
+    known = [0.5] * tiers
+    costs = ("parameters", "flops_train", "activation_floats")
+    within = dict.fromkeys(costs, [True] * (tiers - 1) + [False])
+    names = ("std", "worst", "worst10", "jain", "entropy", "tier_range")
+    return {
+        "opportunity": {
+            "participation": known,
+            "hospitals": [None] * tiers,
+            "budget": [0.25] * tiers,
+            "cost": dict.fromkeys(costs, [0.125] * (tiers - 1) + [0.375]),
+            "within": within,
+        },
+        "contribution": dict.fromkeys(
+            ("weight", "effective_weight", "coverage"), [1 / tiers] * tiers
+        ),
+        "shared_fruits": {
+            "identical": [False] * (tiers - 1) + [True],
+            "hospitals": 0.625,
+            "sha256": "0123456789abcdef" * 4,
+        },
+        "equal_accuracy": dict.fromkeys(names, 0.1875) | {"tier_range": None},
+        "sustainability": {
+            "bytes_down": [1500] * tiers,
+            "bytes_up": [1500] * tiers,
+            "flops_train": [2_000_000] * tiers,
+            "rounds_to_95_percent": 1234,
+        },
+    }
+
+
 def fake_run(
     workdir: pathlib.Path,
     names: list[str],
@@ -105,7 +137,7 @@ def fake_run(
                 for t in range(tiers)
             ],
             "privacy": {"mechanism": "none", "epsilon": None},
-            "principles": {},
+            "principles": fake_principles(tiers),
             "data": {
                 "name": "toy",
                 "rows": {"train": 30, "val": 3, "test": 9},
@@ -183,6 +215,7 @@ def test_every_section_is_there(outline):
         "tiers",
         "hospitals",
         "privacy",
+        "principles",
         "data",
         "configuration",
         "provenance",
@@ -219,6 +252,36 @@ def test_unknown_values_are_dashes(outline):
     # The hospital without an accuracy comes last and is never the worst.
     first = outline.cells.index("hospital") + 8
     assert [outline.cells[first + 8 * i] for i in range(4)] == [*NAMES[1:], NAMES[0]]
+
+
+def test_principles_have_a_row_per_figure_and_a_column_per_tier(outline):
+    start = outline.cells.index("Equal opportunity")
+    head = outline.cells[start - 5 : start]
+    assert head == ["measure", "tier 0", "tier 1", "all", "formula"]
+
+    def row(name):
+        at = outline.cells.index(name, start)
+        return outline.cells[at + 1 : at + 5]
+
+    assert row("participation")[:3] == ["50.0%", "50.0%", ""]
+    assert row("hospitals reached")[:3] == [MISSING, MISSING, ""]
+    assert row("parameters")[:3] == ["12.5% within", "37.5% over", ""]
+    assert row("plain model deployed")[:3] == ["no", "yes", ""]
+    assert row("hospitals with it")[:3] == ["", "", "62.5%"]
+    assert row("plain model")[2] == "012345…abcdef"
+    assert row("entropy")[2] == "0.188"
+    assert row("range over tiers")[2] == MISSING
+    assert row("bytes down")[:3] == ["1.5 kB", "1.5 kB", ""]
+    assert row("rounds to 95 %")[2] == "1,234"
+    titles = ("Fair contribution", "Shared fruits", "Equal accuracy", "Sustainability")
+    assert all(outline.cells.count(title) == 1 for title in titles)
+    assert row("coverage")[3] == "Σ_p m_t[p] / P"
+    assert "this project's operational ones" in outline.text
+
+
+def test_principles_of_a_shorter_past_are_not_shown(tmp_path):
+    workdir = fake_run(tmp_path / "longer", NAMES, planned=6)
+    assert "Equal opportunity" not in report.write(workdir).read_text()
 
 
 def test_all_text_is_escaped(small, outline):

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import breast_cancer, default, digits, heart_disease, pbc_blood28, smoke
-from fairjax import checks, round, specs
+from fairjax import checks, names, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
 
@@ -39,10 +39,10 @@ SMALL = {
 AXES = {
     "model.name": ("mlp", "cnn"),
     "submodel.name": ("fedavg", "heterofl"),
-    "fairness.rule": tuple(specs.RULES),
-    "local.optimizer": tuple(specs.OPTIMIZERS),
-    "server.optimizer": tuple(specs.SERVERS),
-    "local.schedule": tuple(specs.SCHEDULES),
+    "fairness.rule": tuple(names.RULES),
+    "local.optimizer": tuple(names.OPTIMIZERS),
+    "server.optimizer": tuple(names.SERVERS),
+    "local.schedule": tuple(names.SCHEDULES),
     "execution.batching": BATCHINGS,
 }
 
@@ -92,7 +92,7 @@ def one_round(fields):
             **fields,
         }
     )
-    if fields["model.name"] not in specs.FOR_TABLES:
+    if fields["model.name"] not in names.FOR_TABLES:
         config.data.name = "digits"
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
@@ -119,7 +119,7 @@ def test_every_two_names_work_together(fields):
     works(fields)
 
 
-@pytest.mark.parametrize("name", sorted(specs.MODELS.keys() - set(AXES["model.name"])))
+@pytest.mark.parametrize("name", sorted(names.MODELS.keys() - set(AXES["model.name"])))
 def test_every_model_trains(name):
     works({"model.name": name, "tiers.budget": (0.5, 1.0), "tiers.share": (1.0, 1.0)})
 
@@ -178,7 +178,7 @@ def test_differences_name_the_fields():
 def test_only_a_constant_schedule_can_be_extended():
     can = {
         name: specs.extendable(specs.plain(changed(local__schedule=name)))
-        for name in specs.SCHEDULES
+        for name in names.SCHEDULES
     }
     assert can == {"constant": True, "linear": False, "cosine": False}
 
@@ -188,7 +188,7 @@ def test_only_a_constant_schedule_can_be_extended():
     [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])],
 )
 def test_schedules_over_rounds(name, expected):
-    schedule = specs.SCHEDULES[name](10)
+    schedule = names.SCHEDULES[name](10)
     got = [float(schedule(jnp.asarray(number))) for number in (0, 5, 10)]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -248,3 +248,76 @@ def test_class_weights_reach_the_objective():
     plain = one_round({**fields, "local.class_weights": "none"})[1].clients.loss
     balanced = one_round({**fields, "local.class_weights": "balanced"})[1].clients.loss
     assert np.all(np.abs(plain - balanced) > 1e-6)
+
+
+def test_budgets_may_change_in_mid_run():
+    """A richer hospital gains branches, a poorer one loses them; no model is lost."""
+    config = default.get_config()
+    config.submodel.name = "dynamicfl"
+    config.submodel.dynamicfl.branch_form = ("linear", "lowrank", "linear")
+    config.model.mlp.hidden = (8, 8)
+    config.local.learning_rate = 0.0
+    config.data.partition.num_clients = 4
+    run = specs.build(config)
+    poor, rich = (int(np.argmax(run.tiers == tier)) for tier in (0, 3))
+    # Round numbers count from 1.
+    config.tiers.schedule = ((2, poor, 3), (3, rich, 0))
+    run = specs.build(config)
+    tiers = [np.asarray(run.tiers_at(finished)) for finished in range(3)]
+    assert np.array_equal(tiers[0], run.tiers)
+    assert (tiers[1][poor], tiers[1][rich]) == (3, 3)
+    assert (tiers[2][poor], tiers[2][rich]) == (3, 0)
+
+    @jax.jit
+    def step(state):
+        cohort = federation.sample(
+            state.key, state.round, run.tiers_at(state.round), run.cohort
+        )
+        return round.step(
+            state, run.splits.train, cohort, spec=run.spec, layout=run.layout
+        )[0]
+
+    state, alive = initial(run), []
+    first = state.params
+    for _ in range(3):
+        state = step(state)
+        alive.append(np.asarray(state.memory["alive"]).sum((1, 2))[[poor, rich]])
+        # Rate 0: whoever has whichever branches, the plain model is the same bytes.
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(state.params), jax.tree.leaves(first), strict=True
+            )
+        )
+    assert np.array_equal(alive, [[0, 6], [6, 6], [6, 0]])
+
+
+def test_a_schedule_keeps_a_slot_for_whoever_comes():
+    config = default.get_config()
+    config.execution.form = "sliced"
+    before = specs.build(config).slots
+    config.tiers.schedule = ((2, 0, 3), (2, 1, 3))
+    run = specs.build(config)
+    moved = np.bincount(np.asarray(run.tiers_at(1)), minlength=4)
+    assert run.slots == tuple(np.maximum(before, moved))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("tiers.schedule", ((0, 0, 0),), "tiers.schedule round"),
+        ("tiers.schedule", ((1, 0),), "(round, hospital, tier) for every change"),
+        ("tiers.schedule", ((1, 0, 4),), "tiers.schedule tier"),
+        ("tiers.schedule", ((1, 8, 0),), "tiers.schedule hospital"),
+        ("tiers.branches", (0, 1), "4 values, as tiers.budget"),
+        ("tiers.branches", (0, 2, 1, 3), "tiers.branches"),
+        ("tiers.branches", (0, 0, 0, 1), "dynamicfl or ladder"),
+        ("submodel.dynamicfl.branch_form", ("2x2",), "1x1"),
+        ("submodel.dynamicfl.structure", "fix", "fixed"),
+    ],
+)
+def test_bad_branches_and_schedules_are_named(field, value, words):
+    config = default.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(checks.InputError, match=re.escape(words)):
+        specs.build(config)

@@ -17,10 +17,18 @@ import pytest
 
 from configs import default
 from fairjax import checks, specs
+from fairjax import train as train_module
 from fairjax.checkpoint import Checkpoints
 from fairjax.train import evaluate, initial, load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PRINCIPLES = {
+    "opportunity",
+    "contribution",
+    "shared_fruits",
+    "equal_accuracy",
+    "sustainability",
+}
 
 
 def small(**fields):
@@ -50,6 +58,12 @@ def untimed(path):
         for row in rows(path)
     ]
     return "\n".join(json.dumps(row) for row in kept)
+
+
+def untimed_summary(summary):
+    """summary.json without what the clock and the compiler say."""
+    last = {k: v for k, v in summary["metrics"].items() if not k.startswith("time/")}
+    return summary | {"metrics": last, "time": None, "simulation": None}
 
 
 def final_params(workdir):
@@ -90,8 +104,11 @@ def test_metrics_have_flat_keys_and_no_nan(finished):
     assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
     every = {"train/loss", "cohort/valid", "time/round_s"}
     every |= {f"fairness/weight_tier_{t}" for t in range(4)}
+    slots = ("drawn", "trained", "valid", "steps", "records")
+    every |= {f"cohort/{name}_tier_{t}" for name in slots for t in range(4)}
     assert every <= set.intersection(*(set(row) for row in lines))
-    evaluated = {"eval/accuracy", "eval/loss", "eval/auroc", "fairness/jain"}
+    evaluated = {"eval/accuracy", "eval/loss", "eval/auroc"}
+    evaluated |= {"fairness/jain", "fairness/entropy"}
     evaluated |= {
         f"eval/accuracy/{name}"
         for name in [
@@ -111,6 +128,8 @@ def test_metrics_have_flat_keys_and_no_nan(finished):
         weights = sum(row[f"fairness/weight_tier_{t}"] for t in range(4))
         np.testing.assert_allclose(weights, 1, rtol=1e-6)
         assert row["cohort/valid"] == 3
+        for name in ("drawn", "trained", "valid"):
+            assert sum(row[f"cohort/{name}_tier_{t}"] for t in range(4)) == 3
 
 
 def test_clients_have_a_row_per_evaluated_round(finished):
@@ -145,10 +164,73 @@ def test_the_summary_holds_what_others_read(finished):
     assert summary["data"]["normalise"] == "pooled"
     assert summary["time"]["rounds_per_s"] > 0
     widest = summary["tiers"][-1]["flops_train"]
+    principles = "opportunity contribution shared_fruits equal_accuracy sustainability"
+    assert set(summary["principles"]) == set(principles.split())
     simulated = summary["simulation"]["flops_per_round"]
     assert summary["simulation"]["form"] == "masked"
     assert simulated % widest == 0
     assert simulated // widest > 0
+
+
+def test_the_principles_of_a_run_are_those_of_its_rows(finished):
+    """Three of four hospitals a round, one per tier; clients.jsonl names them."""
+    result, _ = finished
+    principles = result.summary["principles"]
+    lines = rows(result.workdir / "metrics.jsonl")
+
+    def total(name):
+        return [sum(row[f"cohort/{name}_tier_{t}"] for row in lines) for t in range(4)]
+
+    opportunity = principles["opportunity"]
+    assert opportunity["participation"] == [1, 1, 1, 1]
+    assert opportunity["hospitals"] == [float(n > 0) for n in total("valid")]
+    assert total("drawn") == total("trained") == total("valid")
+    run, state = load(result.workdir)
+    took_part = train_module._drawn(run, state)
+    assert took_part.sum(axis=1).tolist() == [3, 3, 3]
+    for row in rows(result.workdir / "clients.jsonl"):
+        client = run.splits.clients.index(row["client"])
+        assert took_part[row["round"] - 1, client] == (row["weight"] is not None)
+    # One epoch: every slot sees its hospital's records once.
+    count = np.asarray(run.splits.train.count)[np.argsort(run.tiers)]
+    assert total("records") == (count * np.array(total("drawn"))).tolist()
+    assert total("steps") == (-(-count // 16) * np.array(total("drawn"))).tolist()
+    assert principles["sustainability"]["flops_train"] == [
+        tier["flops_train"] * n
+        for tier, n in zip(result.summary["tiers"], total("records"), strict=True)
+    ]
+    assert principles["shared_fruits"]["identical"] == [False, False, False, True]
+    effective = principles["contribution"]["effective_weight"]
+    np.testing.assert_allclose(sum(effective), 1)
+
+
+def test_the_principles_of_fedavg(tmp_path):
+    result = train(small(rounds=1, submodel__name="fedavg"), tmp_path)
+    principles = result.summary["principles"]
+    assert set(principles) == PRINCIPLES
+    assert principles["shared_fruits"]["hospitals"] == 1
+    contribution = principles["contribution"]
+    np.testing.assert_allclose(contribution["effective_weight"], contribution["weight"])
+    # Everybody carries the whole model, within the budget or not.
+    for name, shares in principles["opportunity"]["cost"].items():
+        assert shares == [1, 1, 1, 1]
+        assert principles["opportunity"]["within"][name] == [False] * 3 + [True]
+
+
+def test_tiers_that_are_not_admitted_have_no_opportunity(tmp_path):
+    """And padded slots, of the sliced form, are nobody's."""
+    exclusive = {"submodel__name": "fedavg", "submodel__fedavg__mode": "exclusive"}
+    exclusive |= {"submodel__fedavg__tier": 2, "execution__form": "sliced"}
+    principles = train(small(**exclusive), tmp_path).summary["principles"]
+    lines = rows(tmp_path / "metrics.jsonl")
+    drawn = [sum(row[f"cohort/drawn_tier_{t}"] for t in range(4)) for row in lines]
+    assert drawn == [3, 3, 3]
+    assert principles["opportunity"]["participation"][:2] == [0, 0]
+    assert principles["opportunity"]["hospitals"][:2] == [0, 0]
+    assert principles["sustainability"]["bytes_down"][:2] == [0, 0]
+    assert principles["sustainability"]["flops_train"][:2] == [0, 0]
+    assert min(principles["sustainability"]["bytes_up"][2:]) > 0
+    assert principles["contribution"]["effective_weight"][:2] == [0, 0]
 
 
 def test_the_config_file_rebuilds_the_run(finished):
@@ -197,6 +279,15 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     assert (result.workdir / "metrics.jsonl").read_bytes() == before
     assert again.summary == result.summary
     assert "report:" in capsys.readouterr().out
+
+
+def test_a_continued_run_sums_up_as_one_that_never_stopped(tmp_path):
+    """Bills of redrawn tiers change by the round: they must be those of one round."""
+    fields = {"submodel__heterofl__dynamic": True}
+    train(small(rounds=2, **fields), tmp_path / "a")
+    ends = [train(small(rounds=4, **fields), tmp_path / name) for name in ("a", "b")]
+    continued, straight = (untimed_summary(end.summary) for end in ends)
+    assert continued == straight
 
 
 def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(tmp_path):
@@ -299,6 +390,11 @@ def same_end(workdir, uninterrupted):
     assert untimed(workdir / name) == untimed(uninterrupted / name)
     clients = (workdir / "clients.jsonl").read_bytes()
     assert clients == (uninterrupted / "clients.jsonl").read_bytes()
+    ours, theirs = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (workdir, uninterrupted)
+    )
+    assert untimed_summary(ours) == untimed_summary(theirs)
     ends = [
         jax.tree.leaves(final_params(folder)) for folder in (workdir, uninterrupted)
     ]

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fairjax.report import figures, formats
+from fairjax.report import figures, formats, principles
 from fairjax.report.canvas import Image
 from fairjax.report.run import Row, Run
 
@@ -74,7 +74,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         ("tiers", "Tiers", _tiers(run)),
         ("hospitals", "Hospitals and fairness", _hospitals(run, images["hospitals"])),
         ("privacy", "Privacy", _pairs(run.summary.get("privacy", {}))),
-        ("principles", "Principles", _pairs(run.summary.get("principles", {}))),
+        ("principles", "Five principles", _principles(run)),
         ("data", "Data", _data(run.summary.get("data", {}))),
         ("configuration", "Configuration", _configuration(run.config)),
         ("provenance", "Provenance", _pairs(run.provenance)),
@@ -243,6 +243,15 @@ def _tiers(run: Run) -> str:
     return _table(note, head, rows)
 
 
+def _principles(run: Run) -> str:
+    # In an unfinished run the summary may be that of its shorter past.
+    if not run.finished or not run.summary.get("principles"):
+        return ""
+    formula = "formula"
+    head = ["measure", *(f"tier {tier['tier']}" for tier in run.tiers), "all", formula]
+    return _table(principles.NOTE, head, principles.rows(run), text=formula)
+
+
 def _data(data: Row) -> str:
     if not data:
         return ""
@@ -294,17 +303,29 @@ def _figures(images: list[Image], layout: str = "figures") -> str:
     return f'<div class="{layout}">\n' + "\n".join(map(one, images)) + "\n</div>\n"
 
 
-def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table in its own scrolling box; a row of one cell spans all columns."""
+def _table(
+    caption: str, head: list[str], rows: list[list[str]], text: str | None = None
+) -> str:
+    """A table in its own scrolling box; a row of one cell spans all columns.
+
+    `text` is the column of words, if there is one.
+    """
+    style = [' class="text"' if name == text else "" for name in head]
 
     def one(row: list[str]) -> str:
         if len(row) == 1 < len(head):
             cell = html.escape(row[0])
             return f'<tr><td class="gap" colspan="{len(head)}">{cell}</td></tr>'
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        cells = "".join(
+            f"<td{kind}>{html.escape(cell)}</td>"
+            for kind, cell in zip(style[1:], row[1:], strict=True)
+        )
         return f'<tr><th scope="row">{html.escape(row[0])}</th>{cells}</tr>'
 
-    heads = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    heads = "".join(
+        f'<th scope="col"{kind}>{html.escape(cell)}</th>'
+        for kind, cell in zip(style, head, strict=True)
+    )
     body = "\n".join(map(one, rows))
     return (
         f'<p class="soft">{html.escape(caption)}</p>\n'

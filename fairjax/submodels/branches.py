@@ -36,7 +36,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
-from fairjax import keys, trees
+from fairjax import trees
 from fairjax.submodels.axes import CLASSES
 from fairjax.types import Axes, LeafAxes, Params
 
@@ -111,29 +111,6 @@ def shapes(
         }
         found = {"kernel": (*reach.get(family, tuple(space)), inputs, outputs)}
     return found | ({"bias": (outputs,)} if bias else {})
-
-
-def draw(
-    key: Key[Array, ""],
-    family: str,
-    kernel: Sequence[int],
-    dtype: Any,
-    *,
-    bias: bool,
-    rank: int = 4,
-    groups: int = 1,
-) -> dict[str, Array]:
-    """A random branch: N(0, 1 / inputs of a map) for its weights, 0 for its biases."""
-    psi = {}
-    named = shapes(family, kernel, bias=bias, rank=rank, groups=groups)
-    for place, (name, shape) in enumerate(named.items()):
-        if name in ("bias", "between"):
-            psi[name] = jnp.zeros(shape, dtype)
-        else:
-            spread = 1 / math.sqrt(math.prod(shape[:-1]))
-            here = keys.at(key, place)
-            psi[name] = spread * jax.random.normal(here, shape, dtype)
-    return psi
 
 
 def tau(
@@ -222,7 +199,7 @@ def layers(axes: Axes, skip: Sequence[str] = ()) -> tuple[str, ...]:
 _RANK = {"stem": 0, "blocks": 1}
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A layer of a tree, and its row in the tables of all layers."""
 
     row: int
@@ -232,7 +209,7 @@ class _Layer(NamedTuple):
     dtype: Any
 
 
-def _present(params: Params, layers: Sequence[str]) -> list[_Layer]:
+def present(params: Params, layers: Sequence[str]) -> list[Layer]:
     """The layers that a tree has; a sliced network may lack some."""
     leaves = trees.named(params)
     found = []
@@ -240,7 +217,7 @@ def _present(params: Params, layers: Sequence[str]) -> list[_Layer]:
         kernel = leaves.get(f"{layer}/kernel")
         if kernel is not None:
             bias = f"{layer}/bias" in leaves
-            found.append(_Layer(row, layer, kernel.shape, bias, kernel.dtype))
+            found.append(Layer(row, layer, kernel.shape, bias, kernel.dtype))
     return found
 
 
@@ -253,10 +230,46 @@ def _family(slot: str) -> str:
     return slot.partition("_")[2]
 
 
+def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
+    """Random branches for all slots: N(0, 1 / inputs of a map) weights, biases of 0.
+
+    One draw fills them all: random numbers for every branch by itself would be most of
+    what a compiler has to do.
+    """
+    wanted = {
+        layer.name: {
+            f"{column}_{family}": shapes(
+                family, layer.kernel, bias=layer.bias, rank=form.rank
+            )
+            for column, family in enumerate(form.families)
+            if fits(family, layer.kernel)
+        }
+        for layer in layers
+    }
+    leaves, structure = jax.tree.flatten(wanted, is_leaf=_is_shape)
+    ends = np.cumsum([math.prod(shape) for shape in leaves], dtype=int)
+    numbers = jax.random.normal(key, (sum(map(math.prod, leaves)),))
+    parts = [
+        numbers[end - math.prod(shape) : end].reshape(shape)
+        for shape, end in zip(leaves, ends, strict=True)
+    ]
+
+    def scaled(path: str, part: Array) -> Array:
+        if path.endswith(("/bias", "/between")):
+            return jnp.zeros_like(part)
+        return part / math.sqrt(math.prod(part.shape[:-1]))
+
+    return trees.map_named(scaled, jax.tree.unflatten(structure, parts))
+
+
+def _is_shape(node: object) -> bool:
+    return isinstance(node, tuple)
+
+
 def admitted(params: Params, layers: Sequence[str], form: Form) -> Bool[Array, "L R"]:
     """Which slots of which layers exist: those whose family fits the kernel."""
     table = np.zeros((len(layers), len(form.families)), bool)
-    for layer in _present(params, layers):
+    for layer in present(params, layers):
         table[layer.row] = [fits(family, layer.kernel) for family in form.families]
     return jnp.asarray(table)
 
@@ -321,25 +334,19 @@ def regroup(
     """
     shift: dict[str, Array] = {}
     branches: Branches = {}
-    alive = alive * admitted(local["base"], layers, form)
-    for layer in _present(local["base"], layers):
+    alive = alive * admitted(local["base"], layers, form).astype(alive.dtype)
+    here = present(local["base"], layers)
+    drawn = draw(key, here, form)
+    for layer in here:
         before = local["branches"].get(layer.name, {})
         slots = {}
-        for column, family in enumerate(form.families):
-            after = alive[layer.row, column].astype(layer.dtype)
-            name = f"{column}_{family}"
-            if not fits(family, layer.kernel) or (name not in before and _dead(after)):
+        for name, fresh in drawn[layer.name].items():
+            family = _family(name)
+            after = alive[layer.row, number(name)].astype(layer.dtype)
+            if name not in before and _dead(after):
                 continue
-            fresh = draw(
-                keys.at(key, layer.row, column),
-                family,
-                layer.kernel,
-                layer.dtype,
-                bias=layer.bias,
-                rank=form.rank,
-            )
             if name in before:
-                old, was = before[name], local["alive"][layer.row, column]
+                old, was = before[name], local["alive"][layer.row, number(name)]
                 was = was.astype(layer.dtype)
                 gone = _times(old, was * (1 - after))
                 _add(shift, layer.name, tau(family, gone, layer.kernel))
@@ -389,7 +396,7 @@ def _dead(alive: Array) -> bool:
 
 
 def _times(psi: Psi, factor: Array) -> dict[str, Array]:
-    return {name: leaf * factor for name, leaf in psi.items()}
+    return {name: leaf.astype(factor.dtype) * factor for name, leaf in psi.items()}
 
 
 def _add(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks, keys
@@ -86,8 +87,8 @@ def branched(
             given it (`branches.multiplied`): the control.
 
     Raises:
-        InputError: an unknown family, structure or sensitivity, a negative number, or
-            branches on a model without a layer that could have them.
+        InputError: an unknown family, structure or sensitivity, a negative number;
+            from `Memory.init`, a model none of whose layers fits a family.
 
     Edge cases: with no branches this is the method itself, to the bit. A changed budget
     changes how many branches live in the next round; the model that the client received
@@ -112,8 +113,6 @@ def branched(
         return method
     form = Form(branch_form, rank)
     layers = branches.layers(axes, skip)
-    if not layers:
-        checks.fail("model", "a layer that branches can stand beside", "none")
     table = (len(layers), len(branch_form))
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
@@ -163,6 +162,9 @@ def branched(
         return {"alive": local["alive"], "sensitivity": mean}
 
     def start(params: Params) -> Any:
+        if not np.any(branches.admitted(params, layers, form)):
+            what = f"a family that fits one of {', '.join(layers)}"
+            checks.fail(f"{where}.branch_form", what, branch_form)
         return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
 
     return method._replace(

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from configs import default
-from fairjax import specs, train
+from fairjax import names, train
 
 CONFIGS = sorted((pathlib.Path(default.__file__).parent / "submodels").glob("*.py"))
 
@@ -42,4 +42,4 @@ def test_a_config_runs_two_rounds(path, tmp_path):
 
 
 def test_every_method_has_a_config():
-    assert {path.stem for path in CONFIGS} == set(specs.METHODS)
+    assert {path.stem for path in CONFIGS} == set(names.METHODS)

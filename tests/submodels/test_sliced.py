@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fairjax import specs
+from fairjax import names
 from tests.submodels import matrix
 
 # What has no network of a smaller size, or is no method of its own.
@@ -28,7 +28,7 @@ def test_the_cover_and_the_tables_are_whole():
         assert met == {(case[one], case[other]) for case in covered}
     assert set(matrix.VARIANTS) < set(matrix.METHODS)
     short = {"federated_dropout": "dropout"}
-    named = {short.get(name, name) for name in specs.METHODS}
+    named = {short.get(name, name) for name in names.METHODS}
     assert named - UNSTRUCTURED <= set(matrix.METHODS)
 
 

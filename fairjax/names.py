@@ -1,0 +1,200 @@
+"""The tables of names: what a config's words stand for.
+
+An option group of the config has the name of what it belongs to. A new method, rule,
+model or optimiser is a line here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from fairjax import models
+from fairjax.fairness import weights
+from fairjax.models import layers
+from fairjax.submodels import fedavg, partial
+from fairjax.submodels.depthfl import depthfl
+from fairjax.submodels.dynamicfl import dynamicfl
+from fairjax.submodels.federated_dropout import federated_dropout
+from fairjax.submodels.fedrolex import fedrolex
+from fairjax.submodels.fiarse import fiarse
+from fairjax.submodels.fjord import fjord
+from fairjax.submodels.heterofl import heterofl
+from fairjax.submodels.inclusivefl import inclusivefl
+from fairjax.submodels.ladder import ladder
+from fairjax.submodels.lora import adapt, lora
+from fairjax.submodels.nefl import nefl
+from fairjax.submodels.scalefl import scalefl
+from fairjax.types import Axes, Method, Model, Rule
+
+
+class Family(NamedTuple):
+    """A published method and what it asks of the model."""
+
+    method: Callable[[Any, Axes], Method]
+    """(config, unit axes) -> method."""
+    model: Callable[[Any, Model], Model] = lambda c, model: model
+    """(config, model) -> the network that travels (LoRA adds its factors)."""
+    blocks: bool = False
+    """Needs a list of residual blocks."""
+    exits: bool = False
+    """Needs a head after every stage of them."""
+    steps: bool = False
+    """Needs a learnable step size in every block."""
+    branches: bool = False
+    """Its tiers may have branches; it then takes the options of dynamicfl too."""
+
+
+def _model(
+    name: str, build: Callable[..., Model]
+) -> Callable[[Any, int, Family], Model]:
+    """The model built with its config group, and with what the method asks for."""
+
+    def make(c: Any, classes: int, family: Family) -> Model:
+        options = dict(c.model[name])
+        options.pop("moments", None)
+        if name in CONVOLUTIONAL:
+            backend = jax.default_backend()
+            options["lowering"] = layers.lowering(c.execution.conv, backend)
+        if name in RESIDUAL:
+            options |= {"exits": family.exits, "steps": family.steps}
+        return build(classes=classes, **options)
+
+    return make
+
+
+CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")
+RESIDUAL = ("resmlp", "resnet", "vit")
+"""Models of residual blocks, which may have exits and step sizes."""
+FOR_TABLES = ("mlp", "resmlp")
+"""Models that take rows of numbers; the others take images alone."""
+
+MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
+    name: _model(name, getattr(models, name))
+    for name in ("mlp", "cnn", "lenet", "two_conv", "resmlp", "resnet", "vit")
+}
+
+
+def _by_budget(name: str, method: Callable[..., Method]) -> Family:
+    """A method that is given the unit axes, the tiers' budgets and its own options."""
+    return Family(
+        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name])
+    )
+
+
+def _heterofl(c: Any, axes: Axes) -> Method:
+    options = c.submodel.heterofl
+    return heterofl(
+        axes,
+        tuple(c.tiers.budget),
+        scaler=options.scaler,
+        masked_loss=options.masked_loss,
+        redraw=tuple(c.tiers.share) if options.dynamic else None,
+    )
+
+
+TRANSFORMERS = ("vit",)
+"""Models whose branches stay where they are unless a budget changes."""
+
+
+def branches_of(c: Any) -> tuple[int, ...]:
+    """Branches per layer of every tier."""
+    tiers = len(c.tiers.budget)
+    if c.tiers.branches or c.submodel.name != "dynamicfl":
+        return tuple(c.tiers.branches) or (0,) * tiers
+    return tuple(range(tiers))
+
+
+def _dynamicfl(c: Any) -> dict[str, Any]:
+    options = dict(c.submodel.dynamicfl)
+    if options["structure"] == "auto":
+        fixed = c.model.name in TRANSFORMERS
+        options["structure"] = "fixed" if fixed else "sensitivity"
+    return {"number": branches_of(c), **options}
+
+
+METHODS: dict[str, Family] = {
+    "fedavg": _by_budget("fedavg", fedavg.fedavg),
+    "heterofl": Family(_heterofl),
+    "federated_dropout": _by_budget("federated_dropout", federated_dropout),
+    "fedrolex": _by_budget("fedrolex", fedrolex),
+    "fjord": _by_budget("fjord", fjord),
+    "fiarse": Family(
+        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
+    ),
+    "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
+    "depthfl": _by_budget("depthfl", depthfl)._replace(blocks=True, exits=True),
+    "inclusivefl": _by_budget("inclusivefl", inclusivefl)._replace(
+        blocks=True, exits=True
+    ),
+    "scalefl": Family(
+        lambda c, axes: scalefl(
+            axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
+        ),
+        blocks=True,
+        exits=True,
+    ),
+    "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),
+    "lora": Family(
+        lambda c, axes: lora(axes, tuple(c.tiers.budget)),
+        lambda c, model: adapt(model, **c.submodel.lora),
+    ),
+    "dynamicfl": Family(
+        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)), branches=True
+    ),
+    "ladder": Family(
+        lambda c, axes: ladder(
+            axes, tuple(c.tiers.budget), **c.submodel.ladder, **_dynamicfl(c)
+        ),
+        branches=True,
+    ),
+}
+
+RULES: dict[str, Callable[[Any], Rule]] = {
+    "size": lambda c: weights.size(),
+    "uniform": lambda c: weights.uniform(),
+    "q_ffl": lambda c: weights.q_ffl(**c.fairness.q_ffl),
+}
+
+
+def _sgd(c: Any) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(c.local.weight_decay)
+    sgd = optax.sgd(c.local.learning_rate, momentum=c.local.momentum or None)
+    return optax.chain(decay, sgd) if c.local.weight_decay else sgd
+
+
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adam": lambda c: optax.adamw(
+        c.local.learning_rate, weight_decay=c.local.weight_decay
+    ),
+}
+
+SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    # beta2 and epsilon (tau) as in Reddi et al. 2021, section 5.
+    "adam": lambda rate: optax.adam(rate, b2=0.99, eps=1e-3),
+    "yogi": lambda rate: optax.yogi(rate, b2=0.99, eps=1e-3),
+}
+
+
+def _over(schedule: optax.Schedule) -> Callable[[Array], Any]:
+    return lambda round: schedule(round.astype(jnp.float32))
+
+
+SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
+    "constant": lambda rounds: lambda round: 1.0,
+    "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
+    "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
+}
+
+PARTITIONS = ("natural", "iid", "dirichlet")
+NORMALISATIONS = ("pooled", "client", "none")
+ASSIGNMENTS = ("random", "by_size", "by_label")
+CLASS_WEIGHTS = ("none", "balanced")
+SLOTS = ("padded", "stratified")
+CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)

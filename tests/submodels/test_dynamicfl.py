@@ -1,0 +1,395 @@
+"""DynamicFL: what branches leave alone, what they train, and which are alive."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairjax import checks, client, layout, round
+from fairjax.submodels import branches, cost
+from fairjax.submodels.dynamicfl import dynamicfl, level, plan
+from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.ladder import ladder
+from fairjax.types import Examples
+from tests import fakes
+
+MODEL = fakes.small_mlp()
+DATA = fakes.federation()
+NUMBER = (0, 1, 3)
+FORM = ("linear", "lowrank", "linear")
+LAYERS = branches.layers(MODEL.axes)
+
+
+def method(number=NUMBER, **options):
+    return dynamicfl(MODEL.axes, number, branch_form=FORM, **options)
+
+
+def trained(spec, tier, who=0, memory=None, rate=1.0):
+    """What `client.update` gives for one client of a tier."""
+    rule, data = spec.local.method, DATA
+    params = fakes.drawn(MODEL, data.x[:1])
+    memory = rule.memory.init(params) if memory is None else memory
+    member = fakes.member(who, tier, data)
+
+    @jax.jit
+    def run(params, memory):
+        kept = rule.units(jax.random.key(2), jnp.asarray(0), params, member)
+        return client.update(
+            jax.random.key(5),
+            params,
+            memory,
+            kept,
+            Examples(data.x, data.y, data.offset[who], data.count[who]),
+            member=member,
+            round=jnp.asarray(0),
+            local=spec.local,
+            rate=rate,
+        )
+
+    return run(params, memory)
+
+
+def local_trees(rule):
+    """The method, handing back its local tree before and after training."""
+
+    def leave(before, after, update):
+        return {"before": before, "after": after}, update
+
+    return rule._replace(leave=leave)
+
+
+# ---------------------------------------------------------------------- nothing is lost
+
+
+@pytest.mark.parametrize("options", [{}, {"matched": True}, {"structure": "fixed"}])
+def test_a_round_without_learning_rate_changes_nothing_at_all(options):
+    spec = fakes.spec(MODEL, method(**options), optimizer=optax.sgd(0.0))
+    state = fakes.start(spec, DATA)
+    step = jax.jit(functools.partial(round.step, spec=spec, layout=layout.vmapped()))
+    after = state
+    for _ in range(2):
+        after, info = step(after, DATA, fakes.cohort(tiers=(0, 1, 2, 2)))
+    assert np.all(info.valid)
+    assert fakes.equal(after.params, state.params)
+
+
+def test_no_tier_with_branches_is_fedavg():
+    assert method((0, 0, 0)).enter is None
+    spec, other = fakes.spec(MODEL, method()), fakes.spec(MODEL, fedavg(MODEL.axes))
+    # Beside tiers that have branches, one without trains the plain model to the bit.
+    plain = trained(spec, 0)[0]
+    expected = trained(other, 0, memory=())[0]
+    assert fakes.gap(plain, expected) < 1e-7
+    assert fakes.gap(trained(spec, 2)[0], expected) > 1e-3
+
+
+def test_everybody_receives_one_model():
+    """No tier keeps a leaf or drops a unit: what is deployed is what travels."""
+    rule = method()
+    assert rule.private is None
+    for tier in range(3):
+        kept = rule.units(jax.random.key(0), jnp.asarray(0), {}, fakes.member(0, tier))
+        assert kept.forward is None
+        assert kept.update is None
+
+
+# ---------------------------------------------------------------------- what is trained
+
+
+def test_living_branches_move_and_dead_ones_never():
+    rule = local_trees(method())
+    trees_, _, _, info = trained(fakes.spec(MODEL, rule, epochs=1), 1)
+    before, after = trees_["before"], trees_["after"]
+    # One branch per layer on average; without a past, from the bottom.
+    assert after["alive"].tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert fakes.equal(before["alive"], after["alive"])
+    for row, layer in enumerate(LAYERS):
+        for slot, psi in after["branches"][layer].items():
+            old = before["branches"][layer][slot]
+            if after["alive"][row, branches.number(slot)]:
+                assert not any(
+                    np.array_equal(psi[name], old[name])
+                    for name in psi
+                    # The first step of "second" has no bias to learn from.
+                    if psi[name].ndim > 1
+                )
+            else:
+                assert not any(np.any(leaf) for leaf in psi.values())
+    assert int(info.steps) == 3
+
+
+def test_branches_of_one_family_stay_apart():
+    rule = local_trees(method((3, 3, 3)))
+    after = trained(fakes.spec(MODEL, rule), 2)[0]["after"]["branches"]["hidden1"]
+    assert fakes.gap(after["0_linear"], after["2_linear"]) > 0.1
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_every_epoch_trains(epochs):
+    """The released code's first epoch trained nothing."""
+    rule = method((1, 1, 1))
+    delta, _, _, info = trained(fakes.spec(MODEL, rule, epochs=epochs), 0)
+    assert int(info.steps) == 3 * epochs
+    shorter = fakes.spec(MODEL, rule, epochs=epochs)
+    if epochs > 1:
+        shorter = fakes.spec(MODEL, rule, epochs=epochs - 1)
+        assert fakes.gap(delta, trained(shorter, 0)[0]) > 1e-3
+
+
+def test_branches_of_linear_families_are_learning_rates():
+    """The whole client update, against the control with the matched gradient."""
+    form = ("linear", "linear")
+    both = [
+        dynamicfl(
+            MODEL.axes, (2,), branch_form=form, structure="fixed", matched=control
+        )
+        for control in (False, True)
+    ]
+    ours, theirs = (trained(fakes.spec(MODEL, rule), 0)[0] for rule in both)
+    assert fakes.gap(ours, theirs) < 1e-5
+    # Two same-shape branches triple the rate of the kernels and biases they stand at.
+    plain = fakes.spec(MODEL, fedavg(MODEL.axes), epochs=1, optimizer=optax.sgd(1e-4))
+    one, two = (
+        trained(fakes.spec(MODEL, rule, epochs=1, optimizer=optax.sgd(1e-4)), 0)[0]
+        for rule in both
+    )
+    expected = trained(plain, 0, memory=())[0]
+    for got in (one, two):
+        ratio = got["hidden0"]["kernel"] / expected["hidden0"]["kernel"]
+        np.testing.assert_allclose(np.nanmedian(ratio), 3, rtol=1e-2)
+        head = got["head"]["kernel"] / expected["head"]["kernel"]
+        np.testing.assert_allclose(np.nanmedian(head), 1, rtol=1e-2)
+
+
+# -------------------------------------------------------------------------- sensitivity
+
+
+@pytest.mark.parametrize("kind", ["product", "gradient", "signed"])
+def test_sensitivity_is_the_mean_of_the_last_epoch(kind):
+    """At rate 0 the tree stands still, so that every step can be taken by hand."""
+    rule = method((3, 3, 3), sensitivity=kind)
+    spec = fakes.spec(MODEL, rule, epochs=2)
+    memory = trained(spec, 2, rate=0.0)[2]
+    local = trained(fakes.spec(MODEL, local_trees(rule)), 2, rate=0.0)[0]["before"]
+    examples = Examples(DATA.x, DATA.y, DATA.offset[0], DATA.count[0])
+    order = client.stream(
+        jax.random.fold_in(jax.random.key(5), 1), DATA.count[0], spec.local.plan.stream
+    )
+
+    @jax.jit
+    def gradient(step):
+        batch = client.batch(examples, order, step, 4)
+
+        def loss(tree):
+            logits = MODEL.apply(branches.effective(tree), batch.x).logits
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
+            return jnp.sum(jnp.where(batch.where, each, 0)) / jnp.sum(
+                batch.where
+            ).astype(jnp.float32)
+
+        return jax.grad(loss)(local)["branches"]
+
+    of = {
+        "product": lambda g, v: np.abs(g * v).sum(),
+        "gradient": lambda g, v: (g**2).sum(),
+        "signed": lambda g, v: (g * v).sum(),
+    }[kind]
+
+    def by_hand(steps):
+        table = np.zeros((len(LAYERS), len(FORM)))
+        for step in steps:
+            for layer, slots in gradient(step).items():
+                for slot, grads in slots.items():
+                    psi = local["branches"][layer][slot]
+                    table[LAYERS.index(layer), branches.number(slot)] += sum(
+                        of(np.asarray(grads[name]), np.asarray(psi[name]))
+                        for name in psi
+                    ) / len(steps)
+        return table
+
+    np.testing.assert_allclose(memory["sensitivity"], by_hand((3, 4, 5)), rtol=2e-4)
+    assert np.max(np.abs(memory["sensitivity"] - by_hand(range(6)))) > 1e-4
+    assert np.array_equal(memory["alive"], np.ones((2, 3)))
+
+
+# ----------------------------------------------------------------------------- the plan
+
+
+def planned(sensitivity, alive, number, admitted=None, moved=0.5):
+    sensitivity, alive = (np.asarray(v, np.float32) for v in (sensitivity, alive))
+    admitted = np.ones(alive.shape, bool) if admitted is None else admitted
+    return np.asarray(
+        _plan(sensitivity, alive, np.asarray(admitted), number, moved=moved)
+    )
+
+
+_plan = jax.jit(plan, static_argnames="moved")
+
+
+def test_without_a_past_slots_fill_bottom_to_top():
+    nothing = np.zeros((3, 3))
+    admitted = [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
+    got = planned(nothing, nothing, 4, np.asarray(admitted, bool))
+    assert got.tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
+
+
+def test_redundant_branches_move_to_the_important_layer():
+    sensitivity = [[1, 2, 0], [0, 9, 0], [3, 0, 0]]
+    alive = [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    # The two least sensitive go; the layer of the most sensitive gets both.
+    got = planned(sensitivity, alive, 4)
+    assert got.tolist() == [[0, 0, 0], [1, 1, 1], [1, 0, 0]]
+    assert planned(sensitivity, alive, 4, moved=0.0).tolist() == alive
+
+
+def test_a_changed_budget_keeps_the_most_sensitive():
+    sensitivity = [[1, 2, 0], [0, 9, 0], [3, 0, 0]]
+    alive = [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert planned(sensitivity, alive, 0).sum() == 0
+    poorer = planned(sensitivity, alive, 2, moved=0.0)
+    assert poorer.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
+    richer = planned(sensitivity, alive, 6, moved=0.0)
+    assert richer.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert planned(sensitivity, alive, 99).sum() == 9
+
+
+@given(seed=st.integers(0, 2**16), number=st.integers(0, 14), moved=st.floats(0.0, 1.0))
+def test_a_plan_spends_the_budget_on_slots_that_exist(seed, number, moved):
+    rng = np.random.default_rng(seed)
+    admitted = rng.random((4, 3)) < 0.8
+    alive = (rng.random((4, 3)) < 0.5) & admitted
+    sensitivity = rng.normal(size=(4, 3)).astype(np.float32)
+    with jax.disable_jit():
+        got = plan(
+            jnp.asarray(sensitivity),
+            jnp.asarray(alive.astype(np.float32)),
+            jnp.asarray(admitted),
+            jnp.asarray(number),
+            moved=moved,
+        )
+    got = np.asarray(got) > 0
+    assert got.sum() == min(number, admitted.sum())
+    assert not np.any(got & ~admitted)
+    stays, goes = got & alive, alive & ~got
+    if stays.any() and goes.any():
+        assert sensitivity[stays].min() >= sensitivity[goes].max()
+    carried = min(alive.sum(), number)
+    assert stays.sum() >= carried - np.floor(np.float32(moved) * np.float32(carried))
+
+
+def test_a_level_structure_is_alike_in_every_layer():
+    admitted = jnp.asarray([[1, 0, 1, 1], [1, 1, 1, 1]], bool)
+    got = level(admitted, jnp.asarray(2))
+    assert got.tolist() == [[1, 0, 1, 0], [1, 1, 0, 0]]
+
+
+def test_the_next_round_is_planned_from_what_was_remembered():
+    """Important layers gain, and the plan of a "random" structure is another one."""
+    rule = local_trees(method((1, 1, 1), moved=1.0))
+    past = {
+        "alive": jnp.asarray([[1.0, 1, 0], [0, 0, 0]]),
+        "sensitivity": jnp.asarray([[1.0, 5, 0], [0, 0, 0]]),
+    }
+    spec = fakes.spec(MODEL, rule, epochs=1)
+    alive = trained(spec, 0, memory=past)[0]["after"]["alive"]
+    assert alive.sum() == 2
+    # All are moved, none of them to where it was.
+    assert not np.any(np.asarray(alive * past["alive"]))
+    fixed = local_trees(method((1, 1, 1), structure="fixed"))
+    alive = trained(fakes.spec(MODEL, fixed, epochs=1), 0, memory=past)[0]["after"]
+    assert alive["alive"].tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+# ------------------------------------------------------------- the ladder, and the bill
+
+
+def test_a_ladder_reaches_below_and_above_the_plain_model():
+    model = fakes.small_mlp((8,))
+    rule = ladder(
+        model.axes,
+        (0.5, 1.0, 1.0),
+        kinds=("width", "plain", "plain"),
+        cut=(),
+        blocks=(),
+        number=(0, 0, 2),
+        branch_form=FORM,
+    )
+    spec = fakes.spec(model, rule, epochs=1)
+    state = fakes.start(spec, DATA)
+    step = functools.partial(round.step, spec=spec)
+    cohort = fakes.cohort(tiers=(0, 1, 2, 2))
+    masked, _ = jax.jit(functools.partial(step, layout=layout.vmapped()))(
+        state, DATA, cohort
+    )
+    sliced = layout.sliced(layout.vmapped(), (1, 1, 2))
+    other, _ = jax.jit(functools.partial(step, layout=sliced))(state, DATA, cohort)
+    assert masked.memory["alive"].sum((1, 2)).tolist() == [0, 0, 2, 2]
+    assert fakes.gap(masked.params, other.params) < 1e-5
+    assert fakes.gap(masked.memory, other.memory) < 1e-4
+    assert fakes.gap(masked.params, state.params) > 1e-3
+
+
+def test_branches_cost_a_step_and_no_record():
+    rule, bills = method(), []
+    params = fakes.drawn(MODEL, DATA.x[:1])
+    for tier in range(3):
+        member = fakes.member(0, tier)
+        kept = rule.units(jax.random.key(0), jnp.asarray(0), params, member)
+        bills.append(
+            cost.ledger(
+                MODEL,
+                rule,
+                client.mean_cross_entropy(),
+                optax.sgd(0.1, momentum=0.9),
+                params,
+                kept,
+                member,
+                x=DATA.x[:1],
+            )
+        )
+    poor, middle, rich = bills
+    grow = ("flops_step", "optimizer_floats")
+    for key in poor:
+        if key in grow:
+            assert poor[key] <= middle[key] < rich[key]
+        else:
+            assert poor[key] == middle[key] == rich[key]
+    assert poor["flops_step"] == 0
+    # Tier 1 has "linear" and "lowrank" at the bottom layer; a b is in * rank * out.
+    multiply_adds = 6 * 4 * 16
+    # Its gradients with respect to a and b, and the biases' share.
+    assert middle["flops_step"] >= 3 * 2 * multiply_adds
+    assert middle["flops_step"] <= 3 * 2 * (multiply_adds + 2 * 4 * 16)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: method((0, -1, 2)), "tiers.branches: expected a finite number >= 0"),
+        (lambda: dynamicfl(MODEL.axes, (1,), branch_form=("2x2",)), "branch_form"),
+        (lambda: method(structure="fix"), "fixed"),
+        (lambda: method(sensitivity="norm"), "submodel.dynamicfl.sensitivity"),
+        (lambda: method(moved=1.5), "submodel.dynamicfl.moved"),
+        (
+            lambda: dynamicfl(MODEL.axes, (1,), branch_form=("1x1",)).memory.init(
+                fakes.drawn(MODEL, DATA.x[:1])
+            ),
+            "a family that fits one of hidden0, hidden1",
+        ),
+        (
+            lambda: ladder(
+                MODEL.axes, (0.5, 1.0), kinds=(), cut=(), blocks=(), number=(1, 1)
+            ),
+            "tiers.branches: expected 0 for tier 0",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_is_refused(build, words):
+    with pytest.raises(checks.InputError, match=words):
+        build()
