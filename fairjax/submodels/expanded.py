@@ -6,6 +6,7 @@ or with the batch norms that the paper's released code puts into every branch. N
 trains it; it is the reference for what collapsing keeps and for what norms would cost.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -150,13 +151,13 @@ class Branch(NamedTuple):
 
     psi: Psi
     """As in `branches.shapes`, without biases; "scale", the identity, has none."""
-    norms: Mapping[str, Mapping[str, Float[Array, "channels"]]]
+    norms: Mapping[str, dict[str, Float[Array, "channels"]]]
     """{"bias": {"scale", "bias"}}; a sequence has "between", of its first map, too."""
 
 
-Block = Mapping[str, Branch]
+Block = dict[str, Branch]
 """{family: branch}, "KxK" (or "linear") among them."""
-Measured = Mapping[str, Mapping[str, Moments]]
+Measured = dict[str, dict[str, Moments]]
 """{family: {norm: moments}}."""
 
 
@@ -191,7 +192,7 @@ def block(
         given = None if moments is None else moments[family]
         y, measured[family] = _normed(family, branch, x, kernel, conv, given)
         parts.append(y)
-    return sum(parts[1:], parts[0]), measured
+    return functools.reduce(jnp.add, parts), measured
 
 
 def _normed(
@@ -240,7 +241,7 @@ def fold(
         for family, branch in block.items()
     ]
     kernels, biases = zip(*parts, strict=True)
-    return sum(kernels[1:], kernels[0]), sum(biases[1:], biases[0])
+    return functools.reduce(jnp.add, kernels), functools.reduce(jnp.add, biases)
 
 
 def _folded(family: str, branch: Branch, moments: Mapping[str, Moments]) -> Psi:
@@ -341,16 +342,18 @@ def expand(
             )
             psi = {} if family == "scale" else psi
             others[family] = fresh(family, psi, kernel, dtype)
+
+    def measured(made: Block) -> Measured:
+        return block(made, x, kernel, conv)[1]
+
     # Twice: what the outer norm of a sequence receives is what the inner one gives.
-    for _ in range(2):
-        _, moments = block(others, x, kernel, conv)
-        others = passing(others, moments)
-    shift, offset = fold(others, moments, kernel, conv.groups)
+    others = passing(others, measured(others))
+    others = passing(others, measured(others))
+    shift, offset = fold(others, measured(others), kernel, conv.groups)
     name = "KxK" if len(kernel) > 2 else "linear"
     base = {name: fresh(name, {"kernel": plain["kernel"] - shift}, kernel, dtype)}
-    _, own = block(base, x, kernel, conv)
-    base = passing(base, own)
+    base = passing(base, measured(base))
     norm = base[name].norms["bias"]
-    bias = norm["bias"] + plain.get("bias", 0) - offset
-    base = {name: Branch(base[name].psi, {"bias": norm | {"bias": bias}})}
-    return base | others, own | moments
+    norm = norm | {"bias": norm["bias"] + plain.get("bias", 0) - offset}
+    whole = {name: Branch(base[name].psi, {"bias": norm}), **others}
+    return whole, measured(whole)
