@@ -141,15 +141,16 @@ def tau(
     Source: transforms I to VI of Ding et al. 2021.
     """
     *space, inputs, outputs = kernel
-    bias = psi.get("bias")
+    taps, bias = math.prod(space), psi.get("bias")
     if family in ("1x1-KxK", "lowrank"):
-        first = psi["first"].reshape(inputs, groups, -1)
-        second = psi["second"].reshape(*space, -1, groups, outputs // groups)
-        product = jnp.einsum("igm,...mgo->...igo", first, second)
+        # A product per tap: over all taps at once, XLA:CPU transposes whole kernels.
+        first = psi["first"].reshape(inputs, groups, -1).swapaxes(0, 1)
+        second = psi["second"].reshape(taps, -1, groups, outputs // groups)
+        second = second.swapaxes(1, 2)
+        product = jnp.stack([first @ tap for tap in second]).swapaxes(1, 2)
         if bias is not None:
-            between = psi["between"].reshape(groups, -1)
-            over_space = second.sum(tuple(range(len(space))))
-            bias = bias + jnp.einsum("gm,mgo->go", between, over_space).ravel()
+            between = psi["between"].reshape(groups, 1, -1)
+            bias = bias + (between @ second.sum(0)).ravel()
         return product.reshape(*space, inputs, outputs), bias
     if family == "scale":
         own = np.tile(np.eye(inputs), (1, groups))
@@ -158,7 +159,8 @@ def tau(
     else:
         part = psi["kernel"]
     if family == "1x1-avg":
-        return jnp.broadcast_to(part / math.prod(space), kernel), bias
+        # Not broadcast: XLA:CPU is slow at its gradient, a sum over leading axes.
+        return jnp.concatenate([part / taps] * taps).reshape(kernel), bias
     around = [
         ((length - 1) // 2, length // 2) if here == 1 else (0, 0)
         for length, here in zip(space, part.shape[: len(space)], strict=True)
