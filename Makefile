@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test verify lint format lock clean venv
+.PHONY: demo test verify bench lint format lock clean venv
 
 demo: venv
 	$(BIN)/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
@@ -18,6 +18,9 @@ test: venv
 verify: venv
 	PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or not slow"
+
+bench: venv
+	$(BIN)/python scripts/bench.py --name=branches
 
 lint: venv
 	$(BIN)/ruff check .

@@ -141,16 +141,15 @@ def tau(
     Source: transforms I to VI of Ding et al. 2021.
     """
     *space, inputs, outputs = kernel
-    taps, bias = math.prod(space), psi.get("bias")
+    bias = psi.get("bias")
     if family in ("1x1-KxK", "lowrank"):
-        # A product per tap: over all taps at once, XLA:CPU transposes whole kernels.
-        first = psi["first"].reshape(inputs, groups, -1).swapaxes(0, 1)
-        second = psi["second"].reshape(taps, -1, groups, outputs // groups)
-        second = second.swapaxes(1, 2)
-        product = jnp.stack([first @ tap for tap in second]).swapaxes(1, 2)
+        first = psi["first"].reshape(inputs, groups, -1)
+        second = psi["second"].reshape(*space, -1, groups, outputs // groups)
+        product = jnp.einsum("igm,...mgo->...igo", first, second)
         if bias is not None:
-            between = psi["between"].reshape(groups, 1, -1)
-            bias = bias + (between @ second.sum(0)).ravel()
+            between = psi["between"].reshape(groups, -1)
+            over_space = second.sum(tuple(range(len(space))))
+            bias = bias + jnp.einsum("gm,mgo->go", between, over_space).ravel()
         return product.reshape(*space, inputs, outputs), bias
     if family == "scale":
         own = np.tile(np.eye(inputs), (1, groups))
@@ -160,6 +159,7 @@ def tau(
         part = psi["kernel"]
     if family == "1x1-avg":
         # Not broadcast: XLA:CPU is slow at its gradient, a sum over leading axes.
+        taps = math.prod(space)
         return jnp.concatenate([part / taps] * taps).reshape(kernel), bias
     around = [
         ((length - 1) // 2, length // 2) if here == 1 else (0, 0)
