@@ -209,6 +209,7 @@ class Layer(NamedTuple):
     kernel: tuple[int, ...]
     bias: bool
     dtype: Any
+    groups: int = 1
 
 
 def present(params: Params, layers: Sequence[str]) -> list[Layer]:
@@ -241,10 +242,14 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
     wanted = {
         layer.name: {
             f"{column}_{family}": shapes(
-                family, layer.kernel, bias=layer.bias, rank=form.rank
+                family,
+                layer.kernel,
+                bias=layer.bias,
+                rank=form.rank,
+                groups=layer.groups,
             )
             for column, family in enumerate(form.families)
-            if fits(family, layer.kernel)
+            if fits(family, layer.kernel, layer.groups)
         }
         for layer in layers
     }

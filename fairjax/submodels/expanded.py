@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from fairjax import keys
 from fairjax.submodels import branches
 from fairjax.submodels.branches import Psi
 from fairjax.types import Moments
@@ -333,15 +332,13 @@ def expand(
     have scale 1 and bias 0 and so pass mean 0 and variance 1 alone.
     """
     kernel, dtype = plain["kernel"].shape, plain["kernel"].dtype
+    layer = branches.Layer(0, "", kernel, False, dtype, conv.groups)
+    drawn = branches.draw(key, [layer], branches.Form(tuple(families)))[""]
     others = {}
-    for place, family in enumerate(families):
-        if branches.fits(family, kernel, conv.groups):
-            here = keys.at(key, place)
-            psi = branches.draw(
-                here, family, kernel, dtype, bias=False, groups=conv.groups
-            )
-            psi = {} if family == "scale" else psi
-            others[family] = fresh(family, psi, kernel, dtype)
+    for slot, psi in drawn.items():
+        family = slot.partition("_")[2]
+        psi = {} if family == "scale" else psi
+        others[family] = fresh(family, psi, kernel, dtype)
 
     def measured(made: Block) -> Measured:
         return block(made, x, kernel, conv)[1]
