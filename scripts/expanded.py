@@ -106,13 +106,10 @@ def plain(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, None]
 
 def drawn(key: jax.Array, own: Any, x: jax.Array) -> Any:
     """Random branches without norms, and the base that is left."""
-    shape, psi = own["kernel"].shape, {}
-    for i, family in enumerate(expanded.BLOCK):
-        if branches.fits(family, shape):
-            here = keys.at(key, i)
-            psi[family] = branches.draw(
-                here, family, shape, own["kernel"].dtype, bias=True
-            )
+    kernel = own["kernel"]
+    layer = branches.Layer(0, "", kernel.shape, True, kernel.dtype)
+    named = branches.draw(key, [layer], branches.Form(expanded.BLOCK))[""]
+    psi = {slot.partition("_")[2]: leaves for slot, leaves in named.items()}
     total = collapse({"base": jax.tree.map(jnp.zeros_like, own), "branches": psi})
     return {"base": jax.tree.map(jnp.subtract, own, total), "branches": psi}
 

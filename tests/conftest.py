@@ -1,11 +1,17 @@
 """Hard mode: what silently converts in production fails here."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test is XLA compiling a program that then runs once. `make verify` compiles
 # as users do.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
@@ -17,3 +23,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("deep", max_examples=500, deadline=None)
 hypothesis.settings.load_profile("ci")
+
+
+def pytest_configure(config):
+    """What one worker compiled, the others and the processes they start load.
+
+    The folder is new in every session: no result hangs on an earlier one.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    programs = tempfile.TemporaryDirectory(prefix="fairjax-")
+    config.add_cleanup(programs.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+    jax.config.update("jax_compilation_cache_dir", programs.name)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     result = train(small(), workdir, log=lambda n, row: seen.append((n, row)))
     return result, seen
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to go on with."""
+    return shutil.copytree(finished[0].workdir, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """The workdir of five rounds in one go, profiled."""
+    workdir = tmp_path_factory.mktemp("runs") / "longer"
+    train(small(rounds=5), workdir, profile=True)
+    return workdir
 
 
 # -------------------------------------------------------------------- what a run leaves
@@ -290,18 +305,16 @@ def test_a_continued_run_sums_up_as_one_that_never_stopped(tmp_path):
     assert continued == straight
 
 
-def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(tmp_path):
-    train(small(), tmp_path / "a")
-    train(small(rounds=5), tmp_path / "a")
-    train(small(rounds=5), tmp_path / "b")
+def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(copied, longer):
+    train(small(rounds=5), copied)
     # Round 3 was the last of the short run, so it was evaluated there.
-    extended, straight = (rows(tmp_path / n / "metrics.jsonl") for n in ("a", "b"))
+    extended, straight = (rows(n / "metrics.jsonl") for n in (copied, longer))
     assert [row["round"] for row in extended] == [1, 2, 3, 4, 5]
     for ours, theirs in zip(extended, straight, strict=True):
         for name, value in theirs.items():
             if not name.startswith("time/"):
                 assert ours[name] == value
-    assert fakes.equal(final_params(tmp_path / "a"), final_params(tmp_path / "b"))
+    assert fakes.equal(final_params(copied), final_params(longer))
 
 
 def test_fewer_rounds_and_other_configs_are_refused_by_name(finished):
@@ -330,17 +343,16 @@ def test_checkpoint_fields_may_differ(finished):
     train(small(checkpoint__keep=3), finished[0].workdir)
 
 
-def test_a_checkpoint_that_cannot_be_read_costs_one_round(tmp_path):
-    config = small()
-    train(config, tmp_path / "a")
-    straight = untimed(tmp_path / "a" / "metrics.jsonl")
-    params = final_params(tmp_path / "a")
-    newest = tmp_path / "a" / "checkpoints" / "3"
+def test_a_checkpoint_that_cannot_be_read_costs_one_round(finished, copied):
+    newest = copied / "checkpoints" / "3"
     largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
     largest.write_bytes(b"")
-    train(config, tmp_path / "a")
-    assert untimed(tmp_path / "a" / "metrics.jsonl") == straight
-    assert fakes.equal(final_params(tmp_path / "a"), params)
+    trained = []
+    train(small(), copied, log=lambda number, row: trained.append(number))
+    assert trained == [3]
+    straight, name = finished[0], "metrics.jsonl"
+    assert untimed(copied / name) == untimed(straight.workdir / name)
+    assert fakes.equal(final_params(copied), straight.state.params)
 
 
 # The run that is killed, in a process of its own.
@@ -349,7 +361,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from fairjax import checkpoint
 sys.path.insert(0, {tests!r})
-from test_train import small
+from test_train import killed_run
 from fairjax.train import train
 
 save = checkpoint.Checkpoints.save
@@ -358,8 +370,12 @@ def save_and_die(self, round, state, meta):
     if round == {die}:  # the write is under way in a thread of its own
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = save_and_die
-train(small(rounds=12), sys.argv[1])
+train(killed_run(), sys.argv[1])
 """
+
+
+def killed_run():
+    return small(rounds=12)
 
 
 def drive(workdir, die=0):
@@ -367,21 +383,14 @@ def drive(workdir, die=0):
     return subprocess.Popen(
         [sys.executable, "-c", code, str(workdir)],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
         cwd=ROOT,
     )
-
-
-def finish(workdir):
-    process = drive(workdir)
-    _, err = process.communicate()
-    assert process.returncode == 0, err.decode()
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    finish(workdir)
+    train(killed_run(), workdir)
     return workdir
 
 
@@ -408,7 +417,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
-    finish(tmp_path / "run")
+    train(killed_run(), tmp_path / "run")
     same_end(tmp_path / "run", uninterrupted)
 
 
@@ -426,7 +435,7 @@ def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
     # A line that was being written when the power went.
     with metrics.open("a") as file:
         file.write('{"round": 99, "train/lo')
-    finish(tmp_path / "run")
+    train(killed_run(), tmp_path / "run")
     same_end(tmp_path / "run", uninterrupted)
 
 
@@ -456,9 +465,8 @@ def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_p
     assert not (tmp_path / "c").exists()
 
 
-def test_profile_writes_a_trace(tmp_path):
-    train(small(rounds=5), tmp_path, profile=True)
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+def test_profile_writes_a_trace(longer):
+    assert list((longer / "profile").rglob("*.xplane.pb"))
 
 
 def test_two_seeds_are_two_runs(finished, tmp_path):
