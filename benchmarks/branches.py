@@ -184,7 +184,7 @@ def layers(size: tuple[int, int, int, int]) -> dict[str, Callable[[], Any]]:
         return functools.reduce(jnp.add, parts, plain(base, x))
 
     def normed(own, x):
-        return expanded.block(own, x, shape, conv)[0]
+        return expanded.apply(own, x, shape, conv)[0]
 
     def run(form, own):
         def both(own, x, g):

@@ -28,22 +28,23 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.mark_flags_as_required(["name"], values)
 
 
-def report(benchmark: Any, results: dict[str, Any]) -> str:
-    """Table and origin of a benchmark's figures."""
+def filled(page: str, name: str, results: dict[str, Any]) -> str:
+    """The page with the table of a benchmark, and where its figures are from."""
     versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "jax"))
     origin = (
         f"`{results['command']}` on {results['machine']} ({results['device']}); "
         f"{versions}."
     )
-    return f"{benchmark.table(results)}\n\n{origin}"
+    body = f"{BENCHMARKS[name].table(results)}\n\n{origin}"
+    return fill(page, f"<!-- benchmarks/{name}.json -->", body)
 
 
 def main(options: flags.FlagValues) -> None:
     """Measures."""
     name = checks.one_of("--name", options.name, BENCHMARKS)
-    made, benchmark = provenance(), BENCHMARKS[name]
+    made = provenance()
     load = [os.getloadavg()[0]]
-    figures = benchmark.measure()
+    figures = BENCHMARKS[name].measure()
     load.append(os.getloadavg()[0])
     results = {
         "command": f"python scripts/bench.py --name={name}",
@@ -54,9 +55,8 @@ def main(options: flags.FlagValues) -> None:
         **figures,
     }
     write_json(FOLDER / f"{name}.json", results)
-    readme = FOLDER / "README.md"
-    begin = f"<!-- benchmarks/{name}.json -->"
-    readme.write_text(fill(readme.read_text(), begin, report(benchmark, results)))
+    page = FOLDER / "README.md"
+    page.write_text(filled(page.read_text(), name, results))
 
 
 if __name__ == "__main__":

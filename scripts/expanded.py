@@ -2,7 +2,7 @@
 
     python scripts/expanded.py
 
-Writes results/expanded.json in two or three minutes on one CPU core. Everything is
+Writes results/expanded.json in about two minutes on one CPU core. Everything is
 trained on the digits in one place, on the same batches and from the same plain network:
 two 3 x 3 convolutions with ReLU, mean over space, dense head. In float64, so that what
 differs is the form and not its rounding.
@@ -144,7 +144,7 @@ def shape_of(block: expanded.Block) -> tuple[int, ...]:
 
 def normed(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, Any]:
     """The sum of all operations, every one with its norms."""
-    return expanded.block(own, x, shape_of(own), CONV, moments)
+    return expanded.apply(own, x, shape_of(own), CONV, moments)
 
 
 def fold(own: Any, moments: Any) -> Any:

@@ -4,6 +4,20 @@
 layer runs as DynamicFL draws it: every branch as operations of its own, without norms
 or with the batch norms that the paper's released code puts into every branch. No round
 trains it; it is the reference for what collapsing keeps and for what norms would cost.
+
+Where the layer is the same function as one convolution, and how far off it is where not
+(relative differences of a small network's logits on the digits, in float64, lowest to
+highest of three seeds; `python scripts/expanded.py`):
+
+- Without norms: always, gradients included, whatever base and branches are. Trained for
+  400 steps, expanded and collapsed differ by less than 1e-12.
+- With norms by given moments: with the kernel *and bias* of `fold`, less than 1e-12.
+  Without that bias, which the released code drops: 3.3 to 4.4.
+- With norms in training mode: on the batch whose moments are folded, and on no other.
+  By moments averaged over 20 batches, as released: 0.15 to 0.16.
+- An expansion: on the records that its norms were measured on, if they pass what they
+  receive (`expand`), less than 1e-12. In training mode with norms of scale 1 and bias
+  0, as released: 1.4 to 2.7.
 """
 
 import functools
@@ -160,7 +174,7 @@ Measured = dict[str, dict[str, Moments]]
 """{family: {norm: moments}}."""
 
 
-def block(
+def apply(
     block: Block,
     x: Float[Array, "B *space C"],
     kernel: Sequence[int],
@@ -253,7 +267,7 @@ def _folded(family: str, branch: Branch, moments: Mapping[str, Moments]) -> Psi:
         return {"kernel": psi["kernel"] * gain, "bias": bias}
     inner, between = _affine(norms["between"], moments["between"])
     if family == "1x1-avg":
-        # The mean of a constant is the constant: the inner offset needs no padding.
+        # The inner offset lies in the padding too, so that its average is itself.
         kernel = psi["kernel"] * inner * gain
         return {"kernel": kernel, "bias": between * gain + bias}
     return {
@@ -270,7 +284,7 @@ def reestimated(
     """Moments to evaluate by: the average of those of several batches.
 
     Args:
-        measured: what `block` returned for every batch, stacked: [batches, ...] a leaf.
+        measured: what `apply` returned for every batch, stacked: [batches, ...] a leaf.
 
     Source: the released code, which runs 20 batches in training mode and takes the
     average of their means and variances (with divisor n - 1, here n).
@@ -293,7 +307,11 @@ def fresh(family: str, psi: Psi, kernel: Sequence[int], dtype: Any) -> Branch:
 def passing(block: Block, moments: Measured) -> Block:
     """The block whose norms change nothing under these moments.
 
-    scale = sqrt(var + 1e-5),   bias = mean
+        scale = sqrt(var + 1e-5),   bias = mean
+
+    Args:
+        block: whose branches it has.
+        moments: of what every norm receives.
     """
 
     def one(moments: Moments) -> dict[str, Array]:
@@ -341,7 +359,7 @@ def expand(
         others[family] = fresh(family, psi, kernel, dtype)
 
     def measured(made: Block) -> Measured:
-        return block(made, x, kernel, conv)[1]
+        return apply(made, x, kernel, conv)[1]
 
     # Twice: what the outer norm of a sequence receives is what the inner one gives.
     others = passing(others, measured(others))

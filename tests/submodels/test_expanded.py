@@ -87,7 +87,7 @@ def figures():
     @jax.jit
     def run(plain, batches):
         x, other = batches
-        block = functools.partial(expanded.block, kernel=KERNEL, conv=CONV)
+        block = functools.partial(expanded.apply, kernel=KERNEL, conv=CONV)
         fold = functools.partial(expanded.fold, kernel=KERNEL, groups=CONV.groups)
         start, measured = expanded.expand(jax.random.key(0), plain, x, CONV)
         trained = noisy(start)
@@ -192,7 +192,7 @@ def test_a_norm_is_the_models_batch_norm():
     conv = Conv(padding=((1, 1), (1, 1)))
     block = {"scale": Branch(branch.psi, {"bias": norm})}
     y, moments = jax.jit(
-        functools.partial(expanded.block, kernel=(3, 3, 4, 4), conv=conv)
+        functools.partial(expanded.apply, kernel=(3, 3, 4, 4), conv=conv)
     )(block, x)
     expected, theirs = layers.batch_norm(norm, x)
     np.testing.assert_allclose(y, expected, atol=1e-5)

@@ -1,0 +1,52 @@
+"""scripts/bench.py: figures are whole, and the page is made from them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import branches
+from fairjax import checks
+from scripts import bench
+
+
+def results(name):
+    return json.loads((bench.FOLDER / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_the_page_says_what_was_measured(name):
+    page = (bench.FOLDER / "README.md").read_text()
+    made = results(name)
+    assert bench.filled(page, name, made) == page
+    assert made["command"] == f"python scripts/bench.py --name={name}"
+
+
+def test_every_form_of_every_model_was_timed():
+    made = results("branches")
+    assert (made["batch"], made["steps"]) == (branches.BATCH, branches.STEPS)
+    for part in ("client_step", "convolutions"):
+        assert list(made[part]) == list(branches.CASES)
+    for forms in made["client_step"].values():
+        assert list(forms) == list(branches.FORMS)
+
+
+def test_a_ratio_is_taken_inside_a_turn():
+    """A machine that halves its speed midway moves no ratio."""
+    made = branches.against({"plain": [1, 2, 2], "other": [3, 6, 8]}, 2)
+    assert made["plain"] == {"seconds": 1, "ratio": 1, "lowest": 1, "highest": 1}
+    assert made["other"] == {"seconds": 3, "ratio": 3, "lowest": 3, "highest": 4}
+
+
+def test_runs_take_turns(monkeypatch):
+    monkeypatch.setattr(branches, "TURNS", 2)
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = branches.timed(runs)
+    assert "".join(order) == "ababab"
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(checks.InputError, match=r'Did you mean "branches"'):
+        bench.main(SimpleNamespace(name="branch"))
