@@ -159,10 +159,11 @@ def layers(size: tuple[int, int, int, int]) -> dict[str, Callable[[], Any]]:
     families = [name for name in ALL if branches.fits(name, shape)]
     key = jax.random.key(0)
     x = jax.random.normal(key, (BATCH, side, side, inputs))
-    base = branches.draw(key, "KxK", shape, x.dtype, bias=False)
-    psi = {
-        name: branches.draw(key, name, shape, x.dtype, bias=False) for name in families
-    }
+    layer = branches.Layer(0, "", shape, False, x.dtype)
+    form = branches.Form(("KxK", *families))
+    drawn = branches.draw(key, [layer], form)[""]
+    base, *others = drawn.values()
+    psi = dict(zip(families, others, strict=True))
     block = {
         name: expanded.fresh(name, {} if name == "scale" else own, shape, x.dtype)
         for name, own in {"KxK": base, **psi}.items()
