@@ -273,12 +273,17 @@ def _is_shape(node: object) -> bool:
     return isinstance(node, tuple)
 
 
-def admitted(params: Params, layers: Sequence[str], form: Form) -> Bool[Array, "L R"]:
-    """Which slots of which layers exist: those whose family fits the kernel."""
+def admitted(
+    params: Params, layers: Sequence[str], form: Form
+) -> Bool[np.ndarray, "L R"]:
+    """Which slots of which layers exist: those whose family fits the kernel.
+
+    It follows from shapes, so it is known while tracing.
+    """
     table = np.zeros((len(layers), len(form.families)), bool)
     for layer in present(params, layers):
         table[layer.row] = [fits(family, layer.kernel) for family in form.families]
-    return jnp.asarray(table)
+    return table
 
 
 def bare(plain: Params, layers: Sequence[str], form: Form) -> Local:

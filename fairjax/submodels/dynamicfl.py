@@ -120,7 +120,7 @@ def branched(
         return method.units(key, round, params, member)._replace(extra=wanted)
 
     def alive(key: Array, plain: Params, wanted: Array, memory: Any) -> Array:
-        exists = branches.admitted(plain, layers, form)
+        exists = jnp.asarray(branches.admitted(plain, layers, form))
         if structure == "fixed":
             return level(exists, wanted)
         scores = memory["sensitivity"]

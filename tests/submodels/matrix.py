@@ -20,6 +20,7 @@ import optax
 from fairjax import client
 from fairjax.models import cnn, mlp, resmlp, resnet, vit
 from fairjax.submodels.depthfl import depthfl
+from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.federated_dropout import federated_dropout
 from fairjax.submodels.fedrolex import fedrolex
@@ -41,7 +42,14 @@ BUDGET, TIER, ROUND, WHO, STEPS = (0.25, 0.5, 1.0), 1, 11, 1, 2
 HETEROFL = {"scaler": True, "masked_loss": True}
 DEPTHFL = {"stages": (), "distill": True, "ramp": 5, "ensemble": True, "feddyn": 0.0}
 SCALEFL = {"width": (), "exits": (), "gamma": 0.5, "temperature": 3.0, "warmup": 0.0}
-LADDER = {"kinds": ("width", "width", "plain"), "cut": (), "blocks": ()}
+# The richest tier has branches; those of the others are there, and dead.
+LADDER = {
+    "kinds": ("width", "width", "plain"),
+    "cut": (),
+    "blocks": (),
+    "number": (0, 0, 2),
+}
+BRANCHES = {"branch_form": ("1xK", "1x1-avg", "linear", "lowrank"), "rank": 2}
 
 METHODS = {
     "fedavg": lambda axes: fedavg(axes),
@@ -55,7 +63,8 @@ METHODS = {
     "fjord": lambda axes: fjord(axes, BUDGET, distill=False),
     "fjord distilled": lambda axes: fjord(axes, BUDGET, distill=True),
     "lora": lambda axes: lora(axes, BUDGET),
-    "ladder": lambda axes: ladder(axes, BUDGET, **LADDER),
+    "dynamicfl": lambda axes: dynamicfl(axes, (0, 1, 2), **BRANCHES),
+    "ladder": lambda axes: ladder(axes, BUDGET, **LADDER, **BRANCHES),
     "partial": lambda axes: partial(axes, BUDGET, mode="rolling"),
     "depthfl": lambda axes: depthfl(axes, BUDGET, **DEPTHFL),
     # What a tier learns from another is the server's affair.
@@ -191,11 +200,12 @@ def gap(method, model, optimizer, clip):
         @jax.jit
         def both(params):
             kept = rule.units(jax.random.key(2), number, params, member)
+            memory = None if rule.memory is None else rule.memory.init(params)
             masked, sliced = (
                 update(
                     jax.random.key(5),
                     params,
-                    None,
+                    memory,
                     kept,
                     examples,
                     member=member,
