@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import configs.pbc_blood28
 import configs.trend
 from configs import default
 from fairjax import checks, command, names, specs
@@ -114,6 +115,15 @@ def test_the_table_of_the_trend_is_what_its_results_say():
     assert trend.judged(made) == made
     assert made["setting"] == experiment.changes(configs.trend.get_config())
     assert list(made["runs"]) == list(trend.METHODS)
+
+
+def test_the_table_of_the_blood_cells_is_what_its_results_say():
+    blood, results = script("blood"), script("results")
+    made = json.loads(blood.RESULTS.read_text())
+    assert results.fill(README, blood.BEGIN, blood.table(made)) == README
+    assert blood.judged(made) == made
+    assert made["setting"] == experiment.changes(configs.pbc_blood28.get_config())
+    assert made["complete_seeds"]["7:2:1"] == list(blood.SEEDS)
 
 
 def test_the_results_hold_what_the_configs_promise():
