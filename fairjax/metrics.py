@@ -132,7 +132,8 @@ def _macro_auroc(
         # The logit margin orders as the probability does and never saturates.
         return auroc(logits[:, 1] - logits[:, 0], y == 1, segment, n)
     log_p = jax.nn.log_softmax(logits)
-    areas = jnp.stack([auroc(log_p[:, c], y == c, segment, n) for c in range(classes)])
+    positive = jnp.arange(classes)[:, None] == y
+    areas = jax.vmap(lambda s, p: auroc(s, p, segment, n))(log_p.T, positive)
     return jnp.nanmean(areas, axis=0)
 
 

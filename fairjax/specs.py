@@ -163,19 +163,19 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
 
 
 def _check_branches(c: Any) -> None:
-    branches = c.tiers.branches
-    if not branches:
+    numbers = c.tiers.branches
+    if not numbers:
         return
-    if len(branches) != len(c.tiers.budget):
+    if len(numbers) != len(c.tiers.budget):
         what = f"{len(c.tiers.budget)} values, as tiers.budget"
-        checks.fail("tiers.branches", what, branches)
-    for number in branches:
+        checks.fail("tiers.branches", what, numbers)
+    for number in numbers:
         checks.in_range("tiers.branches", number, 0)
-    checks.non_decreasing("tiers.branches", branches)
-    if any(branches) and not names.METHODS[c.submodel.name].branches:
+    checks.non_decreasing("tiers.branches", numbers)
+    if any(numbers) and not names.METHODS[c.submodel.name].branches:
         named = [name for name, family in names.METHODS.items() if family.branches]
         what = f"no branches unless submodel.name is {' or '.join(named)}"
-        checks.fail("tiers.branches", what, branches)
+        checks.fail("tiers.branches", what, numbers)
 
 
 def _check_schedule(c: Any) -> None:
@@ -286,17 +286,12 @@ def build(config: ConfigDict) -> Run:
 
     family = names.METHODS[c.submodel.name]
     if c.model.name not in names.FOR_TABLES and splits.train.x.ndim != 4:
-        checks.fail(
-            "model.name",
-            f"one of {', '.join(names.FOR_TABLES)} for a table",
-            c.model.name,
-        )
+        what = f"one of {', '.join(names.FOR_TABLES)} for a table"
+        checks.fail("model.name", what, c.model.name)
     if family.blocks and c.model.name not in names.RESIDUAL:
-        checks.fail(
-            "model.name",
-            f"one of {', '.join(names.RESIDUAL)} for submodel.name {c.submodel.name}",
-            c.model.name,
-        )
+        known = ", ".join(names.RESIDUAL)
+        what = f"one of {known} for submodel.name {c.submodel.name}"
+        checks.fail("model.name", what, c.model.name)
     model = family.model(c, names.MODELS[c.model.name](c, len(splits.classes), family))
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)

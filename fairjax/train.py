@@ -437,9 +437,9 @@ def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
     slots = run.slots or federation.slots(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )
-    records = local.plan.steps * local.plan.batch_size
+    steps, size = local.plan.steps, local.plan.batch_size
     flops = [
-        count * records * bill["flops_train"]
+        count * steps * (size * bill["flops_train"] + bill["flops_step"])
         for count, bill in zip(slots, _ledgers(run, local, state), strict=True)
     ]
     memory = step.memory_analysis()

@@ -109,7 +109,7 @@ def drawn(key: jax.Array, own: Any, x: jax.Array) -> Any:
     kernel = own["kernel"]
     layer = branches.Layer(0, "", kernel.shape, True, kernel.dtype)
     named = branches.draw(key, [layer], branches.Form(expanded.BLOCK))[""]
-    psi = {slot.partition("_")[2]: leaves for slot, leaves in named.items()}
+    psi = {branches.family_of(slot): leaves for slot, leaves in named.items()}
     total = collapse({"base": jax.tree.map(jnp.zeros_like, own), "branches": psi})
     return {"base": jax.tree.map(jnp.subtract, own, total), "branches": psi}
 

@@ -57,9 +57,13 @@ Local = dict[str, Any]
 class Form(NamedTuple):
     """Which branches a layer may have."""
 
-    families: tuple[str, ...] = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale")
+    families: tuple[str, ...] = (
+        *("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale"),
+        *("linear", "lowrank"),
+    )
     """The family of every slot; a layer has those slots whose family fits it. A family
-    that is named twice has two slots."""
+    that is named twice has two slots. The default is the paper's set (whose K x K
+    branch is the base here) and what a matrix has in its place."""
     rank: int = 4
     """Inner width of "lowrank"."""
 
@@ -194,11 +198,11 @@ def layers(axes: Axes, skip: Sequence[str] = ()) -> tuple[str, ...]:
         # Split at numbers, every other part is one: "conv10" comes after "conv9".
         parts = re.split(r"(\d+)", layer)
         numbers = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-        found.append(((_RANK.get(of, 2), position, numbers), layer))
+        found.append(((_ORDER.get(of, 2), position, numbers), layer))
     return tuple(layer for _, layer in sorted(found))
 
 
-_RANK = {"stem": 0, "blocks": 1}
+_ORDER = {"stem": 0, "blocks": 1}
 
 
 class Layer(NamedTuple):
@@ -224,18 +228,20 @@ def present(params: Params, layers: Sequence[str]) -> list[Layer]:
     return found
 
 
-def number(slot: str) -> int:
-    """The column of a slot, by its name."""
+def column_of(slot: str) -> int:
+    """The column of a slot in the tables of all slots, by its name."""
     return int(slot.partition("_")[0])
 
 
-def _family(slot: str) -> str:
+def family_of(slot: str) -> str:
+    """The family of a slot, by its name."""
     return slot.partition("_")[2]
 
 
 def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
     """Random branches for all slots: N(0, 1 / inputs of a map) weights, biases of 0.
 
+    The result is {layer: {"<slot>_<family>": psi}}, the families being those that fit.
     One draw fills them all: random numbers for every branch by itself would be most of
     what a compiler has to do.
     """
@@ -308,7 +314,7 @@ def expand(
     where no branch is alive. It is `regroup` from a tree without branches.
 
     Args:
-        key: of the draw; that of a slot depends on its place and shape alone.
+        key: of the draw, which fills all slots in the order of their layers.
         plain: parameters; layers that it lacks have no branches.
         alive: 0/1; slots that do not exist (`admitted`) are ignored. If it is traced,
             every slot gets parameters, those of dead ones being 0; else alive ones do.
@@ -353,12 +359,12 @@ def regroup(
         before = local["branches"].get(layer.name, {})
         slots = {}
         for name, fresh in drawn[layer.name].items():
-            family = _family(name)
-            after = alive[layer.row, number(name)].astype(layer.dtype)
+            family = family_of(name)
+            after = alive[layer.row, column_of(name)].astype(layer.dtype)
             if name not in before and _dead(after):
                 continue
             if name in before:
-                old, was = before[name], local["alive"][layer.row, number(name)]
+                old, was = before[name], local["alive"][layer.row, column_of(name)]
                 was = was.astype(layer.dtype)
                 gone = _times(old, was * (1 - after))
                 _add(shift, layer.name, tau(family, gone, layer.kernel))
@@ -381,7 +387,7 @@ def effective(local: Local) -> Params:
     for layer, slots in local["branches"].items():
         kernel = leaves[f"{layer}/kernel"].shape
         for slot, psi in slots.items():
-            _add(shift, layer, tau(_family(slot), psi, kernel))
+            _add(shift, layer, tau(family_of(slot), psi, kernel))
     return _shifted(local["base"], shift)
 
 
@@ -391,13 +397,13 @@ merge = effective
 
 def living(local: Local, layers: Sequence[str]) -> Branches:
     """0/1 for every parameter of the branches: those of alive ones are trained."""
+
+    def flags(layer: str, slot: str, psi: Psi) -> dict[str, Array]:
+        alive = local["alive"][layers.index(layer), column_of(slot)]
+        return dict.fromkeys(psi, alive)
+
     return {
-        layer: {
-            slot: {
-                name: local["alive"][layers.index(layer), number(slot)] for name in psi
-            }
-            for slot, psi in slots.items()
-        }
+        layer: {slot: flags(layer, slot, psi) for slot, psi in slots.items()}
         for layer, slots in local["branches"].items()
     }
 
@@ -454,7 +460,7 @@ def multiplied(local: Local, layers: Sequence[str]) -> Params:
     moved: dict[str, Array] = {}
     for layer, slots in local["branches"].items():
         alive = local["alive"][layers.index(layer)]
-        weights = {slot: alive[number(slot)] for slot in slots}
+        weights = {slot: alive[column_of(slot)] for slot in slots}
         bias = leaves.get(f"{layer}/bias")
         plain = leaves[f"{layer}/kernel"], bias
         kernel, bias = _multiplied(plain, dict(slots), weights)
@@ -477,7 +483,7 @@ def _multiplied_backward(residual: Any, gradient: Any) -> tuple[Any, None, None]
     slots, alive = residual
     total = gradient
     for slot, psi in slots.items():
-        collapse = functools.partial(tau, _family(slot), kernel=gradient[0].shape)
+        collapse = functools.partial(tau, family_of(slot), kernel=gradient[0].shape)
         _, back = jax.vjp(collapse, psi)
         _, along = jax.jvp(collapse, (psi,), back(gradient))
         factor = alive[slot].astype(gradient[0].dtype)

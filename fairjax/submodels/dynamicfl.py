@@ -194,7 +194,7 @@ def _sensitivity(
     for layer, slots in local["branches"].items():
         for slot, psi in slots.items():
             parts = jax.tree.map(of, grads["branches"][layer][slot], psi)
-            place = layers.index(layer), branches.number(slot)
+            place = layers.index(layer), branches.column_of(slot)
             total = jnp.stack(jax.tree.leaves(parts)).sum()
             table = table.at[place].set(total.astype(table.dtype))
     return table

@@ -354,7 +354,7 @@ def expand(
     drawn = branches.draw(key, [layer], branches.Form(tuple(families)))[""]
     others = {}
     for slot, psi in drawn.items():
-        family = slot.partition("_")[2]
+        family = branches.family_of(slot)
         psi = {} if family == "scale" else psi
         others[family] = fresh(family, psi, kernel, dtype)
 

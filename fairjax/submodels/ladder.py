@@ -68,6 +68,9 @@ def ladder(
     for kind in kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
     number = number or (0,) * len(budget)
+    if len(number) != len(budget):
+        what = f"{len(budget)} values, as tiers.budget"
+        checks.fail("tiers.branches", what, number)
     for tier, (kind, count) in enumerate(zip(kinds, number, strict=True)):
         if count and kind != "plain" and budget[tier] < 1:
             what = f"0 for tier {tier}, of kind {kind!r} and below the plain model"

@@ -244,7 +244,7 @@ def test_regroup_keeps_what_lives_and_ends_what_does_not(seed, model):
     assert fakes.equal(after["alive"], alive[1] * admitted.astype(jnp.float32))
     for layer, slots in after["branches"].items():
         for slot, psi in slots.items():
-            row, column = names.index(layer), branches.number(slot)
+            row, column = names.index(layer), branches.column_of(slot)
             was, now = alive[0][row, column], alive[1][row, column]
             if was and now:
                 assert fakes.equal(psi, local["branches"][layer][slot])

@@ -81,7 +81,7 @@ def test_a_round_without_learning_rate_changes_nothing_at_all(options):
 def test_no_tier_with_branches_is_fedavg():
     assert method((0, 0, 0)).enter is None
     spec, other = fakes.spec(MODEL, method()), fakes.spec(MODEL, fedavg(MODEL.axes))
-    # Beside tiers that have branches, one without trains the plain model to the bit.
+    # Beside tiers that have branches, one without trains the plain model.
     plain = trained(spec, 0)[0]
     expected = trained(other, 0, memory=())[0]
     assert fakes.gap(plain, expected) < 1e-7
@@ -111,7 +111,7 @@ def test_living_branches_move_and_dead_ones_never():
     for row, layer in enumerate(LAYERS):
         for slot, psi in after["branches"][layer].items():
             old = before["branches"][layer][slot]
-            if after["alive"][row, branches.number(slot)]:
+            if after["alive"][row, branches.column_of(slot)]:
                 assert not any(
                     np.array_equal(psi[name], old[name])
                     for name in psi
@@ -135,7 +135,6 @@ def test_every_epoch_trains(epochs):
     rule = method((1, 1, 1))
     delta, _, _, info = trained(fakes.spec(MODEL, rule, epochs=epochs), 0)
     assert int(info.steps) == 3 * epochs
-    shorter = fakes.spec(MODEL, rule, epochs=epochs)
     if epochs > 1:
         shorter = fakes.spec(MODEL, rule, epochs=epochs - 1)
         assert fakes.gap(delta, trained(shorter, 0)[0]) > 1e-3
@@ -206,7 +205,7 @@ def test_sensitivity_is_the_mean_of_the_last_epoch(kind):
             for layer, slots in gradient(step).items():
                 for slot, grads in slots.items():
                     psi = local["branches"][layer][slot]
-                    table[LAYERS.index(layer), branches.number(slot)] += sum(
+                    table[LAYERS.index(layer), branches.column_of(slot)] += sum(
                         of(np.asarray(grads[name]), np.asarray(psi[name]))
                         for name in psi
                     ) / len(steps)
@@ -289,7 +288,7 @@ def test_a_level_structure_is_alike_in_every_layer():
 
 
 def test_the_next_round_is_planned_from_what_was_remembered():
-    """Important layers gain, and the plan of a "random" structure is another one."""
+    """All branches move, or, in a fixed structure, none does."""
     rule = local_trees(method((1, 1, 1), moved=1.0))
     past = {
         "alive": jnp.asarray([[1.0, 1, 0], [0, 0, 0]]),
@@ -306,6 +305,27 @@ def test_the_next_round_is_planned_from_what_was_remembered():
 
 
 # ------------------------------------------------------------- the ladder, and the bill
+
+
+@pytest.mark.parametrize("structure", ["sensitivity", "random"])
+def test_random_structures_ask_no_sensitivity(structure):
+    """Which of two branches stays hangs on the key, or on what they did."""
+    rule = method((1, 1, 1), structure=structure, moved=0.5)
+    params, member = fakes.drawn(MODEL, DATA.x[:1]), fakes.member(0, 0)
+    kept = rule.units(jax.random.key(0), jnp.asarray(0), params, member)
+    whole = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), params)
+    past = {
+        "alive": jnp.asarray([[1.0, 1, 0], [0, 0, 0]]),
+        "sensitivity": jnp.asarray([[1.0, 5, 0], [0, 0, 0]]),
+    }
+
+    @jax.jit
+    def stays(key):
+        local, _ = rule.enter(key, params, kept, past, whole, whole)
+        return local["alive"][0, :2]
+
+    which = {tuple(stays(jax.random.key(i)).tolist()) for i in range(12)}
+    assert which == ({(0, 1)} if structure == "sensitivity" else {(0, 1), (1, 0)})
 
 
 def test_a_ladder_reaches_below_and_above_the_plain_model():
@@ -386,6 +406,12 @@ def test_branches_cost_a_step_and_no_record():
                 MODEL.axes, (0.5, 1.0), kinds=(), cut=(), blocks=(), number=(1, 1)
             ),
             "tiers.branches: expected 0 for tier 0",
+        ),
+        (
+            lambda: ladder(
+                MODEL.axes, (0.5, 1.0), kinds=(), cut=(), blocks=(), number=(1,)
+            ),
+            "2 values, as tiers.budget",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
