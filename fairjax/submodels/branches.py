@@ -399,7 +399,7 @@ def living(local: Local, layers: Sequence[str]) -> Branches:
     """0/1 for every parameter of the branches: those of alive ones are trained."""
 
     def flags(layer: str, slot: str, psi: Psi) -> dict[str, Array]:
-        alive = local["alive"][layers.index(layer), column_of(slot)]
+        alive: Array = local["alive"][layers.index(layer), column_of(slot)]
         return dict.fromkeys(psi, alive)
 
     return {
