@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/train.py --config=configs/submodels/ladder.py --workdir=runs/ladder
 
-About a minute on 2 CPU cores. Shows a width tier, a depth tier, a plain one and one with
+About half a minute on 2 CPU cores. Shows a width tier, a depth tier, a plain one and one with
 branches of DynamicFL side by side.
 """
 
