@@ -212,7 +212,7 @@ def _without_conflicts(
     order = jnp.argsort(jnp.where(valid, loss, jnp.inf), stable=True)
     rank = jnp.argsort(order)
     first_kept = jnp.ceil((number - 1).astype(loss.dtype) * (1 - alpha))
-    kept = (rank >= first_kept) & (alpha > 0)
+    kept = (rank.astype(loss.dtype) >= first_kept) & (alpha > 0)
     squares = jnp.diagonal(inner)
     identity = jnp.eye(len(valid), dtype=inner.dtype)
 
