@@ -15,6 +15,7 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 from fairjax import checks
+from fairjax.data import groups
 from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, TEST, TRAIN, Table
 
@@ -52,6 +53,9 @@ _LEVELS["thal"] = (3, 6, 7)
 _ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
 _MAY_MISS = _COLUMNS[3:]
 _FLAMBY_COLUMNS = _COLUMNS[:10]
+AGE_CUTS = (45.0, 55.0)
+"""Years from which age is a coronary risk factor of men and of women (NCEP ATP III,
+JAMA 2001;285:2486)."""
 
 
 class HeartDisease(tfds.core.GeneratorBasedBuilder):
@@ -226,18 +230,29 @@ def _need_network(timeout: float = 5.0) -> None:
 
 
 def load(config: str, data_dir: str | None) -> Table:
-    """The federation of four hospitals in reading "all" or "flamby"."""
+    """The federation of four hospitals in reading "all" or "flamby".
+
+    Patient groups are sex and age band; both are known of every patient, and features.
+    """
     builder = HeartDisease(
         config=config, file_format=prepared.FILE_FORMAT, folder=_folder(data_dir)
     )
     records = prepared.read(prepared.prepare(builder), "records")
+    x, features = records["x"], feature_names(config)
+    age, male = (x[:, features.index(name)] for name in ("age", "sex"))
+    columns = (
+        groups.by_value("sex", np.where(male == 1, "male", "female")),
+        groups.by_band("age", age, AGE_CUTS),
+    )
     return Table(
         name="heart_disease" if config == "all" else f"heart_disease/{config}",
-        x=records["x"],
+        x=x,
         y=records["label"].astype(np.int32),
         split=records["split"].astype(np.int8),
         classes=("healthy", "ill"),
         source=SOURCE,
         client=np.array(HOSPITALS)[records["hospital"]],
-        features=feature_names(config),
+        group=groups.stacked(columns),
+        groups=tuple(column.attribute for column in columns),
+        features=features,
     )
