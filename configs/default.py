@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     c.eval_every = 5  # rounds between evaluations; the last round always is one
 
     c.data = ConfigDict()
-    # breast_cancer, heart_disease, heart_disease/flamby, digits, mixtures, pbc_blood28,
-    # npz or csv
+    # breast_cancer, heart_disease, heart_disease/flamby, diabetes130, digits, mixtures,
+    # pbc_blood28, npz or csv
     c.data.name = "breast_cancer"
     c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv

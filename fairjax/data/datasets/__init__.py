@@ -14,6 +14,7 @@ DATASETS = (
     "breast_cancer",
     "heart_disease",
     "heart_disease/flamby",
+    "diabetes130",
     "digits",
     "mixtures",
     "pbc_blood28",
@@ -64,6 +65,10 @@ def load(
         from fairjax.data.datasets import mixtures
 
         return mixtures.load()
+    if name == "diabetes130":
+        from fairjax.data.datasets import diabetes130
+
+        return diabetes130.load(data_dir)
     if name == "pbc_blood28":
         from fairjax.data.datasets import pbc_blood28
 
