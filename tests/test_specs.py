@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import breast_cancer, default, digits, heart_disease, pbc_blood28, smoke
+from configs import (
+    breast_cancer,
+    default,
+    diabetes130,
+    digits,
+    heart_disease,
+    pbc_blood28,
+    smoke,
+)
 from fairjax import checks, names, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
@@ -143,7 +151,7 @@ def test_every_field_of_the_default_is_explained():
             assert "  # " in line or lines[number - 1].strip().startswith("#"), line
 
 
-EXAMPLES = (breast_cancer, digits, heart_disease, pbc_blood28)
+EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28)
 
 
 @pytest.mark.parametrize("config", [*EXAMPLES, smoke])
