@@ -108,6 +108,11 @@ def of_cells(name: str, cells: np.ndarray, cuts: Sequence[float]) -> Column:
     return by_value(name, cells)
 
 
-def stacked(columns: Sequence[Column]) -> Int[np.ndarray, "E A"] | None:
-    """`Table.group` of these columns; None without any."""
-    return np.stack([column.index for column in columns], 1) if columns else None
+def stacked(
+    columns: Sequence[Column],
+) -> tuple[Int[np.ndarray, "E A"] | None, tuple[Attribute, ...]]:
+    """`group` and `groups` of a `Table`; (None, ()) without columns."""
+    if not columns:
+        return None, ()
+    attributes, indices = zip(*columns, strict=True)
+    return np.stack(indices, 1), attributes

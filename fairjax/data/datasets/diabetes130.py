@@ -5,7 +5,7 @@ drugs, at 130 hospitals and networks of the USA: 101,766 encounters of 71,518 pa
 of which 50,727 of 37,935 patients are read.
 
 Left out: encounters of unknown specialty (49,949) and, as by Strack et al., those that
-    ended in death or in a hospice (1,090 more), from which few are readmitted. Strack
+    ended in death or in a hospice (1,090 more), few of whom were readmitted. Strack
     et al. keep one encounter per patient, the first; here all stay.
 Client: the medical specialty of the admitting physician, since the file names no
     hospital: 72 of 1 to 14,237 encounters, 16 of them with 500 or more (47,291).
@@ -25,7 +25,6 @@ import hashlib
 import io
 import math
 import pathlib
-import socket
 import zipfile
 import zlib
 
@@ -153,24 +152,18 @@ class Diabetes130(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         path = self._path
         if path is None:
-            _need_network()
+            prepared.need_network(HOST, FILE)
             path = pathlib.Path(dl_manager.download(URL))
         return {"records": self._generate_examples(path)}
 
     def _generate_examples(self, path):
         columns = read(path)
         x, label = encode(columns), columns["readmitted"] == "<30"
+        names = [columns[c] for c in ("medical_specialty", "patient_nbr", "race")]
         for i in range(len(x)):
-            yield (
-                i,
-                {
-                    "x": x[i],
-                    "label": int(label[i]),
-                    "specialty": str(columns["medical_specialty"][i]),
-                    "patient": str(columns["patient_nbr"][i]),
-                    "race": str(columns["race"][i]),
-                },
-            )
+            specialty, patient, race = (str(cells[i]) for cells in names)
+            record = {"x": x[i], "label": int(label[i]), "specialty": specialty}
+            yield i, record | {"patient": patient, "race": race}
 
 
 def feature_names() -> tuple[str, ...]:
@@ -223,9 +216,8 @@ def encode(columns: dict[str, np.ndarray]) -> Float[np.ndarray, "E F"]:
     """The features of `feature_names`, NaN where unknown."""
     by_name: dict[str, np.ndarray] = {}
     # "[60-70)": the decades begin at multiples of 10.
-    by_name["age"] = np.array(
-        [int(c[1:].partition("-")[0]) + 5 for c in columns["age"]]
-    )
+    decades = [int(cell[1:].partition("-")[0]) for cell in columns["age"]]
+    by_name["age"] = np.array(decades) + 5
     by_name["male"] = _hot(columns["gender"], "Male")
     for name in _COUNTS:
         by_name[name] = columns[name].astype(float)
@@ -277,17 +269,6 @@ def _path(data_dir: str | None) -> pathlib.Path | None:
     return None
 
 
-def _need_network(timeout: float = 5.0) -> None:
-    """Fails at once where TFDS would retry for minutes."""
-    try:
-        socket.create_connection((HOST, 443), timeout=timeout).close()
-    except OSError as error:
-        raise checks.InputError(
-            f"data.data_dir: expected a folder with {FILE} (or FAIRJAX_DATA_DIR), or a "
-            f"network to fetch it from {HOST}; got {error}"
-        ) from error
-
-
 def load(data_dir: str | None) -> Table:
     """All encounters that stay; clients are specialties and no split is fixed."""
     builder = Diabetes130(path=_path(data_dir), file_format=prepared.FILE_FORMAT)
@@ -295,10 +276,12 @@ def load(data_dir: str | None) -> Table:
     x, features = records["x"], feature_names()
     age, male = (x[:, features.index(name)] for name in ("age", "male"))
     sex = np.where(np.isnan(male), "", np.where(male == 1, "male", "female"))
-    columns = (
-        groups.by_value("sex", sex),
-        groups.by_band("age", age, AGE_CUTS),
-        groups.by_value("race", records["race"].astype(str)),
+    group, attributes = groups.stacked(
+        [
+            groups.by_value("sex", sex),
+            groups.by_band("age", age, AGE_CUTS),
+            groups.by_value("race", records["race"].astype(str)),
+        ]
     )
     return Table(
         name="diabetes130",
@@ -309,7 +292,7 @@ def load(data_dir: str | None) -> Table:
         source=SOURCE,
         client=records["specialty"].astype(str),
         patient=records["patient"].astype(str),
-        group=groups.stacked(columns),
-        groups=tuple(column.attribute for column in columns),
+        group=group,
+        groups=attributes,
         features=features,
     )

@@ -116,8 +116,10 @@ def npz(path: str | None) -> Table:
     elif x.ndim == 3:
         x = x[..., None]
     classes = tuple(str(label) for label in range(int(y.max()) + 1 if len(y) else 0))
-    group = names("group")
-    grouped = [] if group is None else [groups.by_value("group", group)]
+    cells = names("group")
+    group, attributes = groups.stacked(
+        [] if cells is None else [groups.by_value("group", cells)]
+    )
     return _with_known_clients(
         Table(
             name="npz",
@@ -128,8 +130,8 @@ def npz(path: str | None) -> Table:
             source=f"file {found.name}",
             client=names("client"),
             patient=names("patient"),
-            group=groups.stacked(grouped),
-            groups=tuple(column.attribute for column in grouped),
+            group=group,
+            groups=attributes,
             scale=255.0,
         )
     )
@@ -201,6 +203,7 @@ def csv(
         grouped[name] = groups.of_cells(name, cells, cuts)
         if groups.numbers_of(cells) is None:
             no_features.add(name)
+    index, attributes = groups.stacked(list(grouped.values()))
     features = [name for name in header if name not in no_features]
     if not features:
         checks.fail(f"data.path {path}", "at least one feature column", header)
@@ -220,8 +223,8 @@ def csv(
             classes=classes,
             source=f"file {found.name}",
             features=tuple(features),
-            group=groups.stacked(list(grouped.values())),
-            groups=tuple(found.attribute for found in grouped.values()),
+            group=index,
+            groups=attributes,
             **named,
         )
     )

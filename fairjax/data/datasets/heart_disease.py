@@ -8,7 +8,6 @@ one: many copies of these tables in circulation are recoded.
 import hashlib
 import os
 import pathlib
-import socket
 
 import numpy as np
 import sklearn.model_selection
@@ -105,7 +104,8 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         if self._folder is None:
-            _need_network()
+            names = ", ".join(_file(name) for name in HOSPITALS)
+            prepared.need_network(HOST, names)
             paths = dl_manager.download({name: URL + _file(name) for name in HOSPITALS})
         else:
             folder = pathlib.Path(self._folder)
@@ -217,18 +217,6 @@ def _folder(data_dir: str | None) -> str | None:
     return None
 
 
-def _need_network(timeout: float = 5.0) -> None:
-    """Fails at once where TFDS would retry for minutes."""
-    try:
-        socket.create_connection((HOST, 443), timeout=timeout).close()
-    except OSError as error:
-        names = ", ".join(_file(name) for name in HOSPITALS)
-        raise checks.InputError(
-            f"data.data_dir: expected a folder with {names} (or FAIRJAX_DATA_DIR), or "
-            f"a network to fetch them from {HOST}; got {error}"
-        ) from error
-
-
 def load(config: str, data_dir: str | None) -> Table:
     """The federation of four hospitals in reading "all" or "flamby".
 
@@ -240,9 +228,11 @@ def load(config: str, data_dir: str | None) -> Table:
     records = prepared.read(prepared.prepare(builder), "records")
     x, features = records["x"], feature_names(config)
     age, male = (x[:, features.index(name)] for name in ("age", "sex"))
-    columns = (
-        groups.by_value("sex", np.where(male == 1, "male", "female")),
-        groups.by_band("age", age, AGE_CUTS),
+    group, attributes = groups.stacked(
+        [
+            groups.by_value("sex", np.where(male == 1, "male", "female")),
+            groups.by_band("age", age, AGE_CUTS),
+        ]
     )
     return Table(
         name="heart_disease" if config == "all" else f"heart_disease/{config}",
@@ -252,7 +242,7 @@ def load(config: str, data_dir: str | None) -> Table:
         classes=("healthy", "ill"),
         source=SOURCE,
         client=np.array(HOSPITALS)[records["hospital"]],
-        group=groups.stacked(columns),
-        groups=tuple(column.attribute for column in columns),
+        group=group,
+        groups=attributes,
         features=features,
     )
