@@ -328,9 +328,9 @@ def hospitals(splits: Splits, tiers: Int[np.ndarray, "N"]) -> list[dict[str, Any
         groups[name] = values, counts
     return [
         {
-            "name": hospital,
+            "client": hospital,
             "tier": int(tiers[k]),
-            "records": {name: int(part.count[k]) for name, part in parts.items()},
+            **{name: int(part.count[k]) for name, part in parts.items()},
             "classes": dict(zip(splits.classes, train.labels[k].tolist(), strict=True)),
             "groups": {
                 name: dict(zip(values, counts[k].tolist(), strict=True))

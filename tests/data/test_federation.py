@@ -147,12 +147,12 @@ def test_hospitals_are_counted_by_split_class_and_group():
     splits = build(records)
     told = split_of(splits, 240)
     book = federation.hospitals(splits, np.array([1, 0, 2]))
-    assert [row["name"] for row in book] == list(HOSPITALS)
+    assert [row["client"] for row in book] == list(HOSPITALS)
     assert [row["tier"] for row in book] == [1, 0, 2]
     for row in book:
-        mine = records.client == row["name"]
+        mine = records.client == row["client"]
         for name, code in SPLITS.items():
-            assert row["records"][name] == np.sum(mine & (told == code))
+            assert row[name] == np.sum(mine & (told == code))
         mine &= told == TRAIN
         for c, name in enumerate("abc"):
             assert row["classes"][name] == np.sum(mine & (records.y == c))
@@ -168,7 +168,8 @@ def test_hospitals_are_counted_by_split_class_and_group():
 def test_hospitals_without_attributes_have_no_groups():
     book = federation.hospitals(build(table()), np.zeros(3, int))
     assert [row["groups"] for row in book] == [{}, {}, {}]
-    assert set(book[0]) == {"name", "tier", "records", "classes", "groups"}
+    splits = ("train", "val", "test")
+    assert list(book[0]) == ["client", "tier", *splits, "classes", "groups"]
 
 
 # ------------------------------------------------------------------- small hospitals
