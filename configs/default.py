@@ -18,6 +18,9 @@ def get_config() -> ConfigDict:
     c.rounds = 50  # communication rounds
     c.cohort = 0  # clients per round; 0: all
     c.eval_every = 5  # rounds between evaluations; the last round always is one
+    # of the validation split, whose best round is kept in workdir/selected:
+    # balanced_accuracy, accuracy, auroc or loss
+    c.select = "balanced_accuracy"
 
     c.data = ConfigDict()
     # breast_cancer, heart_disease, heart_disease/flamby, digits, mixtures, pbc_blood28,

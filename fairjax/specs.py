@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, layout, names, round
+from fairjax import checks, client, layout, names, round, selection
 from fairjax.data import datasets, federation
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
@@ -76,6 +76,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("rounds", c.rounds)
     checks.in_range("cohort", c.cohort, 0)
     checks.positive("eval_every", c.eval_every)
+    checks.one_of("select", c.select, selection.CRITERIA)
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)
     checks.one_of("data.normalise", c.data.normalise, names.NORMALISATIONS)

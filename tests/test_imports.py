@@ -16,14 +16,26 @@ FLOORS = [
     {"keys", "trees", "losses"},
     {"models", "submodels", "aggregate", "fairness", "private", "metrics"},
     {"client"},
-    {"round", "layout", "principles"},
+    {"round", "layout", "principles", "selection"},
     {"data", "checkpoint", "names"},
     {"specs"},
     {"workdir"},
+    {"measure"},
+    {"final"},
     {"train", "command"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
-EDGES = {"report", "data", "checkpoint", "specs", "workdir", "train", "command"}
+EDGES = {
+    "report",
+    "data",
+    "checkpoint",
+    "specs",
+    "workdir",
+    "measure",
+    "final",
+    "train",
+    "command",
+}
 EDGE_ONLY = {
     "ml_collections",
     "orbax",

@@ -20,7 +20,8 @@ from configs import default
 from fairjax import checks, specs
 from fairjax import train as train_module
 from fairjax.checkpoint import Checkpoints
-from fairjax.train import evaluate, initial, load, train
+from fairjax.measure import evaluate
+from fairjax.train import initial, load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRINCIPLES = {

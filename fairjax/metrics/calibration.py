@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fairjax.metrics.segments import Weight, mean, once, rank, total
+from fairjax.metrics.segments import Weight, counted, mean, once, rank, total
 
 BINS = 15
 REACHED = 1e-3
-"""Farthest that the last Newton step may move a linear predictor."""
+"""Farthest that the last Newton step may move, in standardised logits."""
 
 
 def brier(
@@ -159,50 +159,40 @@ def line(
         71, 1-10) or it was not reached, and with a logit that is not finite. Source:
         Cox 1958, Biometrika 45, 562-565.
     """
-    times = once(weight, logit).astype(logit.dtype)
+    ranks, plus, minus = counted(logit, positive, segment, weight)
+    # Some positive lies above some negative, and some below.
+    overlap = jnp.ones((segments,), bool)
+    for ones, others in ((plus, minus), (minus, plus)):
+        above = jnp.where(ranks.below(others)[0] > 0, ones, 0)
+        overlap &= total(above, ranks.segment, segments) > 0
+    times = once(weight, logit)
     finite = jnp.isfinite(logit)
-    whole = total(jnp.where(finite, 0, times), segment, segments) == 0
+    overlap &= total(jnp.where(finite, 0, times), segment, segments) == 0
+
     logit = jnp.where(finite, logit, jnp.zeros_like(logit))
-
-    def sums(values: Array) -> Array:
-        return total(values * times, segment, segments)
-
     center = mean(logit, segment, segments, weight=weight)
     spread = mean((logit - center[segment]) ** 2, segment, segments, weight=weight)
-    scale = jnp.sqrt(jnp.where(spread > 0, spread, 1))
-    center = jnp.where(jnp.isnan(center), 0, center)
+    center = jnp.where(overlap, center, 0)
+    scale = jnp.sqrt(jnp.where(overlap, spread, 1))
     z = (logit - center[segment]) / scale[segment]
     y = positive.astype(logit.dtype)
-
-    def extremes(chosen: Array) -> tuple[Array, Array]:
-        inside = chosen & (times > 0)
-        low = jax.ops.segment_min(jnp.where(inside, z, jnp.inf), segment, segments)
-        high = jax.ops.segment_max(jnp.where(inside, z, -jnp.inf), segment, segments)
-        return low, high
-
-    (low_plus, high_plus), (low_minus, high_minus) = (
-        extremes(positive),
-        extremes(~positive),
-    )
-    # Of a class that is missing the extremes are infinite, and this is False.
-    overlap = (high_minus > low_plus) & (high_plus > low_minus)
-    ends = jnp.minimum(low_plus, low_minus), jnp.maximum(high_plus, high_minus)
 
     def newton(at: tuple[Array, Array], _: None):
         slope, intercept = at
         p = jax.nn.sigmoid(intercept[segment] + slope[segment] * z)
         curve = p * (1 - p)
-        h0, h1, h2 = sums(curve), sums(curve * z), sums(curve * z * z)
-        g0, g1 = sums(y - p), sums((y - p) * z)
+        terms = [curve, curve * z, curve * z * z, y - p, (y - p) * z]
+        each = jnp.stack(terms, axis=1) * times.astype(logit.dtype)[:, None]
+        h0, h1, h2, g0, g1 = total(each, segment, segments).T
         area = h0 * h2 - h1 * h1
         by = jnp.where(overlap & (area > 0), area, 1)
         d0, d1 = (h2 * g0 - h1 * g1) / by, (h0 * g1 - h1 * g0) / by
-        far = jnp.maximum(*(jnp.abs(d0 + d1 * end) for end in ends))
         # Flat where all of the records are answered with certainty: no maximum either.
-        return (slope + d1, intercept + d0), jnp.where(area > 0, far, jnp.inf)
+        moved = jnp.where(area > 0, jnp.abs(d0) + jnp.abs(d1), jnp.inf)
+        return (slope + d1, intercept + d0), moved
 
     zero = jnp.zeros((segments,), logit.dtype)
-    (slope, intercept), far = jax.lax.scan(newton, (zero, zero), length=steps)
-    known = overlap & whole & (far[-1] < REACHED)
+    (slope, intercept), moved = jax.lax.scan(newton, (zero, zero), length=steps)
+    known = overlap & (moved[-1] < REACHED)
     slope = jnp.where(known, slope / scale, jnp.nan)
     return Line(slope, jnp.where(known, intercept - slope * center, jnp.nan))

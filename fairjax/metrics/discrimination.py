@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fairjax.metrics.segments import Ranks, Weight, mean, once, rank, total
+from fairjax.metrics.segments import Weight, counted, mean, once, total
 
 
 def auroc(
@@ -34,7 +34,7 @@ def auroc(
         One area per segment; NaN where a segment lacks positives or negatives, or holds
         a score that is not a number.
     """
-    ranks, plus, minus = _ranked(scores, positive, segment, weight)
+    ranks, plus, minus = counted(scores, positive, segment, weight)
     n_plus, n_minus = (total(n, ranks.segment, segments) for n in (plus, minus))
     below, tied = (n.astype(scores.dtype) for n in ranks.below(minus))
     minus_here = jnp.maximum(n_minus, 1)[ranks.segment].astype(scores.dtype)
@@ -62,7 +62,7 @@ def auprc(
 
     Args, Returns: as `auroc`.
     """
-    ranks, plus, minus = _ranked(scores, positive, segment, weight)
+    ranks, plus, minus = counted(scores, positive, segment, weight)
     everyone = plus + minus
     n_plus, n_all = (total(n, ranks.segment, segments) for n in (plus, everyone))
     above_plus = n_plus[ranks.segment] - ranks.below(plus)[0]
@@ -75,16 +75,6 @@ def auprc(
     both = (n_plus > 0) & (n_all > n_plus)
     known = both & _numbers(scores, segment, segments, weight)
     return jnp.where(known, area, jnp.nan)
-
-
-def _ranked(
-    scores: Array, positive: Array, segment: Array, weight: Weight
-) -> tuple[Ranks, Array, Array]:
-    """Ranks, and by place how many positives and negatives there are."""
-    ranks = rank(scores, segment)
-    everyone = once(weight, positive)[ranks.index]
-    plus = jnp.where(positive[ranks.index], everyone, 0)
-    return ranks, plus, everyone - plus
 
 
 def _numbers(scores: Array, segment: Array, segments: int, weight: Weight) -> Array:
@@ -190,7 +180,7 @@ def youden(scores: Float[Array, "E"], positive: Bool[Array, "E"]) -> Float[Array
     Youden 1950, Cancer 3(1), 32-35.
     """
     one = jnp.zeros(scores.shape, jnp.int32)
-    ranks, plus, minus = _ranked(scores, positive, one, None)
+    ranks, plus, minus = counted(scores, positive, one, None)
     rate = [
         1 - ranks.below(n)[0].astype(scores.dtype) / jnp.sum(n).astype(scores.dtype)
         for n in (plus, minus)

@@ -20,8 +20,8 @@ def once(weight: Weight, like: Shaped[Array, "E"]) -> Int[Array, "E"]:
 
 
 def total(
-    values: Shaped[Array, "E"], segment: Int[Array, "E"], segments: int
-) -> Shaped[Array, "segments"]:
+    values: Shaped[Array, "E *more"], segment: Int[Array, "E"], segments: int
+) -> Shaped[Array, "segments *more"]:
     """Sum of every segment."""
     return jax.ops.segment_sum(values, segment, segments)
 
@@ -97,3 +97,16 @@ def rank(scores: Float[Array, "E"], segment: Int[Array, "E"]) -> Ranks:
         jax.lax.cummax(jnp.where(changes, place, 0)),
         jax.lax.cummin(past, reverse=True),
     )
+
+
+def counted(
+    scores: Float[Array, "E"],
+    positive: Bool[Array, "E"],
+    segment: Int[Array, "E"],
+    weight: Weight,
+) -> tuple[Ranks, Int[Array, "E"], Int[Array, "E"]]:
+    """Ranks, and by place how many positives and negatives there are."""
+    ranks = rank(scores, segment)
+    everyone = once(weight, positive)[ranks.index]
+    plus = jnp.where(positive[ranks.index], everyone, 0)
+    return ranks, plus, everyone - plus
