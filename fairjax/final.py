@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fairjax import keys, metrics, specs, trees
+from fairjax import keys, metrics, specs
 from fairjax import workdir as files
 from fairjax.keys import Role
 from fairjax.measure import Measure
 from fairjax.metrics import bootstrap, calibration, clients, groups
-from fairjax.types import Federation, RunState
+from fairjax.types import RunState
 
 RESAMPLES, LEVEL = 1000, 0.95
 LARGEST = 2**22
@@ -73,19 +73,20 @@ class Attribute(NamedTuple):
     """-1 where it is not known."""
 
 
-def attributes(named: tuple[Any, ...], data: Federation) -> list[Attribute]:
+def attributes(
+    named: tuple[Any, ...], group: Int[np.ndarray, "E ..."]
+) -> list[Attribute]:
     """The attributes of a split.
 
     Args:
         named: values of the one attribute "group", or for several their names and
             values; () for none.
-        data: the split.
+        group: its column [E], or theirs [E, A].
     """
-    column = np.asarray(data.group)
     if named and isinstance(named[0], str):
-        return [Attribute("group", named, column)]
+        return [Attribute("group", named, group)]
     return [
-        Attribute(each.name, tuple(each.values), column[:, i])
+        Attribute(each.name, tuple(each.values), group[:, i])
         for i, each in enumerate(named)
     ]
 
@@ -199,7 +200,7 @@ def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
     test, classes = run.splits.test, len(run.splits.classes)
     y = np.asarray(test.y)
     owner = np.repeat(np.arange(len(tiers)), np.asarray(test.count))
-    named = attributes(run.splits.groups, test)
+    named = attributes(run.splits.groups, np.asarray(test.group))
 
     def cut(column: np.ndarray, segments: int) -> list[_Part]:
         return [_part(y[column == s], classes) for s in range(segments)]
@@ -305,14 +306,14 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     thresholds = _chosen(run, full, own)
     figures = functools.partial(_draws, run, state, records)
     made = figures(full["test"], thresholds[0], RESAMPLES)
-    value, drawn = (trees.pick(made, part) for part in (0, slice(1, None)))
+    value, drawn = _at(made, 0), _at(made, slice(1, None))
     ends = jax.device_get(_bounds(drawn))
     whole = _Sheet(records, float(thresholds[0]), value, missing, ends.low, ends.high)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
 
     def of_tier(tier: int) -> dict[str, Any]:
         cut = thresholds[1 + tier]
-        value = trees.pick(figures(own["test"][tier], cut, 0), 0)
+        value = _at(figures(own["test"][tier], cut, 0), 0)
         sub = _Sheet(records, float(cut), value, missing)
         head = {"tier": tier, "n": records.parts[by_tier][tier].n}
         threshold = {"threshold": files.number(sub.threshold)}
@@ -354,7 +355,7 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
 
 def _chosen(
     run: specs.Run, full: dict[str, Array], own: dict[str, Array]
-) -> Float[np.ndarray, "1+T"]:
+) -> Float[np.ndarray, "models"]:
     """Threshold of the full model and of every sub-model; NaN where there is none."""
     if len(run.splits.classes) != 2 or "val" not in full:
         return np.full(1 + len(run.budget), np.nan, np.float32)
@@ -392,6 +393,11 @@ def _draws(
     return jax.tree.map(
         lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
     )
+
+
+def _at(made: _Figures, index: int | slice) -> _Figures:
+    """One resample, or some."""
+    return jax.tree.map(lambda leaf: leaf[index], made)
 
 
 def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
