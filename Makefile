@@ -21,6 +21,7 @@ verify: venv
 
 bench: venv
 	$(BIN)/python scripts/bench.py --name=branches
+	$(BIN)/python scripts/bench.py --name=bootstrap
 
 lint: venv
 	$(BIN)/ruff check .

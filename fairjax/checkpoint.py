@@ -21,11 +21,11 @@ class Checkpoints:
 
     Args:
         directory: created when missing.
-        keep: newest steps that stay on disk, at least 2.
+        keep: newest steps that stay on disk; with 1, a step that breaks is the last.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int):
-        checks.in_range("checkpoint.keep", keep, 2)
+        checks.count("keep", keep)
         self._directory = directory.absolute()
         self._keep = keep
         self._manager = self._open()
@@ -106,6 +106,15 @@ class Checkpoints:
             target = self._directory / f"invalid-{step}.{count}"
         source.rename(target)
         self._manager = self._open()
+
+    def keep_only(self, round: int | None) -> None:
+        """Removes every step but that of one round; None removes all.
+
+        A step that is to be saved again must go first: orbax would drop it.
+        """
+        for step in self._manager.all_steps():
+            if step != round:
+                self._manager.delete(step)
 
     def wait(self) -> None:
         """Returns when every save is whole on disk."""

@@ -464,6 +464,57 @@ def _is_moments(node: object) -> bool:
     return isinstance(node, Moments)
 
 
+def answers(
+    state: RunState,
+    x: PyTree[Num[Array, "..."]],
+    train: Federation,
+    tiers: Int[Array, "N"],
+    representatives: Member,
+    *,
+    spec: Spec,
+) -> tuple[PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]]:
+    """Logits of the full model and of every tier's own sub-model.
+
+    Where tiers keep leaves to themselves, the full model is the richest tier's.
+
+    Args:
+        state: the run.
+        x: inputs [E, ...], in as many blocks as wanted.
+        train: the training split, for the moments of batch norms.
+        tiers: budget tier of every client.
+        representatives: one client of every tier, [T] a leaf; its units stand for the
+            tier's where a method draws them per client.
+        spec: what a round does.
+
+    Returns:
+        (full model, sub-models): [E, C] and [T, E, C] for every block of `x`.
+    """
+    local = spec.local
+    units_key = keys.at(state.key, Role.UNITS, state.round)
+    everyone = jnp.ones(tiers.shape, bool)
+
+    def run(params: Params, kept: Kept, whose: Array) -> PyTree[Array]:
+        stats = None
+        if local.moments != "batch":
+            stats = calibrate(params, kept, train, whose, local=local)
+
+        def apply(params: Params, x: Array) -> Array:
+            return client.answer(local, params, x, kept, stats=stats)
+
+        return jax.tree.map(lambda x: metrics.logits_of(params, x, apply=apply), x)
+
+    def own(member: Member) -> PyTree[Array]:
+        params = private.gather(state.private, state.params, member)
+        kept = local.method.units(units_key, state.round, params, member)
+        whose = everyone
+        if local.moments == "per_tier":
+            whose = tiers == member.tier
+        return run(params, kept, whose)
+
+    full = private.whole(state.private, state.params)
+    return run(full, Kept(), everyone), jax.lax.map(own, representatives)
+
+
 def evaluate(
     state: RunState,
     data: Federation,
@@ -475,41 +526,18 @@ def evaluate(
 ) -> tuple[metrics.Evaluation, metrics.Evaluation]:
     """The full model and every tier's own sub-model on one split.
 
-    Where tiers keep leaves to themselves, the full model is the richest tier's.
-
     Args:
         state: the run.
         data: the split.
-        train: the training split, for the moments of batch norms.
+        train: see `answers`, as the rest.
         tiers: budget tier of every client.
-        representatives: one client of every tier, [T] a leaf; its units stand for the
-            tier's where a method draws them per client.
+        representatives: one client of every tier, [T] a leaf.
         spec: what a round does.
 
     Returns:
         (full model, sub-models with [T, ...] a leaf).
     """
-    local = spec.local
-    units_key = keys.at(state.key, Role.UNITS, state.round)
-    everyone = jnp.ones(tiers.shape, bool)
-
-    def run(params: Params, kept: Kept, whose: Array) -> metrics.Evaluation:
-        stats = None
-        if local.moments != "batch":
-            stats = calibrate(params, kept, train, whose, local=local)
-        return metrics.evaluate(
-            params,
-            data,
-            apply=lambda params, x: client.answer(local, params, x, kept, stats=stats),
-        )
-
-    def own(member: Member) -> metrics.Evaluation:
-        params = private.gather(state.private, state.params, member)
-        kept = local.method.units(units_key, state.round, params, member)
-        whose = everyone
-        if local.moments == "per_tier":
-            whose = tiers == member.tier
-        return run(params, kept, whose)
-
-    full = private.whole(state.private, state.params)
-    return run(full, Kept(), everyone), jax.lax.map(own, representatives)
+    x = jnp.asarray(data.x)
+    full, own = answers(state, x, train, tiers, representatives, spec=spec)
+    judge = functools.partial(metrics.evaluation_of, data=data)
+    return judge(full), jax.lax.map(judge, own)

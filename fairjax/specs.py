@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, layout, names, round
+from fairjax import checks, client, layout, names, round, selection
 from fairjax.data import datasets, federation
 from fairjax.fairness import personal
 from fairjax.models import layers
@@ -77,6 +77,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("rounds", c.rounds)
     checks.in_range("cohort", c.cohort, 0)
     checks.positive("eval_every", c.eval_every)
+    checks.one_of("select", c.select, selection.CRITERIA)
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)
     for entry in c.data.group:

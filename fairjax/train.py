@@ -16,12 +16,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fairjax import checks, keys, metrics, principles, report, round, specs
+from fairjax import (
+    baselines,
+    checks,
+    final,
+    keys,
+    measure,
+    principles,
+    report,
+    round,
+    selection,
+    specs,
+)
 from fairjax import workdir as files
 from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
@@ -29,7 +40,7 @@ from fairjax.data import federation
 from fairjax.keys import Role
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
-from fairjax.types import Cohort, Member, Params, RunState
+from fairjax.types import Cohort, Params, RunState
 
 Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
@@ -77,11 +88,14 @@ def train(
     init_from = run.config["model"]["init_from"]
     if params is None and init_from is not None:
         params = load(init_from)[1].params
-    state = initial(run, params)
+    state = start = initial(run, params)
 
     files.create(workdir)
-    folder = workdir / "checkpoints"
-    with Checkpoints(folder, keep=run.config["checkpoint"]["keep"]) as checkpoints:
+    keep = run.config["checkpoint"]["keep"]
+    with (
+        Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
+        _selected(run, workdir) as selected,
+    ):
         files.write_json(workdir / "config.json", run.config)
         files.write_json(workdir / "provenance.json", files.provenance())
         # Of the first state: a continued run pays what an uninterrupted one does.
@@ -91,9 +105,17 @@ def train(
             state = jax.tree.map(jnp.asarray, restored[0])
         for name in ("metrics.jsonl", "clients.jsonl"):
             files.truncate(workdir / name, int(state.round))
-        state, spent = _loop(run, state, tiers, workdir, checkpoints, log, profile)
+        state, measured_at, spent = _loop(
+            run, state, tiers, workdir, checkpoints, selected, log, profile
+        )
+        chosen = _best_state(run, state, workdir, selected)
 
     summary = _summary(run, state, tiers, whole, workdir, spent)
+    summary["final"] = final.final(run, measured_at, state, chosen)
+    if run.config["baselines"]:
+        summary["baselines"] = baselines.baselines(
+            run, start, state, measured_at(state)[0]
+        )
     files.write_json(workdir / "summary.json", summary)
     page = report.write(workdir)
     console = Console()
@@ -145,49 +167,31 @@ def load(workdir: str | os.PathLike[str]) -> tuple[specs.Run, RunState]:
     return run, jax.tree.map(jnp.asarray, restored[0])
 
 
-def evaluate(
-    run: specs.Run, state: RunState, split: str
-) -> tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]:
-    """The evaluation keys of metrics.jsonl on a split, and the figures behind them."""
-    return evaluator(run, split)(state)
-
-
-def evaluator(
-    run: specs.Run, split: str
-) -> Callable[
-    [RunState], tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]
-]:
-    """`evaluate` on one split, compiled once for many states of a run."""
-    data = getattr(run.splits, checks.one_of("split", split, ("train", "val", "test")))
-    if not data.y.shape[0]:
-        checks.fail("split", "a split with records", split)
-    compiled = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
-    members = representatives(run)
-
-    def measure(state: RunState):
-        tiers = run.tiers_at(state.round - 1)
-        full, own = compiled(state, data, train, tiers, members)
-        return metrics.summary(full, own, np.asarray(tiers)), (full, own)
-
-    return measure
-
-
-def representatives(run: specs.Run) -> Member:
-    """For every tier its first hospital (hospital 0 where it has none), [T] a leaf."""
-    tiers = np.arange(len(run.budget))
-    clients = np.array([int(np.argmax(run.tiers == tier)) for tier in tiers])
-    train = run.splits.train
-    return Member(
-        jnp.asarray(clients, jnp.int32),
-        jnp.asarray(tiers, jnp.int32),
-        jnp.ones(tiers.shape, bool),
-        jnp.asarray(train.count)[clients],
-        jnp.asarray(train.labels)[clients],
-    )
-
-
 # ----------------------------------------------------------------------------- the loop
+
+
+def _selected(
+    run: specs.Run, workdir: pathlib.Path
+) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    """Where the best round's state is kept; None without validation records."""
+    if not run.splits.rows["val"]:
+        return contextlib.nullcontext()
+    return Checkpoints(workdir / "selected", keep=1)
+
+
+def _best_state(
+    run: specs.Run,
+    state: RunState,
+    workdir: pathlib.Path,
+    selected: Checkpoints | None,
+) -> RunState | None:
+    """The state of the round that the validation split selects."""
+    rows = files.rows(workdir / "metrics.jsonl")
+    best = selection.best(rows, run.config["select"])
+    if selected is None or best is None:
+        return None
+    restored = selected.restore(state, round=best)
+    return None if restored is None else jax.tree.map(jnp.asarray, restored[0])
 
 
 def _loop(
@@ -196,20 +200,24 @@ def _loop(
     tiers: list[dict[str, Any]],
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
+    selected: Checkpoints | None,
     log: Log | None,
     profile: bool,
-) -> tuple[RunState, dict[str, Any]]:
+) -> tuple[RunState, measure.Measure, dict[str, Any]]:
     """The rounds that are left; what they cost this machine is {} if none is."""
     config = run.config
     first, last = int(state.round), config["rounds"]
+    started = time.perf_counter()
+    measured_at = measure.compiled(run, state)
     if first >= last:
-        return state, {}
+        return state, measured_at, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
-    test_data = jax.tree.map(jnp.asarray, run.splits.test)
     validation = None
     if "validation" in run.spec.rule.needs:
         validation = jax.tree.map(jnp.asarray, run.splits.val)
-    members = representatives(run)
+    rows = files.rows(workdir / "metrics.jsonl")
+    if selected is not None:
+        selected.keep_only(selection.best(rows, config["select"]))
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
         cohort = _cohort(run, state, state.round)
@@ -223,11 +231,7 @@ def _loop(
         )
         return state, (cohort, info)
 
-    started = time.perf_counter()
     step = jax.jit(one_round).lower(state).compile()
-    measure = jax.jit(functools.partial(round.evaluate, spec=run.spec))
-    tiers_now = run.tiers_at(first)
-    measure = measure.lower(state, test_data, train_data, tiers_now, members).compile()
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -257,28 +261,37 @@ def _loop(
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
             if number % config["eval_every"] == 0 or number == last:
-                tiers_now = run.tiers_at(number - 1)
-                full, own = jax.device_get(
-                    measure(state, test_data, train_data, tiers_now, members)
-                )
-                tier_of = np.asarray(tiers_now)
-                row |= metrics.summary(full, own, tier_of)
+                measured = jax.device_get(measured_at(state)[0])
+                tier_of = np.asarray(run.tiers_at(number - 1))
+                row |= measure.row(measured, tier_of)
                 files.write_lines(
                     clients_file,
-                    _client_rows(run, number, tier_of, cohort, info, full, own),
+                    measure.client_rows(run, number, tier_of, cohort, info, measured),
                 )
             row["time/round_s"] = round_s
             row = {name: files.number(value) for name, value in row.items()}
             files.write_lines(rounds_file, [row])
+            rows.append(row)
+            if selected is not None and number == selection.best(
+                rows, config["select"]
+            ):
+                # Whole before the round's own checkpoint begins: a run that goes on
+                # from there finds it.
+                selected.save(number, state, {"round": number})
+                selected.wait()
             if log is not None:
                 log(number, row)
             if number % config["checkpoint"]["every"] == 0 or number == last:
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
-    return state, {
-        "simulation": _simulation(run, state, step),
-        "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
-    }
+    return (
+        state,
+        measured_at,
+        {
+            "simulation": _simulation(run, state, step),
+            "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
+        },
+    )
 
 
 def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:
@@ -327,38 +340,6 @@ def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[st
         for t in range(len(run.budget)):
             row[f"cohort/{name}_tier_{t}"] = int(values[tier == t].sum())
     return row
-
-
-def _client_rows(
-    run: specs.Run,
-    number: int,
-    tiers: Int[np.ndarray, "N"],
-    cohort: Cohort,
-    info: round.RoundInfo,
-    full: metrics.Evaluation,
-    own: metrics.Evaluation,
-) -> Iterator[dict[str, Any]]:
-    valid = np.asarray(cohort.valid)
-    weights = dict(
-        zip(
-            np.asarray(cohort.client)[valid].tolist(),
-            np.asarray(info.weights, np.float64)[valid].tolist(),
-            strict=True,
-        )
-    )
-    for client, name in enumerate(run.splits.clients):
-        tier = int(tiers[client])
-        yield {
-            "round": number,
-            "client": name,
-            "tier": tier,
-            "n": int(full.clients.count[client]),
-            "weight": files.number(weights.get(client)),
-            "loss": files.number(full.clients.loss[client]),
-            "accuracy": files.number(full.clients.accuracy[client]),
-            "auroc": files.number(full.clients.auroc[client]),
-            "own_accuracy": files.number(own.clients.accuracy[tier, client]),
-        }
 
 
 @contextlib.contextmanager
@@ -417,7 +398,7 @@ def whole_bill(run: specs.Run, state: RunState) -> dict[str, int]:
 
 
 def _ledgers(run: specs.Run, local: Local, state: RunState) -> Iterator[dict[str, int]]:
-    members = representatives(run)
+    members = measure.representatives(run)
     units_key = keys.at(state.key, Role.UNITS, state.round)
     for tier in range(len(run.budget)):
         member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
@@ -489,7 +470,7 @@ def _summary(
             _drawn(run, state),
             np.stack([run.tiers_at(number) for number in range(int(state.round))]),
             state,
-            representatives(run),
+            measure.representatives(run),
             local=run.spec.local,
         ),
         "data": {

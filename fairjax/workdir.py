@@ -103,7 +103,9 @@ def number(value: Any) -> float | int | None:
 
 
 def rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All rows of a file of JSON lines."""
+    """All rows of a file of JSON lines; none before it is written."""
+    if not path.exists():
+        return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import branches
+from benchmarks import bootstrap, branches
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
 from scripts.results import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHMARKS = {"branches": branches}
+BENCHMARKS = {"bootstrap": bootstrap, "branches": branches}
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -27,7 +27,8 @@ from configs import pbc_blood28
 from fairjax import checks, command, specs
 from fairjax.checkpoint import Checkpoints
 from fairjax.data import federation
-from fairjax.train import evaluator, train
+from fairjax.measure import evaluator
+from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
 from scripts.experiment import Figure

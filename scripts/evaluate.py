@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 
 from fairjax import command
-from fairjax.train import evaluate, load
+from fairjax.measure import evaluate
+from fairjax.train import load
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ import sklearn.metrics
 from configs import breast_cancer, digits, heart_disease
 from fairjax import specs
 from fairjax.data.federation import Splits
-from fairjax.train import evaluate, train
+from fairjax.measure import evaluate
+from fairjax.train import train
 from fairjax.workdir import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -36,3 +37,11 @@ def pytest_configure(config):
     config.add_cleanup(programs.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
     jax.config.update("jax_compilation_cache_dir", programs.name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_resamples():
+    """Intervals of a run without XLA's optimisations would take longer than the run."""
+    from fairjax import final
+
+    final.RESAMPLES = 50

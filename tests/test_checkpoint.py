@@ -132,6 +132,18 @@ def test_a_save_that_orbax_drops_is_an_error(tmp_path):
             checkpoints.save(5, state(6), {"round": 5})
 
 
-def test_fewer_than_two_steps_cannot_be_kept(tmp_path):
-    with pytest.raises(checks.InputError, match=r"checkpoint\.keep: expected .* >= 2"):
-        Checkpoints(tmp_path, keep=1)
+def test_at_least_one_step_is_kept(tmp_path):
+    with pytest.raises(checks.InputError, match="keep: expected a whole number above"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_what_is_removed_can_be_saved_again(tmp_path):
+    save(tmp_path, [2, 5, 9])
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.keep_only(5)
+        checkpoints.save(9, state(7), {"round": 9})
+    assert steps(tmp_path) == [5, 9]
+    np.testing.assert_array_equal(restored(tmp_path)[0][0]["params"]["w"], 7.0)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.keep_only(None)
+    assert steps(tmp_path) == []

@@ -17,14 +17,28 @@ FLOORS = [
     {"models", "submodels", "aggregate", "private", "metrics"},
     {"client"},
     {"fairness"},
-    {"round", "layout", "principles"},
+    {"round", "layout", "principles", "selection"},
+    {"hospitals"},
     {"data", "checkpoint", "names"},
     {"specs"},
     {"workdir"},
+    {"measure"},
+    {"final", "baselines"},
     {"train", "command"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
-EDGES = {"report", "data", "checkpoint", "specs", "workdir", "train", "command"}
+EDGES = {
+    "report",
+    "data",
+    "checkpoint",
+    "specs",
+    "workdir",
+    "measure",
+    "final",
+    "baselines",
+    "train",
+    "command",
+}
 EDGE_ONLY = {
     "ml_collections",
     "orbax",

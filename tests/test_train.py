@@ -1,6 +1,7 @@
 """A run from its config to its files: what it leaves, and what survives a kill."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,10 +18,11 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, specs
+from fairjax import checks, selection, specs
 from fairjax import train as train_module
 from fairjax.checkpoint import Checkpoints
-from fairjax.train import evaluate, initial, load, train
+from fairjax.measure import evaluate
+from fairjax.train import initial, load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRINCIPLES = {
@@ -67,6 +69,17 @@ def untimed_summary(summary):
     return summary | {"metrics": last, "time": None, "simulation": None}
 
 
+def steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def selected_state(result):
+    """The state in workdir/selected, and its round."""
+    with Checkpoints(result.workdir / "selected", keep=1) as checkpoints:
+        state, meta = checkpoints.restore(result.state)
+    return state, meta["round"]
+
+
 def final_params(workdir):
     return load(workdir)[1].params
 
@@ -106,6 +119,7 @@ def test_the_files_of_a_run(finished):
         "clients.jsonl",
         "summary.json",
         "checkpoints",
+        "selected",
         "report.html",
         "figures",
     }
@@ -137,6 +151,7 @@ def test_metrics_have_flat_keys_and_no_nan(finished):
             *(f"submodel_{t}" for t in range(4)),
         ]
     }
+    evaluated |= {f"val/{name}" for name in selection.CRITERIA}
     assert ["eval/accuracy" in row for row in lines] == [False, True, True]
     assert evaluated <= set(lines[1]) & set(lines[2])
     for row in lines:
@@ -292,6 +307,74 @@ def test_the_report_is_one_page_with_every_hospital(finished):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+# ------------------------------------------------------------- selection, final figures
+
+
+def test_the_best_round_of_the_validation_split_is_kept(finished):
+    result, _ = finished
+    lines = rows(result.workdir / "metrics.jsonl")
+    best = max(lines[1:], key=lambda row: (row["val/balanced_accuracy"], -row["round"]))
+    state, number = selected_state(result)
+    assert steps(result.workdir / "selected") == [number] == [best["round"]]
+    assert int(state.round) == number
+    run, _ = load(result.workdir)
+    row, _ = evaluate(run, jax.tree.map(jnp.asarray, state), "val")
+    for name in selection.CRITERIA:
+        np.testing.assert_allclose(row[f"eval/{name}"], best[f"val/{name}"], rtol=1e-6)
+    final = result.summary["final"]
+    assert final["selected"]["round"] == number
+    assert final["last"]["round"] == 3
+    for name in ("accuracy", "auroc", "loss", "balanced_accuracy"):
+        last = final["last"]["pooled"][name]
+        np.testing.assert_allclose(last["value"], lines[-1][f"eval/{name}"], rtol=1e-5)
+        assert last["low"] <= last["value"] <= last["high"]
+
+
+def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
+    """With its labels turned round: the same rounds, selection and thresholds."""
+    fields = {"rounds": 6, "eval_every": 1, "select": "loss"}
+    fields["local__learning_rate"] = 1.0  # so that the last round is not the best
+    straight = train(small(**fields), tmp_path / "a")
+    build = specs.build
+
+    def turned(config):
+        run = build(config)
+        test = dataclasses.replace(run.splits.test, y=1 - run.splits.test.y)
+        return dataclasses.replace(
+            run, splits=dataclasses.replace(run.splits, test=test)
+        )
+
+    monkeypatch.setattr(specs, "build", turned)
+    other = train(small(**fields), tmp_path / "b")
+    for ours, theirs in zip(
+        *(rows(each.workdir / "metrics.jsonl") for each in (straight, other)),
+        strict=True,
+    ):
+        assert ours["eval/loss"] != theirs["eval/loss"]
+        for name in ("train/loss", *(f"val/{name}" for name in selection.CRITERIA)):
+            assert ours[name] == theirs[name]
+    ours, theirs = (each.summary["final"] for each in (straight, other))
+    for which in ("last", "selected"):
+        for name in ("round", "threshold"):
+            assert ours[which][name] == theirs[which][name]
+        assert ours[which]["pooled"]["auroc"] != theirs[which]["pooled"]["auroc"]
+    states = [selected_state(each) for each in (straight, other)]
+    assert fakes.equal(states[0][0].params, states[1][0].params)
+    assert ours["selected"]["round"] < ours["last"]["round"]
+
+
+def test_without_validation_records_nothing_is_selected(tmp_path):
+    result = train(small(rounds=1, data__partition__val_fraction=0.0), tmp_path)
+    assert not (tmp_path / "selected").exists()
+    assert not any(name.startswith("val/") for name in result.metrics)
+    final = result.summary["final"]
+    assert final["selected"] is None
+    assert "validation" in final["note"]
+    assert final["last"]["threshold"] is None
+    assert final["last"]["pooled"]["sensitivity"]["value"] is None
+    assert final["last"]["not_estimated"]["no threshold"] >= 2
+
+
 # --------------------------------------------------------------- resuming and extending
 
 
@@ -418,6 +501,13 @@ def same_end(workdir, uninterrupted):
     assert [a.tobytes() for a in map(np.asarray, ends[0])] == [
         b.tobytes() for b in map(np.asarray, ends[1])
     ]
+    assert steps(workdir / "selected") == steps(uninterrupted / "selected")
+    like = load(workdir)[1]
+    kept = []
+    for folder in (workdir, uninterrupted):
+        with Checkpoints(folder / "selected", keep=1) as checkpoints:
+            kept.append(checkpoints.restore(like)[0].params)
+    assert fakes.equal(*kept)
 
 
 def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
@@ -425,6 +515,16 @@ def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
+    train(killed_run(), tmp_path / "run")
+    same_end(tmp_path / "run", uninterrupted)
+
+
+def test_killed_in_the_middle_of_a_selection(tmp_path, uninterrupted):
+    """Round 2 is the first that is evaluated, and so the best so far."""
+    process = drive(tmp_path / "run", die=2)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 2
     train(killed_run(), tmp_path / "run")
     same_end(tmp_path / "run", uninterrupted)
 

@@ -1,0 +1,402 @@
+"""The figures that a run reports in the end: `summary.json`'s "final".
+
+Of the full model on the test split, with intervals; of every tier, hospital and patient
+group; and of what separates them. The threshold is chosen on the validation split.
+Intervals resample hospitals and their records, see `bootstrap.clustered`; they know
+nothing of other seeds. What cannot be estimated is null, and counted with its reason.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fairjax import keys, metrics, specs
+from fairjax import workdir as files
+from fairjax.keys import Role
+from fairjax.measure import Measure
+from fairjax.metrics import bootstrap, calibration, clients, groups
+from fairjax.types import RunState
+
+RESAMPLES, LEVEL = 1000, 0.95
+LARGEST = 2**22
+"""Numbers of an array of a chunk of resamples: 16 MB."""
+BETTER = {
+    "accuracy": 1,
+    "balanced_accuracy": 1,
+    "loss": -1,
+    "auroc": 1,
+    "auprc": 1,
+    "sensitivity": 1,
+    "specificity": 1,
+    "brier": -1,
+    "ece": -1,
+}
+"""Whether more is better; of Cox's line neither more nor less is."""
+OF_TWO = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
+OF_BOTH = ("auroc", "auprc", *OF_TWO)
+"""Metrics of two classes only, and those that need records of both."""
+
+
+def final(
+    run: specs.Run, measure: Measure, last: RunState, selected: RunState | None
+) -> dict[str, Any]:
+    """The last model, and the selected one or null with a note.
+
+    Args:
+        run: the run.
+        measure: see `measure.compiled`.
+        last: its state in the end.
+        selected: its state in the round that the validation split selects; None where
+            it has no records, or none of its figures could be estimated.
+    """
+    made: dict[str, Any] = {"last": _of(run, measure, last), "selected": None}
+    if selected is None:
+        return made | {"note": "no round could be selected on the validation split"}
+    if int(selected.round) == int(last.round):
+        return made | {"selected": made["last"]}
+    return made | {"selected": _of(run, measure, selected)}
+
+
+# ---------------------------------------------------------------------------- on device
+
+
+class _Figures(NamedTuple):
+    """V views of the same records, each cut into S segments; R resamples of each."""
+
+    quality: metrics.Quality
+    """[V, S], or [R, V, S]."""
+    gaps: groups.Gaps
+    """[V], or [R, V]; NaN with more than two classes."""
+    auroc_difference: Float[Array, "*R V"]
+
+
+def _figures(
+    logits: Float[Array, "E C"],
+    y: Int[Array, "E"],
+    views: Int[Array, "V E"],
+    threshold: Float[Array, ""],
+    weight: Int[Array, "E"] | None = None,
+    *,
+    segments: int,
+) -> _Figures:
+    def one(segment: Array) -> _Figures:
+        quality = metrics.quality(
+            logits, y, segment, segments, threshold=threshold, weight=weight
+        )
+        unknown = jnp.full((segments,), jnp.nan)
+        rates = groups.Rates(unknown, unknown, unknown)
+        if logits.shape[1] == 2:
+            predicted = metrics.predicted(logits, threshold)
+            rates = groups.rates(predicted, y == 1, segment, segments, weight=weight)
+            rates = jax.tree.map(
+                lambda leaf: jnp.where(jnp.isnan(threshold), jnp.nan, leaf), rates
+            )
+        return _Figures(quality, groups.gaps(rates), groups.difference(quality.auroc))
+
+    return jax.vmap(one)(views)
+
+
+@functools.partial(jax.jit, static_argnames=("segments", "longest"))
+def _resampled(
+    logits, y, views, threshold, offset, count, key, numbers, *, segments, longest
+) -> _Figures:
+    draw = functools.partial(
+        bootstrap.clustered,
+        offset=offset,
+        count=count,
+        rows=y.shape[0],
+        longest=longest,
+    )
+    return bootstrap.resampled(
+        lambda weight: _figures(logits, y, views, threshold, weight, segments=segments),
+        draw,
+        key,
+        numbers,
+    )
+
+
+@jax.jit
+def _thresholds(logits: Float[Array, "M E 2"], y: Int[Array, "E"]):
+    """Of every model."""
+    p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+    return jax.vmap(metrics.youden, (0, None))(p, y == 1)
+
+
+@jax.jit
+def _reliability(logits: Float[Array, "E C"], y: Int[Array, "E"]):
+    confidence = calibration.confidence(jax.nn.softmax(logits), y)
+    return calibration.reliability(*confidence, jnp.zeros_like(y), 1)
+
+
+_bounds = jax.jit(functools.partial(bootstrap.bounds, level=LEVEL))
+
+
+# -------------------------------------------------------------------------- on the host
+
+
+class _Part(NamedTuple):
+    """The records of one segment, as far as they say what can be estimated."""
+
+    n: int
+    positives: int | None
+    """None with more than two classes."""
+    present: int
+    """Classes that have records."""
+    small: bool
+    """A patient group below the minimum."""
+
+
+def _part(y: Int[np.ndarray, "n"], classes: int, small: bool = False) -> _Part:
+    positives = int(np.sum(y == 1)) if classes == 2 else None
+    return _Part(len(y), positives, len(np.unique(y)), small)
+
+
+class _Records(NamedTuple):
+    """The test split, and the ways in which it is cut into segments."""
+
+    y: Int[np.ndarray, "E"]
+    views: Int[np.ndarray, "V E"]
+    """All records; then every attribute; then hospitals; then tiers."""
+    parts: list[list[_Part]]
+    """Of every view, and every segment of it."""
+
+
+def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
+    test, classes = run.splits.test, len(run.splits.classes)
+    y = np.asarray(test.y)
+    owner = np.repeat(np.arange(len(tiers)), np.asarray(test.count))
+
+    def cut(column: np.ndarray, segments: int) -> list[_Part]:
+        return [_part(y[column == s], classes) for s in range(segments)]
+
+    views, parts = [np.zeros_like(owner)], [[_part(y, classes)]]
+    for column, attribute in zip(test.group.T, run.splits.groups, strict=True):
+        column, size = np.asarray(column), len(attribute.values)
+        positive = jnp.asarray(y == 1) if classes == 2 else None
+        large = np.asarray(groups.large(jnp.asarray(column), size, positive))
+        views.append(large)
+        parts.append(
+            [
+                part._replace(small=not np.any(large == s))
+                for s, part in enumerate(cut(column, size))
+            ]
+        )
+    views += [owner, tiers[owner]]
+    parts += [cut(owner, len(tiers)), cut(tiers[owner], len(run.budget))]
+    return _Records(y, np.stack(views).astype(np.int32), parts)
+
+
+def _why(name: str, part: _Part, threshold: float) -> str:
+    """Why a metric of these records is not known."""
+    if not part.n:
+        return "no records"
+    if part.small:
+        return "patient group too small"
+    if part.positives is None and name in OF_TWO:
+        return "more than two classes"
+    if name in ("sensitivity", "specificity") and np.isnan(threshold):
+        return "no threshold"
+    if part.present < 2 and name in OF_BOTH:
+        return "one class"
+    if name.startswith("calibration_"):
+        return "classes do not overlap"
+    return "scores are not finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sheet:
+    """One model's figures, and how they become entries of the summary."""
+
+    records: _Records
+    threshold: float
+    value: _Figures
+    missing: Counter[str]
+    """Counted as entries are made: why they are null."""
+    low: _Figures | None = None
+    high: _Figures | None = None
+
+    def plain(self, view: int, segment: int) -> dict[str, Any]:
+        """{metric: value} of one segment."""
+        part = self.records.parts[view][segment]
+        entry = {}
+        for name, leaf in self.value.quality._asdict().items():
+            entry[name] = files.number(leaf[view, segment])
+            if entry[name] is None:
+                self.missing[_why(name, part, self.threshold)] += 1
+        return entry
+
+    def bounded(self, view: int, segment: int) -> dict[str, Any]:
+        """{metric: value with interval} of one segment."""
+        assert self.low is not None
+        assert self.high is not None
+        low, high = self.low.quality._asdict(), self.high.quality._asdict()
+        return {
+            name: self._interval(
+                value, low[name][view, segment], high[name][view, segment]
+            )
+            for name, value in self.plain(view, segment).items()
+        }
+
+    def gaps(self, view: int) -> dict[str, Any]:
+        """{gap: value with interval} of one attribute."""
+        values, low, high = (
+            figures.gaps._asdict() | {"auroc_difference": figures.auroc_difference}
+            for figures in (self.value, self.low, self.high)
+            if figures is not None
+        )
+        entry = {}
+        for name, leaf in values.items():
+            value = files.number(leaf[view])
+            if value is None:
+                self.missing["fewer than two patient groups"] += 1
+            entry[name] = self._interval(value, low[name][view], high[name][view])
+        return entry
+
+    def _interval(self, value: Any, low: Any, high: Any) -> dict[str, Any]:
+        ends = files.number(low), files.number(high)
+        if value is not None and ends[0] is None:
+            self.missing["interval: too few resamples"] += 1
+        if value is None or None in ends:
+            ends = None, None
+        return {"value": value, "low": ends[0], "high": ends[1]}
+
+
+def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
+    """One model's entry."""
+    full, own = measure(state)[1]
+    tiers = np.asarray(run.tiers_at(state.round - 1))
+    records = _records(run, tiers)
+    missing: Counter[str] = Counter()
+    thresholds = _chosen(run, full, own)
+    figures = functools.partial(_draws, run, state, records)
+    made = figures(full["test"], thresholds[0], RESAMPLES)
+    value, drawn = _at(made, 0), _at(made, slice(1, None))
+    ends = jax.device_get(_bounds(drawn))
+    whole = _Sheet(records, float(thresholds[0]), value, missing, ends.low, ends.high)
+    pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
+
+    def of_tier(tier: int) -> dict[str, Any]:
+        cut = thresholds[1 + tier]
+        value = _at(figures(own["test"][tier], cut, 0), 0)
+        sub = _Sheet(records, float(cut), value, missing)
+        head = {"tier": tier, "n": records.parts[by_tier][tier].n}
+        threshold = {"threshold": files.number(sub.threshold)}
+        mine = threshold | sub.plain(by_tier, tier)
+        return head | whole.plain(by_tier, tier) | {"own": mine}
+
+    def of_hospital(client: int) -> dict[str, Any]:
+        name, tier = run.splits.clients[client], int(tiers[client])
+        head = {"client": name, "tier": tier}
+        head["n"] = records.parts[by_hospital][client].n
+        return head | whole.plain(by_hospital, client)
+
+    def of_group(view: int, group: int) -> dict[str, Any]:
+        part = records.parts[view][group]
+        head = {"n": part.n, "positives": part.positives}
+        return head | whole.bounded(view, group)
+
+    hospitals = [of_hospital(client) for client in range(len(tiers))]
+    named = dict(zip(by_attribute, run.splits.groups, strict=True))
+    return {
+        "round": int(state.round),
+        "threshold": files.number(whole.threshold),
+        "pooled": whole.bounded(pooled, 0),
+        "tiers": [of_tier(tier) for tier in range(len(run.budget))],
+        "clients": hospitals,
+        "over_clients": _over(hospitals),
+        "groups": {
+            attribute.name: {
+                value: of_group(view, group)
+                for group, value in enumerate(attribute.values)
+            }
+            for view, attribute in named.items()
+        },
+        "gaps": {attribute.name: whole.gaps(view) for view, attribute in named.items()},
+        "calibration": list(_bins(full["test"], records.y)),
+        "not_estimated": dict(sorted(missing.items())),
+    }
+
+
+def _chosen(
+    run: specs.Run, full: dict[str, Array], own: dict[str, Array]
+) -> Float[np.ndarray, "models"]:
+    """Threshold of the full model and of every sub-model; NaN where there is none."""
+    if len(run.splits.classes) != 2 or "val" not in full:
+        return np.full(1 + len(run.budget), np.nan, np.float32)
+    models = jnp.concatenate([full["val"][None], own["val"]])
+    return np.asarray(_thresholds(models, jnp.asarray(run.splits.val.y)))
+
+
+def _draws(
+    run: specs.Run,
+    state: RunState,
+    records: _Records,
+    logits: Array,
+    threshold: Any,
+    resamples: int,
+) -> _Figures:
+    """Figures of the records, then of `resamples` draws of hospitals and records."""
+    test = run.splits.test
+    tested = np.asarray(test.count) > 0
+    count = np.asarray(test.count)[tested]
+    chunk = min(64, max(1, LARGEST // (records.views.size * logits.shape[1])))
+    given = (logits, records.y, records.views, threshold)
+    hospitals = (np.asarray(test.offset)[tested], count)
+    key = keys.at(state.key, Role.EVALUATE, state.round)
+    parts = [
+        _resampled(
+            *given,
+            *hospitals,
+            key,
+            np.arange(first, first + chunk, dtype=np.int32),
+            segments=max(len(parts) for parts in records.parts),
+            longest=int(count.max()),
+        )
+        for first in range(0, 1 + resamples, chunk)
+    ]
+    return jax.tree.map(
+        lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
+    )
+
+
+def _at(made: _Figures, index: int | slice) -> _Figures:
+    """One resample, or some."""
+    return jax.tree.map(lambda leaf: leaf[index], made)
+
+
+def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every metric's spread over the hospitals whose figure is known."""
+    made = {}
+    for name, sign in BETTER.items():
+        each = np.array([row[name] for row in hospitals], float)  # null becomes NaN
+        ranked = sign * each
+        spread = {
+            "mean": clients.mean(each),
+            "std": clients.std(each),
+            "worst": sign * clients.lowest(ranked),
+            "worst10": sign * clients.worst(ranked, 0.1),
+            "best10": sign * clients.best(ranked, 0.1),
+            "jain": clients.jain(each),
+            "gini": clients.gini(each),
+        }
+        made[name] = {key: files.number(value) for key, value in spread.items()}
+    return made
+
+
+def _bins(logits: Float[Array, "E C"], y: Any) -> Iterator[Mapping[str, Any]]:
+    """The calibration plot, without empty bins."""
+    plot = jax.device_get(_reliability(logits, jnp.asarray(y)))
+    for predicted, observed, n in zip(*(leaf[0] for leaf in plot), strict=True):
+        if n:
+            yield {
+                "predicted": files.number(predicted),
+                "observed": files.number(observed),
+                "n": int(n),
+            }

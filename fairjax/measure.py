@@ -1,0 +1,212 @@
+"""The models of a run on its splits, compiled once for as many states as are asked for.
+
+Training sees the training split, selection the validation split, and the figures that
+are reported the test split; nothing that is decided here or later rests on the last.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fairjax import checks, hospitals, metrics, round, specs
+from fairjax import workdir as files
+from fairjax.metrics import clients
+from fairjax.types import Cohort, Federation, Member, RunState
+
+
+class Measured(NamedTuple):
+    """One state of a run."""
+
+    full: metrics.Evaluation
+    """The full model on the test split."""
+    own: metrics.Evaluation
+    """Every tier's own sub-model on the test split, [T, ...] a leaf."""
+    val: metrics.Figures | None
+    """The full model on the validation split, pooled; None where that is empty."""
+    personal: metrics.Figures | None
+    """What every hospital keeps for itself, on its own test records, [N] a leaf; None
+    for rules by which nothing stays."""
+
+
+class Logits(NamedTuple):
+    """By split: "test", and "val" where that has records."""
+
+    full: dict[str, Float[Array, "E C"]]
+    own: dict[str, Float[Array, "T E C"]]
+
+
+Measure = Callable[[RunState], tuple[Measured, Logits]]
+
+
+def representatives(run: specs.Run) -> Member:
+    """For every tier its first hospital (hospital 0 where it has none), [T] a leaf."""
+    tiers = np.arange(len(run.budget))
+    clients = np.array([int(np.argmax(run.tiers == tier)) for tier in tiers])
+    train = run.splits.train
+    return Member(
+        jnp.asarray(clients, jnp.int32),
+        jnp.asarray(tiers, jnp.int32),
+        jnp.ones(tiers.shape, bool),
+        jnp.asarray(train.count)[clients],
+        jnp.asarray(train.labels)[clients],
+    )
+
+
+def everybody(run: specs.Run, tiers: Int[Array, "N"]) -> Member:
+    """All hospitals at these tiers, [N] a leaf."""
+    train = run.splits.train
+    clients = jnp.arange(len(train.count), dtype=jnp.int32)
+    return Member(
+        clients,
+        tiers.astype(jnp.int32),
+        jnp.ones(clients.shape, bool),
+        jnp.asarray(train.count),
+        jnp.asarray(train.labels),
+    )
+
+
+def stays(run: specs.Run) -> bool:
+    """Whether hospitals keep something for themselves."""
+    rule = run.spec.rule
+    return rule.keeps is not None or rule.personal is not None
+
+
+def compiled(run: specs.Run, state: RunState) -> Measure:
+    """Measures states that are shaped like this one, on test and validation split."""
+
+    def measure(state, splits, train, tiers, members) -> tuple[Measured, Logits]:
+        x = {name: split.x for name, split in splits.items()}
+        full, own = round.answers(state, x, train, tiers, members, spec=run.spec)
+        judge = functools.partial(metrics.evaluation_of, data=splits["test"])
+        val = None
+        if "val" in splits:
+            val = metrics.evaluation_of(full["val"], splits["val"]).pooled
+        own_test = jax.lax.map(judge, own["test"])
+        kept = None
+        if stays(run):
+            kept = hospitals.answers(
+                hospitals.personal(state, spec=run.spec),
+                splits["test"],
+                train,
+                everybody(run, tiers),
+                spec=run.spec,
+                longest=int(np.max(run.splits.test.count)),
+            )
+            kept = judge(kept).clients
+        measured = Measured(judge(full["test"]), own_test, val, kept)
+        return measured, Logits(full, own)
+
+    splits = {"test": run.splits.test, "val": run.splits.val}
+    with_records = {name: split for name, split in splits.items() if len(split.y)}
+    data = jax.tree.map(jnp.asarray, (with_records, run.splits.train))
+    members = representatives(run)
+
+    def given(state: RunState) -> tuple[Any, ...]:
+        return state, *data, run.tiers_at(state.round - 1), members
+
+    program = jax.jit(measure).lower(*given(state)).compile()
+    return lambda state: program(*given(state))
+
+
+def row(measured: Measured, tiers: Int[np.ndarray, "N"]) -> dict[str, float]:
+    """The keys of metrics.jsonl that an evaluated round adds."""
+    made = metrics.summary(measured.full, measured.own, tiers)
+    if measured.val is not None:
+        for name in ("accuracy", "balanced_accuracy", "loss", "auroc"):
+            made[f"val/{name}"] = float(getattr(measured.val, name))
+    personal = measured.personal
+    if personal is not None:
+        for name in ("accuracy", "balanced_accuracy"):
+            each = np.asarray(getattr(personal, name), np.float64)
+            made[f"eval/{name}/personal/client_mean"] = clients.mean(each)
+            made[f"eval/{name}/personal/client_std"] = clients.std(each)
+            made[f"eval/{name}/personal/client_worst"] = clients.lowest(each)
+    return made
+
+
+def client_rows(
+    run: specs.Run,
+    number: int,
+    tiers: Int[np.ndarray, "N"],
+    cohort: Cohort,
+    info: round.RoundInfo,
+    measured: Measured,
+) -> Iterator[dict[str, Any]]:
+    """The rows of clients.jsonl that an evaluated round adds.
+
+    "score" is the training loss that the rule weighed by, of the hospital's own
+    sub-model at the incoming model. "own_loss" and "smallest_loss" are test losses of
+    its own and of the smallest tier's sub-model: where they differ it is capacity, not
+    neglect, that a loss shows.
+    """
+    full, own = measured.full.clients, measured.own.clients
+    valid = np.asarray(cohort.valid)
+    who = np.asarray(cohort.client)[valid].tolist()
+
+    def of_cohort(values: Array | None) -> dict[int, float]:
+        if values is None:
+            return {}
+        each = np.asarray(values, np.float64)[valid]
+        return dict(zip(who, each.tolist(), strict=True))
+
+    weights, scores = of_cohort(info.weights), of_cohort(info.scores)
+
+    def kept(client: int) -> dict[str, Any]:
+        if measured.personal is None:
+            return {}
+        return {
+            "personal_accuracy": files.number(measured.personal.accuracy[client]),
+            "personal_loss": files.number(measured.personal.loss[client]),
+        }
+
+    for client, name in enumerate(run.splits.clients):
+        tier = int(tiers[client])
+        yield {
+            "round": number,
+            "client": name,
+            "tier": tier,
+            "n": int(full.count[client]),
+            "weight": files.number(weights.get(client)),
+            "loss": files.number(full.loss[client]),
+            "accuracy": files.number(full.accuracy[client]),
+            "auroc": files.number(full.auroc[client]),
+            "own_accuracy": files.number(own.accuracy[tier, client]),
+            "score": files.number(scores.get(client)),
+            "own_loss": files.number(own.loss[tier, client]),
+            "smallest_loss": files.number(own.loss[0, client]),
+        } | kept(client)
+
+
+def evaluate(
+    run: specs.Run, state: RunState, split: str
+) -> tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]:
+    """The evaluation keys of metrics.jsonl on a split, and the figures behind them."""
+    return evaluator(run, split)(state)
+
+
+def evaluator(
+    run: specs.Run, split: str
+) -> Callable[
+    [RunState], tuple[dict[str, float], tuple[metrics.Evaluation, metrics.Evaluation]]
+]:
+    """`evaluate` on one split, compiled once for many states of a run."""
+    data: Federation = getattr(
+        run.splits, checks.one_of("split", split, ("train", "val", "test"))
+    )
+    if not data.y.shape[0]:
+        checks.fail("split", "a split with records", split)
+    program = jax.jit(functools.partial(round.evaluate, spec=run.spec))
+    data, train = jax.tree.map(jnp.asarray, (data, run.splits.train))
+    members = representatives(run)
+
+    def measure(state: RunState):
+        tiers = run.tiers_at(state.round - 1)
+        full, own = program(state, data, train, tiers, members)
+        return metrics.summary(full, own, np.asarray(tiers)), (full, own)
+
+    return measure

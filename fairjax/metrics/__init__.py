@@ -1,0 +1,70 @@
+"""How good a model is, and for whom: pooled, per client, per tier and patient group.
+
+    discrimination  AUROC, AUPRC, balanced accuracy, sensitivity, specificity, threshold
+    calibration     Brier score, expected calibration error, Cox's line
+    overview        all of them at once
+    groups          demographic parity, equalised odds, equal opportunity
+    bootstrap       intervals, over records or over hospitals and their patients
+    clients         spread over hospitals, on the host: worst, best, Jain, Gini
+    evaluation      a model on a split, as every evaluated round needs it
+
+Functions of arrays are pure and vectorised over segments, see `segments`. A figure that
+cannot be estimated is NaN here and null in every file, never 0 or 0.5: the AUROC of a
+hospital with one class, the accuracy of one without test records.
+"""
+
+from fairjax.metrics import bootstrap, calibration, groups
+from fairjax.metrics.calibration import brier, ece
+from fairjax.metrics.clients import best, entropy, gini, jain, mean, std, worst
+from fairjax.metrics.discrimination import (
+    auprc,
+    auroc,
+    balanced_accuracy,
+    macro,
+    sensitivity,
+    specificity,
+    youden,
+)
+from fairjax.metrics.evaluation import (
+    Evaluation,
+    Figures,
+    evaluate,
+    evaluation_of,
+    logits_of,
+    owner_of,
+    summary,
+)
+from fairjax.metrics.overview import Quality, margin, predicted, quality
+
+__all__ = [
+    "Evaluation",
+    "Figures",
+    "Quality",
+    "auprc",
+    "auroc",
+    "balanced_accuracy",
+    "best",
+    "bootstrap",
+    "brier",
+    "calibration",
+    "ece",
+    "entropy",
+    "evaluate",
+    "evaluation_of",
+    "gini",
+    "groups",
+    "jain",
+    "logits_of",
+    "macro",
+    "margin",
+    "mean",
+    "owner_of",
+    "predicted",
+    "quality",
+    "sensitivity",
+    "specificity",
+    "std",
+    "summary",
+    "worst",
+    "youden",
+]

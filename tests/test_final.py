@@ -1,0 +1,239 @@
+"""The final figures, entry by entry, of logits that are drawn."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import fairlearn.metrics
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    recall_score,
+    roc_auc_score,
+)
+from test_train import small
+
+from fairjax import final, specs
+from fairjax.measure import Logits
+from fairjax.train import initial
+
+METRICS = (
+    "accuracy balanced_accuracy loss auroc auprc sensitivity specificity brier ece "
+    "calibration_slope calibration_intercept"
+).split()
+
+
+@functools.cache
+def base():
+    run = specs.build(small())
+    return run, initial(run)
+
+
+def drawn(classes=2, seed=0, groups=("f", "m", "x")):
+    """(run, state, measure) of 4 hospitals, whose last one has class 0 only.
+
+    Of the groups "x" is too small, and some records have none.
+    """
+    run, state = base()
+    rng = np.random.default_rng(seed)
+    splits = {"val": run.splits.val, "test": run.splits.test}
+    full, own = {}, {}
+    for name, split in splits.items():
+        rows = len(split.y)
+        y = rng.integers(0, classes, rows).astype(np.int32)
+        y[split.offset[3] :] = 0
+        group = np.where(rng.random(rows) < 0.1, -1, rng.integers(0, 2, rows))
+        group[:7] = 2
+        splits[name] = dataclasses.replace(split, y=y, group=group.astype(np.int32))
+        logits = rng.normal(size=(5, rows, classes)) + np.eye(classes)[y]
+        full[name] = jnp.asarray(logits[0], jnp.float32)
+        own[name] = jnp.asarray(logits[1:], jnp.float32)
+    names = tuple("abc"[:classes])
+    splits = dataclasses.replace(run.splits, **splits, groups=groups, classes=names)
+    run = dataclasses.replace(run, splits=splits)
+    return run, state, lambda state: (None, Logits(full, own))
+
+
+@pytest.fixture(scope="module")
+def two():
+    run, state, measure = drawn()
+    return run, measure(state)[1], final.final(run, measure, state, state)["last"]
+
+
+def probability(logits):
+    logits = np.asarray(logits, float)
+    return 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
+
+
+def expected(y, p, threshold):
+    """By scikit-learn; only what needs no bins and no fit."""
+    predicted = p >= threshold
+    return {
+        "accuracy": np.mean((p > 0.5) == y),
+        "auroc": roc_auc_score(y, p),
+        "auprc": average_precision_score(y, p),
+        "sensitivity": recall_score(y, predicted),
+        "specificity": recall_score(y, predicted, pos_label=0),
+        "brier": brier_score_loss(y, p),
+    }
+
+
+def test_the_threshold_is_the_best_of_the_validation_split(two):
+    run, logits, entry = two
+    for p, threshold in (
+        (probability(logits.full["val"]), entry["threshold"]),
+        *(
+            (probability(logits.own["val"][t]), entry["tiers"][t]["own"]["threshold"])
+            for t in range(4)
+        ),
+    ):
+        y = run.splits.val.y
+        index = [np.mean(p[y == 1] >= t) - np.mean(p[y == 0] >= t) for t in p]
+        np.testing.assert_allclose(threshold, p[np.argmax(index)], rtol=1e-6)
+
+
+def test_every_part_has_the_figures_of_its_own_records(two):
+    run, logits, entry = two
+    test = run.splits.test
+    owner = np.repeat(np.arange(4), test.count)
+    p = probability(logits.full["test"])
+    assert set(entry["pooled"]) == set(METRICS)
+    parts = [({k: v["value"] for k, v in entry["pooled"].items()}, owner >= 0, p)]
+    cut = entry["threshold"]
+    for k, row in enumerate(entry["clients"][:3]):
+        assert row["client"] == run.splits.clients[k]
+        assert row["n"] == test.count[k]
+        parts.append((row, owner == k, p))
+    for tier, row in enumerate(entry["tiers"]):
+        rows = run.tiers[owner] == tier
+        assert row["n"] == rows.sum()
+        if len(np.unique(test.y[rows])) == 2:
+            parts.append((row, rows, p))
+            parts.append((row["own"], rows, probability(logits.own["test"][tier])))
+    assert len(parts) == 1 + 3 + 6
+    for row, rows, of_model in parts:
+        at = row.get("threshold", cut)
+        for name, value in expected(test.y[rows], of_model[rows], at).items():
+            np.testing.assert_allclose(row[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_groups_and_gaps(two):
+    run, logits, entry = two
+    test = run.splits.test
+    p = probability(logits.full["test"])
+    for s, name in enumerate(("f", "m", "x")):
+        rows, row = test.group == s, entry["groups"]["group"][name]
+        assert row["n"] == rows.sum()
+        assert row["positives"] == test.y[rows].sum()
+        if name == "x":
+            assert {row[metric]["value"] for metric in METRICS} == {None}
+            continue
+        for metric, value in expected(
+            test.y[rows], p[rows], entry["threshold"]
+        ).items():
+            np.testing.assert_allclose(row[metric]["value"], value, rtol=1e-5)
+    known = np.isin(test.group, (0, 1))
+    for name, gap in entry["gaps"]["group"].items():
+        assert gap["low"] <= gap["value"] <= gap["high"] + 1e-6
+        if name == "auroc_difference":
+            areas = [entry["groups"]["group"][g]["auroc"]["value"] for g in "fm"]
+            np.testing.assert_allclose(gap["value"], np.ptp(areas), rtol=1e-5)
+            continue
+        value = getattr(fairlearn.metrics, name)(
+            y_true=test.y[known],
+            y_pred=p[known] >= entry["threshold"],
+            sensitive_features=test.group[known],
+        )
+        np.testing.assert_allclose(gap["value"], value, rtol=1e-5, err_msg=name)
+
+
+def nulls(entry):
+    """How many values are null, intervals aside."""
+    if isinstance(entry, dict):
+        if set(entry) == {"value", "low", "high"}:
+            assert (entry["value"] is None) <= (entry["low"] is None)
+            return int(entry["value"] is None)
+        return sum(nulls(each) for key, each in entry.items() if key != "threshold")
+    if isinstance(entry, list):
+        return sum(map(nulls, entry))
+    return int(entry is None)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_is_not_known_is_null_and_counted_by_reason(classes):
+    run, state, measure = drawn(classes)
+    entry = final.final(run, measure, state, None)["last"]
+    json.dumps(entry, allow_nan=False)
+    reasons = entry["not_estimated"]
+    parts = {
+        name: entry[name] for name in ("pooled", "tiers", "clients", "groups", "gaps")
+    }
+    if classes == 3:  # positives of three classes are not a figure
+        for row in parts["groups"]["group"].values():
+            assert row.pop("positives") is None
+        assert entry["threshold"] is None
+        assert reasons["more than two classes"] >= 4 * 4
+    whys = {k: n for k, n in reasons.items() if not k.startswith("interval")}
+    assert nulls(parts) == sum(whys.values())
+    assert reasons["patient group too small"] == len(METRICS)
+    alone = entry["clients"][3]
+    assert alone["auroc"] is alone["sensitivity"] is None
+    assert alone["accuracy"] is not None
+    assert reasons["one class"] >= 2
+
+
+def test_scores_that_are_not_finite(two):
+    run, state, _ = drawn()
+    logits = two[1]
+    broken = {name: leaf.at[0].set(math.nan) for name, leaf in logits.full.items()}
+    entry = final.final(
+        run, lambda state: (None, Logits(broken, logits.own)), state, None
+    )["last"]
+    json.dumps(entry, allow_nan=False)
+    assert entry["pooled"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert entry["not_estimated"]["scores are not finite"] > 0
+    assert entry["threshold"] is None
+
+
+def test_over_clients_leaves_out_what_is_not_known(two):
+    entry = two[2]
+    areas = [row["auroc"] for row in entry["clients"][:3]]
+    spread = entry["over_clients"]["auroc"]
+    np.testing.assert_allclose(spread["mean"], np.mean(areas))
+    np.testing.assert_allclose(spread["std"], np.std(areas))
+    assert spread["worst"] == spread["worst10"] == min(areas)
+    assert spread["best10"] == max(areas)
+    losses = [row["loss"] for row in entry["clients"]]
+    assert entry["over_clients"]["loss"]["worst"] == max(losses)
+    assert entry["over_clients"]["loss"]["best10"] == min(losses)
+    assert "calibration_slope" not in entry["over_clients"]
+
+
+def test_the_calibration_plot_holds_every_record(two):
+    run, logits, entry = two
+    bins = entry["calibration"]
+    assert sum(each["n"] for each in bins) == len(run.splits.test.y)
+    p = probability(logits.full["test"])
+    for name, values in (("predicted", p), ("observed", run.splits.test.y)):
+        mean = np.average([b[name] for b in bins], weights=[b["n"] for b in bins])
+        np.testing.assert_allclose(mean, values.mean(), rtol=1e-5)
+    gaps = [b["n"] * abs(b["predicted"] - b["observed"]) for b in bins]
+    ece = entry["pooled"]["ece"]["value"]
+    np.testing.assert_allclose(np.sum(gaps) / len(p), ece, rtol=1e-5)
+
+
+def test_the_last_and_the_selected_model():
+    run, state, measure = drawn()
+    later = dataclasses.replace(state, round=state.round + 2)
+    made = final.final(run, measure, later, state)
+    assert (made["last"]["round"], made["selected"]["round"]) == (2, 0)
+    assert "note" not in made
+    same = final.final(run, measure, state, state)
+    assert same["selected"] == same["last"] == made["selected"]
+    none = final.final(run, measure, state, None)
+    assert none["selected"] is None
+    assert none["note"]
