@@ -21,9 +21,19 @@ FLOORS = [
     {"specs"},
     {"workdir"},
     {"train", "command"},
+    {"sweep"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
-EDGES = {"report", "data", "checkpoint", "specs", "workdir", "train", "command"}
+EDGES = {
+    "report",
+    "data",
+    "checkpoint",
+    "specs",
+    "workdir",
+    "train",
+    "command",
+    "sweep",
+}
 EDGE_ONLY = {
     "ml_collections",
     "orbax",
@@ -102,7 +112,7 @@ def test_below_the_edges_nothing_jits_or_keeps_state():
 
 
 def test_a_config_never_passes_below_specs():
-    above = {"specs", "train", "command"}
+    above = {"specs", "train", "command", "sweep"}
     for path in files():
         if room(path) not in above:
             assert "ConfigDict" not in path.read_text(), path

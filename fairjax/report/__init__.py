@@ -14,7 +14,7 @@ import rich.table
 from fairjax.report import figures, formats, page
 from fairjax.report.run import Run, read
 
-__all__ = ["headline", "table", "write"]
+__all__ = ["Run", "headline", "read", "table", "write"]
 
 
 def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
