@@ -99,6 +99,10 @@ def _images(run: Run) -> dict[str, list[figures.Image]]:
     return {
         "learning": figures.learning(run),
         "hospitals": figures.hospitals(run),
+        "calibration": figures.calibration(run),
+        "weights": figures.weights(run),
+        "tiers": figures.tiers(run),
+        "data": figures.data(run),
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from fairjax.report.run import Run
 
 INK, GREY, RULE = "#1a1a1a", "#595959", "#d9d9d9"
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+ORANGE, SKY, PINK = "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH, HEIGHT = 4.8, 2.9
 """Inches: small enough that the text stays readable on a telephone."""
 DPI = 150
@@ -51,6 +53,11 @@ def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
 
 
+def literal(name: str) -> str:
+    """Keeps matplotlib from reading a name as mathematics."""
+    return name.replace("$", r"\$")
+
+
 def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
     """What an axis shows of values in [low, high]: some air, but nothing impossible."""
     # A range of 0.02 at least: noise must not look like news.
@@ -60,6 +67,24 @@ def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
         unit.scale * max(middle - 0.56 * width, -air),
         unit.scale * min(middle + 0.56 * width, unit.most + air),
     )
+
+
+def apart(heights: list[float], gap: float) -> list[float]:
+    """Heights in [0, 1], order kept, moved as little as sets them `gap` apart."""
+    gap = min(gap, 1 / len(heights))
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    # Least squares under an order constraint: pool neighbours that would cross.
+    pools: list[list[float]] = []
+    for target in np.asarray(heights)[order] - steps:
+        pools.append([target])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    moved = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    moved = np.clip(moved, 0, 1 - steps[-1]) + steps
+    result = np.empty_like(moved)
+    result[order] = moved
+    return result.tolist()
 
 
 def blank(title: str, height: float) -> tuple[Figure, Axes]:

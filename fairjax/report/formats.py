@@ -1,9 +1,12 @@
 """Numbers as people read them; None is "–"."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 MISSING = "\N{EN DASH}"
+_CAPITALS = {name: name.upper() for name in ("auroc", "auprc", "ece", "ppv", "npv")}
+_CAPITALS |= {"brier": "Brier", "jain": "Jain", "gini": "Gini", "mcc": "MCC"}
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 Number = int | float | None
@@ -25,6 +28,24 @@ def points(difference: Number) -> str:
 def decimal(value: Number) -> str:
     """0.91834 -> "0.918"."""
     return MISSING if value is None else f"{value:.3f}"
+
+
+def estimate(value: Any) -> str:
+    """{"value": 0.884, "low": 0.861, "high": 0.905} -> "0.884 (0.861–0.905)".
+
+    A bare number has no interval; nor has a figure whose `low` is not known.
+    """
+    if not isinstance(value, Mapping):
+        return decimal(value)
+    text = decimal(value.get("value"))
+    if value.get("value") is None or value.get("low") is None:
+        return text
+    return f"{text} ({decimal(value['low'])}{MISSING}{decimal(value['high'])})"
+
+
+def metric(key: str) -> str:
+    """A key in words: "balanced_accuracy" -> "balanced accuracy"."""
+    return " ".join(_CAPITALS.get(word, word) for word in key.split("_"))
 
 
 def count(value: Number) -> str:
