@@ -45,6 +45,7 @@ class Unit(NamedTuple):
 
 
 ACCURACY = Unit("accuracy (%)", 100, formats.percent)
+AUROC = Unit("area under the ROC curve", 1, formats.decimal)
 
 
 def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:

@@ -7,6 +7,7 @@ import numpy as np
 from fairjax.report import bars, dots, formats, reliability
 from fairjax.report.canvas import (
     ACCURACY,
+    AUROC,
     BLUE,
     GREEN,
     GREY,
@@ -23,7 +24,6 @@ LINES = 10
 """Up to this many hospitals each has a line of its own."""
 
 _LOSS = Unit("loss (nats per record)", 1, formats.decimal, math.inf)
-_AUROC = Unit("area under the ROC curve", 1, formats.decimal)
 _WEIGHT = Unit("share of the weight (%)", 100, formats.percent)
 _JAIN = Unit("Jain's index (1 = all equal)", 1, formats.decimal)
 
@@ -70,7 +70,7 @@ def learning(run: Run) -> list[Image]:
             "auroc",
             "How well does the model rank records by risk?",
             f"{pooled} 0.5 is chance, 1 is perfect.",
-            _AUROC,
+            AUROC,
             [curve(run, "eval/auroc", "test", BLUE)],
         ),
         lines(

@@ -30,6 +30,13 @@ def decimal(value: Number) -> str:
     return MISSING if value is None else f"{value:.3f}"
 
 
+def figure(value: Number) -> str:
+    """A number of unknown kind: 0.91834 -> "0.918", 12345.6 -> "12,346"."""
+    if value is None or abs(value) < 100:
+        return decimal(value)
+    return count(value)
+
+
 def estimate(value: Any) -> str:
     """{"value": 0.884, "low": 0.861, "high": 0.905} -> "0.884 (0.861–0.905)".
 

@@ -1,6 +1,7 @@
 """Reads the files of a run's folder, finished or not."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -52,6 +53,16 @@ class Run:
             np.array([row["round"] for row in rows], np.int64),
             np.array([row[key] for row in rows], np.float64),
         )
+
+    @functools.cached_property
+    def figures(self) -> dict[str, Number]:
+        """Every number of a finished run by its key.
+
+        Keys are those of metrics.jsonl at the last evaluated round and dotted paths
+        into summary.json: "final.last.pooled.auroc.value", "tiers.0.bytes_up".
+        """
+        rest = {key: part for key, part in self.summary.items() if key != "metrics"}
+        return _numbers(rest) | _numbers(self.final)
 
     @property
     def reported(self) -> list[tuple[str, Row]]:
@@ -151,6 +162,18 @@ def _planned_tiers(config: Row, clients: list[Row]) -> list[Row]:
         }
         for tier, (budget, slots) in enumerate(zip(budgets, branches, strict=True))
     ]
+
+
+def _numbers(value: Any, path: str = "") -> dict[str, Number]:
+    """All numbers of nested mappings and lists by dotted path, with what is null."""
+    if isinstance(value, Mapping | list):
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        found: dict[str, Number] = {}
+        for name, inner in items:
+            found |= _numbers(inner, f"{path}.{name}" if path else str(name))
+        return found
+    known = value is None or isinstance(value, int | float)
+    return {path: value} if known and not isinstance(value, bool) else {}
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
