@@ -251,6 +251,8 @@ def test_last_and_selected_round_are_named_apart(outline):
         interval("0.500", "0.375", "0.562"),
     ]
     assert row("age_group", "attribute", 4) == gaps
+    assert row("1, full model", "tier", 3) == ["20", "0.750"]
+    assert row("1, own sub-model", "tier", 3) == ["20", "0.688"]
     assert row("one class only", "reason", 3) == ["3", "3"]
 
 

@@ -186,12 +186,16 @@ def fake_final(names: list[str], rounds: tuple[int, int | None]) -> dict:
             "demographic_parity_difference": estimate(0.25),
             "equalized_odds_difference": UNKNOWN,
             "equal_opportunity_difference": estimate(0.5),
+            "auroc_difference": UNKNOWN,
         }
         return {
             "round": number,
             "threshold": 0.375,
             "pooled": {"auroc": estimate(value), "balanced_accuracy": UNKNOWN},
-            "tiers": [{"tier": t, "n": 20, "auroc": value} for t in range(2)],
+            "tiers": [
+                {"tier": t, "n": 20, "auroc": value, "own": {"auroc": 0.6875}}
+                for t in range(2)
+            ],
             "clients": [
                 {"client": name, "tier": 0, "n": 10, "accuracy": 0.5, "brier": 0.1875}
                 for name in names

@@ -83,6 +83,9 @@ def records(run: Run) -> Image | None:
     hospitals = run.hospitals
     if not hospitals:
         return None
+    what, by = "records", "split"
+    if hospitals[0].get("classes"):
+        what, by = "training records", "class"
     parts = _parts(hospitals)
     names = list(dict.fromkeys(name for part in parts for name in part))
     title = "What does each hospital hold?"
@@ -107,15 +110,14 @@ def records(run: Run) -> Image | None:
     ]
     axes.set_yticks(range(len(hospitals)), labels=labels, fontsize=8)
     axes.set_ylim(len(hospitals) - 0.4, -0.6)
-    axes.set_xlabel("records", fontsize=9, color=INK)
+    axes.set_xlabel(what, fontsize=9, color=INK)
     _legend(axes)
-    by = "class" if hospitals[0].get("classes") else "split"
-    caption = f"Records of every hospital by {by}."
+    caption = f"{what.capitalize()} of every hospital by {by}."
     totals = ", ".join(
         f"{row['client']} {formats.count(total)}"
         for row, total in zip(hospitals, left, strict=True)
     )
-    alt = f"{title} Stacked bars of records by {by}: {totals}."
+    alt = f"{title} Stacked bars of {what} by {by}: {totals}."
     return Image("records", caption, alt, png(figure))
 
 

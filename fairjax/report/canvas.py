@@ -6,7 +6,7 @@ other colours are Okabe and Ito's, which colour-blind readers tell apart.
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -86,6 +86,18 @@ def apart(heights: list[float], gap: float) -> list[float]:
     result = np.empty_like(moved)
     result[order] = moved
     return result.tolist()
+
+
+def leader(colour: Any) -> dict[str, Any]:
+    """The dotted line from a point to the left end of its name."""
+    # It starts beside the name: one to the middle would cross other names.
+    return {
+        "arrowstyle": "-",
+        "color": colour,
+        "linestyle": ":",
+        "relpos": (0, 0.5),
+        "shrinkA": 1,
+    }
 
 
 def blank(title: str, height: float) -> tuple[Figure, Axes]:

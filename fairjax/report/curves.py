@@ -19,6 +19,7 @@ from fairjax.report.canvas import (
     Unit,
     apart,
     blank,
+    leader,
     literal,
     png,
     span,
@@ -160,7 +161,7 @@ def lines(
             verticalalignment="center",
             fontsize=8.5,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": curve.colour, "linestyle": ":"},
+            arrowprops=leader(curve.colour),
         )
     ends_text = ", ".join(f"{c.label} {unit.show(c.y[-1])}" for c in curves)
     alt = f"{title} Line chart of {unit.label} over rounds; at the end: {ends_text}."

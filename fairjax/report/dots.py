@@ -120,57 +120,46 @@ def distribution(run: Run) -> Image | None:
 
 def budgets(run: Run) -> Image | None:
     """A column per tier: what its budget buys each hospital."""
-    models = {
-        "full model": [row for row in run.clients if row.get("accuracy") is not None],
-        "own sub-model": [
-            row for row in run.clients if row.get("own_accuracy") is not None
-        ],
-    }
-    if not models["full model"]:
+    known = run.by_accuracy
+    if not known:
         return None
     title = "What does a hospital get for its budget?"
     figure, axes = blank(title, HEIGHT + 0.3)
-    values = [row["accuracy"] for row in models["full model"]]
-    values += [row["own_accuracy"] for row in models["own sub-model"]]
-    low, high = span(min(values), max(values), ACCURACY)
-    axes.set_ylim(low, high)
+    keys = {"accuracy": "full model", "own_accuracy": "own sub-model"}
+    values = [row[k] for row in run.clients for k in keys if row.get(k) is not None]
+    axes.set_ylim(*span(min(values), max(values), ACCURACY))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     told = []
     for place, tier in enumerate(run.tiers):
-        colour = tier_colour(run, tier["tier"])
-        for (name, rows), key, marker, side in zip(
-            models.items(), ("accuracy", "own_accuracy"), "os", (-0.2, 0.2), strict=True
+        t = tier["tier"]
+        members = [row for row in run.clients if row["tier"] == t]
+        for (key, model), marker, side in zip(
+            keys.items(), "os", (-0.2, 0.2), strict=True
         ):
-            members = [row for row in rows if row["tier"] == tier["tier"]]
-            if not members:
+            each = np.array([row[key] for row in members if row.get(key) is not None])
+            if not len(each):
                 continue
-            shares = np.array([row[key] for row in members])
-            x = place + side + 0.26 * _scattered(len(members))
             axes.scatter(
-                x,
-                100 * shares,
-                s=24 if len(run.clients) <= 40 else 10,
+                place + side + 0.26 * _scattered(len(each)),
+                100 * each,
+                s=10 if len(known) > len(run.tiers) * 10 else 26,
                 marker=marker,
-                facecolors=colour if marker == "o" else "none",
-                edgecolors=[colour],
-                linewidths=1,
+                facecolors=tier_colour(run, t) if key == "accuracy" else "none",
+                edgecolors=[tier_colour(run, t)],
                 alpha=0.75,
             )
-            mean = float(np.mean(shares))
-            axes.plot(
-                [place + side - 0.17, place + side + 0.17], [100 * mean] * 2, "k-"
-            )
-            told.append(f"tier {tier['tier']} {name} {formats.percent(mean)}")
+            mean = float(np.mean(each))
+            told.append(f"tier {t} {model} {formats.percent(mean)}")
+            if len(each) > 1:
+                ends = [place + side - 0.17, place + side + 0.17]
+                axes.plot(ends, [100 * mean] * 2, color=INK, linewidth=1.6)
     axes.set_xlim(-0.5, len(run.tiers) - 0.5)
-    axes.set_xticks(
-        range(len(run.tiers)),
-        labels=[
-            f"{formats.plain(tier.get('budget'))}\ntier {tier['tier']}"
-            for tier in run.tiers
-        ],
-        fontsize=8.5,
-    )
-    axes.set_xlabel("budget of the tier (share of the model)", fontsize=9, color=INK)
+    labels = [
+        f"{formats.plain(tier.get('budget'))}\ntier {tier['tier']}"
+        for tier in run.tiers
+    ]
+    axes.set_xticks(range(len(run.tiers)), labels=labels, fontsize=8.5)
+    axes.set_xlabel("budget (share of the model, by tier)", fontsize=9, color=INK)
     axes.set_ylabel(ACCURACY.label, fontsize=9, color=INK)
     caption = (
         "Every mark is a hospital on its own test records: a disc under the full "

@@ -11,6 +11,7 @@ from fairjax.report.canvas import (
     BLUE,
     GREEN,
     GREY,
+    ORANGE,
     VERMILION,
     Image,
     Unit,
@@ -30,7 +31,7 @@ _JAIN = Unit("Jain's index (1 = all equal)", 1, formats.decimal)
 
 def learning(run: Run) -> list[Image]:
     """Quality over rounds: on all records, tier by tier, hospital by hospital."""
-    pooled = "The full model on the test records of all hospitals together."
+    pooled = "The full model on the records of all hospitals together."
     of_tiers = [
         by_tier(run, f"eval/accuracy/{kind}")
         for kind in ("tier_{}", "tier_{}/own", "submodel_{}")
@@ -51,10 +52,13 @@ def learning(run: Run) -> list[Image]:
     return _drawn(
         lines(
             "accuracy",
-            "How accurate is the model on all test records?",
+            "How accurate is the model on all records?",
             pooled,
             ACCURACY,
-            [curve(run, "eval/accuracy", "test", BLUE)],
+            [
+                curve(run, "val/accuracy", "validation", ORANGE),
+                curve(run, "eval/accuracy", "test", BLUE),
+            ],
         ),
         lines(
             "loss",
@@ -63,6 +67,7 @@ def learning(run: Run) -> list[Image]:
             _LOSS,
             [
                 curve(run, "train/loss", "training", GREY),
+                curve(run, "val/loss", "validation", ORANGE),
                 curve(run, "eval/loss", "test", BLUE),
             ],
         ),
@@ -71,7 +76,10 @@ def learning(run: Run) -> list[Image]:
             "How well does the model rank records by risk?",
             f"{pooled} 0.5 is chance, 1 is perfect.",
             AUROC,
-            [curve(run, "eval/auroc", "test", BLUE)],
+            [
+                curve(run, "val/auroc", "validation", ORANGE),
+                curve(run, "eval/auroc", "test", BLUE),
+            ],
         ),
         lines(
             "tiers_full_model",

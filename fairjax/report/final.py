@@ -16,11 +16,6 @@ _OVER = {
     "gini": "Gini",
 }
 _COUNTS = {"n": "test records", "positives": "positives"}
-_GAPS = {
-    "demographic_parity_difference": "demographic parity difference",
-    "equalized_odds_difference": "equalized odds difference",
-    "equal_opportunity_difference": "equal opportunity difference",
-}
 
 
 def quality(run: Run) -> str:
@@ -36,16 +31,15 @@ def quality(run: Run) -> str:
         "Validation records select the round, test records never do."
     )
     content = markup.table(caption, ["figure", *(n for n, _ in run.reported)], rows)
-    for name, figures in run.reported:
-        content += _over_hospitals(name, figures) + _by_tier(name, figures)
-    return content
+    if note := run.summary["final"].get("note"):
+        content += markup.paragraph(f"{note}.".capitalize())
+    parts = (_over_hospitals, _by_tier)
+    return content + "".join(part(*of) for part in parts for of in run.reported)
 
 
 def groups(run: Run) -> str:
     """By patient group, with the gaps between groups."""
-    return "".join(_members(name, figures) for name, figures in run.reported) + "".join(
-        _gaps(name, figures) for name, figures in run.reported
-    )
+    return "".join(part(*of) for part in (_members, _gaps) for of in run.reported)
 
 
 def not_estimated(run: Run) -> str:
@@ -82,20 +76,23 @@ def _over_hospitals(name: str, figures: Row) -> str:
 
 
 def _by_tier(name: str, figures: Row) -> str:
+    """Two rows a tier: the full model and, where it is known, the tier's own."""
     tiers = figures.get("tiers") or []
-    named = ("tier", "n")
+    named = ("tier", "n", "own")
     keys = dict.fromkeys(key for row in tiers for key in row if key not in named)
     rows = [
         [
-            str(row["tier"]),
+            f"{row['tier']}, {model}",
             formats.count(row.get("n")),
-            *(formats.estimate(row.get(key)) for key in keys),
+            *(formats.estimate(values.get(key)) for key in keys),
         ]
         for row in tiers
+        for model, values in (("full model", row), ("own sub-model", row.get("own")))
+        if values
     ]
     if not rows:
         return ""
-    caption = f"By tier, {name}: the full model on the test records of a tier."
+    caption = f"By tier, {name}: on the test records of the tier's hospitals."
     heads = ["tier", "test records", *map(formats.metric, keys)]
     return markup.table(caption, heads, rows)
 
@@ -122,11 +119,16 @@ def _members(name: str, figures: Row) -> str:
 
 
 def _gaps(name: str, figures: Row) -> str:
+    gaps = figures.get("gaps") or {}
+    keys = dict.fromkeys(key for values in gaps.values() for key in values)
     rows = [
-        [attribute, *(formats.estimate(values.get(key)) for key in _GAPS)]
-        for attribute, values in (figures.get("gaps") or {}).items()
+        [attribute, *(formats.estimate(values.get(key)) for key in keys)]
+        for attribute, values in gaps.items()
     ]
     if not rows:
         return ""
-    caption = f"Gaps between the groups of an attribute, {name}: 0 is none."
-    return markup.table(caption, ["attribute", *_GAPS.values()], rows)
+    caption = (
+        f"Gaps between the groups of an attribute, {name}: 0 is none. Groups that are "
+        "too small are left out."
+    )
+    return markup.table(caption, ["attribute", *map(formats.metric, keys)], rows)

@@ -19,6 +19,7 @@ from fairjax.report.canvas import (
     Unit,
     apart,
     blank,
+    leader,
     literal,
     png,
     span,
@@ -26,7 +27,7 @@ from fairjax.report.canvas import (
 from fairjax.report.comparison import Comparison, Group, summarise
 
 LABELS = 12
-"""Points that are named; where there are more, only those on the frontier are."""
+"""Points that have room for a name: first the frontier, then by the worst hospital."""
 
 
 def frontiers(comparison: Comparison, interval: str) -> list[Image]:
@@ -85,7 +86,8 @@ def _frontier(
         axes.plot(unit.scale * np.array(x[1:]), [at[i, 1]] * 2, **thin)
         axes.plot([at[i, 0]] * 2, unit.scale * np.array(y[1:]), **thin)
         axes.plot(*at[i], "o", color=colour, markerfacecolor=face, markersize=6)
-    named = range(len(points)) if len(points) <= LABELS else front[:LABELS]
+    rest = sorted(set(range(len(points))) - {*front}, key=lambda i: means[i][::-1])
+    named = [*front, *rest[::-1]][:LABELS]
     heights = apart([(at[i, 1] - low) / (high - low) for i in named], 0.075)
     for i, height in zip(named, heights, strict=True):
         axes.annotate(
@@ -96,7 +98,7 @@ def _frontier(
             verticalalignment="center",
             fontsize=8.5,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linestyle": ":"},
+            arrowprops=leader(GREY),
         )
     caption = (
         "The full model on each hospital's own test records after the last round; "

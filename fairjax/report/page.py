@@ -235,7 +235,16 @@ def _tiers(run: Run) -> str:
         "gets from the full model and from the tier's own sub-model. Local: mean over "
         "the tier's hospitals; pooled: all test records. Tier 0 is the smallest."
     )
-    return markup.table(note, head, rows)
+    return markup.table(note, head, rows) + _simulated(run)
+
+
+def _simulated(run: Run) -> str:
+    """What the run cost the computer that simulated all hospitals."""
+    spent = {name: run.summary.get(name) or {} for name in ("simulation", "time")}
+    if not run.finished or not any(spent.values()):
+        return ""
+    said = "What simulating all hospitals cost this computer."
+    return markup.paragraph(said) + markup.pairs(spent)
 
 
 def _principles(run: Run) -> str:
@@ -302,7 +311,10 @@ def _held(run: Run) -> str:
             ]
         )
     head = ["hospital", "tier", *splits, *classes, *groups]
-    caption = "Records of every hospital: by split, by class, by patient group."
+    caption = (
+        "Records of every hospital by split; its training records by class and by "
+        "patient group."
+    )
     table = markup.table(caption, head, rows)
     if len(rows) <= figures.NAMED:
         return table

@@ -47,8 +47,9 @@ def diagram(run: Run) -> Image | None:
         f"largest difference {formats.percent(float(np.max(gaps, initial=0)))}."
     )
     caption = (
-        "Full model on the test records of all hospitals, in bins by predicted "
-        "probability; the larger a mark, the more records. On the dotted line "
-        "predictions are what happens."
+        "Full model on the test records of all hospitals, in bins by the predicted "
+        "probability of the positive class, or with more than two classes of the "
+        "answer; the larger a mark, the more records. On the dotted line predictions "
+        "are what happens."
     )
     return Image("calibration", caption, alt, png(figure))

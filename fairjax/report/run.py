@@ -86,7 +86,10 @@ class Run:
     @property
     def hospitals(self) -> list[Row]:
         """What every hospital holds; nothing before the run has ended."""
-        return list(self.summary.get("data", {}).get("hospitals") or ())
+        rows = self.summary.get("data", {}).get("hospitals") or ()
+        return [
+            {"client": row.get("name"), **row, **row.get("records", {})} for row in rows
+        ]
 
     @property
     def by_accuracy(self) -> list[Row]:
