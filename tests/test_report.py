@@ -251,8 +251,8 @@ def test_last_and_selected_round_are_named_apart(outline):
         interval("0.500", "0.375", "0.562"),
     ]
     assert row("age_group", "attribute", 4) == gaps
-    assert row("1, full model", "tier", 3) == ["20", "0.750"]
-    assert row("1, own sub-model", "tier", 3) == ["20", "0.688"]
+    assert row("1, full", "tier", 3) == ["20", "0.750"]
+    assert row("1, own", "tier", 3) == ["20", "0.688"]
     assert row("one class only", "reason", 3) == ["3", "3"]
 
 
@@ -373,6 +373,7 @@ def test_labels_with_room_stay():
         (formats.percent(0.8421), "84.2%"),
         (formats.points(-0.0213), "\N{MINUS SIGN}2.1 pp"),
         (formats.points(0.0), "+0.0 pp"),
+        (formats.points(-0.0004), "+0.0 pp"),
         (formats.si(999), "999"),
         (formats.si(999.6, "B"), "1 kB"),
         (formats.si(1_234_567, "B"), "1.23 MB"),

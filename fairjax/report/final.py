@@ -87,12 +87,15 @@ def _by_tier(name: str, figures: Row) -> str:
             *(formats.estimate(values.get(key)) for key in keys),
         ]
         for row in tiers
-        for model, values in (("full model", row), ("own sub-model", row.get("own")))
+        for model, values in (("full", row), ("own", row.get("own")))
         if values
     ]
     if not rows:
         return ""
-    caption = f"By tier, {name}: on the test records of the tier's hospitals."
+    caption = (
+        f"By tier, {name}: the full model and the tier's own sub-model on the test "
+        "records of the tier's hospitals."
+    )
     heads = ["tier", "test records", *map(formats.metric, keys)]
     return markup.table(caption, heads, rows)
 
@@ -128,7 +131,7 @@ def _gaps(name: str, figures: Row) -> str:
     if not rows:
         return ""
     caption = (
-        f"Gaps between the groups of an attribute, {name}: 0 is none. Groups that are "
-        "too small are left out."
+        f"Between the groups of an attribute, {name}: at parity a difference is 0 and "
+        "a ratio 1. Groups that are too small are left out."
     )
     return markup.table(caption, ["attribute", *map(formats.metric, keys)], rows)

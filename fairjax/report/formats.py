@@ -22,7 +22,8 @@ def points(difference: Number) -> str:
     """-0.021 -> "−2.1 pp", percentage points."""
     if difference is None:
         return MISSING
-    return f"{100 * difference:+.1f} pp".replace("-", "\N{MINUS SIGN}")
+    shown = round(100 * difference, 1) + 0.0  # no "−0.0"
+    return f"{shown:+.1f} pp".replace("-", "\N{MINUS SIGN}")
 
 
 def decimal(value: Number) -> str:
