@@ -11,7 +11,6 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -213,11 +212,6 @@ def run(
         for process in running.values():
             process.wait()
     return failed
-
-
-def python(script: pathlib.Path) -> list[str]:
-    """The command of a script under this interpreter."""
-    return [sys.executable, str(script)]
 
 
 def _apart(values: str) -> list[str]:

@@ -32,8 +32,6 @@ from ml_collections import config_flags
 from fairjax import checks, command, sweep
 from scripts import train
 
-TRAIN = pathlib.Path(train.__file__)
-
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
@@ -46,9 +44,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_multi_string(
         "grid", [], "field=value,value,..; may be repeated.", flag_values=values
     )
-    flags.DEFINE_integer(
-        "processes", 1, "Runs side by side.", lower_bound=1, flag_values=values
-    )
+    flags.DEFINE_integer("processes", 1, "Runs side by side.", flag_values=values)
     flags.DEFINE_integer("index", None, "Run this one alone.", flag_values=values)
     flags.DEFINE_bool("count", False, "Print how many there are.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], values)
@@ -57,6 +53,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and names what failed."""
     workdir = pathlib.Path(options.workdir)
+    processes = checks.count("--processes", options.processes)
     points = sweep.points(train.define, base(options), settings(options), workdir)
     if options.count:
         print(len(points))
@@ -66,9 +63,8 @@ def main(options: flags.FlagValues) -> None:
         points = [points[options.index]]
     # As Ctrl-C: a sweep that is told to stop leaves no run behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    failed = sweep.run(
-        points, workdir, program=sweep.python(TRAIN), processes=options.processes
-    )
+    program = [sys.executable, train.__file__]
+    failed = sweep.run(points, workdir, program=program, processes=processes)
     for name, why in failed.items():
         print(f"sweep.py: {name} failed: {why}", file=sys.stderr)
     if failed:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from fairjax import command
+from fairjax import checks, command
 from fairjax.report import comparison
 
 
@@ -26,8 +26,8 @@ def define_table(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "metrics", list(comparison.METRICS), "Columns.", flag_values=values
     )
-    flags.DEFINE_enum(
-        "interval", "range", list(comparison.INTERVALS), "Over seeds.", values
+    flags.DEFINE_string(
+        "interval", "range", "Over seeds: range or t (95 %).", flag_values=values
     )
     flags.mark_flags_as_required(["workdir"], values)
 
@@ -35,15 +35,14 @@ def define_table(values: flags.FlagValues) -> None:
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
     define_table(values)
-    flags.DEFINE_enum(
-        "format", "markdown", ["markdown", "csv"], "Of the table.", values
-    )
+    flags.DEFINE_string("format", "markdown", "Or csv.", flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
     """Prints the table, and beside it what was left out."""
+    known = {"markdown": comparison.markdown, "csv": comparison.table}
+    write = known[checks.one_of("--format", options.format, known)]
     found = comparison.read(options.workdir)
-    write = comparison.table if options.format == "csv" else comparison.markdown
     print(write(found, options.metrics, options.interval).rstrip("\n"))
     for path in found.unfinished:
         print(f"tabulate.py: left out, unfinished: {path}", file=sys.stderr)

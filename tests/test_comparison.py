@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from test_report import Outline
+from outline import Outline
 from workdirs import fake_run
 
 from fairjax import checks, command, report
@@ -192,7 +192,8 @@ def test_tabulate_prints_what_is_asked_for(runs, capsys):
     assert out.startswith("fairness.rule,seeds,eval/auroc mean,")
     assert err == f"tabulate.py: left out, unfinished: {runs / 'late'}\n"
     assert started(tabulate_script, *flags, "--interval=sd") == 2
-    assert "--interval: expected" in capsys.readouterr().err
+    line = "tabulate.py: --interval: expected one of range, t; got 'sd'"
+    assert line in capsys.readouterr().err
 
 
 def test_report_writes_one_page_for_one_run_and_one_for_many(runs, capsys):

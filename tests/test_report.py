@@ -1,65 +1,22 @@
-import html.parser
 import io
-import pathlib
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import rich.console
+from outline import Outline
 from workdirs import fake_final, fake_run
 
 from fairjax import checks, report
 from fairjax.report import canvas, formats, page
 from fairjax.report.formats import MISSING
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 NAMES = ["<b>x</b>", "Cost $a$ & $b^$", "Été", "VA"]
 
 
 def interval(value, low, high):
     return f"{value} ({low}\N{EN DASH}{high})"
-
-
-class Outline(html.parser.HTMLParser):
-    """What the tests ask of a page; fails on unbalanced tags while it reads."""
-
-    def __init__(self, path: pathlib.Path):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.rows: dict[str, int] = {}
-        self.section = ""
-        self.text = ""
-        self.feed(path.read_text())
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = dict(attrs)["id"]
-        if tag == "tr":
-            self.rows[self.section] = self.rows.get(self.section, 0) + 1
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells[-1] += data
-
-    def count(self, tag):
-        return sum(name == tag for name, _ in self.tags)
-
-    def values(self, attribute):
-        return [attrs[attribute] for _, attrs in self.tags if attribute in attrs]
 
 
 SECTIONS = [

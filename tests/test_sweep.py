@@ -142,6 +142,8 @@ REFUSED = {
     "--grid=seed=0 --grid=seed=1": ["--grid seed: expected every field once"],
     "--grid=seed=0 --config.seed=1": ["--grid seed: expected a field that is set once"],
     "--grid=seed=0,1 --index=2": ["--index: expected a finite number in [0, 1]"],
+    "--grid=seed=0 --index=first": ["--index: expected int; got 'first'"],
+    "--grid=seed=0 --processes=0": ["--processes: expected a whole number above 0"],
     "--list=nowhere.jsonl": ["--list: expected a file that can be read"],
     "": ["--grid: expected it or --list; got neither"],
 }

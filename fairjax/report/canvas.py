@@ -1,7 +1,8 @@
 """What all figures share: colours, units, an empty canvas, the way to PNG.
 
 Tiers lie on one sequential scale, light for the smallest and dark for the largest; all
-other colours are Okabe and Ito's, which colour-blind readers tell apart.
+other colours are Okabe and Ito's, which colour-blind readers tell apart, or where there
+are not enough of them cividis, which looks alike to most.
 """
 
 import io

@@ -135,13 +135,13 @@ def summarise(values: Iterable[float | None], interval: str) -> Summary:
         values: one per seed, None where it is not known.
         interval: one of `INTERVALS`.
     """
+    function, _ = INTERVALS[checks.one_of("--interval", interval, INTERVALS)]
     known = [float(value) for value in values if value is not None]
     if not known:
         return Summary(None, None, None, 0)
     mean = statistics.fmean(known)
     if len(known) == 1:
         return Summary(mean, None, None, 1)
-    function, _ = INTERVALS[checks.one_of("--interval", interval, INTERVALS)]
     return Summary(mean, *function(known), len(known))
 
 
@@ -157,8 +157,10 @@ def summaries(
         interval: one of `INTERVALS`.
 
     Raises:
-        InputError: a key that no run has.
+        InputError: no key, or one that no run has.
     """
+    if not keys:
+        checks.fail("--metrics", "at least one key", "")
     known = dict.fromkeys(
         key for group in comparison.groups for run in group.runs for key in run.figures
     )

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "\N{EN DASH}"
-_CAPITALS = {name: name.upper() for name in ("auroc", "auprc", "ece", "ppv", "npv")}
-_CAPITALS |= {"brier": "Brier", "jain": "Jain", "gini": "Gini", "mcc": "MCC"}
+_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 Number = int | float | None
@@ -53,7 +52,7 @@ def estimate(value: Any) -> str:
 
 def metric(key: str) -> str:
     """A key in words: "balanced_accuracy" -> "balanced accuracy"."""
-    return " ".join(_CAPITALS.get(word, word) for word in key.split("_"))
+    return " ".join(_NAMES.get(word, word) for word in key.split("_"))
 
 
 def count(value: Number) -> str:

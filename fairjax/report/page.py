@@ -71,6 +71,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_cards(run)}"
         f"{markup.paragraph(_which_round(run))}"
     )
+    privacy = markup.pairs(run.summary.get("privacy", {}))
     sections = [
         Section("learning", "Learning curves", _learning(run, drawn["learning"])),
         Section("final", "Final figures", final.quality(run), optional=True),
@@ -83,9 +84,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         Section("calibration", "Calibration", drawn["calibration"], optional=True),
         Section("weights", "Weights over time", drawn["weights"]),
         Section("tiers", "Cost per tier", drawn["tiers"] + _tiers(run)),
-        Section(
-            "privacy", "Privacy", markup.pairs(run.summary.get("privacy", {})), True
-        ),
+        Section("privacy", "Privacy", privacy, optional=True),
         Section("principles", "Five principles", _principles(run), optional=True),
         Section("data", "Data", _data(run, drawn["data"])),
         Section("unknown", "Not estimated", final.not_estimated(run), optional=True),
