@@ -64,7 +64,11 @@ def main(options: flags.FlagValues) -> None:
     # As Ctrl-C: a sweep that is told to stop leaves no run behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     program = [sys.executable, train.__file__]
-    failed = sweep.run(points, workdir, program=program, processes=processes)
+    try:
+        failed = sweep.run(points, workdir, program=program, processes=processes)
+    except KeyboardInterrupt:
+        print("sweep.py: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     for name, why in failed.items():
         print(f"sweep.py: {name} failed: {why}", file=sys.stderr)
     if failed:
