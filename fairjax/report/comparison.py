@@ -69,14 +69,13 @@ def extremes(values: Sequence[float]) -> tuple[float, float]:
 def student(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % confidence interval of the mean by Student's t.
 
-    mean ± t(0.975, n - 1) s / sqrt(n),  s with divisor n - 1
+        mean ± t(0.975, n - 1) s / sqrt(n),  s with divisor n - 1
+
+    of at least two values.
     """
     n, mean = len(values), statistics.fmean(values)
-    half = (
-        float(scipy.special.stdtrit(n - 1, 0.975))
-        * statistics.stdev(values)
-        / math.sqrt(n)
-    )
+    quantile = float(scipy.special.stdtrit(n - 1, 0.975))
+    half = quantile * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half
 
 
