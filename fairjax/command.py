@@ -88,22 +88,22 @@ def _parsed(
             f"--{error.flagname}: expected a flag of this script; got none{hint}"
         ) from error
     except Exception as error:
-        raise _refusal(error, fields) from error
+        kinds = {name: values[name].flag_type() for name in values}
+        kinds |= {f"config.{path}": kind.__name__ for path, kind in fields.items()}
+        raise _refusal(error, kinds) from error
     if len(rest) > 1:
         checks.fail("command line", "flags only", rest[1])
     return values
 
 
-def _refusal(error: Exception, fields: Mapping[str, type]) -> checks.InputError:
+def _refusal(error: Exception, kinds: Mapping[str, str]) -> checks.InputError:
     """What absl, ml_collections or the config file refused, in one line."""
     illegal = _ILLEGAL.match(str(error))
     if illegal and illegal["value"] == "None":
         return checks.InputError(f"--{illegal['flag']}: expected a value; got none")
     if illegal and illegal["flag"] != "config":
-        kind = fields.get(illegal["flag"].removeprefix("config."), str).__name__
-        return checks.InputError(
-            f"--{illegal['flag']}: expected {kind}; got {illegal['value']!r}"
-        )
+        flag, value = illegal["flag"], illegal["value"]
+        return checks.InputError(f"--{flag}: expected {kinds[flag]}; got {value!r}")
     if isinstance(error, flags.Error) and not illegal:
         return checks.InputError(f"command line: {error}")
     causes: list[BaseException] = [error]

@@ -60,6 +60,7 @@ LINES = {
     "--config.local.prox=a": ["--config.local.prox: expected float; got 'a'"],
     "--config.local.steps=a": ["--config.local.steps: expected int; got 'a'"],
     "--config.robust.finite_guard=perhaps": ["finite_guard: expected bool"],
+    "--profile=perhaps": ["--profile: expected bool; got 'perhaps'"],
     "--confg=x": ["--confg: expected a flag", 'mean "config"'],
     "stray": ["command line: expected flags only; got 'stray'"],
 }

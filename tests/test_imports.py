@@ -25,6 +25,7 @@ FLOORS = [
     {"measure"},
     {"final", "baselines"},
     {"train", "command"},
+    {"sweep"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
 EDGES = {
@@ -38,6 +39,7 @@ EDGES = {
     "baselines",
     "train",
     "command",
+    "sweep",
 }
 EDGE_ONLY = {
     "ml_collections",
@@ -117,7 +119,7 @@ def test_below_the_edges_nothing_jits_or_keeps_state():
 
 
 def test_a_config_never_passes_below_specs():
-    above = {"specs", "train", "command"}
+    above = {"specs", "train", "command", "sweep"}
     for path in files():
         if room(path) not in above:
             assert "ConfigDict" not in path.read_text(), path

@@ -1,205 +1,55 @@
-import html.parser
 import io
-import json
-import pathlib
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import rich.console
+from outline import Outline
+from workdirs import fake_final, fake_run
 
 from fairjax import checks, report
-from fairjax.report import figures, formats, page
+from fairjax.report import canvas, formats, page
 from fairjax.report.formats import MISSING
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 NAMES = ["<b>x</b>", "Cost $a$ & $b^$", "Été", "VA"]
 
 
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def interval(value, low, high):
+    return f"{value} ({low}\N{EN DASH}{high})"
 
 
-def fake_principles(tiers: int) -> dict:
-    """One of each kind of value, and unknown ones where there may be some."""
-    known = [0.5] * tiers
-    costs = ("parameters", "flops_train", "activation_floats")
-    within = dict.fromkeys(costs, [True] * (tiers - 1) + [False])
-    names = ("std", "worst", "worst10", "jain", "entropy", "tier_range")
-    return {
-        "opportunity": {
-            "participation": known,
-            "hospitals": [None] * tiers,
-            "budget": [0.25] * tiers,
-            "cost": dict.fromkeys(costs, [0.125] * (tiers - 1) + [0.375]),
-            "within": within,
-        },
-        "contribution": dict.fromkeys(
-            ("weight", "effective_weight", "coverage"), [1 / tiers] * tiers
-        ),
-        "shared_fruits": {
-            "identical": [False] * (tiers - 1) + [True],
-            "hospitals": 0.625,
-            "sha256": "0123456789abcdef" * 4,
-        },
-        "equal_accuracy": dict.fromkeys(names, 0.1875) | {"tier_range": None},
-        "sustainability": {
-            "bytes_down": [1500] * tiers,
-            "bytes_up": [1500] * tiers,
-            "flops_train": [2_000_000] * tiers,
-            "rounds_to_95_percent": 1234,
-        },
-    }
-
-
-def fake_run(
-    workdir: pathlib.Path,
-    names: list[str],
-    *,
-    tiers: int = 2,
-    rounds: int = 3,
-    planned: int | None = None,
-    auroc: bool = True,
-    summary: bool = True,
-) -> pathlib.Path:
-    """Writes the files of a run whose even rounds (and the last) are evaluated."""
-    workdir.mkdir()
-    clients = len(names)
-    tier = np.arange(clients) % tiers
-    accuracy = np.linspace(0.5, 0.9, clients)
-    metrics, of_clients = [], []
-    for r in range(1, rounds + 1):
-        row = {"round": r, "train/loss": 1 / r}
-        evaluation = {
-            "eval/accuracy": 0.7,
-            "eval/loss": 0.6,
-            "eval/auroc": 0.8 if auroc else None,
-            "eval/accuracy/client_mean": float(accuracy.mean()),
-            "eval/accuracy/client_std": float(accuracy.std()),
-            "eval/accuracy/client_worst": float(accuracy.min()),
-            "eval/accuracy/client_worst10": 0.55,
-            "eval/accuracy/tier_gap": -0.021,
-            "fairness/jain": 0.987,
-        }
-        for t in range(tiers):
-            evaluation |= {
-                f"eval/accuracy/tier_{t}": 0.6 + 0.1 * t,
-                f"eval/accuracy/tier_{t}/own": 0.5 + 0.1 * t,
-                f"eval/accuracy/submodel_{t}": None,
-            }
-            row[f"fairness/weight_tier_{t}"] = 1 / tiers
-        evaluated = r % 2 == 0 or r == rounds
-        row |= evaluation if evaluated else dict.fromkeys(evaluation)
-        metrics.append(row | {"cohort/valid": clients, "time/round_s": 0.1})
-        if evaluated:
-            of_clients += [
-                {
-                    "round": r,
-                    "client": name,
-                    "tier": int(tier[i]),
-                    "n": 10,
-                    "weight": None if i == 1 else 1 / clients,
-                    "loss": 0.5,
-                    "accuracy": float(accuracy[i]) if i else None,
-                    "auroc": None,
-                    "own_accuracy": None,
-                }
-                for i, name in enumerate(names)
-            ]
-    config = {
-        "rounds": planned or rounds,
-        "data": {"name": "toy", "path": None},
-        "submodel": {"name": "heterofl"},
-        "tiers": {"budget": [0.25, 0.5, 1.0][-tiers:], "branches": [0] * tiers},
-        "fairness": {"rule": "size"},
-    }
-    (workdir / "metrics.jsonl").write_text(lines(metrics))
-    (workdir / "clients.jsonl").write_text(lines(of_clients))
-    (workdir / "config.json").write_text(json.dumps(config))
-    command = "train.py --x='<script>alert(1)</script>'"
-    (workdir / "provenance.json").write_text(json.dumps({"command": command}))
-    if summary:
-        end = {
-            "metrics": metrics[-1],
-            "tiers": [
-                {
-                    "tier": t,
-                    "budget": 0.5 * (t + 1),
-                    "branches": 0,
-                    "clients": int((tier == t).sum()),
-                    "parameters": 12345 * (t + 1),
-                    "flops_forward": None,
-                    "flops_train": None,
-                    "activation_floats": None,
-                    "bytes_down": 1000,
-                    "bytes_up": 500,
-                }
-                for t in range(tiers)
-            ],
-            "privacy": {"mechanism": "none", "epsilon": None},
-            "principles": fake_principles(tiers),
-            "data": {
-                "name": "toy",
-                "rows": {"train": 30, "val": 3, "test": 9},
-                "hash": "abc123",
-                "normalise": "client",
-                "partition": "natural",
-                "clients": clients,
-                "classes": 2,
-                "source": "https://example.org/toy",
-                "notes": ["Made of <nothing>."],
-            },
-            "time": {"compile_s": 1.0, "rounds_per_s": 12.34},
-        }
-        (workdir / "summary.json").write_text(json.dumps(end))
-    return workdir
-
-
-class Outline(html.parser.HTMLParser):
-    """What the tests ask of a page; fails on unbalanced tags while it reads."""
-
-    def __init__(self, path: pathlib.Path):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.rows: dict[str, int] = {}
-        self.section = ""
-        self.text = ""
-        self.feed(path.read_text())
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = dict(attrs)["id"]
-        if tag == "tr":
-            self.rows[self.section] = self.rows.get(self.section, 0) + 1
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells[-1] += data
-
-    def count(self, tag):
-        return sum(name == tag for name, _ in self.tags)
-
-    def values(self, attribute):
-        return [attrs[attribute] for _, attrs in self.tags if attribute in attrs]
+SECTIONS = [
+    "learning",
+    "final",
+    "hospitals",
+    "groups",
+    "calibration",
+    "weights",
+    "tiers",
+    "privacy",
+    "principles",
+    "data",
+    "unknown",
+    "configuration",
+    "provenance",
+]
+MANY = [f"hospital {i}" for i in range(300)]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    workdir = fake_run(tmp_path_factory.mktemp("runs") / "small", NAMES)
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    fake_run(workdir, NAMES, final=fake_final(NAMES, (3, 2)))
     assert report.write(workdir) == workdir / "report.html"
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "large"
+    fake_run(workdir, MANY, tiers=3, final=fake_final(MANY, (3, 3)))
+    report.write(workdir)
     return workdir
 
 
@@ -208,37 +58,63 @@ def outline(small):
     return Outline(small / "report.html")
 
 
-def test_every_section_is_there(outline):
-    sections = [attrs["id"] for tag, attrs in outline.tags if tag == "section"]
-    assert sections == [
-        "learning",
-        "tiers",
-        "hospitals",
-        "privacy",
-        "principles",
-        "data",
-        "configuration",
-        "provenance",
-    ]
-    assert outline.count("table") >= 3
+@pytest.fixture(scope="module", params=["small", "large"])
+def page_of_any_size(request):
+    return request.getfixturevalue(request.param) / "report.html"
+
+
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def test_a_page_of_any_size_is_whole(page_of_any_size, tmp_path):
+    outline = Outline(page_of_any_size)
+    ids = outline.values("id")
+    assert ids == SECTIONS
+    links = [attrs["href"] for tag, attrs in outline.tags if tag == "a"]
+    assert links == [f"#{key}" for key in SECTIONS]
+    images = [attrs for tag, attrs in outline.tags if tag == "img"]
+    assert all(len(image["alt"]) > 20 for image in images)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in outline.tags}
+    style = page_of_any_size.read_text().partition("<style>")[2].partition("</style")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert page_of_any_size.stat().st_size < 2_000_000
+    if browser():
+        # A page without a script has nothing to say on the console but what is wrong.
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        flags += [f"--user-data-dir={tmp_path}"]
+        shown = subprocess.run(
+            [browser(), *flags, "--enable-logging=stderr", page_of_any_size.as_uri()],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert "CONSOLE" not in shown.stderr
+        assert shown.stdout.count("<section") == len(SECTIONS)
+
+
+def test_an_older_run_has_a_page_without_what_it_lacks(tmp_path):
+    workdir = fake_run(tmp_path / "old", NAMES)
+    outline = Outline(report.write(workdir))
+    lacking = {"final", "groups", "calibration", "unknown"}
+    assert outline.values("id") == [key for key in SECTIONS if key not in lacking]
+    assert outline.count("img") == 13
+
+
+def test_every_section_has_its_content(outline):
     assert outline.count("details") == 1
     assert "by each hospital's own training records" in outline.text
     assert "abc123" in outline.cells
     assert "unfinished" not in outline.text
 
 
-def test_page_needs_no_network(outline):
-    assert outline.count("script") == outline.count("link") == 0
-    links = outline.values("src") + outline.values("href")
-    assert links
-    assert all(link.startswith("data:image/png;base64,") for link in links)
-
-
 def test_every_figure_is_a_file_with_a_text_in_its_stead(small, outline):
-    images = [attrs for tag, attrs in outline.tags if tag == "img"]
     files = sorted(path.name for path in (small / "figures").iterdir())
-    assert len(images) == len(files) == 9
-    assert all(len(image["alt"]) > 20 for image in images)
+    assert outline.count("img") == len(files) == 15
     for name in files:
         content = (small / "figures" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -250,8 +126,8 @@ def test_unknown_values_are_dashes(outline):
     assert "None" not in outline.text
     assert "nan" not in outline.cells
     # The hospital without an accuracy comes last and is never the worst.
-    first = outline.cells.index("hospital") + 8
-    assert [outline.cells[first + 8 * i] for i in range(4)] == [*NAMES[1:], NAMES[0]]
+    first = outline.cells.index("hospital") + 9
+    assert [outline.cells[first + 9 * i] for i in range(4)] == [*NAMES[1:], NAMES[0]]
 
 
 def test_principles_have_a_row_per_figure_and_a_column_per_tier(outline):
@@ -308,11 +184,61 @@ def test_table_has_one_row_per_tier_and_fits_a_terminal(small):
     assert row.split() == [*"112", "24,690", "1.5", "kB", "70.0%", "60.0%", MISSING]
 
 
-def test_many_hospitals_are_summarised(tmp_path):
-    names = [f"hospital {i}" for i in range(300)]
-    path = report.write(fake_run(tmp_path / "many", names, tiers=3))
-    outline = Outline(path)
-    assert path.stat().st_size < 2_000_000
+def test_last_and_selected_round_are_named_apart(outline):
+    """Values of the fixture: 0.75 at the last round, 0.8125 at the selected one."""
+
+    def row(name, after, length):
+        at = outline.cells.index(name, outline.cells.index(after))
+        return outline.cells[at + 1 : at + length]
+
+    assert row("figure", "figure", 3) == ["last round, 3", "selected round, 2"]
+    assert row("AUROC", "figure", 3) == [
+        interval("0.750", "0.625", "0.812"),
+        interval("0.812", "0.688", "0.875"),
+    ]
+    assert row("balanced accuracy", "figure", 3) == [MISSING, MISSING]
+    assert row("threshold", "figure", 3) == ["0.375", "0.375"]
+    assert row("AUROC", "standard deviation", 3) == ["0.750", "0.750"]
+    assert "Over hospitals, selected round, 2" in outline.text
+    assert row("old", "group", 4) == ["40", "12", interval("0.750", "0.625", "0.812")]
+    assert row("young", "group", 4) == ["4", "0", MISSING]
+    gaps = [
+        interval("0.250", "0.125", "0.312"),
+        MISSING,
+        interval("0.500", "0.375", "0.562"),
+    ]
+    assert row("age_group", "attribute", 4) == gaps
+    assert row("1, full", "tier", 3) == ["20", "0.750"]
+    assert row("1, own", "tier", 3) == ["20", "0.688"]
+    assert row("one class only", "reason", 3) == ["3", "3"]
+
+
+def test_last_and_selected_round_may_be_one(large):
+    outline = Outline(large / "report.html")
+    at = outline.cells.index("figure")
+    assert outline.cells[at + 1 : at + 3] == ["last and selected round, 3", "AUROC"]
+
+
+def test_final_figures_of_a_shorter_past_are_not_shown(tmp_path):
+    final = fake_final(NAMES, (3, None))
+    workdir = fake_run(tmp_path / "longer", NAMES, planned=6, final=final)
+    assert "last round" not in report.write(workdir).read_text()
+
+
+def test_what_every_hospital_holds(outline, large):
+    head = ["tier", "train", "val", "test", "healthy", "ill"]
+    head += ["age_group: old", "age_group: young"]
+    at = outline.cells.index("healthy") - 4
+    assert outline.cells[at : at + 8] == head
+    assert outline.cells[at + 8 : at + 17] == [NAMES[0], *"08139350"]
+    # Where there are many, the table is folded away and a figure shows their sizes.
+    assert Outline(large / "report.html").count("details") == 2
+    assert not (large / "figures" / "records.png").exists()
+    assert (large / "figures" / "sizes.png").exists()
+
+
+def test_many_hospitals_are_summarised(large):
+    outline = Outline(large / "report.html")
     head, gap = 1, 1
     assert outline.rows["hospitals"] == page.WORST + page.BEST + head + gap
     assert "20 worst and the 5 best of 300" in outline.text
@@ -386,7 +312,7 @@ def test_broken_file_is_named_with_its_line(tmp_path):
 def test_labels_keep_their_distance_and_order(seed):
     rng = np.random.default_rng(seed)
     heights = rng.beta(0.3, 0.3, size=rng.integers(1, 9)).tolist()
-    moved = figures._apart(heights, 0.1)
+    moved = canvas.apart(heights, 0.1)
     order = np.argsort(heights, kind="stable")
     steps = np.diff(np.asarray(moved)[order])
     assert np.all(steps > 0.1 - 1e-9)
@@ -395,7 +321,7 @@ def test_labels_keep_their_distance_and_order(seed):
 
 
 def test_labels_with_room_stay():
-    np.testing.assert_allclose(figures._apart([0.9, 0.1, 0.5], 0.1), [0.9, 0.1, 0.5])
+    np.testing.assert_allclose(canvas.apart([0.9, 0.1, 0.5], 0.1), [0.9, 0.1, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -404,6 +330,7 @@ def test_labels_with_room_stay():
         (formats.percent(0.8421), "84.2%"),
         (formats.points(-0.0213), "\N{MINUS SIGN}2.1 pp"),
         (formats.points(0.0), "+0.0 pp"),
+        (formats.points(-0.0004), "+0.0 pp"),
         (formats.si(999), "999"),
         (formats.si(999.6, "B"), "1 kB"),
         (formats.si(1_234_567, "B"), "1.23 MB"),

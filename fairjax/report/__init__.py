@@ -1,4 +1,4 @@
-"""What people see of a run: a table, one line, figures and a page.
+"""What people see of a run, or of many: a table, one line, figures and a page.
 
 Everything is read from the files that a run leaves behind, so a report can be written
 again at any time, on another computer, also for a run that was interrupted. A value
@@ -7,14 +7,15 @@ that is not known is shown as "–", never as 0.
 
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import rich.box
 import rich.table
 
-from fairjax.report import figures, formats, page
+from fairjax.report import comparison, figures, formats, frontier, page
 from fairjax.report.run import Run, read
 
-__all__ = ["headline", "table", "write"]
+__all__ = ["Run", "compare", "comparison", "headline", "read", "table", "write"]
 
 
 def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
@@ -85,13 +86,47 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     run = read(workdir)
     images = _images(run)
     html = page.render(run, images)
-    folder = run.workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    for image in (image for group in images.values() for image in group):
-        _replace(folder / f"{image.name}.png", image.png)
     path = run.workdir / "report.html"
-    _replace(path, html.encode())
+    _publish(path, (image for drawn in images.values() for image in drawn), html)
     return path
+
+
+def compare(
+    workdirs: Iterable[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    metrics: Sequence[str] = comparison.METRICS,
+    interval: str = "range",
+) -> pathlib.Path:
+    """Writes a page about many runs, and its figures into `figures/` beside it.
+
+    Args:
+        workdirs: folders of runs, or of folders of runs.
+        path: of the page.
+        metrics: columns of its table, see `comparison.summaries`.
+        interval: over seeds, one of `comparison.INTERVALS`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: there is nothing to compare, or a metric or interval is unknown.
+    """
+    path = pathlib.Path(path)
+    found = comparison.read(workdirs)
+    images = frontier.frontiers(found, interval)
+    title = path.resolve().parent.name
+    html = comparison.render(found, images, metrics, interval, title)
+    _publish(path, images, html)
+    return path
+
+
+def _publish(path: pathlib.Path, images: Iterable[figures.Image], html: str) -> None:
+    folder = path.parent / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in images:
+        _replace(folder / f"{image.name}.png", image.png)
+    _replace(path, html.encode())
 
 
 def _images(run: Run) -> dict[str, list[figures.Image]]:
@@ -99,6 +134,10 @@ def _images(run: Run) -> dict[str, list[figures.Image]]:
     return {
         "learning": figures.learning(run),
         "hospitals": figures.hospitals(run),
+        "calibration": figures.calibration(run),
+        "weights": figures.weights(run),
+        "tiers": figures.tiers(run),
+        "data": figures.data(run),
     }
 
 

@@ -1,14 +1,16 @@
 """What all figures share: colours, units, an empty canvas, the way to PNG.
 
 Tiers lie on one sequential scale, light for the smallest and dark for the largest; all
-other colours are Okabe and Ito's, which colour-blind readers tell apart.
+other colours are Okabe and Ito's, which colour-blind readers tell apart, or where there
+are not enough of them cividis, which looks alike to most.
 """
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +20,7 @@ from fairjax.report.run import Run
 
 INK, GREY, RULE = "#1a1a1a", "#595959", "#d9d9d9"
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+ORANGE, SKY, PINK = "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH, HEIGHT = 4.8, 2.9
 """Inches: small enough that the text stays readable on a telephone."""
 DPI = 150
@@ -43,12 +46,18 @@ class Unit(NamedTuple):
 
 
 ACCURACY = Unit("accuracy (%)", 100, formats.percent)
+AUROC = Unit("area under the ROC curve", 1, formats.decimal)
 
 
 def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
     """Light for tier 0, dark for the largest tier of the run."""
     top = max(len(run.tiers) - 1, 1)
     return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
+
+
+def literal(name: str) -> str:
+    """Keeps matplotlib from reading a name as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
@@ -60,6 +69,36 @@ def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
         unit.scale * max(middle - 0.56 * width, -air),
         unit.scale * min(middle + 0.56 * width, unit.most + air),
     )
+
+
+def apart(heights: list[float], gap: float) -> list[float]:
+    """Heights in [0, 1], order kept, moved as little as sets them `gap` apart."""
+    gap = min(gap, 1 / len(heights))
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    # Least squares under an order constraint: pool neighbours that would cross.
+    pools: list[list[float]] = []
+    for target in np.asarray(heights)[order] - steps:
+        pools.append([target])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    moved = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    moved = np.clip(moved, 0, 1 - steps[-1]) + steps
+    result = np.empty_like(moved)
+    result[order] = moved
+    return result.tolist()
+
+
+def leader(colour: Any) -> dict[str, Any]:
+    """The dotted line from a point to the left end of its name."""
+    # It starts beside the name: one to the middle would cross other names.
+    return {
+        "arrowstyle": "-",
+        "color": colour,
+        "linestyle": ":",
+        "relpos": (0, 0.5),
+        "shrinkA": 1,
+    }
 
 
 def blank(title: str, height: float) -> tuple[Figure, Axes]:

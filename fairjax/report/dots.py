@@ -1,9 +1,10 @@
-"""The last evaluated round, hospital by hospital."""
+"""One dot a hospital: accuracy in the last evaluated round, and records."""
 
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from fairjax.report import formats
 from fairjax.report.canvas import (
@@ -15,6 +16,7 @@ from fairjax.report.canvas import (
     VERMILION,
     Image,
     blank,
+    literal,
     png,
     span,
     tier_colour,
@@ -88,8 +90,7 @@ def distribution(run: Run) -> Image | None:
     for y, tier in enumerate(present):
         members = [row for row in known if row["tier"] == tier]
         values = np.array([100 * row["accuracy"] for row in members])
-        # Steps of the golden ratio spread neighbours evenly, the same way every time.
-        offsets = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
+        offsets = 0.5 * _scattered(len(values))
         colour = tier_colour(run, tier)
         axes.scatter(values, y + offsets, s=11, color=colour, alpha=0.55, linewidths=0)
         first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
@@ -115,6 +116,95 @@ def distribution(run: Run) -> Image | None:
         "line the mean over hospitals."
     )
     return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
+
+
+def budgets(run: Run) -> Image | None:
+    """A column per tier: what its budget buys each hospital."""
+    known = run.by_accuracy
+    if not known:
+        return None
+    title = "What does a hospital get for its budget?"
+    figure, axes = blank(title, HEIGHT + 0.3)
+    keys = {"accuracy": "full model", "own_accuracy": "own sub-model"}
+    values = [row[k] for row in run.clients for k in keys if row.get(k) is not None]
+    axes.set_ylim(*span(min(values), max(values), ACCURACY))
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    told = []
+    for place, tier in enumerate(run.tiers):
+        t = tier["tier"]
+        members = [row for row in run.clients if row["tier"] == t]
+        for (key, model), marker, side in zip(
+            keys.items(), "os", (-0.2, 0.2), strict=True
+        ):
+            each = np.array([row[key] for row in members if row.get(key) is not None])
+            if not len(each):
+                continue
+            axes.scatter(
+                place + side + 0.26 * _scattered(len(each)),
+                100 * each,
+                s=10 if len(known) > len(run.tiers) * 10 else 26,
+                marker=marker,
+                facecolors=tier_colour(run, t) if key == "accuracy" else "none",
+                edgecolors=[tier_colour(run, t)],
+                alpha=0.75,
+            )
+            mean = float(np.mean(each))
+            told.append(f"tier {t} {model} {formats.percent(mean)}")
+            if len(each) > 1:
+                ends = [place + side - 0.17, place + side + 0.17]
+                axes.plot(ends, [100 * mean] * 2, color=INK, linewidth=1.6)
+    axes.set_xlim(-0.5, len(run.tiers) - 0.5)
+    labels = [
+        f"{formats.plain(tier.get('budget'))}\ntier {tier['tier']}"
+        for tier in run.tiers
+    ]
+    axes.set_xticks(range(len(run.tiers)), labels=labels, fontsize=8.5)
+    axes.set_xlabel("budget (share of the model, by tier)", fontsize=9, color=INK)
+    axes.set_ylabel(ACCURACY.label, fontsize=9, color=INK)
+    caption = (
+        "Every mark is a hospital on its own test records: a disc under the full "
+        "model, an open square under the sub-model that its tier can carry. Bars are "
+        "means over the hospitals of a tier, where it has several."
+    )
+    alt = f"{title} Accuracy of hospitals by tier; means: {', '.join(told)}."
+    return Image("budgets", caption, alt, png(figure))
+
+
+def sizes(run: Run) -> Image | None:
+    """One row per tier: every hospital a dot at its number of training records."""
+    rows = [row for row in run.hospitals if row.get("train")]
+    if not rows:
+        return None
+    present = sorted({row["tier"] for row in rows})
+    title = "How many records does a hospital of each tier hold?"
+    figure, axes = blank(title, max(HEIGHT, 1.2 + 0.75 * len(present)))
+    told = []
+    for y, tier in enumerate(present):
+        counts = np.array([row["train"] for row in rows if row["tier"] == tier])
+        colour = tier_colour(run, tier)
+        offsets = 0.5 * _scattered(len(counts))
+        axes.scatter(counts, y + offsets, s=11, color=colour, alpha=0.55, linewidths=0)
+        middle = float(np.median(counts))
+        axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1.6)
+        told.append(f"tier {tier} {formats.count(middle)}")
+    axes.set_xscale("log")
+    axes.set_xlabel("training records (logarithmic)", fontsize=9, color=INK)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    labels = [
+        f"tier {tier}\n({sum(row['tier'] == tier for row in rows)})" for tier in present
+    ]
+    axes.set_ylim(len(present) - 0.4, -0.6)
+    axes.set_yticks(range(len(present)), labels=labels, fontsize=8.5)
+    caption = "Every dot is a hospital (how many in brackets); the bar is the median."
+    alt = f"{title} Training records by tier; medians: {', '.join(told)}."
+    return Image("sizes", caption, alt, png(figure))
+
+
+def _scattered(count: int) -> np.ndarray:
+    """Offsets in [-0.5, 0.5) from 0 on that part neighbours, the same every time."""
+    # Steps of the golden ratio spread any number of them evenly.
+    return (np.arange(count) * 0.618034 + 0.5) % 1 - 0.5
 
 
 def _accuracy_axis(axes: Axes, known: list[Row]) -> tuple[float, float]:
@@ -171,8 +261,3 @@ def _hospital_alt(title: str, run: Run) -> str:
         f"mean {mean}, worst {worst['client']} {formats.percent(worst['accuracy'])}, "
         f"best {best['client']} {formats.percent(best['accuracy'])}."
     )
-
-
-def literal(name: str) -> str:
-    """Keeps matplotlib from reading a name as mathematics."""
-    return name.replace("$", r"\$")

@@ -1,9 +1,11 @@
 """Numbers as people read them; None is "–"."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 MISSING = "\N{EN DASH}"
+_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 Number = int | float | None
@@ -19,12 +21,38 @@ def points(difference: Number) -> str:
     """-0.021 -> "−2.1 pp", percentage points."""
     if difference is None:
         return MISSING
-    return f"{100 * difference:+.1f} pp".replace("-", "\N{MINUS SIGN}")
+    shown = round(100 * difference, 1) + 0.0  # no "−0.0"
+    return f"{shown:+.1f} pp".replace("-", "\N{MINUS SIGN}")
 
 
 def decimal(value: Number) -> str:
     """0.91834 -> "0.918"."""
     return MISSING if value is None else f"{value:.3f}"
+
+
+def figure(value: Number) -> str:
+    """A number of unknown kind: 0.91834 -> "0.918", 12345.6 -> "12,346"."""
+    if value is None or abs(value) < 100:
+        return decimal(value)
+    return count(value)
+
+
+def estimate(value: Any) -> str:
+    """{"value": 0.884, "low": 0.861, "high": 0.905} -> "0.884 (0.861–0.905)".
+
+    A bare number has no interval; nor has a figure whose `low` is not known.
+    """
+    if not isinstance(value, Mapping):
+        return decimal(value)
+    text = decimal(value.get("value"))
+    if value.get("value") is None or value.get("low") is None:
+        return text
+    return f"{text} ({decimal(value['low'])}{MISSING}{decimal(value['high'])})"
+
+
+def metric(key: str) -> str:
+    """A key in words: "balanced_accuracy" -> "balanced accuracy"."""
+    return " ".join(_NAMES.get(word, word) for word in key.split("_"))
 
 
 def count(value: Number) -> str:

@@ -1,13 +1,12 @@
-"""One page that holds the whole run: no network, no script, every text escaped."""
+"""The page of one run."""
 
-import base64
 import html
-import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fairjax.report import figures, formats, principles
+from fairjax.report import figures, final, formats, markup, principles
 from fairjax.report.canvas import Image
+from fairjax.report.markup import Section
 from fairjax.report.run import Row, Run
 
 WORST, BEST = 20, 5
@@ -67,53 +66,35 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         run: what the run left behind.
         images: section id -> its figures.
     """
-    name = run.workdir.resolve().name
-    style = pathlib.Path(__file__).with_name("page.css").read_text()
-    sections = [
-        ("learning", "Learning curves", _learning(run, images["learning"])),
-        ("tiers", "Tiers", _tiers(run)),
-        ("hospitals", "Hospitals and fairness", _hospitals(run, images["hospitals"])),
-        ("privacy", "Privacy", _pairs(run.summary.get("privacy", {}))),
-        ("principles", "Five principles", _principles(run)),
-        ("data", "Data", _data(run.summary.get("data", {}))),
-        ("configuration", "Configuration", _configuration(run.config)),
-        ("provenance", "Provenance", _pairs(run.provenance)),
-    ]
-    optional = ("privacy", "principles")
-    body = "\n".join(
-        f'<section id="{key}">\n<h2>{title}</h2>\n{content or _NOTHING}\n</section>'
-        for key, title, content in sections
-        if content or key not in optional
+    drawn = {key: markup.figures(of_section) for key, of_section in images.items()}
+    header = (
+        f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_cards(run)}"
+        f"{markup.paragraph(_which_round(run))}"
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(name)} &ndash; fairjax</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{html.escape(name)}</h1>
-<p class="soft">{html.escape(_subtitle(run))}</p>
-{_unfinished(run)}{_cards(run)}
-</header>
-<main>
-{body}
-</main>
-<footer><p class="soft">“&ndash;” stands for a value that was not estimated or not \
-recorded.</p></footer>
-</body>
-</html>
-"""
+    privacy = markup.pairs(run.summary.get("privacy", {}))
+    sections = [
+        Section("learning", "Learning curves", _learning(run, drawn["learning"])),
+        Section("final", "Final figures", final.quality(run), optional=True),
+        Section(
+            "hospitals",
+            "Hospitals and fairness",
+            markup.figures(images["hospitals"], "figures columns") + _hospitals(run),
+        ),
+        Section("groups", "Patient groups", final.groups(run), optional=True),
+        Section("calibration", "Calibration", drawn["calibration"], optional=True),
+        Section("weights", "Weights over time", drawn["weights"]),
+        Section("tiers", "Cost per tier", drawn["tiers"] + _tiers(run)),
+        Section("privacy", "Privacy", privacy, optional=True),
+        Section("principles", "Five principles", _principles(run), optional=True),
+        Section("data", "Data", _data(run, drawn["data"])),
+        Section("unknown", "Not estimated", final.not_estimated(run), optional=True),
+        Section("configuration", "Configuration", _configuration(run.config)),
+        Section("provenance", "Provenance", markup.pairs(run.provenance)),
+    ]
+    return markup.document(run.workdir.resolve().name, header, sections)
 
 
 # ----------------------------------------------------------------------------- sections
-
-
-_NOTHING = '<p class="soft">Nothing recorded.</p>'
 
 
 def _subtitle(run: Run) -> str:
@@ -145,32 +126,45 @@ def _cards(run: Run) -> str:
     return f'<dl class="cards">\n{items}\n</dl>'
 
 
-def _learning(run: Run, images: list[Image]) -> str:
-    note = ""
+def _which_round(run: Run) -> str:
     if not run.final:
-        note = '<p class="soft">No round has been evaluated yet.</p>\n'
-    elif not len(run.series("eval/auroc")[0]):
-        note = '<p class="soft">AUROC could not be estimated in this run.</p>\n'
-    return _figures(images) + note
+        return ""
+    return f"The full model after round {run.final['round']}, the last one evaluated."
 
 
-def _hospitals(run: Run, images: list[Image]) -> str:
-    drawn = _figures(images, "figures columns")
+def _learning(run: Run, drawn: str) -> str:
+    if not run.final:
+        return drawn + markup.paragraph("No round has been evaluated yet.")
+    if not len(run.series("eval/auroc")[0]):
+        return drawn + markup.paragraph("AUROC could not be estimated in this run.")
+    return drawn
+
+
+def _hospitals(run: Run) -> str:
     if not run.clients:
-        return drawn
+        return ""
+    finals = run.reported[0][1].get("clients") or () if run.reported else ()
+    more = {row["client"]: row for row in finals}
+    keys = dict.fromkeys(key for row in finals for key in row)
+    extra = [key for key in keys if key not in run.clients[0]]
     known = run.by_accuracy
     unknown = [row for row in run.clients if row.get("accuracy") is None]
     round = run.clients[0]["round"]
+
+    def cells(row: Row) -> list[str]:
+        rest = more.get(row["client"], {})
+        return _hospital(row) + [formats.estimate(rest.get(key)) for key in extra]
+
     note = f"Full model on each hospital's own test records after round {round}"
     if len(run.clients) <= figures.NAMED:
-        rows = [_hospital(row) for row in known + unknown]
+        rows = [cells(row) for row in known + unknown]
         note += ", worst accuracy first."
     else:
         skipped = known[WORST : max(len(known) - BEST, WORST)]
-        rows = [_hospital(row) for row in known[:WORST]]
+        rows = [cells(row) for row in known[:WORST]]
         if skipped:
             rows.append([f"… {len(skipped)} hospitals in between"])
-        rows += [_hospital(row) for row in known[WORST + len(skipped) :]]
+        rows += [cells(row) for row in known[WORST + len(skipped) :]]
         note += (
             f": the {WORST} worst and the {BEST} best of {len(run.clients)} hospitals "
             "by accuracy. clients.jsonl holds all of them."
@@ -182,8 +176,8 @@ def _hospitals(run: Run, images: list[Image]) -> str:
         "cohort. Own sub-model: the one that its tier can carry."
     )
     head = ["hospital", "tier", "test records", "weight", "accuracy"]
-    head += ["own sub-model", "AUROC", "loss"]
-    return drawn + _table(note, head, rows)
+    head += ["own sub-model", "AUROC", "loss", *map(formats.metric, extra)]
+    return markup.table(note, head, rows)
 
 
 def _hospital(row: Row) -> list[str]:
@@ -240,7 +234,16 @@ def _tiers(run: Run) -> str:
         "gets from the full model and from the tier's own sub-model. Local: mean over "
         "the tier's hospitals; pooled: all test records. Tier 0 is the smallest."
     )
-    return _table(note, head, rows)
+    return markup.table(note, head, rows) + _simulated(run)
+
+
+def _simulated(run: Run) -> str:
+    """What the run cost the computer that simulated all hospitals."""
+    spent = {name: run.summary.get(name) or {} for name in ("simulation", "time")}
+    if not run.finished or not any(spent.values()):
+        return ""
+    said = "What simulating all hospitals cost this computer."
+    return markup.paragraph(said) + markup.pairs(spent)
 
 
 def _principles(run: Run) -> str:
@@ -249,10 +252,11 @@ def _principles(run: Run) -> str:
         return ""
     formula = "formula"
     head = ["measure", *(f"tier {tier['tier']}" for tier in run.tiers), "all", formula]
-    return _table(principles.NOTE, head, principles.rows(run), text=formula)
+    return markup.table(principles.NOTE, head, principles.rows(run), text=formula)
 
 
-def _data(data: Row) -> str:
+def _data(run: Run, drawn: str) -> str:
+    data = run.summary.get("data", {})
     if not data:
         return ""
     way = formats.plain(data.get("normalise"))
@@ -272,89 +276,50 @@ def _data(data: Row) -> str:
     )
     return (
         f"<p>{html.escape(sentence)}</p>\n"
-        + _table("Records of all hospitals", ["split", "records"], rows)
-        + _pairs(facts)
+        + markup.table("Records of all hospitals", ["split", "records"], rows)
+        + drawn
+        + _held(run)
+        + markup.pairs(facts)
         + (f"<ul>{notes}</ul>" if notes else "")
     )
 
 
+def _held(run: Run) -> str:
+    """What every hospital holds; folded away where there are many."""
+    if not run.hospitals:
+        return ""
+    splits = ("train", "val", "test")
+    classes = list(run.hospitals[0].get("classes") or ())
+    groups = {
+        f"{attribute}: {value}": (attribute, value)
+        for row in run.hospitals
+        for attribute, values in (row.get("groups") or {}).items()
+        for value in values
+    }
+    rows = []
+    for row in run.hospitals:
+        cells = [row.get(split) for split in splits]
+        cells += [(row.get("classes") or {}).get(name) for name in classes]
+        held = row.get("groups") or {}
+        cells += [held.get(name, {}).get(value) for name, value in groups.values()]
+        rows.append(
+            [
+                str(row["client"]),
+                formats.plain(row.get("tier")),
+                *map(formats.count, cells),
+            ]
+        )
+    head = ["hospital", "tier", *splits, *classes, *groups]
+    caption = (
+        "Records of every hospital by split; its training records by class and by "
+        "patient group."
+    )
+    table = markup.table(caption, head, rows)
+    if len(rows) <= figures.NAMED:
+        return table
+    return markup.folded(f"Records of all {len(rows)} hospitals", table)
+
+
 def _configuration(config: Row) -> str:
-    fields = len(_flat(config))
-    return (
-        f"<details><summary>All {fields} fields, as resolved</summary>\n"
-        f"{_pairs(config)}</details>"
-    )
-
-
-# ------------------------------------------------------------------------------- pieces
-
-
-def _figures(images: list[Image], layout: str = "figures") -> str:
-    def one(image: Image) -> str:
-        source = base64.b64encode(image.png).decode()
-        return (
-            f'<figure><img src="data:image/png;base64,{source}" '
-            f'alt="{html.escape(image.alt)}">'
-            f"<figcaption>{html.escape(image.caption)}</figcaption></figure>"
-        )
-
-    if not images:
-        return ""
-    return f'<div class="{layout}">\n' + "\n".join(map(one, images)) + "\n</div>\n"
-
-
-def _table(
-    caption: str, head: list[str], rows: list[list[str]], text: str | None = None
-) -> str:
-    """A table in its own scrolling box; a row of one cell spans all columns.
-
-    `text` is the column of words, if there is one.
-    """
-    style = [' class="text"' if name == text else "" for name in head]
-
-    def one(row: list[str]) -> str:
-        if len(row) == 1 < len(head):
-            cell = html.escape(row[0])
-            return f'<tr><td class="gap" colspan="{len(head)}">{cell}</td></tr>'
-        cells = "".join(
-            f"<td{kind}>{html.escape(cell)}</td>"
-            for kind, cell in zip(style[1:], row[1:], strict=True)
-        )
-        return f'<tr><th scope="row">{html.escape(row[0])}</th>{cells}</tr>'
-
-    heads = "".join(
-        f'<th scope="col"{kind}>{html.escape(cell)}</th>'
-        for kind, cell in zip(style, head, strict=True)
-    )
-    body = "\n".join(map(one, rows))
-    return (
-        f'<p class="soft">{html.escape(caption)}</p>\n'
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
-    )
-
-
-def _pairs(values: Row) -> str:
-    """Names and values of a nested mapping as a table; nothing for an empty one."""
-    if not values:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        f'<td class="text">{html.escape(formats.plain(value))}</td></tr>'
-        for name, value in _flat(values).items()
-    )
-    return (
-        '<div class="scroll" tabindex="0"><table><tbody>\n'
-        f"{rows}\n</tbody></table></div>\n"
-    )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups under dotted names, as they are written on the command line."""
-    result = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{name}.")
-        else:
-            result[f"{prefix}{name}"] = value
-    return result
+    fields = len(markup.flat(config))
+    return markup.folded(f"All {fields} fields, as resolved", markup.pairs(config))

@@ -1,6 +1,7 @@
 """Reads the files of a run's folder, finished or not."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -26,8 +27,10 @@ class Run:
     """Empty before the run has ended; older than `metrics` in an extended run."""
     metrics: list[Row]
     """One row per finished round."""
+    history: list[Row]
+    """One row per evaluated round and client."""
     clients: list[Row]
-    """One row per client, of the last evaluated round."""
+    """Of the last evaluated round."""
     finished: bool
     final: Row
     """The last evaluated round's metrics."""
@@ -41,6 +44,49 @@ class Run:
             np.array([row["round"] for row in rows], np.int64),
             np.array([row[key] for row in rows], np.float64),
         )
+
+    def series_of(self, client: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rounds, values) of one client where `key` is known."""
+        rows = [row for row in self.history if row["client"] == client]
+        rows = [row for row in rows if row.get(key) is not None]
+        return (
+            np.array([row["round"] for row in rows], np.int64),
+            np.array([row[key] for row in rows], np.float64),
+        )
+
+    @functools.cached_property
+    def figures(self) -> dict[str, Number]:
+        """Every number of a finished run by its key.
+
+        Keys are those of metrics.jsonl at the last evaluated round and dotted paths
+        into summary.json: "final.last.pooled.auroc.value", "tiers.0.bytes_up".
+        """
+        rest = {key: part for key, part in self.summary.items() if key != "metrics"}
+        return _numbers(rest) | _numbers(self.final)
+
+    @property
+    def reported(self) -> list[tuple[str, Row]]:
+        """(what it is called, final figures) at the last and at the selected round.
+
+        One entry if they are the same round; none for a run that records no final
+        figures, or whose summary is that of its shorter past.
+        """
+        final = self.summary.get("final") or {} if self.finished else {}
+        last, selected = final.get("last"), final.get("selected")
+        if not last:
+            return []
+        if selected and selected["round"] == last["round"]:
+            return [(f"last and selected round, {last['round']}", last)]
+        return [
+            (f"{name} round, {figures['round']}", figures)
+            for name, figures in (("last", last), ("selected", selected))
+            if figures
+        ]
+
+    @property
+    def hospitals(self) -> list[Row]:
+        """What every hospital holds; nothing before the run has ended."""
+        return list(self.summary.get("data", {}).get("hospitals") or ())
 
     @property
     def by_accuracy(self) -> list[Row]:
@@ -73,13 +119,13 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     summary = _json(workdir / "summary.json")
     metrics = _lines(workdir / "metrics.jsonl")
     last = metrics[-1]["round"] if metrics else None
-    clients = [
+    history = [
         row
         for row in _lines(workdir / "clients.jsonl")
         if last is not None and row["round"] <= last
     ]
-    newest = max((row["round"] for row in clients), default=None)
-    clients = [row for row in clients if row["round"] == newest]
+    newest = max((row["round"] for row in history), default=None)
+    clients = [row for row in history if row["round"] == newest]
     # A run that is being extended still has the summary of its shorter past.
     finished = (
         summary.get("metrics", {}).get("round") == last
@@ -93,6 +139,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
         provenance=_json(workdir / "provenance.json"),
         summary=summary,
         metrics=metrics,
+        history=history,
         clients=clients,
         finished=finished,
         final=evaluated[-1] if evaluated else {},
@@ -115,6 +162,18 @@ def _planned_tiers(config: Row, clients: list[Row]) -> list[Row]:
         }
         for tier, (budget, slots) in enumerate(zip(budgets, branches, strict=True))
     ]
+
+
+def _numbers(value: Any, path: str = "") -> dict[str, Number]:
+    """All numbers of nested mappings and lists by dotted path, with what is null."""
+    if isinstance(value, Mapping | list):
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        found: dict[str, Number] = {}
+        for name, inner in items:
+            found |= _numbers(inner, f"{path}.{name}" if path else str(name))
+        return found
+    known = value is None or isinstance(value, int | float)
+    return {path: value} if known and not isinstance(value, bool) else {}
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""The final figures: of the last round and, named apart, of the selected one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fairjax.report import formats, markup
+from fairjax.report.run import Row, Run
+
+_OVER = {
+    "mean": "mean",
+    "std": "standard deviation",
+    "worst": "worst",
+    "worst10": "worst tenth",
+    "best10": "best tenth",
+    "jain": "Jain",
+    "gini": "Gini",
+}
+_COUNTS = {"n": "test records", "positives": "positives"}
+
+
+def quality(run: Run) -> str:
+    """On all test records, over hospitals and by tier."""
+    rows = _beside(run, "pooled", formats.estimate)
+    thresholds = [figures.get("threshold") for _, figures in run.reported]
+    if any(threshold is not None for threshold in thresholds):
+        rows.append(["threshold", *map(formats.estimate, thresholds)])
+    if not rows:
+        return ""
+    caption = (
+        "The full model on all test records, with intervals where they were estimated. "
+        "Validation records select the round, test records never do."
+    )
+    content = markup.table(caption, ["figure", *(n for n, _ in run.reported)], rows)
+    if note := run.summary["final"].get("note"):
+        content += markup.paragraph(f"{note}.".capitalize())
+    parts = (_over_hospitals, _by_tier)
+    return content + "".join(part(*of) for part in parts for of in run.reported)
+
+
+def groups(run: Run) -> str:
+    """By patient group, with the gaps between groups."""
+    return "".join(part(*of) for part in (_members, _gaps) for of in run.reported)
+
+
+def not_estimated(run: Run) -> str:
+    """How many figures are unknown, by reason."""
+    rows = _beside(run, "not_estimated", formats.count)
+    if not rows:
+        return ""
+    caption = "How many figures were left open, and why."
+    return markup.table(caption, ["reason", *(name for name, _ in run.reported)], rows)
+
+
+def _beside(run: Run, part: str, show: Callable[[Any], str]) -> list[list[str]]:
+    """A row for every key of a part, a cell for every round."""
+    parts = [figures.get(part) or {} for _, figures in run.reported]
+    keys = dict.fromkeys(key for of_round in parts for key in of_round)
+    return [
+        [formats.metric(key), *(show(of_round.get(key)) for of_round in parts)]
+        for key in keys
+    ]
+
+
+def _over_hospitals(name: str, figures: Row) -> str:
+    rows = [
+        [formats.metric(key), *(formats.decimal(row.get(k)) for k in _OVER)]
+        for key, row in (figures.get("over_clients") or {}).items()
+    ]
+    if not rows:
+        return ""
+    caption = (
+        f"Over hospitals, {name}: worst and best tenth as means, with the number of "
+        "hospitals rounded up; where all are equal Jain's index is 1 and Gini's 0."
+    )
+    return markup.table(caption, ["figure", *_OVER.values()], rows)
+
+
+def _by_tier(name: str, figures: Row) -> str:
+    """Two rows a tier: the full model and, where it is known, the tier's own."""
+    tiers = figures.get("tiers") or []
+    named = ("tier", "n", "own")
+    keys = dict.fromkeys(key for row in tiers for key in row if key not in named)
+    rows = [
+        [
+            f"{row['tier']}, {model}",
+            formats.count(row.get("n")),
+            *(formats.estimate(values.get(key)) for key in keys),
+        ]
+        for row in tiers
+        for model, values in (("full", row), ("own", row.get("own")))
+        if values
+    ]
+    if not rows:
+        return ""
+    caption = (
+        f"By tier, {name}: the full model and the tier's own sub-model on the test "
+        "records of the tier's hospitals."
+    )
+    heads = ["tier", "test records", *map(formats.metric, keys)]
+    return markup.table(caption, heads, rows)
+
+
+def _members(name: str, figures: Row) -> str:
+    attributes = figures.get("groups") or {}
+    members = [row for values in attributes.values() for row in values.values()]
+    keys = dict.fromkeys(key for row in members for key in row if key not in _COUNTS)
+    rows = []
+    for attribute, values in attributes.items():
+        rows.append([attribute])
+        for value, row in values.items():
+            cells = [formats.count(row.get(key)) for key in _COUNTS]
+            cells += [formats.estimate(row.get(key)) for key in keys]
+            rows.append([value, *cells])
+    if not rows:
+        return ""
+    caption = (
+        f"Patient groups, {name}: the full model on the test records of a group in all "
+        "hospitals, with intervals where they were estimated."
+    )
+    heads = ["group", *_COUNTS.values(), *map(formats.metric, keys)]
+    return markup.table(caption, heads, rows)
+
+
+def _gaps(name: str, figures: Row) -> str:
+    gaps = figures.get("gaps") or {}
+    keys = dict.fromkeys(key for values in gaps.values() for key in values)
+    rows = [
+        [attribute, *(formats.estimate(values.get(key)) for key in keys)]
+        for attribute, values in gaps.items()
+    ]
+    if not rows:
+        return ""
+    caption = (
+        f"Between the groups of an attribute, {name}: at parity a difference is 0 and "
+        "a ratio 1. Groups that are too small are left out."
+    )
+    return markup.table(caption, ["attribute", *map(formats.metric, keys)], rows)

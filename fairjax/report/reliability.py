@@ -1,0 +1,55 @@
+"""Predicted probability against observed frequency."""
+
+import numpy as np
+
+from fairjax.report import formats
+from fairjax.report.canvas import BLUE, GREY, INK, VERMILION, Image, blank, png
+from fairjax.report.run import Run
+
+_LOOK = ((BLUE, "o", "-"), (VERMILION, "s", (0, (4, 2))))
+"""Colour, marker and line of the last and of the selected round."""
+
+
+def diagram(run: Run) -> Image | None:
+    """The bins of the last and of the selected round; None when there are none."""
+    known = [
+        (name, figures["calibration"])
+        for name, figures in run.reported
+        if figures.get("calibration")
+    ]
+    if not known:
+        return None
+    title = "Do predicted probabilities come true?"
+    figure, axes = blank(title, 3.9)
+    axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+    most = max(row["n"] for _, rows in known for row in rows)
+    for (name, rows), (colour, marker, dash) in zip(known, _LOOK, strict=False):
+        rows = [row for row in rows if row["n"] and row["observed"] is not None]
+        x = [100 * row["predicted"] for row in rows]
+        y = [100 * row["observed"] for row in rows]
+        area = [12 + 70 * row["n"] / most for row in rows]
+        axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, label=name)
+        axes.scatter(x, y, s=area, color=colour, marker=marker, alpha=0.75, zorder=3)
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+    axes.set_xlabel("predicted probability (%)", fontsize=9, color=INK)
+    axes.set_ylabel("observed frequency (%)", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=2.6)
+    name, rows = known[0]
+    n = sum(row["n"] for row in rows)
+    gaps = [
+        abs(row["predicted"] - row["observed"])
+        for row in rows
+        if row["n"] and row["observed"] is not None
+    ]
+    alt = (
+        f"{title} Observed frequency against predicted probability in {len(rows)} "
+        f"bins of {formats.count(n)} test records, {name}: "
+        f"largest difference {formats.percent(float(np.max(gaps, initial=0)))}."
+    )
+    caption = (
+        "Full model on the test records of all hospitals, in bins by the predicted "
+        "probability of the positive class, or with more than two classes of the "
+        "answer; the larger a mark, the more records. On the dotted line predictions "
+        "are what happens."
+    )
+    return Image("calibration", caption, alt, png(figure))

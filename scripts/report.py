@@ -1,0 +1,43 @@
+"""Writes the report of a run again, or a page that compares many runs.
+
+    python scripts/report.py --workdir=runs/heart
+    python scripts/report.py --workdir=runs/sweep --interval=t
+    python scripts/report.py --workdir=runs/a --workdir=runs/b --output=runs/both.html
+
+A folder that holds runs stands for all of them; their page is its comparison.html
+unless --output names another. Runs that differ only in the seed are one point and row.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from fairjax import checks, command, report
+from scripts.tabulate import define_table
+
+
+def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flags of this script."""
+    define_table(values)
+    flags.DEFINE_string("output", None, "File of the page.", flag_values=values)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Writes one page and says where."""
+    first = pathlib.Path(options.workdir[0])
+    alone = len(options.workdir) == 1
+    if alone and (first / "config.json").exists():
+        if options.output is not None:
+            checks.fail("--output", "it for many runs only", options.output)
+        print(report.write(first))
+        return
+    if not alone and options.output is None:
+        raise checks.InputError("--output: expected the page of many runs; got none")
+    path = options.output or first / "comparison.html"
+    metrics, interval = options.metrics, options.interval
+    print(report.compare(options.workdir, path, metrics=metrics, interval=interval))
+
+
+if __name__ == "__main__":
+    command.run(main, define)

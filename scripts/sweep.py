@@ -1,0 +1,103 @@
+"""Trains a config once for every combination of some of its fields.
+
+    python scripts/sweep.py --config=configs/heart_disease.py --workdir=runs/sweep \
+        --grid=fairness.rule=size,uniform --grid=seed=0,1,2 --config.rounds=20
+    python scripts/sweep.py --config=configs/digits.py --workdir=runs/tiers \
+        --grid='tiers.budget=(0.25,0.5,0.75,1.0),(1.0,1.0,1.0,1.0)' --processes=2
+    python scripts/sweep.py --config=configs/digits.py --workdir=runs/rules \
+        --list=rules.jsonl --grid=seed=0,1,2
+
+--grid is field=value,value,.. with values as of --config.field; commas inside brackets
+belong to a value. --list names a file with an object of fields a line, such as
+{"fairness.rule": "q_ffl", "fairness.q_ffl.q": 0.1}; each is combined with the grid.
+
+Every run has a folder of its own, named by its settings, and prints to a .log beside
+it. The same command again skips what is finished and goes on with the rest. A field or
+value that cannot be is refused before any run starts (exit code 2); a run that fails
+stops no other, is named at the end, and the exit code is 1.
+
+In a SLURM array every task runs one, --index=$SLURM_ARRAY_TASK_ID from 0, of the number
+that --count prints. --processes=N runs N side by side; on one GPU they share its memory
+only with XLA_PYTHON_CLIENT_MEM_FRACTION below 1 / N.
+"""
+
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from fairjax import checks, command, sweep
+from scripts import train
+
+
+def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flags of this script."""
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    for name, text in {
+        "workdir": "Folder of the runs' folders.",
+        "list": "File with a JSON object of fields and values a line.",
+    }.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_multi_string(
+        "grid", [], "field=value,value,..; may be repeated.", flag_values=values
+    )
+    flags.DEFINE_integer("processes", 1, "Runs side by side.", flag_values=values)
+    flags.DEFINE_integer("index", None, "Run this one alone.", flag_values=values)
+    flags.DEFINE_bool("count", False, "Print how many there are.", flag_values=values)
+    flags.mark_flags_as_required(["config", "workdir"], values)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Runs what is missing and names what failed."""
+    workdir = pathlib.Path(options.workdir)
+    processes = checks.count("--processes", options.processes)
+    points = sweep.points(train.define, base(options), settings(options), workdir)
+    if options.count:
+        print(len(points))
+        return
+    if options.index is not None:
+        checks.in_range("--index", options.index, 0, len(points) - 1)
+        points = [points[options.index]]
+    # As Ctrl-C: a sweep that is told to stop leaves no run behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    program = [sys.executable, train.__file__]
+    try:
+        failed = sweep.run(points, workdir, program=program, processes=processes)
+    except KeyboardInterrupt:
+        print("sweep.py: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    for name, why in failed.items():
+        print(f"sweep.py: {name} failed: {why}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def base(options: flags.FlagValues) -> list[str]:
+    """The config's flags, as all runs have them."""
+    flag = options["config"]
+    overrides = config_flags.get_override_values(flag)
+    return [
+        f"--config={config_flags.get_config_filename(flag)}",
+        *(f"--config.{name}={value}" for name, value in overrides.items()),
+    ]
+
+
+def settings(options: flags.FlagValues) -> list[sweep.Fields]:
+    """What every run sets beside them: every entry of the list with the whole grid."""
+    if not options.list and not options.grid:
+        raise checks.InputError("--grid: expected it or --list; got neither")
+    entries = sweep.listed(pathlib.Path(options.list)) if options.list else [{}]
+    grid = sweep.grid(options.grid)
+    given = {*command.overridden(options)}
+    for where, fields in (("--list", set().union(*entries)), ("--grid", {*grid[0]})):
+        for field in sorted(fields & given):
+            checks.fail(f"{where} {field}", "a field that is set once", "another value")
+        given |= fields
+    return [{**entry, **point} for entry in entries for point in grid]
+
+
+if __name__ == "__main__":
+    command.run(main, define)

@@ -1,0 +1,52 @@
+"""Prints a table of many runs: a row per setting, mean and interval over seeds.
+
+    python scripts/tabulate.py --workdir=runs/sweep
+    python scripts/tabulate.py --workdir=runs/sweep --format=csv --interval=t \
+        --metrics=eval/auroc,eval/accuracy/client_worst,tiers.0.bytes_up
+
+A folder that holds runs stands for all of them; --workdir may be repeated. Rows are
+the values of the config fields in which the runs differ beside the seed. Columns are
+keys of metrics.jsonl, taken at the last round, or dotted paths into summary.json.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from fairjax import checks, command
+from fairjax.report import comparison
+
+
+def define_table(values: flags.FlagValues) -> None:
+    """The flags that say which runs and what of them."""
+    flags.DEFINE_multi_string(
+        "workdir", None, "A run, or a folder of runs.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "metrics", list(comparison.METRICS), "Columns.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "interval", "range", "Over seeds: range or t (95 %).", flag_values=values
+    )
+    flags.mark_flags_as_required(["workdir"], values)
+
+
+def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flags of this script."""
+    define_table(values)
+    flags.DEFINE_string("format", "markdown", "Or csv.", flag_values=values)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Prints the table, and beside it what was left out."""
+    known = {"markdown": comparison.markdown, "csv": comparison.table}
+    write = known[checks.one_of("--format", options.format, known)]
+    found = comparison.read(options.workdir)
+    print(write(found, options.metrics, options.interval).rstrip("\n"))
+    for path in found.unfinished:
+        print(f"tabulate.py: left out, unfinished: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command.run(main, define)
