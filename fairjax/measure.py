@@ -60,11 +60,18 @@ def compiled(run: specs.Run, state: RunState) -> Measure:
         x = {name: split.x for name, split in splits.items()}
         full, own = round.answers(state, x, train, tiers, members, spec=run.spec)
         judge = functools.partial(metrics.evaluation_of, data=splits["test"])
+        # As one more model: its figures are compiled once, with those of the others.
+        models = jnp.concatenate([full["test"][None], own["test"]])
+        judged = jax.lax.map(judge, models)
         val = None
         if "val" in splits:
             val = metrics.evaluation_of(full["val"], splits["val"]).pooled
-        own_test = jax.lax.map(judge, own["test"])
-        return Measured(judge(full["test"]), own_test, val), Logits(full, own)
+        measured = Measured(
+            jax.tree.map(lambda leaf: leaf[0], judged),
+            jax.tree.map(lambda leaf: leaf[1:], judged),
+            val,
+        )
+        return measured, Logits(full, own)
 
     splits = {"test": run.splits.test, "val": run.splits.val}
     with_records = {name: split for name, split in splits.items() if len(split.y)}
