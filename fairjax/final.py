@@ -75,6 +75,8 @@ class _Figures(NamedTuple):
     gaps: groups.Gaps
     """[V], or [R, V]; NaN with more than two classes."""
     auroc_difference: Float[Array, "*R V"]
+    plot: calibration.Reliability
+    """[V, S, bins], or [R, V, S, bins]."""
 
 
 def _figures(
@@ -98,7 +100,15 @@ def _figures(
             rates = jax.tree.map(
                 lambda leaf: jnp.where(jnp.isnan(threshold), jnp.nan, leaf), rates
             )
-        return _Figures(quality, groups.gaps(rates), groups.difference(quality.auroc))
+        # The bins of the ECE: XLA computes them once.
+        plot = calibration.reliability(
+            *calibration.confidence(jax.nn.softmax(logits), y),
+            segment,
+            segments,
+            weight=weight,
+        )
+        apart = groups.difference(quality.auroc)
+        return _Figures(quality, groups.gaps(rates), apart, plot)
 
     return jax.vmap(one)(views)
 
@@ -123,16 +133,11 @@ def _resampled(
 
 
 @jax.jit
-def _thresholds(logits: Float[Array, "M E 2"], y: Int[Array, "E"]):
-    """Of every model."""
+def _thresholds(full: Float[Array, "E 2"], own: Float[Array, "T E 2"], y) -> Array:
+    """Of the full model, then of every sub-model."""
+    logits = jnp.concatenate([full[None], own])
     p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
-    return jax.vmap(metrics.youden, (0, None))(p, y == 1)
-
-
-@jax.jit
-def _reliability(logits: Float[Array, "E C"], y: Int[Array, "E"]):
-    confidence = calibration.confidence(jax.nn.softmax(logits), y)
-    return calibration.reliability(*confidence, jnp.zeros_like(y), 1)
+    return jax.lax.map(lambda scores: metrics.youden(scores, y == 1), p)
 
 
 _bounds = jax.jit(functools.partial(bootstrap.bounds, level=LEVEL))
@@ -270,16 +275,18 @@ class _Sheet:
 
 def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     """One model's entry."""
-    full, own = measure(state)[1]
+    # From the host: what was restored is committed to a device, and would be compiled
+    # for anew.
+    full, own = jax.device_get(measure(state)[1])
     tiers = np.asarray(run.tiers_at(state.round - 1))
     records = _records(run, tiers)
     missing: Counter[str] = Counter()
     thresholds = _chosen(run, full, own)
     figures = functools.partial(_draws, run, state, records)
     made = figures(full["test"], thresholds[0], RESAMPLES)
-    value, drawn = _at(made, 0), _at(made, slice(1, None))
-    ends = jax.device_get(_bounds(drawn))
-    whole = _Sheet(records, float(thresholds[0]), value, missing, ends.low, ends.high)
+    value = _at(made, 0)
+    low, high = _ends(_at(made, slice(1, None)))
+    whole = _Sheet(records, float(thresholds[0]), value, missing, low, high)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
 
     def of_tier(tier: int) -> dict[str, Any]:
@@ -319,26 +326,26 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
             for view, attribute in named.items()
         },
         "gaps": {attribute.name: whole.gaps(view) for view, attribute in named.items()},
-        "calibration": list(_bins(full["test"], records.y)),
+        "calibration": list(_bins(value.plot)),
         "not_estimated": dict(sorted(missing.items())),
     }
 
 
 def _chosen(
-    run: specs.Run, full: dict[str, Array], own: dict[str, Array]
+    run: specs.Run, full: dict[str, np.ndarray], own: dict[str, np.ndarray]
 ) -> Float[np.ndarray, "models"]:
     """Threshold of the full model and of every sub-model; NaN where there is none."""
     if len(run.splits.classes) != 2 or "val" not in full:
         return np.full(1 + len(run.budget), np.nan, np.float32)
-    models = jnp.concatenate([full["val"][None], own["val"]])
-    return np.asarray(_thresholds(models, jnp.asarray(run.splits.val.y)))
+    y = np.asarray(run.splits.val.y)
+    return np.asarray(_thresholds(full["val"], own["val"], y))
 
 
 def _draws(
     run: specs.Run,
     state: RunState,
     records: _Records,
-    logits: Array,
+    logits: Float[np.ndarray, "E C"],
     threshold: Any,
     resamples: int,
 ) -> _Figures:
@@ -349,7 +356,7 @@ def _draws(
     chunk = min(64, max(1, LARGEST // (records.views.size * logits.shape[1])))
     given = (logits, records.y, records.views, threshold)
     hospitals = (np.asarray(test.offset)[tested], count)
-    key = keys.at(state.key, Role.EVALUATE, state.round)
+    key = keys.at(jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round))
     parts = [
         _resampled(
             *given,
@@ -364,6 +371,28 @@ def _draws(
     return jax.tree.map(
         lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
     )
+
+
+def _ends(drawn: _Figures) -> list[_Figures]:
+    """Lower and upper bounds of every figure over its resamples.
+
+    As one array: fifteen programs of quantiles take longer to compile.
+    """
+    leaves, tree = jax.tree.flatten(drawn._replace(plot=None))
+    flat = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    cuts = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
+    return [
+        jax.tree.unflatten(
+            tree,
+            [
+                part.reshape(leaf.shape[1:])
+                for part, leaf in zip(
+                    np.split(np.asarray(end), cuts), leaves, strict=True
+                )
+            ],
+        )
+        for end in _bounds(flat)
+    ]
 
 
 def _at(made: _Figures, index: int | slice) -> _Figures:
@@ -390,10 +419,9 @@ def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return made
 
 
-def _bins(logits: Float[Array, "E C"], y: Any) -> Iterator[Mapping[str, Any]]:
-    """The calibration plot, without empty bins."""
-    plot = jax.device_get(_reliability(logits, jnp.asarray(y)))
-    for predicted, observed, n in zip(*(leaf[0] for leaf in plot), strict=True):
+def _bins(plot: calibration.Reliability) -> Iterator[Mapping[str, Any]]:
+    """The calibration plot of all records, without empty bins."""
+    for predicted, observed, n in zip(*(leaf[0, 0] for leaf in plot), strict=True):
         if n:
             yield {
                 "predicted": files.number(predicted),

@@ -83,13 +83,15 @@ def compiled(run: specs.Run, state: RunState) -> Measure:
         x = {name: split.x for name, split in splits.items()}
         full, own = round.answers(state, x, train, tiers, members, spec=run.spec)
         judge = functools.partial(metrics.evaluation_of, data=splits["test"])
+        # As one more model: its figures are compiled once, with those of the others.
+        models = jnp.concatenate([full["test"][None], own["test"]])
+        judged = jax.lax.map(judge, models)
         val = None
         if "val" in splits:
             val = metrics.evaluation_of(full["val"], splits["val"]).pooled
-        own_test = jax.lax.map(judge, own["test"])
         kept = None
         if stays(run):
-            kept = hospitals.answers(
+            of_own = hospitals.answers(
                 hospitals.personal(state, spec=run.spec),
                 splits["test"],
                 train,
@@ -97,8 +99,13 @@ def compiled(run: specs.Run, state: RunState) -> Measure:
                 spec=run.spec,
                 longest=int(np.max(run.splits.test.count)),
             )
-            kept = judge(kept).clients
-        measured = Measured(judge(full["test"]), own_test, val, kept)
+            kept = metrics.evaluation_of(of_own, splits["test"]).clients
+        measured = Measured(
+            jax.tree.map(lambda leaf: leaf[0], judged),
+            jax.tree.map(lambda leaf: leaf[1:], judged),
+            val,
+            kept,
+        )
         return measured, Logits(full, own)
 
     splits = {"test": run.splits.test, "val": run.splits.val}

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 Draw = Callable[[Key[Array, ""]], Int[Array, "E"]]
 
@@ -72,11 +71,11 @@ def _whole(u: Float[Array, "..."], below: int | Array) -> Int[Array, "..."]:
 
 
 def resampled(
-    statistic: Callable[[Int[Array, "E"]], PyTree[Float[Array, "..."]]],
+    statistic: Callable[[Int[Array, "E"]], PyTree[Num[Array, "..."]]],
     draw: Draw,
     key: Key[Array, ""],
     numbers: Int[Array, "R"],
-) -> PyTree[Float[Array, "R ..."]]:
+) -> PyTree[Num[Array, "R ..."]]:
     """A statistic of some resamples, side by side; number 0 is the records themselves.
 
     Args:
@@ -86,7 +85,7 @@ def resampled(
         numbers: which resamples.
     """
 
-    def one(number: Array) -> PyTree[Float[Array, "..."]]:
+    def one(number: Array) -> PyTree[Num[Array, "..."]]:
         weight = draw(jax.random.fold_in(key, number))
         return statistic(jnp.where(number == 0, jnp.ones_like(weight), weight))
 
@@ -99,27 +98,14 @@ def bounds(values: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> Interv
     NaN if fewer than half of them are. Source: Efron & Tibshirani 1993, An Introduction
     to the Bootstrap, 13.3.
     """
-    leaves, tree = jax.tree.flatten(values)
-    resamples = leaves[0].shape[0]
-    # One array of all figures: one sort instead of many.
-    flat = jnp.concatenate([leaf.reshape(resamples, -1) for leaf in leaves], axis=1)
-    tails = jnp.asarray([(1 - level) / 2, (1 + level) / 2], flat.dtype)
-    often = 2 * jnp.sum(~jnp.isnan(flat), axis=0) >= resamples
-    both = jnp.where(often, jnp.nanquantile(flat, tails, axis=0), jnp.nan)
-    ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
-    parts = jnp.split(both, ends, axis=1)
-    return Interval(
-        *(
-            jax.tree.unflatten(
-                tree,
-                [
-                    part[i].reshape(leaf.shape[1:])
-                    for part, leaf in zip(parts, leaves, strict=True)
-                ],
-            )
-            for i in (0, 1)
-        )
-    )
+
+    def one(leaf: Array) -> Array:
+        tails = jnp.asarray([(1 - level) / 2, (1 + level) / 2], leaf.dtype)
+        often = 2 * jnp.sum(~jnp.isnan(leaf), axis=0) >= leaf.shape[0]
+        return jnp.where(often, jnp.nanquantile(leaf, tails, axis=0), jnp.nan)
+
+    both = jax.tree.map(one, values)
+    return Interval(*(jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1)))
 
 
 def interval(
