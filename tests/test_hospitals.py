@@ -1,0 +1,149 @@
+"""What a hospital has for itself: personal, tuned and alone, against runs by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import default
+from fairjax import client, hospitals, layout, round, train
+from fairjax.fairness import personal
+from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Member
+from tests import fakes
+
+DATA = fakes.federation()
+TEST = fakes.federation(counts=(4, 9, 2, 5), seed=7)
+TIERS = (0, 1, 2, 1)
+
+
+def everybody():
+    return Member(
+        jnp.arange(4, dtype=jnp.int32),
+        jnp.asarray(TIERS, jnp.int32),
+        jnp.ones(4, bool),
+        DATA.count,
+        DATA.labels,
+    )
+
+
+def narrowed(rule=None):
+    """HeteroFL in three tiers."""
+    model = fakes.small_mlp(hidden=(8,))
+    method = heterofl(model.axes, (0.25, 0.5, 1.0), scaler=False, masked_loss=False)
+    return fakes.spec(model, method, rule=rule, epochs=1)
+
+
+def one_round(spec, state, cohort):
+    step = jax.jit(
+        lambda state: round.step(
+            state, DATA, cohort, spec=spec, layout=layout.vmapped()
+        )[0]
+    )
+    return step(state)
+
+
+def answers(own, spec):
+    return hospitals.answers(
+        own, TEST, DATA, everybody(), spec=spec, longest=int(TEST.count.max())
+    )
+
+
+def by_hand(spec, models):
+    """Logits of every record by the model of its hospital, masked to its tier."""
+    units = spec.local.method.units
+    parts = []
+    for who, (offset, count) in enumerate(zip(TEST.offset, TEST.count, strict=True)):
+        params = models(who)
+        kept = units(
+            jax.random.key(0),
+            jnp.asarray(0),
+            params,
+            jax.tree.map(lambda leaf, who=who: leaf[who], everybody()),
+        )
+        x = TEST.x[offset : offset + count]
+        parts.append(client.answer(spec.local, params, x, kept))
+    return jnp.concatenate(parts)
+
+
+def test_every_record_is_answered_by_its_own_hospital():
+    """Copies of the model that differ by hospital, in tiers that differ in width."""
+    spec = narrowed(personal.ditto(strength=0.1))
+    state = fakes.start(spec, DATA)
+    after = one_round(spec, state, fakes.cohort())
+    own = hospitals.personal(after, spec=spec)
+    mine = lambda who: jax.tree.map(lambda leaf: leaf[who], after.personal)  # noqa: E731
+    np.testing.assert_allclose(answers(own, spec), by_hand(spec, mine), rtol=1e-5)
+
+
+def test_private_leaves_answer_for_their_hospital():
+    model = fakes.small_mlp()
+    method = personal.keep(fedavg(model.axes), personal.private_head())
+    spec = fakes.spec(model, method, rule=personal.private_head(), epochs=1)
+    after = one_round(spec, fakes.start(spec, DATA), fakes.cohort())
+
+    def mine(who):
+        bank = after.private["client"]
+        head = {name: bank[f"head/{name}"][who] for name in ("kernel", "bias")}
+        return {**after.params, "head": head}
+
+    got = answers(hospitals.personal(after, spec=spec), spec)
+    np.testing.assert_allclose(got, by_hand(spec, mine), rtol=1e-5, atol=1e-6)
+
+
+def test_alone_is_a_federation_of_one():
+    """Three rounds, hospital by hospital, on the batches of the run's own key."""
+    spec = narrowed()
+    state = fakes.start(spec, DATA)
+    got = hospitals.alone(
+        state, DATA, everybody(), spec=spec, layout=layout.vmapped(), rounds=3
+    )
+    for who in (0, 2):
+        single = state
+        for _ in range(3):
+            single = one_round(spec, single, fakes.cohort((who,), (TIERS[who],)))
+        mine = jax.tree.map(lambda leaf, who=who: leaf[who], got)
+        assert fakes.gap(mine, single.params) < 1e-6
+        assert fakes.gap(mine, state.params) > 1e-2
+
+
+def test_tuned_is_one_more_round_that_is_not_sent():
+    spec = narrowed()
+    state = one_round(spec, fakes.start(spec, DATA), fakes.cohort())
+    own = hospitals.tuned(state, DATA, spec=spec)
+    member = jax.tree.map(lambda leaf: leaf[1], everybody())
+    params, kept = own(member)
+    single = one_round(spec, state, fakes.cohort((1,), (1,)))
+    assert fakes.gap(params, single.params) < 1e-6
+    np.testing.assert_allclose(kept.forward.axes["hidden0"].sum(), 4)
+
+
+def test_a_run_says_who_would_have_been_better_off_alone(tmp_path):
+    c = default.get_config()
+    c.update_from_flattened_dict(
+        {
+            "rounds": 2,
+            "eval_every": 1,
+            "baselines": True,
+            "data.partition.num_clients": 4,
+            "fairness.rule": "ditto",
+            "execution.batching": "vmap",
+        }
+    )
+    summary = train.train(c, tmp_path / "run").summary
+    made = summary["baselines"]
+    models = ("full", "own", "personal", "tuned", "alone")
+    assert [row["client"] for row in made["clients"]] == [
+        row["client"] for row in summary["final"]["last"]["clients"]
+    ]
+    for model in models[:-1]:
+        for figure, better in (("accuracy", np.less), ("loss", np.greater)):
+            pairs = [
+                (row[model][figure], row["alone"][figure]) for row in made["clients"]
+            ]
+            expected = np.mean([better(mine, alone) for mine, alone in pairs])
+            assert made["worse_off"][model][figure] == expected
+    each = [row["personal"]["accuracy"] for row in made["clients"]]
+    mean = summary["metrics"]["eval/accuracy/personal/client_mean"]
+    np.testing.assert_allclose(mean, np.mean(each), rtol=1e-6)
+    np.testing.assert_allclose(made["mean"]["personal"]["accuracy"], mean, rtol=1e-6)
