@@ -1,0 +1,251 @@
+"""Trains fairness rules on two medical data sets, and judges what they move.
+
+    python scripts/frontier.py
+
+Runs configs/heart_disease.py (four real hospitals) and configs/diabetes130.py (sixteen
+specialties) with every rule of `RULES`, on three seeds. A seed draws the splits, the
+tiers and the first model alike for all rules. No setting is tuned: all that were run
+are shown. Writes results/frontier.json after every run, and README.md in the end. The
+same command again goes on with the runs that are missing; another config or other
+versions begin anew. `--data=diabetes` runs a part: two processes share the files.
+"""
+
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from configs import diabetes130, heart_disease
+from fairjax import checks, command
+from fairjax.train import train
+from fairjax.workdir import write_json
+from scripts import experiment
+from scripts.blood import alone
+from scripts.results import fill, interval
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "frontier.json"
+BEGIN = "<!-- results/frontier.json -->"
+DATA = {"heart disease": heart_disease, "diabetes": diabetes130}
+SEEDS = (0, 1, 2)
+
+
+class Entry(NamedTuple):
+    """A row of the table."""
+
+    rule: str
+    options: dict[str, Any]
+    """Fields below `fairness`; of the whole config where they have a dot in front."""
+
+    @property
+    def title(self) -> str:
+        """The rule with its settings."""
+        words = [f"{name.rpartition('.')[2]} {v:g}" for name, v in self.options.items()]
+        return ", ".join([f"`{self.rule}`", *words])
+
+
+RULES = {
+    "size": Entry("size", {}),
+    "uniform": Entry("uniform", {}),
+    "q_ffl 1": Entry("q_ffl", {"q_ffl.q": 1.0}),
+    "q_ffl 5": Entry("q_ffl", {"q_ffl.q": 5.0}),
+    "term": Entry("term", {"term.t": 2.0}),
+    "cvar": Entry("cvar", {"cvar.alpha": 0.5}),
+    "gifair": Entry("gifair", {"gifair.c": 0.9}),
+    "afl": Entry("afl", {"afl.rate": 0.1}),
+    "tier_equal": Entry("tier_equal", {"tier_equal.strength": 1.0}),
+    "tier_term": Entry("tier_term", {"tier_term.t": 2.0}),
+    "q_fedavg": Entry("q_fedavg", {"q_fedavg.q": 1.0}),
+    "fedmgda": Entry("fedmgda", {"fedmgda.epsilon": 1.0, ".server.learning_rate": 0.3}),
+    "fedfv": Entry("fedfv", {"fedfv.alpha": 0.1}),
+    "propfair": Entry("propfair", {"propfair.bound": 2.0}),
+    "logit_adjust": Entry("logit_adjust", {"logit_adjust.tau": 1.0}),
+    "both": Entry(
+        "tier_term+logit_adjust", {"tier_term.t": 2.0, "logit_adjust.tau": 1.0}
+    ),
+}
+FIRST = "size"
+"""What the others are compared with."""
+
+FIGURES = {
+    "AUROC, mean of hospitals": ("auroc", "mean"),
+    "AUROC, worst hospital": ("auroc", "worst"),
+    "balanced accuracy, mean": ("balanced_accuracy", "mean"),
+    "balanced accuracy, worst": ("balanced_accuracy", "worst"),
+    "loss, worst": ("loss", "worst"),
+}
+"""Heads of the table -> figure over hospitals, in the last round, on the test split."""
+WORST, PRICE = "AUROC, worst hospital", "AUROC, mean of hospitals"
+
+
+def config_of(data: str, rule: str, seed: int) -> Any:
+    """The config of one run; the first rule's also trains every hospital alone."""
+    config: Any = DATA[data].get_config()
+    entry = RULES[rule]
+    config.seed = seed
+    config.eval_every = config.rounds
+    config.checkpoint.every = config.rounds
+    config.baselines = rule == FIRST
+    config.fairness.rule = entry.rule
+    config.update_from_flattened_dict(
+        {
+            name[1:] if name.startswith(".") else f"fairness.{name}": value
+            for name, value in entry.options.items()
+        }
+    )
+    return config
+
+
+def measure(config: Any) -> dict[str, Any]:
+    """One run: figures over hospitals, and by hospital, in its last round."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        summary = train(config, f"{folder}/run").summary
+    last = summary["final"]["last"]
+    return {
+        "figures": {
+            name: last["over_clients"][metric][part]
+            for name, (metric, part) in FIGURES.items()
+        },
+        "hospitals": {
+            row["client"]: {"tier": row["tier"], "auroc": row["auroc"]}
+            for row in last["clients"]
+        },
+        "worse_off": summary.get("baselines", {}).get("worse_off"),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+class Job(NamedTuple):
+    """What a run is identified by."""
+
+    data: str
+    rule: str
+    seed: int
+
+
+def done(runs: Sequence[dict[str, Any]]) -> dict[Job, dict[str, Any]]:
+    """The runs by their job."""
+    return {Job(*(run[name] for name in Job._fields)): run for run in runs}
+
+
+def missing(made: dict[Job, dict[str, Any]], data: Sequence[str]) -> Iterator[Job]:
+    """What is still to be run, in order."""
+    for seed in SEEDS:
+        for name in data:
+            yield from (
+                job for rule in RULES if (job := Job(name, rule, seed)) not in made
+            )
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def differences(
+    made: dict[Job, dict[str, Any]], data: str, rule: str, figure: str
+) -> list[float]:
+    """What a rule adds to a figure of the first rule, seed by seed."""
+    return [
+        made[Job(data, rule, seed)]["figures"][figure]
+        - made[Job(data, FIRST, seed)]["figures"][figure]
+        for seed in SEEDS
+    ]
+
+
+def said(made: dict[Job, dict[str, Any]], data: str) -> list[str]:
+    """Which rules moved the worst hospital at each seed, and at what price."""
+    raised, lowered, open_ = [], [], []
+    for rule, entry in RULES.items():
+        if rule == FIRST:
+            continue
+        worst = differences(made, data, rule, WORST)
+        price = np.mean(differences(made, data, rule, PRICE))
+        text = f"{entry.title} ({np.mean(worst):+.3f}, mean {price:+.3f})"
+        if min(worst) > 0:
+            raised.append(text)
+        elif max(worst) < 0:
+            lowered.append(text)
+        else:
+            open_.append(entry.title)
+    none = ["none"]
+    alone_ = [made[Job(data, FIRST, seed)]["worse_off"] for seed in SEEDS]
+    shares = [
+        np.mean([each[model]["auroc"] for each in alone_]) for model in ("full", "own")
+    ]
+    return [
+        "Raised the worst hospital's AUROC at each of three seeds, against weights by "
+        f"records: {'; '.join(raised or none)}.",
+        f"Lowered it at each: {'; '.join(lowered or none)}.",
+        f"Neither, the seeds disagree: {', '.join(open_ or none)}.",
+        f"Under `{FIRST}`, by AUROC, {shares[0]:.0%} of the hospitals would have been "
+        f"better off alone than with the full model, {shares[1]:.0%} than with their "
+        "own tier's sub-model.",
+    ]
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Per data set a Markdown table, and what it says."""
+    made, parts = done(runs), []
+    for data in DATA:
+        parts.append(f"{data.capitalize()}, {len(SEEDS)} seeds:")
+        heads = ["rule", *FIGURES]
+        lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(FIGURES)]
+        for rule, entry in RULES.items():
+            figures = [made[Job(data, rule, seed)]["figures"] for seed in SEEDS]
+            cells = [interval([each[name] for each in figures]) for name in FIGURES]
+            lines.append("| " + " | ".join([entry.title, *cells]) + " |")
+        parts.append("\n".join(lines))
+        parts += said(made, data)
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------------------- the files
+
+
+def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
+    """Writes runs beside those that are there; with all, the README's tables."""
+    with alone():
+        every = [*(experiment.continued(RESULTS, same) or []), *runs]
+        write_json(RESULTS, same | {"runs": every})
+        if next(missing(done(every), list(DATA)), None) is None:
+            path = ROOT / "README.md"
+            path.write_text(fill(path.read_text(), BEGIN, table(every)))
+
+
+def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The flags of this script."""
+    what = "Data sets of this process."
+    flags.DEFINE_list("data", list(DATA), what, flag_values=values)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Runs what is missing and writes both files."""
+    for name in options.data:
+        checks.one_of("--data", name, DATA)
+    same = {
+        "command": "python scripts/frontier.py",
+        "seeds": list(SEEDS),
+        "rules": {
+            name: {"rule": entry.rule, **entry.options} for name, entry in RULES.items()
+        },
+        "setting": {
+            name: experiment.changes(module.get_config())
+            for name, module in DATA.items()
+        },
+        **experiment.surroundings(),
+    }
+    while True:
+        made = done(experiment.continued(RESULTS, same) or [])
+        job = next(missing(made, options.data), None)
+        if job is None:
+            break
+        add(same, [job._asdict() | measure(config_of(*job))])
+    add(same, [])
+
+
+if __name__ == "__main__":
+    command.run(main, define)
