@@ -110,7 +110,7 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
         round.init,
         jax.random.key(run.config["seed"]),
         x,
-        clients=len(run.splits.clients),
+        counts=run.splits.train.count,
         tiers=len(run.budget),
         spec=run.spec,
     )
@@ -206,12 +206,20 @@ def _loop(
         return state, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
     test_data = jax.tree.map(jnp.asarray, run.splits.test)
+    validation = None
+    if "validation" in run.spec.rule.needs:
+        validation = jax.tree.map(jnp.asarray, run.splits.val)
     members = representatives(run)
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
         cohort = _cohort(run, state, state.round)
         state, info = round.step(
-            state, train_data, cohort, spec=run.spec, layout=run.layout
+            state,
+            train_data,
+            cohort,
+            spec=run.spec,
+            layout=run.layout,
+            validation=validation,
         )
         return state, (cohort, info)
 

@@ -85,7 +85,7 @@ def start(spec, data, tiers=3, params=None, seed=0):
     return round.init(
         jax.random.key(seed),
         data.x[:1],
-        clients=data.count.shape[0],
+        counts=data.count,
         tiers=tiers,
         spec=spec,
         params=params,
