@@ -20,22 +20,25 @@ def get_config() -> ConfigDict:
     c.eval_every = 5  # rounds between evaluations; the last round always is one
 
     c.data = ConfigDict()
-    # breast_cancer, heart_disease, heart_disease/flamby, digits, mixtures, pbc_blood28,
-    # npz or csv
+    # breast_cancer, heart_disease, heart_disease/flamby, diabetes130, digits, mixtures,
+    # pbc_blood28, npz or csv
     c.data.name = "breast_cancer"
     c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv
     c.data.label = placeholder(str)  # csv: column of the class
     c.data.client = placeholder(str)  # csv: column of the hospital
     c.data.patient = placeholder(str)  # csv: column of the patient; crosses no split
-    c.data.group = placeholder(str)  # csv: column of the patient group
+    # csv: columns of patient groups, text or numbers; "age:40:60" cuts at 40 and 60
+    c.data.group = ()
     # "pooled": by all training records; "client": by the hospital's own; "none"
     c.data.normalise = "pooled"
     c.data.partition = ConfigDict()
     c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet
     c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet
     c.data.partition.alpha = 0.5  # dirichlet concentration: small is skewed
-    c.data.partition.min_size = 2  # training records that every hospital must get
+    # training records that every simulated hospital must get; natural: hospitals with
+    # fewer records are left out
+    c.data.partition.min_size = 2
     c.data.partition.test_fraction = 0.25  # of each hospital, if the data fix none
     c.data.partition.val_fraction = 0.1  # of each hospital, if the data fix none
 

@@ -377,9 +377,10 @@ def calibrate(
     params: Params,
     kept: Kept,
     data: Federation,
-    where: Bool[Array, "N"],
+    where: Bool[Array, "M"],
     *,
     local: client.Local,
+    clients: Int[Array, "M"] | None = None,
     per_client: int = 256,
 ) -> PyTree[Moments] | None:
     """Moments for a sub-model's batch norms, pooled over clients' training records.
@@ -397,6 +398,7 @@ def calibrate(
         data: the training split.
         where: the clients that count.
         local: the local problem.
+        clients: whom `where` speaks of; None: everybody.
         per_client: records that a client uses at most.
 
     Returns:
@@ -422,9 +424,9 @@ def calibrate(
         return None
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
 
-    def add(sums: PyTree[Moments], at: tuple[Array, Array]):
-        who, start = at
-        valid = (start + row < jnp.minimum(records.count[who], longest)) & where[who]
+    def add(sums: PyTree[Moments], at: tuple[Array, Array, Array]):
+        who, counts, start = at
+        valid = (start + row < jnp.minimum(records.count[who], longest)) & counts
         index = records.offset[who] + jnp.where(valid, start + row, 0)
         new = measure(index, valid)
 
@@ -440,12 +442,15 @@ def calibrate(
 
         return jax.tree.map(one, sums, new, is_leaf=_is_moments), None
 
-    clients, starts = jnp.meshgrid(
-        jnp.arange(records.count.shape[0], dtype=jnp.int32),
+    if clients is None:
+        clients = jnp.arange(records.count.shape[0], dtype=jnp.int32)
+    who, starts = jnp.meshgrid(
+        jnp.arange(clients.shape[0], dtype=jnp.int32),
         jnp.arange(-(-longest // size), dtype=jnp.int32) * size,
         indexing="ij",
     )
-    sums, _ = jax.lax.scan(add, zero, (clients.ravel(), starts.ravel()))
+    at = clients[who.ravel()], where[who.ravel()], starts.ravel()
+    sums, _ = jax.lax.scan(add, zero, at)
 
     def close(total: Moments) -> Moments:
         count = jnp.maximum(total.count, 1)

@@ -79,6 +79,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("eval_every", c.eval_every)
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)
+    for entry in c.data.group:
+        if not isinstance(entry, str):
+            checks.fail("data.group", "names of csv columns", entry)
     checks.one_of("data.normalise", c.data.normalise, names.NORMALISATIONS)
     part = c.data.partition
     checks.one_of("data.partition.name", part.name, names.PARTITIONS)

@@ -500,6 +500,7 @@ def _summary(
             "partition": part["name"],
             "clients": len(splits.clients),
             "classes": list(splits.classes),
+            "hospitals": federation.hospitals(splits, run.tiers),
             "source": splits.source,
             "notes": list(splits.notes),
         },

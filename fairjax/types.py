@@ -50,9 +50,9 @@ class Federation:
 
     x: Num[Block, "E ..."]
     y: Int[Block, "E"]
-    group: Int[Block, "E"]
-    """Patient group of every record (sex, age band, ...); all zero where the data names
-    none."""
+    group: Int[Block, "E A"]
+    """Patient group of every record by every attribute (sex, age band, ...), -1 where
+    unknown; A is 0 where the data names none."""
     offset: Int[Block, "N"]
     count: Int[Block, "N"]
     labels: Int[Block, "N C"]

@@ -29,7 +29,7 @@ def federation(shape=(6,), counts=COUNTS, seed=0, dtype=np.float32) -> Federatio
     return Federation(
         jnp.asarray(x.astype(dtype)),
         jnp.asarray(y),
-        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((rows, 0), jnp.int32),
         jnp.asarray(offset, jnp.int32),
         jnp.asarray(counts, jnp.int32),
         jnp.asarray(np.stack(labels), jnp.int32),

@@ -45,7 +45,10 @@ def private_head() -> Rule:
 
 
 def keep(method: Method, rule: Rule) -> Method:
-    """The method with the leaves that a rule keeps in the scope "client"."""
+    """The method with the leaves that a rule keeps in the scope "client".
+
+    Its `private` raises an InputError for a model that has none of them.
+    """
     keeps = rule.keeps
     if keeps is None:
         return method
@@ -55,6 +58,8 @@ def keep(method: Method, rule: Rule) -> Method:
         scopes = shared if method.private is None else method.private(params)
         named = jax.tree.structure(params).flatten_up_to(scopes)
         paths = trees.named(params)
+        if not any(map(keeps, paths)):
+            checks.fail("fairness.rule", "a model with leaves that it keeps", "none")
         kept = [
             "client" if keeps(path) else scope
             for path, scope in zip(paths, named, strict=True)
