@@ -16,7 +16,7 @@ test: venv
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 verify: venv
-	PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or not slow"
 
 bench: venv

@@ -23,22 +23,25 @@ def get_config() -> ConfigDict:
     c.select = "balanced_accuracy"
 
     c.data = ConfigDict()
-    # breast_cancer, heart_disease, heart_disease/flamby, digits, mixtures, pbc_blood28,
-    # npz or csv
+    # breast_cancer, heart_disease, heart_disease/flamby, diabetes130, digits, mixtures,
+    # pbc_blood28, npz or csv
     c.data.name = "breast_cancer"
     c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv
     c.data.label = placeholder(str)  # csv: column of the class
     c.data.client = placeholder(str)  # csv: column of the hospital
     c.data.patient = placeholder(str)  # csv: column of the patient; crosses no split
-    c.data.group = placeholder(str)  # csv: column of the patient group
+    # csv: columns of patient groups, text or numbers; "age:40:60" cuts at 40 and 60
+    c.data.group = ()
     # "pooled": by all training records; "client": by the hospital's own; "none"
     c.data.normalise = "pooled"
     c.data.partition = ConfigDict()
     c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet
     c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet
     c.data.partition.alpha = 0.5  # dirichlet concentration: small is skewed
-    c.data.partition.min_size = 2  # training records that every hospital must get
+    # training records that every simulated hospital must get; natural: hospitals with
+    # fewer records are left out
+    c.data.partition.min_size = 2
     c.data.partition.test_fraction = 0.25  # of each hospital, if the data fix none
     c.data.partition.val_fraction = 0.1  # of each hospital, if the data fix none
 
@@ -184,9 +187,62 @@ def get_config() -> ConfigDict:
     c.server.learning_rate = 1.0  # sgd at 1 is FedAvg
 
     c.fairness = ConfigDict()
-    c.fairness.rule = "size"  # size (records), uniform or q_ffl
+    # One rule, or several that give different things, as in "tier_term+logit_adjust".
+    # Weights: size (records), uniform; by loss q_ffl, term, cvar, ordered, gifair; by
+    # tier tier_term, tier_equal, tier_gap, tier_afl; climbing the losses afl, agnostic;
+    # by group gaps fairfed; by contribution fedce. Directions: q_fedavg, fedmgda, fedfv.
+    # Objectives: propfair, logit_adjust. What stays with a hospital: ditto (a model),
+    # fedbn (norms), private_head.
+    c.fairness.rule = "size"
+    # what a coordinate's changes are divided by: "cover", the weights of the hospitals
+    # that hold it; "fixed", their shares of the records, so that a lone holder's weight
+    # counts
+    c.fairness.denominator = "cover"
+    c.fairness.cap = 0.0  # largest weight, in shares of the records; 0: no cap
+    c.fairness.warmup = 0  # rounds weighed by records before the rule begins
+    c.fairness.group = placeholder(str)  # patient attribute of fairfed and agnostic
     c.fairness.q_ffl = ConfigDict()
     c.fairness.q_ffl.q = 1.0  # 0 is FedAvg; larger moves weight to high losses
+    c.fairness.term = ConfigDict()
+    c.fairness.term.t = 1.0  # tilt, per nat; 0 is FedAvg
+    c.fairness.cvar = ConfigDict()
+    c.fairness.cvar.alpha = 0.5  # share of the records trained for; 1 is FedAvg
+    c.fairness.ordered = ConfigDict()
+    c.fairness.ordered.power = 0.5  # 1 is FedAvg; smaller moves weight to high losses
+    c.fairness.gifair = ConfigDict()
+    c.fairness.gifair.c = 0.5  # share of the largest admissible strength; 0 is FedAvg
+    c.fairness.gifair.groups = "client"  # whose losses are levelled: client or tier
+    c.fairness.afl = ConfigDict()
+    c.fairness.afl.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
+    c.fairness.agnostic = ConfigDict()
+    c.fairness.agnostic.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
+    c.fairness.agnostic.domain = "tier"  # tier, client or group (of fairness.group)
+    c.fairness.tier_afl = ConfigDict()
+    c.fairness.tier_afl.rate = 0.1  # as of afl
+    c.fairness.tier_term = ConfigDict()
+    c.fairness.tier_term.t = 1.0  # as of term
+    c.fairness.tier_equal = ConfigDict()
+    c.fairness.tier_equal.strength = 1.0  # 1: every tier the same; 0 is FedAvg
+    c.fairness.tier_gap = ConfigDict()
+    c.fairness.tier_gap.rate = 1.0  # per round and unit of accuracy; 0 is FedAvg
+    c.fairness.fairfed = ConfigDict()
+    c.fairness.fairfed.beta = 1.0  # per round and unit of the gap; 0 is FedAvg
+    c.fairness.fedce = ConfigDict()
+    c.fairness.fedce.mode = "plus"  # directions and errors added (plus) or multiplied
+    c.fairness.q_fedavg = ConfigDict()
+    c.fairness.q_fedavg.q = 1.0  # 0 is the plain mean over hospitals
+    c.fairness.fedmgda = ConfigDict()
+    c.fairness.fedmgda.epsilon = 0.1  # how far weights may move from records' shares
+    c.fairness.fedfv = ConfigDict()
+    c.fairness.fedfv.alpha = 0.1  # share of the worst served that are left as they are
+    c.fairness.fedfv.tau = 1  # rounds that an absent hospital's change is remembered
+    c.fairness.propfair = ConfigDict()
+    c.fairness.propfair.bound = 2.0  # nats; above typical losses
+    c.fairness.propfair.epsilon = 0.2  # nats; below this utility the plain loss
+    c.fairness.logit_adjust = ConfigDict()
+    c.fairness.logit_adjust.tau = 1.0  # strength of the class prior; 0 is FedAvg
+    c.fairness.ditto = ConfigDict()
+    c.fairness.ditto.strength = 0.1  # of the pull to the plain model
 
     c.robust = ConfigDict()
     c.robust.finite_guard = True  # leave out a client whose change is not finite

@@ -2,11 +2,13 @@
 
 The masked mean is an associative pair of sums over clients,
 
-    num = sum_k w_k m_k d_k,    den = sum_k w_k m_k,    mean = num / den where den > 0,
+    num = sum_k w_k m_k d_k,    den = sum_k b_k m_k,    mean = num / den where den > 0,
 
 so it comes out the same, up to float order, whether clients are vmapped, scanned,
-spread over devices or summed in secret. Coordinate-wise normalisation makes w_k a
-weight among the clients that hold a coordinate: a lone holder's weight cancels.
+spread over devices or summed in secret. With b = w ("cover") the normalisation by
+coordinate makes w_k a weight among the clients that hold a coordinate: a lone holder's
+weight cancels. With b_k = n_k / sum_j n_j, whatever the rule ("fixed"), it does not: a
+hospital of twice its share of the weight moves by twice its change what it alone holds.
 """
 
 import jax
@@ -19,11 +21,13 @@ from fairjax.types import Masks, Params, Protection
 
 
 def share(
-    delta: Params, cover: Masks, weight: Float[Array, ""]
+    delta: Params, cover: Masks, weight: Float[Array, ""], base: Float[Array, ""]
 ) -> tuple[Params, Masks]:
-    """One client's addend (w m d, w m) of (num, den)."""
-    weigh = lambda leaf: leaf * weight.astype(leaf.dtype)  # noqa: E731
-    return jax.tree.map(weigh, trees.multiply(delta, cover)), jax.tree.map(weigh, cover)
+    """One client's addend (w m d, b m) of (num, den)."""
+    num = jax.tree.map(
+        lambda leaf: leaf * weight.astype(leaf.dtype), trees.multiply(delta, cover)
+    )
+    return num, jax.tree.map(lambda leaf: leaf * base.astype(leaf.dtype), cover)
 
 
 OPEN = Protection(protect=share, release=lambda key, num, den: (num, den))

@@ -18,6 +18,7 @@ from fairjax import checks, keys, losses, trees
 from fairjax.submodels import axes
 from fairjax.types import (
     Batch,
+    Cells,
     Context,
     Examples,
     Kept,
@@ -294,6 +295,7 @@ def update(
     round: Int[Array, ""],
     local: Local,
     rate: Float[Array, ""] | float = 1.0,
+    anchor: Params | None = None,
     inside: axes.Part | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
     """Trains one client for S padded steps.
@@ -315,6 +317,7 @@ def update(
         round: rounds finished before this one.
         local: the local problem.
         rate: factor on every update (a schedule over rounds).
+        anchor: the plain model that `Context.incoming` stands for; None: `params`.
         inside: where `local.model` and `params` lie in the plain model, of which `kept`
             speaks; None: they are the plain model.
 
@@ -335,6 +338,8 @@ def update(
         local, keys.at(key, _ENTER), params, base, memory, forward_mask, update_mask
     )
     incoming = method.effective(start)
+    if anchor is not None:
+        incoming = trees.multiply(anchor, forward_mask)
     order = stream(keys.at(key, _ORDER), examples.count, plan.stream)
     per_epoch = _ceil_div(examples.count, plan.batch_size)
     wanted = plan.steps
@@ -435,6 +440,7 @@ def update_sliced(
     local: Local,
     size: Size,
     rate: Float[Array, ""] | float = 1.0,
+    anchor: Params | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
     """As `update`, by a dense network of the sub-model's own size.
 
@@ -452,6 +458,7 @@ def update_sliced(
         local: the local problem, with the plain model.
         size: the sub-model's static size, from `Method.size`.
         rate: factor on every update.
+        anchor: as for `update`, at full size.
     """
     model = local.model
     assert model.resize is not None
@@ -467,6 +474,7 @@ def update_sliced(
         round=round,
         local=local._replace(model=model.resize(size)),
         rate=rate,
+        anchor=None if anchor is None else axes.take(anchor, model.axes, inside),
         inside=inside,
     )
     whole = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, small)
@@ -497,24 +505,50 @@ def score(
     examples: Examples,
     *,
     local: Local,
-) -> Float[Array, ""]:
-    """Mean cross-entropy of the client's own sub-model over all its training records.
+    longest: int | None = None,
+    groups: int = 0,
+) -> Cells:
+    """How the client's own sub-model does on all its records, in evaluation mode.
 
-    Taken at the incoming model, before any local step, in evaluation mode; batch norms
-    use the moments of each batch, as they do in training. A client without records
-    scores 0.
+    Taken at the incoming model, before any local step; batch norms use the moments of
+    each batch, as they do in training. A client without records has cells of 0.
+
+    Args:
+        params: the plain model.
+        kept: the sub-model.
+        examples: its records.
+        local: the local problem.
+        longest: records of the largest client; None: the plan's.
+        groups: G of the attribute in `examples.group`; 0 without one.
     """
     size = local.plan.batch_size
+    longest = local.plan.longest if longest is None else longest
+    shape = jax.eval_shape(lambda: answer(local, params, examples.x[:1], kept))
+    classes = shape.shape[1]
 
-    def one_batch(total, start):
+    def one_batch(total: Array, start: Array):
         rows = start + jnp.arange(size, dtype=jnp.int32)
         where = rows < examples.count
         index = examples.offset + jnp.where(where, rows, 0)
+        label = examples.y[index]
+        group = jnp.full(size, groups, jnp.int32)
+        if examples.group is not None:
+            known = examples.group[index]
+            group = jnp.where(known < 0, group, known)
         logits = answer(local, params, examples.x[index], kept, where=where)
-        per_example = losses.cross_entropy(logits, examples.y[index])
-        return total + jnp.sum(jnp.where(where, per_example, 0)), None
+        loss = losses.cross_entropy(logits, label)
+        right = (jnp.argmax(logits, axis=-1) == label).astype(loss.dtype)
+        values = jnp.where(where, jnp.stack([jnp.ones_like(loss), loss, right]), 0)
+        cell = group * classes + label
+        return total.at[:, cell].add(values, mode="drop"), None
 
-    starts = jnp.arange(math.ceil(local.plan.longest / size), dtype=jnp.int32) * size
-    dtype = jax.eval_shape(lambda: answer(local, params, examples.x[:1], kept)).dtype
-    total, _ = jax.lax.scan(one_batch, jnp.zeros((), dtype), starts)
-    return total / jnp.maximum(examples.count, 1).astype(dtype)
+    starts = jnp.arange(math.ceil(longest / size), dtype=jnp.int32) * size
+    empty = jnp.zeros((3, (groups + 1) * classes), shape.dtype)
+    total, _ = jax.lax.scan(one_batch, empty, starts)
+    return Cells(*total.reshape(3, groups + 1, classes))
+
+
+def mean_loss(cells: Cells) -> Float[Array, "..."]:
+    """Mean cross-entropy over all cells of a client; 0 without records."""
+    total = jnp.sum(cells.loss, axis=(-2, -1))
+    return total / jnp.maximum(jnp.sum(cells.count, axis=(-2, -1)), 1)

@@ -64,33 +64,6 @@ def final(
     return made | {"selected": _of(run, measure, selected)}
 
 
-class Attribute(NamedTuple):
-    """A column of patient groups."""
-
-    name: str
-    values: tuple[str, ...]
-    column: Int[np.ndarray, "E"]
-    """-1 where it is not known."""
-
-
-def attributes(
-    named: tuple[Any, ...], group: Int[np.ndarray, "E ..."]
-) -> list[Attribute]:
-    """The attributes of a split.
-
-    Args:
-        named: values of the one attribute "group", or for several their names and
-            values; () for none.
-        group: its column [E], or theirs [E, A].
-    """
-    if named and isinstance(named[0], str):
-        return [Attribute("group", named, group)]
-    return [
-        Attribute(each.name, tuple(each.values), group[:, i])
-        for i, each in enumerate(named)
-    ]
-
-
 # ---------------------------------------------------------------------------- on device
 
 
@@ -198,21 +171,19 @@ class _Records(NamedTuple):
     """All records; then every attribute; then hospitals; then tiers."""
     parts: list[list[_Part]]
     """Of every view, and every segment of it."""
-    attributes: list[Attribute]
 
 
 def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
     test, classes = run.splits.test, len(run.splits.classes)
     y = np.asarray(test.y)
     owner = np.repeat(np.arange(len(tiers)), np.asarray(test.count))
-    named = attributes(run.splits.groups, np.asarray(test.group))
 
     def cut(column: np.ndarray, segments: int) -> list[_Part]:
         return [_part(y[column == s], classes) for s in range(segments)]
 
     views, parts = [np.zeros_like(owner)], [[_part(y, classes)]]
-    for attribute in named:
-        column, size = attribute.column, len(attribute.values)
+    for attribute, column in zip(run.splits.groups, test.group.T, strict=True):
+        column, size = np.asarray(column), len(attribute.values)
         positive = jnp.asarray(y == 1) if classes == 2 else None
         large = np.asarray(groups.large(jnp.asarray(column), size, positive))
         views.append(large)
@@ -224,7 +195,7 @@ def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
         )
     views += [owner, tiers[owner]]
     parts += [cut(owner, len(tiers)), cut(tiers[owner], len(run.budget))]
-    return _Records(y, np.stack(views).astype(np.int32), parts, named)
+    return _Records(y, np.stack(views).astype(np.int32), parts)
 
 
 def _why(name: str, part: _Part, threshold: float) -> str:
@@ -339,7 +310,7 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
         return head | whole.bounded(view, group)
 
     hospitals = [of_hospital(client) for client in range(len(tiers))]
-    named = dict(zip(by_attribute, records.attributes, strict=True))
+    named = dict(zip(by_attribute, run.splits.groups, strict=True))
     return {
         "round": int(state.round),
         "threshold": files.number(whole.threshold),

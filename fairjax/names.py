@@ -13,7 +13,16 @@ import optax
 from jaxtyping import Array
 
 from fairjax import models
-from fairjax.fairness import weights
+from fairjax.fairness import (
+    compose,
+    directions,
+    domains,
+    objectives,
+    personal,
+    weights,
+)
+from fairjax.fairness.contribution import fedce
+from fairjax.fairness.groups import fairfed
 from fairjax.models import layers
 from fairjax.submodels import fedavg, partial
 from fairjax.submodels.depthfl import depthfl
@@ -153,11 +162,56 @@ METHODS: dict[str, Family] = {
     ),
 }
 
-RULES: dict[str, Callable[[Any], Rule]] = {
-    "size": lambda c: weights.size(),
-    "uniform": lambda c: weights.uniform(),
-    "q_ffl": lambda c: weights.q_ffl(**c.fairness.q_ffl),
+RULES: dict[str, Callable[[Any, int], Rule]] = {
+    "size": lambda c, groups: weights.size(),
+    "uniform": lambda c, groups: weights.uniform(),
+    "q_ffl": lambda c, groups: weights.q_ffl(**c.fairness.q_ffl),
+    "term": lambda c, groups: weights.term(**c.fairness.term),
+    "cvar": lambda c, groups: weights.cvar(**c.fairness.cvar),
+    "ordered": lambda c, groups: weights.ordered(**c.fairness.ordered),
+    "gifair": lambda c, groups: weights.gifair(**c.fairness.gifair),
+    "afl": lambda c, groups: weights.afl(**c.fairness.afl),
+    "agnostic": lambda c, groups: domains.agnostic(
+        **c.fairness.agnostic, groups=groups
+    ),
+    "tier_afl": lambda c, groups: domains.tier_afl(**c.fairness.tier_afl),
+    "tier_term": lambda c, groups: domains.tier_term(**c.fairness.tier_term),
+    "tier_equal": lambda c, groups: domains.tier_equal(**c.fairness.tier_equal),
+    "tier_gap": lambda c, groups: domains.tier_gap(**c.fairness.tier_gap),
+    "fairfed": lambda c, groups: fairfed(**c.fairness.fairfed),
+    "fedce": lambda c, groups: fedce(**c.fairness.fedce),
+    "q_fedavg": lambda c, groups: directions.q_fedavg(
+        **c.fairness.q_fedavg, learning_rate=c.local.learning_rate
+    ),
+    "fedmgda": lambda c, groups: directions.fedmgda(**c.fairness.fedmgda),
+    "fedfv": lambda c, groups: directions.fedfv(**c.fairness.fedfv),
+    "propfair": lambda c, groups: objectives.propfair(**c.fairness.propfair),
+    "logit_adjust": lambda c, groups: objectives.logit_adjust(
+        **c.fairness.logit_adjust
+    ),
+    "ditto": lambda c, groups: personal.ditto(**c.fairness.ditto),
+    "fedbn": lambda c, groups: personal.fedbn(),
+    "private_head": lambda c, groups: personal.private_head(),
 }
+"""Name -> (config, patient groups of fairness.group) -> rule."""
+
+
+def by_group(c: Any, name: str) -> bool:
+    """Whether a rule, as configured, asks for a patient attribute."""
+    return name == "fairfed" or (
+        name == "agnostic" and c.fairness.agnostic.domain == "group"
+    )
+
+
+def rule(c: Any, groups: int) -> Rule:
+    """The rule of a config, `a+b` composed, with its cap and warm-up."""
+    parts = c.fairness.rule.split("+")
+    made = compose.compose([(name, RULES[name](c, groups)) for name in parts])
+    if c.fairness.cap:
+        made = compose.capped(made, c.fairness.cap)
+    if c.fairness.warmup:
+        made = compose.after(made, c.fairness.warmup)
+    return made
 
 
 def _sgd(c: Any) -> optax.GradientTransformation:
@@ -196,5 +250,6 @@ PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")
+DENOMINATORS = ("cover", "fixed")
 SLOTS = ("padded", "stratified")
 CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)

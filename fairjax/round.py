@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from fairjax import aggregate, client, keys, metrics, private, trees
-from fairjax.fairness import weights as fairness
+from fairjax.fairness import simplex
 from fairjax.keys import Role
 from fairjax.types import (
     Block,
@@ -54,6 +54,13 @@ class Spec:
     """Rounds finished -> factor on the local learning rate."""
     finite_guard: bool = True
     """Leave out a client whose change or loss is not finite."""
+    denominator: str = "cover"
+    """What a coordinate's changes are divided by, see `fairjax.aggregate`: "cover" or
+    "fixed"."""
+    attribute: int | None = None
+    """Column of `Federation.group` whose groups the rule tells apart."""
+    groups: int = 0
+    """G of that attribute."""
 
 
 class RoundInfo(NamedTuple):
@@ -79,14 +86,16 @@ class _Slot(NamedTuple):
     key: Key[Array, ""]
     offset: Int[Array, ""]
     memory: Any
+    personal: Any
     weight: Float[Array, ""]
+    base: Float[Array, ""]
 
 
 def init(
     key: Key[Array, ""],
     x: Num[Block, "B ..."],
     *,
-    clients: int,
+    counts: Int[Block, "N"],
     tiers: int,
     spec: Spec,
     params: Params | None = None,
@@ -96,7 +105,7 @@ def init(
     Args:
         key: the run key; everything random hangs below it.
         x: a batch of inputs whose shape and dtype count.
-        clients: N.
+        counts: training records of every hospital.
         tiers: T.
         spec: what a round does.
         params: the plain model to start from; None draws one.
@@ -109,19 +118,21 @@ def init(
     )
     # Copies: a caller that donates the state must not lose the arrays it gave.
     start = jax.tree.map(jnp.array, start)
-    memory = None
-    if method.memory is not None:
-        memory = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (clients, *leaf.shape)),
-            method.memory.init(start),
+    clients = len(counts)
+
+    def each(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (clients, *leaf.shape)), tree
         )
+
     return RunState(
         round=jnp.zeros((), jnp.int32),
         params=start,
         server=spec.server.init(start),
-        rule=spec.rule.init(clients, tiers),
-        memory=memory,
+        rule=spec.rule.init(start, jnp.asarray(counts), tiers),
+        memory=None if method.memory is None else each(method.memory.init(start)),
         private=private.init(method, start, clients, tiers),
+        personal=None if spec.rule.personal is None else each(start),
         key=key,
     )
 
@@ -133,6 +144,7 @@ def step(
     *,
     spec: Spec,
     layout: Layout,
+    validation: Federation | None = None,
 ) -> tuple[RunState, RoundInfo]:
     """Runs one round: a pure function of its arguments, for any K of one shape.
 
@@ -142,6 +154,7 @@ def step(
         cohort: the K slots of this round; a valid client appears once.
         spec: what a round does.
         layout: how the cohort is laid on the hardware.
+        validation: validation records of all clients, for a rule that needs them.
 
     Returns:
         (new state, info).
@@ -156,32 +169,27 @@ def step(
     rate = spec.schedule(state.round)
     units_key = keys.at(state.key, Role.UNITS, state.round)
     slots = _slots(state, records, cohort)
+    group = None if spec.attribute is None else records.group[:, spec.attribute]
 
     def receive(slot: _Slot):
         params = private.gather(state.private, state.params, slot.member)
         kept = method.units(units_key, state.round, params, slot.member)
-        examples = Examples(records.x, records.y, slot.offset, slot.member.count)
+        count = slot.member.count
+        examples = Examples(records.x, records.y, slot.offset, count, group)
         return params, kept, examples
 
     def score(slot: _Slot, tier: int | None):
         params, kept, examples = receive(slot)
-        return client.score(params, kept, examples, local=local)
+        return client.score(params, kept, examples, local=local, groups=spec.groups)
 
     def train(slot: _Slot, tier: int | None):
         params, kept, examples = receive(slot)
         update = client.update
         if tier is not None and method.size is not None:
             update = functools.partial(client.update_sliced, size=method.size(tier))
+        settings = {"member": slot.member, "round": state.round, "rate": rate}
         delta, cover, memory, info = update(
-            slot.key,
-            params,
-            slot.memory,
-            kept,
-            examples,
-            member=slot.member,
-            round=state.round,
-            local=local,
-            rate=rate,
+            slot.key, params, slot.memory, kept, examples, local=local, **settings
         )
         counts = slot.member.valid
         if spec.finite_guard:
@@ -191,55 +199,81 @@ def step(
                 lambda leaf: jnp.where(counts, leaf, jnp.zeros_like(leaf)), delta
             )
         memory = trees.select(counts, memory, slot.memory)
-        return delta, cover, memory, info, counts
+        personal = slot.personal
+        if rule.personal is not None:
+            step, _, _, own = update(
+                slot.key,
+                personal,
+                slot.memory,
+                kept,
+                examples,
+                local=local._replace(objective=rule.personal.wrap(local.objective)),
+                anchor=params,
+                **settings,
+            )
+            moved = optax.apply_updates(personal, step)
+            personal = trees.select(slot.member.valid & own.finite, moved, personal)
+        return delta, cover, (memory, personal), info, counts
 
-    def protect(delta, cover, weight, tier):
-        num, den = spec.protection.protect(delta, cover, weight)
+    def protect(delta, cover, weight, base, tier):
+        num, den = spec.protection.protect(delta, cover, weight, base)
         shared = (
             private.shared(state.private, num, tier),
             private.shared(state.private, den, tier),
         )
         return shared, private.by_tier(state.private, num, den, tier)
 
+    def weigh(cohort: Cohort, scores: Scores):
+        size = simplex.by_records(scores, cohort.valid)
+        weights, rule_state = size, state.rule
+        if rule.weigh is not None:
+            weights, rule_state = rule.weigh(rule_state, cohort, scores)
+        base = size if spec.denominator == "fixed" else weights
+        return weights, base, rule_state
+
     # score and weigh
-    losses = layout.stack(score, slots) if rule.needs == "loss" else None
-    scores = Scores(slots.member.count, loss=losses)
-    rule_state = state.rule
-    late = rule.needs in ("update", "stack")
-    if not late:
-        weights, rule_state = rule.weigh(rule_state, cohort, scores)
-        slots = slots._replace(weight=weights)
+    cells = layout.stack(score, slots) if "loss" in rule.needs else None
+    losses = None if cells is None else client.mean_loss(cells)
+    scores = Scores(slots.member.count, losses, cells, rate)
+    stacked = bool(rule.needs - {"loss"})
+    if not stacked:
+        weights, base, rule_state = weigh(cohort, scores)
+        slots = slots._replace(weight=weights, base=base)
 
     # update, protect and fold
-    if late:
-        deltas, covers, memory, info, counts = layout.stack(train, slots)
-        scores = scores._replace(delta=deltas, cover=covers)
-        weights, rule_state = rule.weigh(
-            rule_state, cohort._replace(valid=counts), scores
+    if stacked:
+        deltas, covers, kept, info, counts = layout.stack(train, slots)
+        shared = jax.vmap(functools.partial(private.shared, state.private))
+        scores = scores._replace(
+            delta=shared(deltas, cohort.tier), cover=shared(covers, cohort.tier)
         )
+        if "validation" in rule.needs:
+            assert validation is not None
+            scores = scores._replace(
+                errors=_errors(state, validation, cohort, spec=spec, layout=layout)
+            )
+        cohort_left = cohort._replace(valid=counts)
+        weights, base, rule_state = weigh(cohort_left, scores)
         own = private.own(state.private, deltas)
         (num, den), tiers = trees.sum_first(
-            jax.vmap(protect)(deltas, covers, weights, cohort.tier)
+            jax.vmap(protect)(deltas, covers, weights, base, cohort.tier)
         )
         if rule.combine is not None:
-            shared = jax.vmap(private.shared, (None, 0, 0))
-            num, den = rule.combine(
-                shared(state.private, deltas, cohort.tier),
-                shared(state.private, covers, cohort.tier),
-                weights,
+            num, den, rule_state = rule.combine(
+                rule_state, cohort_left, scores, weights
             )
     else:
 
         def contribute(slot: _Slot, tier: int | None):
-            delta, cover, memory, info, counts = train(slot, tier)
-            weight = jnp.where(counts, slot.weight, jnp.zeros_like(slot.weight))
-            addend = protect(delta, cover, weight, slot.member.tier)
+            delta, cover, kept, info, counts = train(slot, tier)
+            weight, base = (
+                jnp.where(counts, value, 0) for value in (slot.weight, slot.base)
+            )
+            addend = protect(delta, cover, weight, base, slot.member.tier)
             own = private.own(state.private, delta)
-            return addend, (own, memory, info, counts)
+            return addend, (own, kept, info, counts)
 
-        ((num, den), tiers), (own, memory, info, counts) = layout.total(
-            contribute, slots
-        )
+        ((num, den), tiers), (own, kept, info, counts) = layout.total(contribute, slots)
 
     # release and finish
     num, den = spec.protection.release(
@@ -248,7 +282,8 @@ def step(
     finish = method.finish or aggregate.finish
     params, server = finish(spec.server, state.server, state.params, num, den)
 
-    weights = fairness.over_valid(weights, counts)
+    weights = simplex.over_valid(weights, counts)
+    memory, personal = kept
     new_state = dataclasses.replace(
         state,
         round=state.round + 1,
@@ -259,10 +294,41 @@ def step(
         private=private.update(
             state.private, tiers, own, cohort, counts, method.between
         ),
+        personal=_scatter(state.personal, personal, cohort),
     )
     loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
     coverage = aggregate.coverage(den, params)
     return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
+
+
+def _errors(
+    state: RunState,
+    validation: Federation,
+    cohort: Cohort,
+    *,
+    spec: Spec,
+    layout: Layout,
+) -> Callable[[Params], Float[Array, "K"]]:
+    """`Scores.errors` of this round: validation errors at changed incoming models."""
+    records = jax.tree.map(jnp.asarray, validation)
+
+    def one(slot: tuple[Params, Array], tier: int | None) -> Array:
+        change, who = slot
+        examples = Examples(
+            records.x, records.y, records.offset[who], records.count[who]
+        )
+        cells = client.score(
+            optax.apply_updates(state.params, change),
+            Kept(),
+            examples,
+            local=spec.local,
+            longest=records.y.shape[0],
+        )
+        count = jnp.sum(cells.count)
+        wrong = 1 - jnp.sum(cells.right) / jnp.maximum(count, 1)
+        return jnp.where(count > 0, wrong, jnp.nan)
+
+    return lambda changes: layout.stack(one, (changes, cohort.client))
 
 
 def members(data: Federation, cohort: Cohort) -> Member:
@@ -291,7 +357,9 @@ def _slots(state: RunState, data: Federation, cohort: Cohort) -> _Slot:
         key=jax.vmap(lambda id: keys.at(key, id))(cohort.client),
         offset=data.offset[cohort.client],
         memory=trees.pick(state.memory, cohort.client),
+        personal=trees.pick(state.personal, cohort.client),
         weight=jnp.zeros(cohort.valid.shape),
+        base=jnp.zeros(cohort.valid.shape),
     )
 
 
@@ -309,9 +377,10 @@ def calibrate(
     params: Params,
     kept: Kept,
     data: Federation,
-    where: Bool[Array, "N"],
+    where: Bool[Array, "M"],
     *,
     local: client.Local,
+    clients: Int[Array, "M"] | None = None,
     per_client: int = 256,
 ) -> PyTree[Moments] | None:
     """Moments for a sub-model's batch norms, pooled over clients' training records.
@@ -329,6 +398,7 @@ def calibrate(
         data: the training split.
         where: the clients that count.
         local: the local problem.
+        clients: whom `where` speaks of; None: everybody.
         per_client: records that a client uses at most.
 
     Returns:
@@ -354,9 +424,9 @@ def calibrate(
         return None
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
 
-    def add(sums: PyTree[Moments], at: tuple[Array, Array]):
-        who, start = at
-        valid = (start + row < jnp.minimum(records.count[who], longest)) & where[who]
+    def add(sums: PyTree[Moments], at: tuple[Array, Array, Array]):
+        who, counts, start = at
+        valid = (start + row < jnp.minimum(records.count[who], longest)) & counts
         index = records.offset[who] + jnp.where(valid, start + row, 0)
         new = measure(index, valid)
 
@@ -372,12 +442,15 @@ def calibrate(
 
         return jax.tree.map(one, sums, new, is_leaf=_is_moments), None
 
-    clients, starts = jnp.meshgrid(
-        jnp.arange(records.count.shape[0], dtype=jnp.int32),
+    if clients is None:
+        clients = jnp.arange(records.count.shape[0], dtype=jnp.int32)
+    who, starts = jnp.meshgrid(
+        jnp.arange(clients.shape[0], dtype=jnp.int32),
         jnp.arange(-(-longest // size), dtype=jnp.int32) * size,
         indexing="ij",
     )
-    sums, _ = jax.lax.scan(add, zero, (clients.ravel(), starts.ravel()))
+    at = clients[who.ravel()], where[who.ravel()], starts.ravel()
+    sums, _ = jax.lax.scan(add, zero, at)
 
     def close(total: Moments) -> Moments:
         count = jnp.maximum(total.count, 1)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from fairjax import checks, client, layout, names, round, selection
 from fairjax.data import datasets, federation
+from fairjax.fairness import personal
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
 from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
@@ -79,6 +80,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("select", c.select, selection.CRITERIA)
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)
+    for entry in c.data.group:
+        if not isinstance(entry, str):
+            checks.fail("data.group", "names of csv columns", entry)
     checks.one_of("data.normalise", c.data.normalise, names.NORMALISATIONS)
     part = c.data.partition
     checks.one_of("data.partition.name", part.name, names.PARTITIONS)
@@ -150,8 +154,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
 
     checks.one_of("server.optimizer", c.server.optimizer, names.SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
-    checks.one_of("fairness.rule", c.fairness.rule, names.RULES)
-    checks.in_range("fairness.q_ffl.q", c.fairness.q_ffl.q, 0)
+    _check_rule(c)
 
     checks.one_of("execution.form", c.execution.form, layout.FORMS)
     checks.one_of("execution.slots", c.execution.slots, names.SLOTS)
@@ -224,6 +227,27 @@ def _check_submodel(c: Any) -> None:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
 
 
+def _check_rule(c: Any) -> None:
+    """The rule itself checks its options when it is made."""
+    parts = c.fairness.rule.split("+")
+    for part in parts:
+        checks.one_of("fairness.rule", part, names.RULES)
+    checks.one_of("fairness.denominator", c.fairness.denominator, names.DENOMINATORS)
+    wanted = [part for part in parts if names.by_group(c, part)]
+    if wanted and c.fairness.group is None:
+        checks.fail("fairness.group", f"a patient attribute for {wanted[0]}", None)
+    if c.fairness.group is not None and not wanted:
+        what = f"none with rule {c.fairness.rule}, which asks for no attribute"
+        checks.fail("fairness.group", what, c.fairness.group)
+    if "q_fedavg" in parts and c.local.optimizer != "sgd":
+        what = "sgd for q_fedavg, whose Lipschitz estimate is 1 / learning_rate"
+        checks.fail("local.optimizer", what, c.local.optimizer)
+    made = names.rule(c, groups=2)
+    if made.combine is not None and c.fairness.denominator == "fixed":
+        what = f"cover with rule {c.fairness.rule}, which has denominators of its own"
+        checks.fail("fairness.denominator", what, "fixed")
+
+
 def _check_overridden(c: Any, overridden: Collection[str]) -> None:
     in_use = {
         "model": ("model.name", c.model.name, names.MODELS),
@@ -237,7 +261,7 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
             continue
         field, chosen, table = in_use[group]
         shared = owner == "dynamicfl" and names.METHODS[c.submodel.name].branches
-        if owner in table and owner != chosen and not shared:
+        if owner in table and owner not in chosen.split("+") and not shared:
             raise checks.InputError(
                 f"{path}: expected {field}={owner!r} for this option; got {chosen!r}"
             )
@@ -297,8 +321,10 @@ def build(config: ConfigDict) -> Run:
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     axes.check(f"model {c.model.name}", shapes, model.axes)
-    method = family.method(c, model.axes)
-    rule = names.RULES[c.fairness.rule](c)
+    attribute = _attribute(c, splits)
+    groups = 0 if attribute is None else len(splits.groups[attribute].values)
+    rule = names.rule(c, groups)
+    method = personal.keep(family.method(c, model.axes), rule)
 
     if method.objective is not None and c.local.class_weights != "none":
         what = f"none while submodel {c.submodel.name} sets the objective"
@@ -320,6 +346,12 @@ def build(config: ConfigDict) -> Run:
         steps=c.local.steps,
     )
     cohort = c.cohort or clients
+    if rule.everyone and cohort < clients:
+        what = f"0 (all hospitals) for rule {c.fairness.rule}"
+        checks.fail("cohort", what, c.cohort)
+    if "validation" in rule.needs and not np.all(splits.val.count):
+        what = f"above 0 for rule {c.fairness.rule}: every hospital validates"
+        checks.fail("data.partition.val_fraction", what, c.data.partition.val_fraction)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     laid = layout.choose(
         c.execution.batching,
@@ -367,6 +399,9 @@ def build(config: ConfigDict) -> Run:
             server=method.server(server, cohort / clients),
             schedule=names.SCHEDULES[c.local.schedule](c.rounds),
             finite_guard=c.robust.finite_guard,
+            denominator=c.fairness.denominator,
+            attribute=attribute,
+            groups=groups,
         ),
         layout=laid,
         form=form,
@@ -390,6 +425,24 @@ def _slots(
         for phase in phases
     ]
     return tuple(max(column) for column in zip(*each, strict=True))
+
+
+def _attribute(c: Any, splits: federation.Splits) -> int | None:
+    """Column of the patient attribute that the rule asks for; None if for none."""
+    if c.fairness.group is None:
+        return None
+    known = [attribute.name for attribute in splits.groups]
+    checks.one_of("fairness.group", c.fairness.group, known)
+    column = known.index(c.fairness.group)
+    values = splits.groups[column].values
+    if "fairfed" in c.fairness.rule.split("+"):
+        if len(values) != 2:
+            what = "an attribute of two values for fairfed"
+            checks.fail("fairness.group", what, f"{known[column]}: {', '.join(values)}")
+        if len(splits.classes) != 2:
+            what = "another rule than fairfed, which needs two classes"
+            checks.fail("fairness.rule", what, f"{len(splits.classes)} classes")
+    return column
 
 
 def _not_sliced(model: Model, method: Method) -> str | None:

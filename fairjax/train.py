@@ -127,7 +127,7 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
         round.init,
         jax.random.key(run.config["seed"]),
         x,
-        clients=len(run.splits.clients),
+        counts=run.splits.train.count,
         tiers=len(run.budget),
         spec=run.spec,
     )
@@ -207,6 +207,9 @@ def _loop(
     if first >= last:
         return state, measured_at, {}
     train_data = jax.tree.map(jnp.asarray, run.splits.train)
+    validation = None
+    if "validation" in run.spec.rule.needs:
+        validation = jax.tree.map(jnp.asarray, run.splits.val)
     rows = files.rows(workdir / "metrics.jsonl")
     if selected is not None:
         selected.keep_only(selection.best(rows, config["select"]))
@@ -214,7 +217,12 @@ def _loop(
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
         cohort = _cohort(run, state, state.round)
         state, info = round.step(
-            state, train_data, cohort, spec=run.spec, layout=run.layout
+            state,
+            train_data,
+            cohort,
+            spec=run.spec,
+            layout=run.layout,
+            validation=validation,
         )
         return state, (cohort, info)
 
@@ -468,6 +476,7 @@ def _summary(
             "partition": part["name"],
             "clients": len(splits.clients),
             "classes": list(splits.classes),
+            "hospitals": federation.hospitals(splits, run.tiers),
             "source": splits.source,
             "notes": list(splits.notes),
         },

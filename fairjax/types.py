@@ -50,9 +50,9 @@ class Federation:
 
     x: Num[Block, "E ..."]
     y: Int[Block, "E"]
-    group: Int[Block, "E"]
-    """Patient group of every record (sex, age band, ...); all zero where the data names
-    none."""
+    group: Int[Block, "E A"]
+    """Patient group of every record by every attribute (sex, age band, ...), -1 where
+    unknown; A is 0 where the data names none."""
     offset: Int[Block, "N"]
     count: Int[Block, "N"]
     labels: Int[Block, "N C"]
@@ -87,6 +87,23 @@ class Examples(NamedTuple):
     y: Int[Array, "E"]
     offset: Int[Array, ""]
     count: Int[Array, ""]
+    group: Int[Array, "E"] | None = None
+    """Patient group of every record by one attribute, -1 unknown; None without one."""
+
+
+class Cells(NamedTuple):
+    """How a model does on one client's records, by patient group and class.
+
+    Sums, so that cells of clients, groups or classes add up. The rows are the G groups
+    and, last, the records whose group is unknown.
+    """
+
+    count: Float[Array, "rows C"]
+    """Records."""
+    loss: Float[Array, "rows C"]
+    """Sum of their cross-entropy, in nats."""
+    right: Float[Array, "rows C"]
+    """Records that are answered with their class."""
 
 
 class Batch(NamedTuple):
@@ -344,36 +361,70 @@ class Scores(NamedTuple):
     count: Int[Array, "K"]
     loss: Float[Array, "K"] | None = None
     """Mean training loss of each client's own sub-model at the incoming model."""
+    cells: Cells | None = None
+    """What that loss is made of, [K, ...] a leaf."""
+    rate: Float[Array, ""] | float = 1.0
+    """The round's factor on the local learning rate."""
     delta: Params | None = None
-    """All changes, [K, ...] a leaf."""
+    """All changes, [K, ...] a leaf, without leaves that a client or a tier keeps for
+    itself; 0 for a client that is not valid."""
     cover: Masks | None = None
+    errors: Callable[[Params], Float[Array, "K"]] | None = None
+    """(changes of the incoming model, [K, ...] a leaf) -> share of each client's
+    validation records that the model so changed answers wrongly; NaN without any."""
 
 
 class Rule(NamedTuple):
     """One fairness rule: how the cohort's changes are weighted or combined."""
 
-    weigh: Callable[[PyTree, Cohort, Scores], tuple[Float[Array, "K"], PyTree]]
-    """(state, cohort, scores) -> (weights on the simplex over valid clients, state)."""
-    needs: str = "nothing"
-    """"nothing"; "loss": `Scores.loss`; "update": the weights depend on the changes;
-    "stack": so does the direction."""
-    init: Callable[[int, int], PyTree] = lambda clients, tiers: ()
-    """(N, T) -> state."""
-    wrap: Callable[[Objective], Objective] = lambda objective: objective
-    """Changes the client's objective (PropFair, proximal terms)."""
-    combine: (
-        Callable[[Params, Masks, Float[Array, "K"]], tuple[Params, Masks]] | None
+    weigh: (
+        Callable[[PyTree, Cohort, Scores], tuple[Float[Array, "K"], PyTree]] | None
     ) = None
-    """(deltas, covers, weights) -> (num, den) from the whole stack; None: the weighted
-    sums."""
+    """(state, cohort, scores) -> (weights on the simplex over valid clients, state);
+    None: by records."""
+    needs: frozenset[str] = frozenset()
+    """"loss": `Scores.loss` and `cells`; "update": `Scores.delta` and `cover`, the
+    whole stack of changes at once; "validation", beside "update": `Scores.errors`."""
+    everyone: bool = False
+    """Means something only if every hospital is in every round's cohort."""
+    init: Callable[[Params, Int[Array, "N"], int], PyTree] = (
+        lambda params, counts, tiers: ()
+    )
+    """(plain model, training records of every hospital, T) -> state."""
+    wrap: Callable[[Objective], Objective] = lambda objective: objective
+    """Changes the client's objective (PropFair, logit adjustment)."""
+    combine: (
+        Callable[
+            [PyTree, Cohort, Scores, Float[Array, "K"]],
+            tuple[Params, Masks, PyTree],
+        ]
+        | None
+    ) = None
+    """(state, cohort, scores, weights) -> (num, den, state) from the whole stack of
+    changes; None: the weighted sums."""
+    keeps: Callable[[str], bool] | None = None
+    """Path of a leaf -> whether every client keeps it for itself; None: no leaf."""
+    personal: "Personal | None" = None
+
+
+class Personal(NamedTuple):
+    """A model that every client trains for itself beside its part of the plain one.
+
+    It starts as the first plain model, is trained on the same batches at the same
+    coordinates, and never leaves.
+    """
+
+    wrap: Callable[[Objective], Objective]
+    """The client's objective -> the personal model's, in whose context `incoming` is
+    the plain model as it arrived."""
 
 
 class Protection(NamedTuple):
     """What stands between one client's change and the server's model."""
 
-    protect: Callable[[Params, Masks, Array], tuple[Params, Masks]]
-    """(delta, cover, weight) -> the client's share of (num, den); sensitivity is fixed
-    here."""
+    protect: Callable[[Params, Masks, Array, Array], tuple[Params, Masks]]
+    """(delta, cover, weight, base) -> the client's share of (num, den); sensitivity is
+    fixed here."""
     release: Callable[[Array, Params, Masks], tuple[Params, Masks]]
     """(key, num, den) -> what the server may see of them."""
 
@@ -415,4 +466,6 @@ class RunState:
     """Per-client state, [N, ...] a leaf; None for methods without."""
     private: dict[str, dict[str, Array]]
     """Copies of private leaves and whose they are, see `fairjax.private`."""
+    personal: PyTree[Array]
+    """Every client's personal model, [N, ...] a leaf; None for rules without."""
     key: Key[Array, ""]

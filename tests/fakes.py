@@ -29,7 +29,7 @@ def federation(shape=(6,), counts=COUNTS, seed=0, dtype=np.float32) -> Federatio
     return Federation(
         jnp.asarray(x.astype(dtype)),
         jnp.asarray(y),
-        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((rows, 0), jnp.int32),
         jnp.asarray(offset, jnp.int32),
         jnp.asarray(counts, jnp.int32),
         jnp.asarray(np.stack(labels), jnp.int32),
@@ -85,7 +85,7 @@ def start(spec, data, tiers=3, params=None, seed=0):
     return round.init(
         jax.random.key(seed),
         data.x[:1],
-        clients=data.count.shape[0],
+        counts=data.count,
         tiers=tiers,
         spec=spec,
         params=params,

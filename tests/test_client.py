@@ -287,7 +287,8 @@ def test_score_is_the_mean_over_all_records():
     spec = fakes.spec()
     params = spec.local.model.init(jax.random.key(1), data.x[:1])
     examples = Examples(data.x, data.y, data.offset[2], data.count[2])
-    got = client.score(params, Kept(), examples, local=spec.local)
+    cells = client.score(params, Kept(), examples, local=spec.local)
+    got = client.mean_loss(cells)
     logits = spec.local.model.apply(params, data.x[17:40]).logits
     each = -jax.nn.log_softmax(logits)[jnp.arange(23), data.y[17:40]]
     np.testing.assert_allclose(got, each.mean(), rtol=1e-5)

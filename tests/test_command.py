@@ -104,6 +104,7 @@ FIELDS = {
     "eval_every=0": "eval_every: expected",
     "data.name=nonesuch": "data.name: expected one of breast_cancer, ",
     "data.name=breast_cancr": 'Did you mean "breast_cancer"?',
+    "data.group=('sex',0)": "data.group: expected names of csv columns; got 0",
     "data.normalise=global": "data.normalise: expected one of pooled, client, none",
     "data.partition.name=dirichle": 'Did you mean "dirichlet"?',
     "data.partition.name=natural": "data.partition.name: expected iid or dirichlet",

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from fairjax import aggregate, layout, losses, round
-from fairjax.fairness import weights
+from fairjax.fairness import simplex, weights
 from fairjax.submodels import axes as unit_axes
 from fairjax.submodels.fedavg import fedavg
 from fairjax.types import (
@@ -271,7 +271,7 @@ def worst_only() -> Rule:
         loss = jnp.where(cohort.valid, scores.loss, -jnp.inf)
         return jax.nn.one_hot(jnp.argmax(loss), loss.shape[0]), state
 
-    return Rule(weigh, needs="loss")
+    return Rule(weigh, frozenset({"loss"}))
 
 
 def test_a_rule_that_needs_losses_first():
@@ -292,11 +292,11 @@ def test_a_rule_that_needs_losses_first():
 def median() -> Rule:
     """Coordinate-wise median over the cohort: no weighted sum gives it."""
 
-    def combine(deltas, covers, weights):
-        middle = jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), deltas)
-        return middle, jax.tree.map(jnp.ones_like, middle)
+    def combine(state, cohort, scores, weights):
+        middle = jax.tree.map(lambda leaf: jnp.median(leaf, axis=0), scores.delta)
+        return middle, jax.tree.map(jnp.ones_like, middle), state
 
-    return weights.uniform()._replace(needs="stack", combine=combine)
+    return Rule(needs=frozenset({"update"}), combine=combine)
 
 
 @pytest.mark.parametrize("laid", [layout.vmapped(), layout.scanned()])
@@ -314,11 +314,15 @@ def by_length() -> Rule:
 
     def weigh(state, cohort, scores):
         length = jax.vmap(optax.tree.norm)(scores.delta)
-        share = weights.simplex(jnp.log(length), cohort.valid)
+        share = simplex.softmax(jnp.log(length), cohort.valid)
         state = state.at[cohort.client].add(share)
         return share, state
 
-    return Rule(weigh, needs="update", init=lambda clients, tiers: jnp.zeros(clients))
+    return Rule(
+        weigh,
+        frozenset({"update"}),
+        init=lambda params, counts, tiers: jnp.zeros(len(counts)),
+    )
 
 
 def test_a_rule_whose_weights_depend_on_the_changes_and_that_keeps_state():

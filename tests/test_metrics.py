@@ -47,7 +47,7 @@ def of_logits(logits, y, counts=COUNTS) -> Federation:
     return Federation(
         jnp.asarray(logits, jnp.float32),
         jnp.asarray(y, jnp.int32),
-        jnp.zeros(len(y), jnp.int32),
+        jnp.zeros((len(y), 0), jnp.int32),
         jnp.asarray(offset, jnp.int32),
         jnp.asarray(counts, jnp.int32),
         jnp.asarray(labels, jnp.int32),

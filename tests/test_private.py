@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fairjax import aggregate, checks, layout, private, round, trees
-from fairjax.fairness import weights as fairness
-from fairjax.types import Kept, Member, Method
+from fairjax.types import Kept, Member, Method, Rule
 from tests import fakes
 
 N, T = 6, 3
@@ -373,18 +372,18 @@ def test_a_rule_that_combines_the_stack_sees_no_private_change():
     """Tier 2 keeps the hidden bias, client k its head: neither is in what it gets."""
     model, seen = fakes.small_mlp(hidden=(4,)), []
 
-    def combine(deltas, covers, weights):
+    def combine(state, cohort, scores, weights):
+        both = scores.delta, scores.cover
         seen.extend(
-            jax.tree.map(lambda leaf: leaf.reshape(4, -1).any(1), tree)
-            for tree in (deltas, covers)
+            jax.tree.map(lambda leaf: leaf.reshape(4, -1).any(1), tree) for tree in both
         )
-        return trees.sum_first(deltas), trees.sum_first(covers)
+        return *map(trees.sum_first, both), state
 
     scopes = {
         "hidden0": {"kernel": "shared", "bias": (2,)},
         "head": {"kernel": "client", "bias": "client"},
     }
-    rule = fairness.uniform()._replace(needs="stack", combine=combine)
+    rule = Rule(needs=frozenset({"update"}), combine=combine)
     spec, data = fakes.spec(model, method(scopes), rule=rule), fakes.federation()
     state, cohort = fakes.start(spec, data), fakes.cohort(tiers=(0, 1, 2, 2))
 

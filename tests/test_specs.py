@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import breast_cancer, default, digits, heart_disease, pbc_blood28, smoke
+from configs import (
+    breast_cancer,
+    default,
+    diabetes130,
+    digits,
+    heart_disease,
+    pbc_blood28,
+    smoke,
+)
 from fairjax import checks, names, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
@@ -143,7 +151,29 @@ def test_every_field_of_the_default_is_explained():
             assert "  # " in line or lines[number - 1].strip().startswith("#"), line
 
 
-EXAMPLES = (breast_cancer, digits, heart_disease, pbc_blood28)
+def test_groups_of_a_csv_reach_the_splits(tmp_path):
+    rows = [f"{20 + i},{'mf'[i % 2]},{i % 3},{i % 2}" for i in range(60)]
+    (tmp_path / "mine.csv").write_text("\n".join(["age,sex,dose,ill", *rows]))
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.name": "csv",
+            "data.path": str(tmp_path / "mine.csv"),
+            "data.label": "ill",
+            "data.group": ("sex", "age:40:60"),
+            "data.partition.num_clients": 4,
+        }
+    )
+    splits = specs.build(specs.from_plain(specs.plain(config))).splits
+    assert [attribute.name for attribute in splits.groups] == ["sex", "age"]
+    assert splits.groups[1].values[1] == "40 to under 60"
+    everybody = np.concatenate(
+        [splits.train.group, splits.val.group, splits.test.group]
+    )
+    assert np.bincount(everybody[:, 1]).tolist() == [20, 20, 20]
+
+
+EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28)
 
 
 @pytest.mark.parametrize("config", [*EXAMPLES, smoke])

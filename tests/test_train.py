@@ -192,6 +192,14 @@ def test_the_summary_holds_what_others_read(finished):
     assert sum(summary["data"]["rows"].values()) == 569
     assert len(summary["data"]["hash"]) == 64
     assert summary["data"]["normalise"] == "pooled"
+    book = summary["data"]["hospitals"]
+    assert [row["client"] for row in book] == [f"hospital_{k}" for k in range(4)]
+    assert sorted(row["tier"] for row in book) == [0, 1, 2, 3]
+    for split, count in summary["data"]["rows"].items():
+        assert sum(row[split] for row in book) == count
+    for row in book:
+        assert set(row["classes"]) == {"benign", "malignant"}
+        assert sum(row["classes"].values()) == row["train"]
     assert summary["time"]["rounds_per_s"] > 0
     widest = summary["tiers"][-1]["flops_train"]
     principles = "opportunity contribution shared_fruits equal_accuracy sustainability"

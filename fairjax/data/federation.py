@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from fairjax import checks
 from fairjax.data import partition as laws
-from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Table
+from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 from fairjax.types import Block, Cohort, Federation
 
 
@@ -28,7 +29,7 @@ class Splits:
     val: Federation
     test: Federation
     clients: tuple[str, ...]
-    groups: tuple[str, ...]
+    groups: tuple[Attribute, ...]
     classes: tuple[str, ...]
     features: tuple[str, ...]
     rows: dict[str, int]
@@ -67,7 +68,8 @@ def build(
         partition: "natural", "iid" or "dirichlet".
         num_clients: N of "iid" and "dirichlet".
         alpha: concentration of "dirichlet".
-        min_size: training records that every client of "dirichlet" must get.
+        min_size: training records that every client of "dirichlet" must get; hospitals
+            of "natural" with fewer records are left out.
         test_fraction: share of a hospital's records that are cut for testing,
             stratified by label, where the table fixes no test split.
         val_fraction: the same for validation; a fixed validation split is kept.
@@ -75,20 +77,19 @@ def build(
         seed: of every draw.
 
     Raises:
-        InputError: no column of hospitals for "natural", more clients than records or
-            patients, a patient in two fixed splits, a hospital without training
-            records.
+        InputError: no column of hospitals for "natural", or none that is large enough,
+            more clients than records or patients, a patient in two fixed splits, a
+            hospital without training records.
     """
+    if partition == "natural":
+        table = _large_enough(table, min_size)
     rng = np.random.default_rng([seed, 0])
     units = _units(table)
     cuts = {} if np.any(units.split == TEST) else {TEST: test_fraction}
     cuts |= {} if np.any(units.split == VAL) else {VAL: val_fraction}
     least = min_size if partition == "dirichlet" else 1
     if partition == "natural":
-        if table.client is None:
-            checks.fail(
-                "data.partition.name", "iid or dirichlet: no hospitals named", partition
-            )
+        assert table.client is not None
         owner, names = laws.natural(table.client)
         # A patient seen at two hospitals is cut with the first, so that no split is
         # crossed.
@@ -130,7 +131,9 @@ def build(
         checks.fail("data", "training records at every hospital", f"none at {empty[0]}")
 
     x = _normalised(table, owner, split, len(names), normalise)
-    group, groups = _groups(table)
+    group = table.group
+    if group is None:
+        group = np.zeros((len(table.y), 0), np.int32)
     labels = np.zeros((len(names), len(table.classes)), np.int32)
     np.add.at(labels, (owner[split == TRAIN], table.y[split == TRAIN]), 1)
     parts = {
@@ -152,7 +155,7 @@ def build(
     return Splits(
         **parts,
         clients=names,
-        groups=groups,
+        groups=table.groups,
         classes=table.classes,
         features=table.features,
         rows={name: int(np.sum(split == code)) for name, code in SPLITS.items()},
@@ -160,6 +163,29 @@ def build(
         source=table.source,
         notes=(*table.notes, *notes),
     )
+
+
+def _large_enough(table: Table, least: int) -> Table:
+    """Without hospitals that have fewer than `least` records; a note counts them.
+
+    Records of all splits count, before any cut.
+    """
+    if table.client is None:
+        checks.fail(
+            "data.partition.name", "iid or dirichlet: no hospitals named", "natural"
+        )
+    _, client, count = np.unique(table.client, return_inverse=True, return_counts=True)
+    small = count < least
+    if small.all():
+        what = f"at most the {count.max()} records of the largest hospital"
+        checks.fail("data.partition.min_size", what, least)
+    if not small.any():
+        return table
+    left = "1 hospital" if small.sum() == 1 else f"{small.sum()} hospitals"
+    records = f"{count[small].sum()} records"
+    note = f"{left} with fewer than {least} records left out: {records}"
+    kept = table.rows(~small[client])
+    return dataclasses.replace(kept, notes=(*table.notes, note))
 
 
 def _units(table: Table) -> _Units:
@@ -262,17 +288,10 @@ def _moments(
     return mean.astype(np.float32), np.where(constant, 1, deviation).astype(np.float32)
 
 
-def _groups(table: Table) -> tuple[Int[np.ndarray, "E"], tuple[str, ...]]:
-    if table.group is None:
-        return np.zeros(len(table.y), np.int32), ()
-    names, group = np.unique(table.group, return_inverse=True)
-    return group.astype(np.int32), tuple(str(name) for name in names)
-
-
 def _flat(
     x: Float[np.ndarray, "E ..."],
     y: Int[np.ndarray, "E"],
-    group: Int[np.ndarray, "E"],
+    group: Int[np.ndarray, "E A"],
     owner: Int[np.ndarray, "E"],
     where: np.ndarray,
     labels: Int[np.ndarray, "N C"],
@@ -283,8 +302,43 @@ def _flat(
     count = np.bincount(owner[index], minlength=len(labels)).astype(np.int32)
     offset = (np.cumsum(count) - count).astype(np.int32)
     return Federation(
-        x[index], y[index].astype(np.int32), group[index], offset, count, labels
+        x[index],
+        y[index].astype(np.int32),
+        group[index].astype(np.int32),
+        offset,
+        count,
+        labels,
     )
+
+
+def hospitals(splits: Splits, tiers: Int[np.ndarray, "N"]) -> list[dict[str, Any]]:
+    """Records of every hospital per split; training records per class and per group.
+
+    A record of unknown value is in no group. It is the simulator's own book: no server
+    of a real federation could keep it.
+    """
+    parts = {name: getattr(splits, name) for name in SPLITS}
+    train = parts["train"]
+    clients = len(splits.clients)
+    owner = np.repeat(np.arange(clients), train.count)
+    groups = {}
+    for (name, values), index in zip(splits.groups, train.group.T, strict=True):
+        counts = np.zeros((clients, len(values)), int)
+        np.add.at(counts, (owner[index >= 0], index[index >= 0]), 1)
+        groups[name] = values, counts
+    return [
+        {
+            "client": hospital,
+            "tier": int(tiers[k]),
+            **{name: int(part.count[k]) for name, part in parts.items()},
+            "classes": dict(zip(splits.classes, train.labels[k].tolist(), strict=True)),
+            "groups": {
+                name: dict(zip(values, counts[k].tolist(), strict=True))
+                for name, (values, counts) in groups.items()
+            },
+        }
+        for k, hospital in enumerate(splits.clients)
+    ]
 
 
 # -------------------------------------------------------------------- tiers and cohorts

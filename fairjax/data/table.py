@@ -1,6 +1,7 @@
 """One data set on the host, before it becomes a federation."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Int8, Num, UInt8
@@ -10,6 +11,13 @@ from fairjax import checks
 TRAIN, VAL, TEST = range(3)
 FREE = -1
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+class Attribute(NamedTuple):
+    """What patients are grouped by: sex, an age band, ..."""
+
+    name: str
+    values: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +39,9 @@ class Table:
     """Citation and licence, one line."""
     client: np.ndarray | None = None
     patient: np.ndarray | None = None
-    group: np.ndarray | None = None
+    group: Int[np.ndarray, "E A"] | None = None
+    """Index of every record's value in `groups[a].values`, -1 where unknown."""
+    groups: tuple[Attribute, ...] = ()
     features: tuple[str, ...] = ()
     scale: float = 1.0
     """Pixels are divided by it."""
@@ -45,12 +55,28 @@ class Table:
             column = getattr(self, field)
             if column is not None and len(column) != rows:
                 checks.fail(f"data {self.name} {field}", f"{rows} values", len(column))
+        self._check_groups(rows)
         if self.y.min() < 0 or self.y.max() >= len(self.classes):
             checks.fail(
                 f"data {self.name} labels",
                 f"0 to {len(self.classes) - 1}",
                 (int(self.y.min()), int(self.y.max())),
             )
+
+    def _check_groups(self, rows: int) -> None:
+        shape = None if self.group is None else self.group.shape
+        expected = (rows, len(self.groups))
+        if self.group is None and not self.groups:
+            return
+        if self.group is None or shape != expected:
+            checks.fail(f"data {self.name} group", f"shape {expected}", shape)
+        for (name, values), index in zip(self.groups, self.group.T, strict=True):
+            if index.min() < -1 or index.max() >= len(values):
+                checks.fail(
+                    f"data {self.name} group {name}",
+                    f"-1 to {len(values) - 1}",
+                    (int(index.min()), int(index.max())),
+                )
 
     def rows(self, index: np.ndarray) -> "Table":
         """The records of an index or a boolean mask."""

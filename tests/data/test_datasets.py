@@ -335,6 +335,20 @@ def test_the_federation_has_four_hospitals(folder, reading, width, rows):
         np.testing.assert_array_equal(table.split[mine], split)
 
 
+@pytest.mark.parametrize("reading", ["", "/flamby"])
+def test_the_groups_of_a_patient_are_sex_and_age_band(folder, reading):
+    table = datasets.load(f"heart_disease{reading}", data_dir=str(folder))
+    ages = ("under 45", "45 to under 55", "55 and over")
+    assert table.groups == (("sex", ("female", "male")), ("age", ages))
+    for name in HOSPITALS:
+        cells = raw(folder, name)
+        whole = slice(None) if not reading else ~np.isnan(cells[:10]).any(axis=0)
+        sex, age = table.group[table.client == name].T
+        np.testing.assert_array_equal(sex, cells[1, whole])
+        expected = (cells[0, whole] >= 45).astype(int) + (cells[0, whole] >= 55)
+        np.testing.assert_array_equal(age, expected)
+
+
 # ------------------------------------------------------------- heart disease, the files
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import hypothesis.strategies as st
 import jax
@@ -12,7 +13,7 @@ from hypothesis import given
 
 from fairjax import checks
 from fairjax.data import federation, partition
-from fairjax.data.table import FREE, TEST, TRAIN, VAL, Table
+from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 
 HOSPITALS = ("bonn", "ulm", "wien")
 seeds = st.integers(0, 2**31 - 1)
@@ -113,19 +114,87 @@ def test_every_record_is_in_one_split_at_one_hospital(law):
     split_of(build(table(), partition=law), 240)
 
 
-def test_groups_are_numbered_in_order_of_their_names():
-    groups = np.random.default_rng(0).choice(["old", "young", ""], 240)
-    splits = build(table(group=groups))
-    assert splits.groups == ("", "old", "young")
+SEX, AGE = Attribute("sex", ("f", "m")), Attribute("age", ("young", "middle", "old"))
+
+
+def grouped(**columns) -> Table:
+    rng = np.random.default_rng(0)
+    index = np.stack([rng.integers(-1, 2, 240), rng.integers(-1, 3, 240)], 1)
+    return table(group=index, groups=(SEX, AGE), **columns)
+
+
+@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+def test_every_record_keeps_its_groups(law):
+    records = grouped()
+    splits = build(records, partition=law)
+    assert splits.groups == (SEX, AGE)
     for part in parts(splits).values():
-        names = np.asarray(splits.groups)[part.group]
-        np.testing.assert_array_equal(names, groups[numbers(part)])
+        np.testing.assert_array_equal(part.group, records.group[numbers(part)])
+        assert part.group.dtype == np.int32
 
 
-def test_without_a_column_of_groups_all_are_zero():
+def test_without_attributes_the_groups_have_no_column():
     splits = build(table())
     assert splits.groups == ()
-    assert not np.any(splits.train.group)
+    assert splits.train.group.shape == (splits.rows["train"], 0)
+
+
+# ----------------------------------------------------------------- what a hospital has
+
+
+def test_hospitals_are_counted_by_split_class_and_group():
+    records = grouped()
+    splits = build(records)
+    told = split_of(splits, 240)
+    book = federation.hospitals(splits, np.array([1, 0, 2]))
+    assert [row["client"] for row in book] == list(HOSPITALS)
+    assert [row["tier"] for row in book] == [1, 0, 2]
+    for row in book:
+        mine = records.client == row["client"]
+        for name, code in SPLITS.items():
+            assert row[name] == np.sum(mine & (told == code))
+        mine &= told == TRAIN
+        for c, name in enumerate("abc"):
+            assert row["classes"][name] == np.sum(mine & (records.y == c))
+        for a, (attribute, values) in enumerate((SEX, AGE)):
+            for v, value in enumerate(values):
+                expected = np.sum(mine & (records.group[:, a] == v))
+                assert row["groups"][attribute][value] == expected
+        known = records.group[mine, 0] >= 0
+        assert sum(row["groups"]["sex"].values()) == known.sum() < mine.sum()
+    assert json.loads(json.dumps(book)) == book
+
+
+def test_hospitals_without_attributes_have_no_groups():
+    book = federation.hospitals(build(table()), np.zeros(3, int))
+    assert [row["groups"] for row in book] == [{}, {}, {}]
+    splits = ("train", "val", "test")
+    assert list(book[0]) == ["client", "tier", *splits, "classes", "groups"]
+
+
+# ------------------------------------------------------------------- small hospitals
+
+
+def test_natural_leaves_out_hospitals_with_fewer_records_than_min_size():
+    client = np.repeat(["bonn", "ulm", "wien"], [120, 70, 50])
+    records = grouped(client=client)
+    assert build(records, min_size=50).clients == HOSPITALS
+    splits = build(records, min_size=51)
+    assert splits.clients == ("bonn", "ulm")
+    kept = np.sort(np.concatenate([numbers(part) for part in parts(splits).values()]))
+    np.testing.assert_array_equal(kept, np.arange(190))
+    for part in parts(splits).values():
+        np.testing.assert_array_equal(part.group, records.group[numbers(part)])
+    (note,) = splits.notes
+    assert note == "1 hospital with fewer than 51 records left out: 50 records"
+
+
+def test_what_small_hospitals_hold_is_not_learned_from():
+    client = np.repeat(["bonn", "ulm", "wien"], [120, 70, 50])
+    records = table(client=client)
+    records.x[190:, 1:] = 1e6
+    splits = build(records, min_size=51, normalise="pooled")
+    np.testing.assert_allclose(splits.train.x.std(0), 1, atol=1e-4)
 
 
 def test_notes_of_the_table_and_of_the_partition_are_kept():
@@ -490,11 +559,16 @@ def test_the_hash_of_a_seed_is_the_recorded_one():
         ),
         (table(client=None), {}, r"^data\.partition\.name: .*got 'natural'$"),
         (
+            table(client=np.array(240 * ["ulm"])),
+            {"min_size": 241},
+            r"^data\.partition\.min_size: .* at most the 240 records of .*; got 241$",
+        ),
+        (
             table(
                 split=np.r_[TEST, np.full(239, TRAIN)].astype(np.int8),
                 client=np.array(["aachen"] + 239 * ["ulm"]),
             ),
-            {},
+            {"min_size": 1},
             r"^data: expected training records at every hospital; got 'none at aachen'",
         ),
     ],
@@ -505,6 +579,7 @@ def test_the_hash_of_a_seed_is_the_recorded_one():
         "sizes",
         "after the cut",
         "names",
+        "small",
         "empty",
     ],
 )
@@ -520,8 +595,21 @@ def test_what_cannot_be_dealt_is_refused(records, options, message):
         ({"client": np.array(["a"])}, "toy client: expected 240 values; got 1"),
         ({"y": np.full(240, 3)}, r"toy labels: expected 0 to 2; got \(3, 3\)"),
         ({"y": np.full(240, -1)}, r"toy labels: expected 0 to 2; got \(-1, -1\)"),
+        ({"groups": (SEX,)}, r"toy group: expected shape \(240, 1\); got None"),
+        (
+            {"group": np.zeros((240, 1), int)},
+            r"toy group: .* \(240, 0\); got \(240, 1\)",
+        ),
+        (
+            {"group": np.full((240, 1), 2), "groups": (SEX,)},
+            r"toy group sex: expected -1 to 1; got \(2, 2\)",
+        ),
+        (
+            {"group": np.full((240, 1), -2), "groups": (SEX,)},
+            r"toy group sex: expected -1 to 1; got \(-2, -2\)",
+        ),
     ],
-    ids=["names", "high", "low"],
+    ids=["names", "high", "low", "no groups", "no attributes", "above", "below"],
 )
 def test_a_table_that_does_not_fit_itself_is_refused(columns, message):
     with pytest.raises(checks.InputError, match=message):

@@ -57,6 +57,7 @@ def test_npz_splits_are_fixed_and_pixels_stay_bytes(npz):
         np.testing.assert_array_equal(table.y[mine], given[f"{name}_labels"])
     assert VAL not in table.split
     assert table.client is table.patient is table.group is None
+    assert table.groups == ()
 
 
 def test_npz_validation_is_read_where_it_is_given(npz):
@@ -98,7 +99,8 @@ def test_npz_names_hospitals_patients_and_groups(npz):
     )
     assert "".join(table.client) == "baabbaaabb"
     assert table.patient.tolist() == [str(i) for i in range(10)]
-    assert table.group.tolist() == ["f", "m", "", "", *"ffffmm"]
+    assert table.groups == (("group", ("f", "m")),)
+    assert table.group[:, 0].tolist() == [0, 1, -1, -1, 0, 0, 0, 0, 1, 1]
 
 
 def test_npz_records_without_a_hospital_are_left_out(npz):
@@ -240,7 +242,7 @@ def csv(tmp_path):
     return read
 
 
-ROLES = {"client": "site", "patient": "who", "group": "sex"}
+ROLES = {"client": "site", "patient": "who", "group": ("sex",)}
 
 
 def test_csv_columns_that_are_not_named_are_features(csv):
@@ -255,16 +257,29 @@ def test_csv_columns_that_are_not_named_are_features(csv):
     assert set(table.split) == {FREE}
     assert table.client.tolist() == ["ulm", "bonn", "ulm", "bonn"]
     assert table.patient.tolist() == ["p1", "p2", "p1", "p4"]
-    assert table.group.tolist() == ["f", "m", "f", "m"]
+    assert table.groups == (("sex", ("f", "m")),)
+    assert table.group.tolist() == [[0], [1], [0], [1]]
     assert table.notes == ("1 records name no client and are left out",)
     assert table.source == "file mine.csv"
 
 
 def test_csv_without_a_column_of_hospitals_keeps_all_records(csv):
-    table = csv(CSV.replace(",NA,", ",va,"), patient="who", client="site", group="sex")
-    assert table.group.tolist() == ["f", "m", "f", "", "m"]
+    table = csv(CSV.replace(",NA,", ",va,"), **ROLES)
+    assert table.group[:, 0].tolist() == [0, 1, 0, -1, 1]
     assert table.notes == ()
     assert csv("a,b\n1,2\n3,4\n", label="b").client is None
+
+
+def test_csv_columns_of_several_groups(csv):
+    """Named numbers stay features: groups are looked at and change no model."""
+    roles = {"client": "site", "patient": "who"}
+    table = csv(**roles, group=("age:40:60", "sex"))
+    assert [attribute.name for attribute in table.groups] == ["age", "sex"]
+    assert table.groups[0].values == ("under 40", "40 to under 60", "60 and over")
+    assert table.group.tolist() == [[1, 0], [2, 1], [-1, 0], [0, 1]]
+    assert table.features == ("age", "bmi")
+    by_label = csv(**ROLES | {"group": ("sex", "outcome")})
+    assert by_label.features == ("age", "bmi")
 
 
 @pytest.mark.parametrize("missing", ["", "?", "NA", "nan", "NaN", "null", "None", " "])
@@ -312,7 +327,10 @@ def test_csv_cells_may_be_quoted(csv):
         (CSV, {"label": "outcom"}, ["data.label", 'Did you mean "outcome"?']),
         (CSV, {"client": "sites"}, ["data.client", 'Did you mean "site"?']),
         (CSV, {"patient": "whom"}, ["data.patient", 'Did you mean "who"?']),
-        (CSV, {"group": "sexe"}, ["data.group", 'Did you mean "sex"?']),
+        (CSV, {"group": ("sexe",)}, ["data.group", 'Did you mean "sex"?']),
+        (CSV, {"group": ("age:60:40",)}, ["data.group", "ascending", "'age:60:40'"]),
+        (CSV, {"group": ("sex:1",)}, ["data.group sex", "numbers", "'text'"]),
+        (CSV, {"group": ("age", "age:50")}, ["data.group", "every column once"]),
         (CSV, {}, ["column site line 2", "a number", "got 'ulm'"]),
         ("a,y\n1,0\n\n2\n", {"label": "y"}, ["line 4", "2 cells", "got 1"]),
         ("a,y\n1,0\n2,1,3\n", {"label": "y"}, ["line 3", "2 cells", "got 3"]),

@@ -3,9 +3,14 @@
 import itertools
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from fairjax import names
+from fairjax import client, names
+from fairjax.models import resnet, vit
+from fairjax.types import Examples
+from tests import fakes
 from tests.submodels import matrix
 
 # What has no network of a smaller size, or is no method of its own.
@@ -30,6 +35,39 @@ def test_the_cover_and_the_tables_are_whole():
     short = {"federated_dropout": "dropout"}
     named = {short.get(name, name) for name in names.METHODS}
     assert named - UNSTRUCTURED <= set(matrix.METHODS)
+
+
+TINY = {"width": 192, "depth": 12, "heads": 3, "patch": 16}
+FULL = {
+    "resnet18": (lambda: resnet(classes=3, lowering="xla"), (32, 32, 3)),
+    "vit-tiny": (lambda: vit(classes=3, **TINY), (224, 224, 3)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["heterofl", "fedrolex", "dropout"])
+@pytest.mark.parametrize("name", FULL)
+def test_masked_is_sliced_at_full_size(name, method):
+    """One step in float32, relative to the largest change of a parameter."""
+    build, shape = FULL[name]
+    model, data = build(), fakes.federation(shape, counts=(4,))
+    rule = matrix.METHODS[method](model.axes)
+    spec = fakes.spec(model, rule, counts=(4,), epochs=1, batch_size=4)
+    member, number = fakes.member(0, 1, data), jnp.asarray(matrix.ROUND)
+    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
+    settings = {"member": member, "round": number, "local": spec.local}
+
+    @jax.jit
+    def both(params):
+        kept = rule.units(jax.random.key(2), number, params, member)
+        given = jax.random.key(5), params, None, kept, examples
+        masked, *_ = client.update(*given, **settings)
+        sliced, *_ = client.update_sliced(*given, size=rule.size(1), **settings)
+        return masked, sliced
+
+    masked, sliced = both(jax.jit(model.init)(jax.random.key(0), data.x[:1]))
+    zero = jax.tree.map(jnp.zeros_like, masked)
+    assert fakes.gap(masked, sliced) < 1e-5 * max(1, fakes.gap(masked, zero))
 
 
 @pytest.mark.slow

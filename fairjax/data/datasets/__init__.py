@@ -4,6 +4,8 @@ Importing this package imports no data set: TFDS and scikit-learn are loaded by 
 that is asked for.
 """
 
+from collections.abc import Sequence
+
 from fairjax import checks
 from fairjax.data.datasets import files
 from fairjax.data.table import Table
@@ -12,6 +14,7 @@ DATASETS = (
     "breast_cancer",
     "heart_disease",
     "heart_disease/flamby",
+    "diabetes130",
     "digits",
     "mixtures",
     "pbc_blood28",
@@ -28,7 +31,7 @@ def load(
     label: str | None = None,
     client: str | None = None,
     patient: str | None = None,
-    group: str | None = None,
+    group: Sequence[str] = (),
 ) -> Table:
     """The data set of that name.
 
@@ -40,7 +43,7 @@ def load(
         label: csv column of the class.
         client: csv column of the hospital.
         patient: csv column of the patient.
-        group: csv column of the patient group.
+        group: csv columns of patient groups, see `files.csv`.
 
     Raises:
         InputError: an unknown name, or a file that is missing, altered or malformed.
@@ -62,6 +65,10 @@ def load(
         from fairjax.data.datasets import mixtures
 
         return mixtures.load()
+    if name == "diabetes130":
+        from fairjax.data.datasets import diabetes130
+
+        return diabetes130.load(data_dir)
     if name == "pbc_blood28":
         from fairjax.data.datasets import pbc_blood28
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fairjax import checks
+from fairjax.data import groups
 from fairjax.data.table import FREE, SPLITS, Table
 
 MISSING = frozenset({"", "?", "na", "nan", "null", "none"})
@@ -35,8 +36,9 @@ def npz(path: str | None) -> Table:
 
     `{train,test}_images` [n, ...] and `{train,test}_labels` [n] or [n, 1] are required;
     `val_images`, `val_labels` and, for every split, `_client`, `_patient` and `_group`
-    are optional. Labels are integers from 0. Pixels of type uint8 are divided by 255,
-    and grey images [n, height, width] get a channel; in floats NaN is missing.
+    are optional; every value of `_group` is a patient group. Labels are integers from
+    0. Pixels of type uint8 are divided by 255, and grey images [n, height, width] get a
+    channel; in floats NaN is missing.
 
     Raises:
         InputError: an unreadable file, a missing array, arrays of objects, labels that
@@ -114,6 +116,10 @@ def npz(path: str | None) -> Table:
     elif x.ndim == 3:
         x = x[..., None]
     classes = tuple(str(label) for label in range(int(y.max()) + 1 if len(y) else 0))
+    cells = names("group")
+    group, attributes = groups.stacked(
+        [] if cells is None else [groups.by_value("group", cells)]
+    )
     return _with_known_clients(
         Table(
             name="npz",
@@ -124,7 +130,8 @@ def npz(path: str | None) -> Table:
             source=f"file {found.name}",
             client=names("client"),
             patient=names("patient"),
-            group=names("group"),
+            group=group,
+            groups=attributes,
             scale=255.0,
         )
     )
@@ -136,7 +143,7 @@ def csv(
     label: str | None,
     client: str | None = None,
     patient: str | None = None,
-    group: str | None = None,
+    group: Sequence[str] = (),
 ) -> Table:
     """A table with a header line; .csv or .csv.gz.
 
@@ -144,9 +151,15 @@ def csv(
     cells are missing. Classes are the sorted values of the label column, by number
     where all are numbers. A record without a client belongs to none and is left out.
 
+    An entry of `group` is a column of text or of at most 12 different numbers, with a
+    patient group per value in sorted order; or "age:40:60", a column of numbers cut
+    into "under 40", "40 to under 60" and "60 and over". A missing value is in no group.
+    Numbers stay features as if they were not named: looking at groups changes no model.
+
     Raises:
         InputError: an unreadable file, a column that is not there, a cell that is no
-            number, a record without a label, rows of unequal length.
+            number, a record without a label, rows of unequal length, and see
+            `data/groups.py`.
     """
     found = _file(path)
     opener = gzip.open if found.suffix == ".gz" else open
@@ -166,7 +179,7 @@ def csv(
         checks.fail(f"data.path {path}", "columns of different names", header)
     if not label:
         checks.fail("data.label", f"one of the columns {', '.join(header)}", label)
-    roles = {"label": label, "client": client, "patient": patient, "group": group}
+    roles = {"label": label, "client": client, "patient": patient}
     roles = {role: column for role, column in roles.items() if column}
     for role, column in roles.items():
         checks.one_of(f"data.{role}", column, header)
@@ -180,7 +193,18 @@ def csv(
         at = header.index(name)
         return [row[at].strip() for row in rows]
 
-    features = [name for name in header if name not in roles.values()]
+    grouped: dict[str, groups.Column] = {}
+    no_features = set(roles.values())
+    for entry in group:
+        name, cuts = groups.split_entry(entry, header)
+        if name in grouped:
+            checks.fail("data.group", "every column once", tuple(group))
+        cells = _names(column(name))
+        grouped[name] = groups.of_cells(name, cells, cuts)
+        if groups.numbers_of(cells) is None:
+            no_features.add(name)
+    index, attributes = groups.stacked(list(grouped.values()))
+    features = [name for name in header if name not in no_features]
     if not features:
         checks.fail(f"data.path {path}", "at least one feature column", header)
     y, classes = _classes(path, label, column(label), numbers)
@@ -199,6 +223,8 @@ def csv(
             classes=classes,
             source=f"file {found.name}",
             features=tuple(features),
+            group=index,
+            groups=attributes,
             **named,
         )
     )

@@ -8,13 +8,13 @@ one: many copies of these tables in circulation are recoded.
 import hashlib
 import os
 import pathlib
-import socket
 
 import numpy as np
 import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 from fairjax import checks
+from fairjax.data import groups
 from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, TEST, TRAIN, Table
 
@@ -52,6 +52,9 @@ _LEVELS["thal"] = (3, 6, 7)
 _ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
 _MAY_MISS = _COLUMNS[3:]
 _FLAMBY_COLUMNS = _COLUMNS[:10]
+AGE_CUTS = (45.0, 55.0)
+"""Years from which age is a coronary risk factor of men and of women (NCEP ATP III,
+JAMA 2001;285:2486)."""
 
 
 class HeartDisease(tfds.core.GeneratorBasedBuilder):
@@ -101,7 +104,8 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         if self._folder is None:
-            _need_network()
+            names = ", ".join(_file(name) for name in HOSPITALS)
+            prepared.need_network(HOST, names)
             paths = dl_manager.download({name: URL + _file(name) for name in HOSPITALS})
         else:
             folder = pathlib.Path(self._folder)
@@ -213,31 +217,32 @@ def _folder(data_dir: str | None) -> str | None:
     return None
 
 
-def _need_network(timeout: float = 5.0) -> None:
-    """Fails at once where TFDS would retry for minutes."""
-    try:
-        socket.create_connection((HOST, 443), timeout=timeout).close()
-    except OSError as error:
-        names = ", ".join(_file(name) for name in HOSPITALS)
-        raise checks.InputError(
-            f"data.data_dir: expected a folder with {names} (or FAIRJAX_DATA_DIR), or "
-            f"a network to fetch them from {HOST}; got {error}"
-        ) from error
-
-
 def load(config: str, data_dir: str | None) -> Table:
-    """The federation of four hospitals in reading "all" or "flamby"."""
+    """The federation of four hospitals in reading "all" or "flamby".
+
+    Patient groups are sex and age band; both are known of every patient, and features.
+    """
     builder = HeartDisease(
         config=config, file_format=prepared.FILE_FORMAT, folder=_folder(data_dir)
     )
     records = prepared.read(prepared.prepare(builder), "records")
+    x, features = records["x"], feature_names(config)
+    age, male = (x[:, features.index(name)] for name in ("age", "sex"))
+    group, attributes = groups.stacked(
+        [
+            groups.by_value("sex", np.where(male == 1, "male", "female")),
+            groups.by_band("age", age, AGE_CUTS),
+        ]
+    )
     return Table(
         name="heart_disease" if config == "all" else f"heart_disease/{config}",
-        x=records["x"],
+        x=x,
         y=records["label"].astype(np.int32),
         split=records["split"].astype(np.int8),
         classes=("healthy", "ill"),
         source=SOURCE,
         client=np.array(HOSPITALS)[records["hospital"]],
-        features=feature_names(config),
+        group=group,
+        groups=attributes,
+        features=features,
     )

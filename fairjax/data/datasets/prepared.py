@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import socket
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,21 @@ def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
         checks.fail(field, "a folder that can be read", data_dir)
     return field, root
+
+
+def need_network(host: str, files: str, timeout: float = 5.0) -> None:
+    """Fails at once where TFDS would retry for minutes.
+
+    Raises:
+        InputError: the host cannot be reached; it says which files to give instead.
+    """
+    try:
+        socket.create_connection((host, 443), timeout=timeout).close()
+    except OSError as error:
+        raise checks.InputError(
+            f"data.data_dir: expected a folder with {files} (or FAIRJAX_DATA_DIR), or "
+            f"a network to fetch them from {host}; got {error}"
+        ) from error
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:

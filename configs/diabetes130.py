@@ -1,0 +1,28 @@
+"""Readmission of patients with diabetes: sixteen specialties on four width budgets.
+
+    export FAIRJAX_DATA_DIR=...   # or let the official file be downloaded
+    .venv/bin/python scripts/train.py --config=configs/diabetes130.py --workdir=runs/diabetes
+
+The specialties with 500 encounters or more stand for hospitals. About half a minute on
+2 CPU cores; pooled test AUROC 0.655 on average over three seeds (pooled logistic
+regression on the same splits: 0.662). One encounter in nine is followed by a readmission
+and no model is sure of any: accuracy says nothing here.
+"""
+
+from configs import default
+
+
+def get_config(preset: str = ""):
+    """HeteroFL on four tiers; preset "smoke" runs 2 rounds."""
+    c = default.get_config()
+    c.rounds = 30
+    c.data.name = "diabetes130"
+    c.data.partition.name = "natural"
+    c.data.partition.min_size = 500
+    # Chosen by AUROC on the validation split: 0.655; with the scaler 0.639, with
+    # balanced class weights (and no masked loss) 0.648.
+    c.submodel.heterofl.scaler = False
+    c.local.batch_size = 64
+    c.local.learning_rate = 0.1
+    c.local.weight_decay = 0.02
+    return default.preset(c, preset)

@@ -1,0 +1,132 @@
+"""Rules out of rules: several at once, weights with a cap, weights after a warm-up."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from fairjax import checks
+from fairjax.fairness import simplex
+from fairjax.types import Cohort, Objective, Params, Rule, Scores
+
+_ONE = {
+    "weigh": "weights",
+    "combine": "a direction",
+    "keeps": "leaves that stay",
+    "personal": "a personal model",
+}
+"""What only one rule of a composition may have."""
+
+
+def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
+    """The rule `a+b+...`: the weights of one, the objective of another.
+
+    Objectives are wrapped from the left: a's lies innermost. Where none weighs, records
+    do.
+
+    Args:
+        rules: (name, rule).
+
+    Raises:
+        InputError: two rules give the same thing; names both.
+    """
+    parts: dict[str, Any] = {}
+    owners: dict[str, str] = {}
+    for name, rule in rules:
+        for field, what in _ONE.items():
+            value = getattr(rule, field)
+            if value is None:
+                continue
+            if field in owners:
+                got = f"{owners[field]}+{name}"
+                checks.fail("fairness.rule", f"one rule that gives {what}", got)
+            owners[field], parts[field] = name, value
+            if field == "weigh":
+                parts["init"] = rule.init
+
+    def wrap(objective: Objective) -> Objective:
+        for _, rule in rules:
+            objective = rule.wrap(objective)
+        return objective
+
+    return Rule(
+        needs=frozenset().union(*(rule.needs for _, rule in rules)),
+        everyone=any(rule.everyone for _, rule in rules),
+        wrap=wrap,
+        **parts,
+    )
+
+
+def capped(rule: Rule, cap: float) -> Rule:
+    """No client weighs more than `cap` times its share of the cohort's records.
+
+        w <- the nearest point of {x : sum x = 1, 0 <= x_k <= cap p_k},  p_k = n_k / n
+
+    (Euclidean). cap = 1 is FedAvg. What is carried by the rule does not know of it.
+
+    Args:
+        rule: one that weighs.
+        cap: from 1.
+
+    Raises:
+        InputError: `cap` is below 1, or the rule does not weigh or has a direction.
+    """
+    checks.in_range("fairness.cap", cap, 1)
+    inner = _weights_of(rule, "fairness.cap")
+
+    def weigh(
+        state: PyTree, cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        weights, state = inner(state, cohort, scores)
+        # A client that the rule gives nothing because its loss is no number gets none.
+        valid = cohort.valid
+        if scores.loss is not None:
+            valid = simplex.known(scores, valid)
+        high = jnp.minimum(cap * simplex.by_records(scores, valid), 1)
+        low = jnp.zeros_like(weights)
+        return simplex.project(weights, low, high.astype(weights.dtype)), state
+
+    return rule._replace(weigh=weigh)
+
+
+class _Waiting(NamedTuple):
+    round: Int[Array, ""]
+    rule: Any
+
+
+def after(rule: Rule, rounds: int) -> Rule:
+    """Weighs by records for a number of rounds; the rule begins after them.
+
+    Args:
+        rule: one that weighs; what it carries stands still until then.
+        rounds: of warm-up.
+
+    Raises:
+        InputError: the rule does not weigh, or has a direction.
+    """
+    checks.in_range("fairness.warmup", rounds, 0)
+    inner = _weights_of(rule, "fairness.warmup")
+
+    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _Waiting:
+        return _Waiting(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
+
+    def weigh(
+        state: _Waiting, cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        begun = state.round >= rounds
+        weights, moved = inner(state.rule, cohort, scores)
+        by_records = simplex.by_records(scores, cohort.valid).astype(weights.dtype)
+        held = jax.tree.map(
+            lambda new, old: jnp.where(begun, new, old), moved, state.rule
+        )
+        return jnp.where(begun, weights, by_records), _Waiting(state.round + 1, held)
+
+    return rule._replace(init=init, weigh=weigh)
+
+
+def _weights_of(rule: Rule, field: str) -> Any:
+    if rule.weigh is None or rule.combine is not None:
+        checks.fail(field, "a rule that gives weights and no direction", "another")
+    return rule.weigh

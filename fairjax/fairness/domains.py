@@ -1,0 +1,221 @@
+"""Rules that weigh domains: tiers, hospitals or patient groups, by records inside.
+
+A rule keeps one log-multiplier a_d per domain, or sets it anew from the round's losses,
+and a client weighs
+
+    w_k proportional to sum_d n_kd exp(a_d),
+
+n_kd its records in domain d. With all a_d alike this is FedAvg, whoever is in the
+cohort. A domain that is absent from a cohort keeps its multiplier. The tier rules are
+ours: no budget may buy a hospital less attention.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from fairjax import checks
+from fairjax.fairness import simplex
+from fairjax.fairness.weights import LOSS, ascend
+from fairjax.types import Cohort, Rule, Scores
+
+DOMAINS = ("tier", "client", "group")
+
+
+class Domains(NamedTuple):
+    """A cohort's records by domain; D of them."""
+
+    count: Float[Array, "K D"]
+    loss: Float[Array, "D"]
+    """Mean over the domain's records."""
+    accuracy: Float[Array, "D"]
+    present: Bool[Array, "D"]
+
+
+def _domains(
+    of: str, cohort: Cohort, scores: Scores, valid: Bool[Array, "K"], number: int
+) -> Domains:
+    assert scores.cells is not None
+    dtype = simplex.loss(scores).dtype
+
+    def by_domain(cell: Float[Array, "K rows C"]) -> Float[Array, "K D"]:
+        rows = jnp.where(valid[:, None], jnp.sum(cell.astype(dtype), axis=-1), 0)
+        if of == "group":
+            # Records of an unknown group, in the last row, belong to no domain.
+            return rows[:, :number]
+        domain = cohort.tier if of == "tier" else cohort.client
+        member = jax.nn.one_hot(domain, number, dtype=dtype)
+        return jnp.sum(rows, axis=1, keepdims=True) * member
+
+    count, loss, right = map(by_domain, scores.cells)
+    total = jnp.sum(count, axis=0)
+    records = jnp.maximum(total, 1)
+    return Domains(
+        count, jnp.sum(loss, axis=0) / records, jnp.sum(right, axis=0) / records,
+        total > 0,
+    )  # fmt: skip
+
+
+def _weigh(
+    scale: Float[Array, "D"], domains: Domains, valid: Bool[Array, "K"]
+) -> Float[Array, "K"]:
+    """The equation of this module's docstring."""
+    top = jnp.max(scale, where=domains.present, initial=-jnp.inf)
+    factor = jnp.exp(scale - jnp.where(jnp.isfinite(top), top, 0))
+    mass = jnp.sum(domains.count * jnp.where(domains.present, factor, 0), axis=1)
+    return simplex.over_valid(mass, valid)
+
+
+def agnostic(*, rate: float, domain: str, groups: int = 0) -> Rule:
+    """Agnostic federated averaging: exponentiated gradient ascent on the domains.
+
+        w_k proportional to sum_d n_kd lambda_d / N_d,
+        lambda_d <- lambda_d exp(rate F_d) / Z,   lambda_d = N_d / N at first,
+
+    F_d the mean loss over a domain's records and N_d its records; rate = 0 is FedAvg.
+    Held as a_d = log(lambda_d N / N_d), so that N_d, which the published algorithm
+    estimates over a window of cohorts, cancels. The published algorithm also weighs the
+    records inside a client that has several domains; here, where domains are patient
+    groups, a client's own objective is left as it is.
+
+    Args:
+        rate: of the ascent.
+        domain: "tier", "client" or "group".
+        groups: G, for "group".
+
+    Source: Ro et al. 2021, "Communication-efficient agnostic federated averaging";
+    Mohri et al. 2019.
+    """
+    checks.in_range("fairness.agnostic.rate", rate, 0)
+    checks.one_of("fairness.agnostic.domain", domain, DOMAINS)
+
+    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "D"]:
+        number = {"tier": tiers, "client": len(counts), "group": groups}[domain]
+        return jnp.zeros(number)
+
+    def weigh(
+        state: Float[Array, "D"], cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        valid = simplex.known(scores, cohort.valid)
+        domains = _domains(domain, cohort, scores, valid, len(state))
+        moved = _moved(state, rate * domains.loss, domains)
+        return _weigh(state, domains, valid), moved
+
+    return Rule(weigh, LOSS, init=init)
+
+
+def _moved(
+    state: Float[Array, "D"], step: Float[Array, "D"], domains: Domains
+) -> Float[Array, "D"]:
+    """The multipliers after a step of the domains that are present.
+
+    Only differences count: the largest is kept at 0, and none falls below a floor that
+    exp cannot tell from -infinity, so that a lost domain can return.
+    """
+    moved = state + jnp.where(domains.present, step, 0).astype(state.dtype)
+    return jnp.maximum(moved - jnp.max(moved), -100.0)
+
+
+# -------------------------------------------------------------------------------- tiers
+
+
+def _by_tier(scale: Callable[[Domains], Float[Array, "T"]]) -> Rule:
+    """A rule that sets the tiers' multipliers from the cohort alone."""
+
+    def weigh(
+        state: Float[Array, "T"], cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        valid = simplex.known(scores, cohort.valid)
+        domains = _domains("tier", cohort, scores, valid, len(state))
+        state = scale(domains).astype(state.dtype)
+        return _weigh(state, domains, valid), state
+
+    return Rule(weigh, LOSS, init=_level)
+
+
+def _level(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "T"]:
+    return jnp.zeros(tiers)
+
+
+def tier_term(*, t: float) -> Rule:
+    """Tilts between tiers, averages by records inside: a_t = t F_t.
+
+    F_t is the mean loss over a tier's records; t = 0 is FedAvg, t -> infinity trains
+    for the worst tier alone.
+    """
+    checks.in_range("fairness.tier_term.t", t, 0)
+
+    def tilt(domains: Domains) -> Float[Array, "T"]:
+        worst = jnp.max(domains.loss, where=domains.present, initial=0)
+        return t * (domains.loss - worst)
+
+    return _by_tier(tilt)
+
+
+def tier_equal(*, strength: float) -> Rule:
+    """Moves the tiers of a cohort towards equal mass: a_t = -strength log N_t.
+
+    The tiers' sums of weights are proportional to N_t^(1 - strength), N_t the records
+    of a tier: 0 is FedAvg, 1 gives every tier that is present the same.
+    """
+    checks.in_range("fairness.tier_equal.strength", strength, 0, 1)
+
+    def level(domains: Domains) -> Float[Array, "T"]:
+        return -strength * jnp.log(jnp.maximum(jnp.sum(domains.count, axis=0), 1))
+
+    return _by_tier(level)
+
+
+def tier_gap(*, rate: float) -> Rule:
+    """Raises a tier's weight as long as its accuracy is behind the best tier's.
+
+        a_t <- a_t + rate (max_s accuracy_s - accuracy_t)
+
+    Accuracies are over a tier's training records, of its own sub-models at the incoming
+    model. rate = 0 is FedAvg; `capped` bounds what the gap of a tier that cannot catch
+    up adds up to.
+    """
+    checks.in_range("fairness.tier_gap.rate", rate, 0)
+
+    def weigh(
+        state: Float[Array, "T"], cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        valid = simplex.known(scores, cohort.valid)
+        domains = _domains("tier", cohort, scores, valid, len(state))
+        best = jnp.max(domains.accuracy, where=domains.present, initial=0)
+        state = _moved(state, rate * (best - domains.accuracy), domains)
+        return _weigh(state, domains, valid), state
+
+    return Rule(weigh, LOSS, init=_level)
+
+
+def tier_afl(*, rate: float) -> Rule:
+    """Agnostic federated learning over tiers: projected ascent on their masses.
+
+        lambda <- Proj_simplex(lambda + rate F),   w_k = lambda_t(k) n_k / N_t(k),
+
+    F_t the mean loss over a tier's records. What is carried is lambda minus the share
+    of records, so that rate = 0 is FedAvg for every cohort.
+
+    Source: Mohri et al. 2019, algorithm 1, with tiers for clients.
+    """
+    checks.in_range("fairness.tier_afl.rate", rate, 0)
+
+    def weigh(
+        state: Float[Array, "T"], cohort: Cohort, scores: Scores
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        valid = simplex.known(scores, cohort.valid)
+        domains = _domains("tier", cohort, scores, valid, len(state))
+        records = jnp.sum(domains.count, axis=0)
+        share = records / jnp.maximum(jnp.sum(records), 1)
+        held = jnp.where(domains.present, jnp.maximum(share + state, 0), 0)
+        mass = simplex.restricted(held, share)
+        weights = jnp.sum(domains.count * (mass / jnp.maximum(records, 1)), axis=1)
+        climbed = ascend(mass, rate, domains.loss, domains.present, jnp.sum(mass))
+        state = jnp.where(domains.present, climbed - share, state).astype(state.dtype)
+        return simplex.over_valid(weights, valid), state
+
+    return Rule(weigh, LOSS, init=_level)

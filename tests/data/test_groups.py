@@ -1,0 +1,115 @@
+"""Patient groups: by value or by band, and never a group of the unknown."""
+
+import numpy as np
+import pytest
+
+from fairjax import checks
+from fairjax.data import groups
+
+HEADER = ("sex", "age", "a:b", "y")
+
+
+@pytest.mark.parametrize(
+    ("cells", "values", "index"),
+    [
+        ("m f m", ("f", "m"), [1, 0, 1]),
+        ("10 9 100 9", ("9", "10", "100"), [1, 0, 2, 0]),
+        ("1 01 1.0 0", ("0", "1"), [1, 1, 1, 0]),
+        ("10 9 x", ("10", "9", "x"), [0, 1, 2]),
+        ("-1.5 0.25 1e6", ("-1.5", "0.25", "1000000"), [0, 1, 2]),
+        ("m _ f _", ("f", "m"), [1, -1, 0, -1]),
+        ("2 _ 1 2", ("1", "2"), [1, -1, 0, 1]),
+    ],
+    ids=["text", "numbers", "equal", "mixed", "signs", "unknown text", "unknown"],
+)
+def test_values_are_groups_in_sorted_order(cells, values, index):
+    texts = np.array(["" if cell == "_" else cell for cell in cells.split()])
+    attribute, found = groups.by_value("g", texts)
+    assert attribute == ("g", values)
+    assert found.tolist() == index
+    assert found.dtype == np.int32
+
+
+def test_a_cut_belongs_to_the_band_above_it():
+    age = np.array([39.9, 40, 59, 60, 100, np.nan, -1])
+    attribute, index = groups.by_band("age", age, (40.0, 60.0))
+    assert attribute.name == "age"
+    assert attribute.values == ("under 40", "40 to under 60", "60 and over")
+    assert index.tolist() == [0, 1, 1, 2, 2, -1, 0]
+
+
+def test_one_cut_makes_two_bands_and_an_empty_band_stays():
+    assert groups.by_band("a", np.array([1.0]), (0.5,)).attribute.values == (
+        "under 0.5",
+        "0.5 and over",
+    )
+    attribute, index = groups.by_band("a", np.array([5.0, 1.0]), (1234567.0, 1234568.0))
+    assert attribute.values[1] == "1234567 to under 1234568"
+    assert index.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("sex", ("sex", ())),
+        ("age:40:60", ("age", (40.0, 60.0))),
+        ("age:-0.5", ("age", (-0.5,))),
+        ("a:b", ("a:b", ())),
+    ],
+)
+def test_an_entry_names_a_column_and_its_cuts(entry, expected):
+    assert groups.split_entry(entry, HEADER) == expected
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["age:", "age:40:", "age:60:40", "age:40:40", "age:nan", "age:40:inf", "age:old"],
+)
+def test_malformed_cuts_are_refused_in_one_line(entry):
+    with pytest.raises(checks.InputError) as e:
+        groups.split_entry(entry, HEADER)
+    assert str(e.value) == (
+        'data.group: expected ascending numbers to cut at, as in "age:40:60"; '
+        f"got {entry!r}"
+    )
+
+
+@pytest.mark.parametrize("entry", ["agee", "agee:40:60"])
+def test_an_unknown_column_is_refused(entry):
+    with pytest.raises(
+        checks.InputError, match=r'^data\.group: .*Did you mean "age"\?$'
+    ):
+        groups.split_entry(entry, HEADER)
+
+
+def test_a_column_of_few_numbers_needs_no_cuts_and_one_of_many_does():
+    few = [str(i % 12) for i in range(40)]
+    many = np.array([*few, "12", ""])
+    assert len(groups.of_cells("age", np.array(few), ()).attribute.values) == 12
+    with pytest.raises(checks.InputError) as e:
+        groups.of_cells("age", many, ())
+    assert str(e.value) == (
+        'data.group age: expected cuts, as in "age:40:60", above 12 different numbers; '
+        "got 13"
+    )
+    cut = groups.of_cells("age", many, (6.0,))
+    assert np.bincount(cut.index[:-1]).tolist() == [22, 19]
+    assert cut.index[-1] == -1
+
+
+def test_many_texts_are_as_many_groups():
+    texts = [f"ward {i:02d}" for i in range(40)]
+    assert groups.of_cells("ward", np.array(texts), ()).attribute.values == tuple(texts)
+
+
+@pytest.mark.parametrize(
+    ("cells", "cuts", "message"),
+    [
+        (["f", "m"], (40.0,), "expected numbers, to be cut; got 'text'"),
+        (["", ""], (), "expected at least one value; got 'none'"),
+        (["", ""], (4.0,), "expected at least one value; got 'none'"),
+    ],
+)
+def test_a_column_that_makes_no_groups_is_refused(cells, cuts, message):
+    with pytest.raises(checks.InputError, match=rf"^data\.group g: {message}$"):
+        groups.of_cells("g", np.array(cells), cuts)

@@ -1,0 +1,179 @@
+"""Rules as a config names them: each in a round with sub-models; what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from fairjax import checks, layout, names, round, specs
+from fairjax.fairness import personal
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Federation
+from tests import fakes
+
+NEUTRAL = {
+    "q_ffl": {"q": 0.0},
+    "term": {"t": 0.0},
+    "cvar": {"alpha": 1.0},
+    "ordered": {"power": 1.0},
+    "gifair": {"c": 0.0},
+    "afl": {"rate": 0.0},
+    "agnostic": {"rate": 0.0},
+    "tier_afl": {"rate": 0.0},
+    "tier_term": {"t": 0.0},
+    "tier_equal": {"strength": 0.0},
+    "tier_gap": {"rate": 0.0},
+    "fairfed": {"beta": 0.0},
+    "logit_adjust": {"tau": 0.0},
+    "ditto": {},
+}
+"""Settings at which the plain model is FedAvg's."""
+
+
+def config(rule, options=None, **fields):
+    c = default.get_config()
+    c.update_from_flattened_dict({"fairness.rule": rule, **fields})
+    for name, value in (options or {}).items():
+        c.fairness[rule][name] = value
+    return c
+
+
+def after(rule, data, denominator="cover"):
+    """The plain model after two rounds of HeteroFL in three tiers, and reports."""
+    model = fakes.small_mlp(hidden=(8,))
+    method = heterofl(model.axes, (0.5, 0.5, 1.0), scaler=False, masked_loss=False)
+    method = personal.keep(method, rule)
+    groups = {"attribute": 0, "groups": 2} if "loss" in rule.needs else {}
+    spec = fakes.spec(
+        model, method, rule=rule, denominator=denominator, epochs=1, **groups
+    )
+    state, infos = fakes.start(spec, data), []
+
+    @jax.jit
+    def step(state):
+        return round.step(
+            state,
+            data,
+            fakes.cohort(),
+            spec=spec,
+            layout=layout.vmapped(),
+            validation=data,
+        )
+
+    for _ in range(2):
+        state, info = step(state)
+        infos.append(info)
+    return state.params, infos
+
+
+def federation():
+    """As `fakes`, with one attribute of two groups, and some unknown."""
+    data = fakes.federation()
+    rows = len(data.y)
+    group = np.random.default_rng(1).integers(-1, 2, (rows, 1)).astype(np.int32)
+    return Federation(
+        data.x, data.y, jnp.asarray(group), data.offset, data.count, data.labels
+    )
+
+
+DATA = federation()
+FEDAVG = after(names.rule(config("size"), 0), DATA)[0]
+
+
+@pytest.mark.parametrize("name", names.RULES)
+def test_every_rule_trains_beside_sub_models(name):
+    rule = names.rule(config(name), 2)
+    if name == "fedbn":
+        with pytest.raises(checks.InputError, match="leaves that it keeps"):
+            after(rule, DATA)
+        return
+    params, infos = after(rule, DATA)
+    for info in infos:
+        np.testing.assert_allclose(info.weights.sum(), 1, rtol=1e-4)
+        assert np.all(np.asarray(info.weights) >= 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    if name not in ("size", "ditto"):
+        assert fakes.gap(params, FEDAVG) > 1e-6
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_the_neutral_setting_is_fedavg_in_a_round(name):
+    params, _ = after(names.rule(config(name, NEUTRAL[name]), 2), DATA)
+    assert fakes.gap(params, FEDAVG) < 1e-5
+
+
+def test_a_composed_rule_weighs_and_adjusts():
+    both = after(names.rule(config("tier_term+logit_adjust"), 0), DATA)
+    weights = after(names.rule(config("tier_term"), 0), DATA)
+    objective = after(names.rule(config("logit_adjust"), 0), DATA)
+    np.testing.assert_allclose(both[1][0].weights, weights[1][0].weights, rtol=1e-5)
+    assert fakes.gap(both[0], weights[0]) > 1e-4
+    assert fakes.gap(both[0], objective[0]) > 1e-5
+
+
+def test_cap_and_warm_up_come_from_the_config():
+    free = names.rule(config("term", {"t": 40.0}), 0)
+    c = config("term", {"t": 40.0}, **{"fairness.cap": 1.5, "fairness.warmup": 1})
+    first, second = after(names.rule(c, 0), DATA)[1]
+    share = np.asarray(fakes.COUNTS) / sum(fakes.COUNTS)
+    np.testing.assert_allclose(first.weights, share, rtol=1e-5)
+    assert np.all(second.weights <= 1.5 * share * (1 + 1e-5))
+    assert np.any(np.asarray(after(free, DATA)[1][1].weights) > 1.5 * share)
+
+
+REFUSED = {
+    "fairness.rule": [
+        (
+            {"fairness.rule": "term+cvar"},
+            r"one rule that gives weights; got 'term\+cvar'",
+        ),
+        ({"fairness.rule": "tern"}, "term"),
+        ({"fairness.rule": "term+logit_ajust"}, "logit_adjust"),
+    ],
+    "fairness.group": [
+        ({"fairness.rule": "fairfed"}, "a patient attribute for fairfed"),
+        (
+            {"fairness.rule": "agnostic", "fairness.agnostic.domain": "group"},
+            "a patient attribute for agnostic",
+        ),
+        ({"fairness.group": "sex"}, "none with rule size"),
+    ],
+    "fairness.denominator": [
+        (
+            {"fairness.rule": "fedfv", "fairness.denominator": "fixed"},
+            "cover with rule fedfv",
+        ),
+        ({"fairness.denominator": "covers"}, "cover"),
+    ],
+    "fairness.cap": [
+        ({"fairness.cap": 0.5, "fairness.rule": "term"}, ">= 1"),
+        (
+            {"fairness.cap": 2.0, "fairness.rule": "fedmgda"},
+            "a rule that gives weights",
+        ),
+    ],
+    "local.optimizer": [
+        ({"fairness.rule": "q_fedavg", "local.optimizer": "adam"}, "sgd for q_fedavg"),
+    ],
+    "fairness.cvar.alpha": [
+        ({"fairness.rule": "cvar", "fairness.cvar.alpha": 0.0}, "0, 1"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "fields", "what"),
+    [(where, *case) for where, cases in REFUSED.items() for case in cases],
+)
+def test_what_cannot_be_is_refused_by_name(where, fields, what):
+    c = default.get_config()
+    c.update_from_flattened_dict(fields)
+    with pytest.raises(checks.InputError, match=rf"^{where}.*{what}"):
+        specs.check(c)
+
+
+def test_a_rule_for_everybody_refuses_a_part_of_them():
+    c = config("afl", cohort=3)
+    with pytest.raises(checks.InputError, match=r"^cohort: .*all hospitals.* afl"):
+        specs.build(c)
