@@ -7,15 +7,18 @@
     fairness    rules that weigh a cohort
     aggregate   masked mean, server optimisers
     layout      how a cohort is laid on the hardware
-    metrics     quality, pooled and per client
+    metrics     quality, calibration, group gaps, intervals
+    selection   which round's model is handed out
     principles  the five principles, as numbers of a run
     types       shape letters and the seams: `Model`, `Method`, `Rule`, `Layout`
     data        data sets, partitions, federations
     specs       from a config to a checked `Run`
+    measure     a run's models on its splits
+    final       the figures that a run reports in the end
     train       the loop: `train(config, workdir)`
 
 Importing fairjax imports what the first round needs and none of the edges (data, specs,
-train): import those by name.
+measure, final, train): import those by name.
 """
 
 from fairjax import aggregate, client, layout, metrics, round, types

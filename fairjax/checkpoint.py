@@ -21,7 +21,7 @@ class Checkpoints:
 
     Args:
         directory: created when missing.
-        keep: newest steps that stay on disk; with 1, a step that breaks is the last.
+        keep: newest steps that stay on disk; with 1 there is none to fall back on.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int):

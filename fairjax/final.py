@@ -182,7 +182,7 @@ def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
         return [_part(y[column == s], classes) for s in range(segments)]
 
     views, parts = [np.zeros_like(owner)], [[_part(y, classes)]]
-    for column, attribute in zip(test.group.T, run.splits.groups, strict=True):
+    for attribute, column in zip(run.splits.groups, test.group.T, strict=True):
         column, size = np.asarray(column), len(attribute.values)
         positive = jnp.asarray(y == 1) if classes == 2 else None
         large = np.asarray(groups.large(jnp.asarray(column), size, positive))

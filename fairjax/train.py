@@ -1,4 +1,4 @@
-"""The loop: `train(config, workdir)`. The one place that jits and owns the clock.
+"""The loop: `train(config, workdir)`. It compiles the round and owns the clock.
 
 A run is its checkpoints. Logs are written before the round they describe is saved, so
 whatever step a run is continued from, its log rows are there; rows beyond it are cut.
@@ -179,6 +179,18 @@ def _selected(
     return Checkpoints(workdir / "selected", keep=1)
 
 
+def _select(
+    selected: Checkpoints, rows: list[dict[str, Any]], criterion: str, state: RunState
+) -> None:
+    """Keeps the state if the round of the last row is the best so far."""
+    number = rows[-1]["round"]
+    if f"val/{criterion}" in rows[-1] and selection.best(rows, criterion) == number:
+        selected.save(number, state, {"round": number})
+        # Whole before the round's own checkpoint begins: a run that goes on from there
+        # finds it.
+        selected.wait()
+
+
 def _best_state(
     run: specs.Run,
     state: RunState,
@@ -272,26 +284,18 @@ def _loop(
             row = {name: files.number(value) for name, value in row.items()}
             files.write_lines(rounds_file, [row])
             rows.append(row)
-            if selected is not None and number == selection.best(
-                rows, config["select"]
-            ):
-                # Whole before the round's own checkpoint begins: a run that goes on
-                # from there finds it.
-                selected.save(number, state, {"round": number})
-                selected.wait()
+            if selected is not None:
+                _select(selected, rows, config["select"], state)
             if log is not None:
                 log(number, row)
             if number % config["checkpoint"]["every"] == 0 or number == last:
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
-    return (
-        state,
-        measured_at,
-        {
-            "simulation": _simulation(run, state, step),
-            "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
-        },
-    )
+    spent = {
+        "simulation": _simulation(run, state, step),
+        "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
+    }
+    return state, measured_at, spent
 
 
 def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:

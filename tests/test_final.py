@@ -34,13 +34,11 @@ def base():
     return run, initial(run)
 
 
-GROUPS = (Attribute("group", ("f", "m", "x")),)
-
-
-def drawn(classes=2, seed=0, groups=GROUPS):
+def drawn(classes=2, seed=0):
     """(run, state, measure) of 4 hospitals, whose last one has class 0 only.
 
-    Of the groups "x" is too small, and some records have none.
+    Of the sexes "x" is too small, and of some records it is not known; the other
+    attribute is known of nobody.
     """
     run, state = base()
     rng = np.random.default_rng(seed)
@@ -52,14 +50,14 @@ def drawn(classes=2, seed=0, groups=GROUPS):
         y[split.offset[3] :] = 0
         group = np.where(rng.random(rows) < 0.1, -1, rng.integers(0, 2, rows))
         group[:7] = 2
-        splits[name] = dataclasses.replace(
-            split, y=y, group=group[:, None].astype(np.int32)
-        )
+        columns = np.stack([np.full(rows, -1), group], axis=1).astype(np.int32)
+        splits[name] = dataclasses.replace(split, y=y, group=columns)
         logits = rng.normal(size=(5, rows, classes)) + np.eye(classes)[y]
         full[name] = jnp.asarray(logits[0], jnp.float32)
         own[name] = jnp.asarray(logits[1:], jnp.float32)
     names = tuple("abc"[:classes])
-    splits = dataclasses.replace(run.splits, **splits, groups=groups, classes=names)
+    attributes = (Attribute("age", ("young",)), Attribute("sex", ("f", "m", "x")))
+    splits = dataclasses.replace(run.splits, **splits, groups=attributes, classes=names)
     run = dataclasses.replace(run, splits=splits)
     return run, state, lambda state: (None, Logits(full, own))
 
@@ -129,10 +127,10 @@ def test_every_part_has_the_figures_of_its_own_records(two):
 
 def test_groups_and_gaps(two):
     run, logits, entry = two
-    test = run.splits.test
+    test, sex = run.splits.test, run.splits.test.group[:, 1]
     p = probability(logits.full["test"])
     for s, name in enumerate(("f", "m", "x")):
-        rows, row = test.group[:, 0] == s, entry["groups"]["group"][name]
+        rows, row = sex == s, entry["groups"]["sex"][name]
         assert row["n"] == rows.sum()
         assert row["positives"] == test.y[rows].sum()
         if name == "x":
@@ -142,17 +140,17 @@ def test_groups_and_gaps(two):
             test.y[rows], p[rows], entry["threshold"]
         ).items():
             np.testing.assert_allclose(row[metric]["value"], value, rtol=1e-5)
-    known = np.isin(test.group[:, 0], (0, 1))
-    for name, gap in entry["gaps"]["group"].items():
+    known = np.isin(sex, (0, 1))
+    for name, gap in entry["gaps"]["sex"].items():
         assert gap["low"] <= gap["value"] <= gap["high"] + 1e-6
         if name == "auroc_difference":
-            areas = [entry["groups"]["group"][g]["auroc"]["value"] for g in "fm"]
+            areas = [entry["groups"]["sex"][g]["auroc"]["value"] for g in "fm"]
             np.testing.assert_allclose(gap["value"], np.ptp(areas), rtol=1e-5)
             continue
         value = getattr(fairlearn.metrics, name)(
             y_true=test.y[known],
             y_pred=p[known] >= entry["threshold"],
-            sensitive_features=test.group[known, 0],
+            sensitive_features=sex[known],
         )
         np.testing.assert_allclose(gap["value"], value, rtol=1e-5, err_msg=name)
 
@@ -179,13 +177,16 @@ def test_what_is_not_known_is_null_and_counted_by_reason(classes):
         name: entry[name] for name in ("pooled", "tiers", "clients", "groups", "gaps")
     }
     if classes == 3:  # positives of three classes are not a figure
-        for row in parts["groups"]["group"].values():
-            assert row.pop("positives") is None
+        for attribute in parts["groups"].values():
+            for row in attribute.values():
+                assert row.pop("positives") is None
         assert entry["threshold"] is None
         assert reasons["more than two classes"] >= 4 * 4
     whys = {k: n for k, n in reasons.items() if not k.startswith("interval")}
     assert nulls(parts) == sum(whys.values())
     assert reasons["patient group too small"] == len(METRICS)
+    assert reasons["no records"] == len(METRICS)
+    assert reasons["fewer than two patient groups"] >= 5
     alone = entry["clients"][3]
     assert alone["auroc"] is alone["sensitivity"] is None
     assert alone["accuracy"] is not None

@@ -16,7 +16,7 @@ Draw = Callable[[Key[Array, ""]], Int[Array, "E"]]
 
 
 class Interval(NamedTuple):
-    """Bounds of every figure, each shaped like what the statistic gives."""
+    """Lower and upper bound of every figure that the statistic gives."""
 
     low: PyTree[Float[Array, "..."]]
     high: PyTree[Float[Array, "..."]]

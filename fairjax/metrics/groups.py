@@ -51,7 +51,7 @@ class Rates(NamedTuple):
     selection: Float[Array, "G"]
     """Share that is predicted positive."""
     true_positive: Float[Array, "G"]
-    """Sensitivity; 1 - it is the rate of under-diagnosis."""
+    """Sensitivity; what it lacks of 1 is the rate of under-diagnosis."""
     false_positive: Float[Array, "G"]
     """1 - specificity."""
 
