@@ -156,7 +156,7 @@ def missing(made: dict[Job, dict[str, Any]], data: Sequence[str]) -> Iterator[Jo
     for seed in SEEDS:
         for name in data:
             yield from (
-                job for rule in RULES if (job := Job(name, rule, seed)) not in made
+                job for rule in OF[name] if (job := Job(name, rule, seed)) not in made
             )
 
 
