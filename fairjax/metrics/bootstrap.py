@@ -95,8 +95,9 @@ def resampled(
 def bounds(values: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> Interval:
     """Quantiles (1 -+ level) / 2 over the resamples in which a figure is known.
 
-    NaN if fewer than half of them are. Source: Efron & Tibshirani 1993, An Introduction
-    to the Bootstrap, 13.3.
+    NaN if fewer than half of them are. A figure that cannot be negative (a gap, an ECE)
+    is larger in resamples than in the records: its interval can lie above it. Source:
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, 13.3.
     """
 
     def one(leaf: Array) -> Array:
