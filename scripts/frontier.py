@@ -97,7 +97,9 @@ FIGURES = {
     "loss, worst": ("loss", "worst"),
 }
 """Heads of the table -> figure over hospitals, in the last round, on the test split."""
-WORST, PRICE = "AUROC, worst hospital", "AUROC, mean of hospitals"
+JUDGED = {"AUROC, worst hospital": 1, "loss, worst": -1}
+"""Figures of the worst hospital, and whether more of them is better."""
+PRICE = "AUROC, mean of hospitals"
 
 
 def config_of(data: str, rule: str, seed: int) -> Any:
@@ -174,36 +176,41 @@ def differences(
     ]
 
 
-def said(made: dict[Job, dict[str, Any]], data: str) -> list[str]:
-    """Which rules moved the worst hospital at each seed, and at what price."""
-    raised, lowered, open_ = [], [], []
+def moved(made: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
+    """Which rules moved a figure of the worst hospital at each seed; at what price."""
+    better, worse, open_ = [], [], []
     for rule in OF[data]:
         if rule == FIRST:
             continue
-        entry = RULES[rule]
-        worst = differences(made, data, rule, WORST)
+        by = JUDGED[figure] * np.array(differences(made, data, rule, figure))
+        title = RULES[rule].title
         price = np.mean(differences(made, data, rule, PRICE))
-        text = f"{entry.title} ({np.mean(worst):+.3f}, mean {price:+.3f})"
-        if min(worst) > 0:
-            raised.append(text)
-        elif max(worst) < 0:
-            lowered.append(text)
+        text = f"{title} ({np.mean(by):+.3f}; mean AUROC {price:+.3f})"
+        if by.min() > 0:
+            better.append(text)
+        elif by.max() < 0:
+            worse.append(text)
         else:
-            open_.append(entry.title)
-    none = ["none"]
-    alone_ = [made[Job(data, FIRST, seed)]["worse_off"] for seed in SEEDS]
-    shares = [
-        np.mean([each[model]["auroc"] for each in alone_]) for model in ("full", "own")
-    ]
-    return [
-        "Raised the worst hospital's AUROC at each of three seeds, against weights by "
-        f"records: {'; '.join(raised or none)}.",
-        f"Lowered it at each: {'; '.join(lowered or none)}.",
-        f"Neither, the seeds disagree: {', '.join(open_ or none)}.",
-        f"Under `{FIRST}`, by AUROC, {shares[0]:.0%} of the hospitals would have been "
-        f"better off alone than with the full model, {shares[1]:.0%} than with their "
-        "own tier's sub-model.",
-    ]
+            open_.append(title)
+    said = {"better at each seed": better, "worse at each": worse}
+    told = [f"{words}: {'; '.join(texts) or 'none'}" for words, texts in said.items()]
+    return f"{figure}, against `{FIRST}`: {'; '.join(told)}. Seeds disagree: " + (
+        f"{'; '.join(open_) or 'none'}."
+    )
+
+
+def worse_off(made: dict[Job, dict[str, Any]], data: str) -> str:
+    """The share of hospitals that the first rule serves worse than they would alone."""
+    each = [made[Job(data, FIRST, seed)]["worse_off"] for seed in SEEDS]
+    full, own = (
+        np.mean([shares[model]["auroc"] for shares in each])
+        for model in ("full", "own")
+    )
+    return (
+        f"Under `{FIRST}`, by AUROC, {full:.0%} of the hospitals would have been better "
+        f"off alone than with the full model, {own:.0%} than with their own tier's "
+        "sub-model."
+    )
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -218,7 +225,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             cells = [interval([each[name] for each in figures]) for name in FIGURES]
             lines.append("| " + " | ".join([RULES[rule].title, *cells]) + " |")
         parts.append("\n".join(lines))
-        parts += said(made, data)
+        parts += [moved(made, data, figure) for figure in JUDGED]
+        parts.append(worse_off(made, data))
     return "\n\n".join(parts)
 
 
