@@ -1,0 +1,73 @@
+"""The frontier: what is run, what is judged, and that the README says what came out."""
+
+import json
+import pathlib
+
+import pytest
+
+from fairjax import specs
+from scripts import frontier
+from scripts.frontier import DIABETES, FIRST, HEART, OF, RULES, SEEDS, Job
+
+README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+
+
+def made(worst):
+    """Runs whose figures are 0.7, but for the worst hospital's AUROC by (rule, seed)."""
+    runs = []
+    for data, rules in OF.items():
+        for rule in rules:
+            for seed in SEEDS:
+                figures = dict.fromkeys(frontier.FIGURES, 0.7)
+                figures["AUROC, worst hospital"] = worst.get((rule, seed), 0.5)
+                shares = {name: {"auroc": 0.25 * seed} for name in ("full", "own")}
+                job = {"data": data, "rule": rule, "seed": seed}
+                runs.append({**job, "figures": figures, "worse_off": shares})
+    return runs
+
+
+def test_a_rule_moves_the_worst_hospital_where_all_seeds_agree():
+    worst = {("term", s): 0.6 for s in SEEDS} | {("cvar", s): 0.4 for s in SEEDS}
+    worst |= {("afl", 0): 0.9, ("afl", 1): 0.1}
+    runs = frontier.done(made(worst))
+    told = frontier.moved(runs, HEART, "AUROC, worst hospital")
+    assert "better at each seed: `term`, t 2 (+0.100; mean AUROC +0.000);" in told
+    assert "worse at each: `cvar`, alpha 0.5 (-0.100; mean AUROC +0.000)." in told
+    assert "`afl`" in told.partition("Seeds disagree")[2]
+    assert "`size`;" not in told
+
+
+def test_less_loss_is_better():
+    runs = frontier.done(made({}))
+    for seed in SEEDS:
+        runs[Job(HEART, "term", seed)]["figures"]["loss, worst"] = 0.6
+    told = frontier.moved(runs, HEART, "loss, worst")
+    assert "better at each seed: `term`, t 2 (+0.100" in told
+
+
+def test_worse_off_is_the_mean_over_seeds():
+    assert "25% of the hospitals" in frontier.worse_off(
+        frontier.done(made({})), DIABETES
+    )
+
+
+def test_what_is_missing_is_run_in_order_and_only_for_its_data():
+    runs = frontier.done(made({}))
+    del runs[Job(DIABETES, "term", 1)], runs[Job(HEART, "fedfv", 0)]
+    assert list(frontier.missing(runs, [DIABETES])) == [Job(DIABETES, "term", 1)]
+    assert next(frontier.missing(runs, list(OF))) == Job(HEART, "fedfv", 0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_a_config_that_passes_its_checks(rule):
+    config = frontier.config_of(HEART, rule, 2)
+    specs.check(config)
+    assert config.fairness.rule == RULES[rule].rule
+    assert config.baselines == (rule == FIRST)
+
+
+def test_the_readme_says_what_came_out():
+    results = json.loads(frontier.RESULTS.read_text())
+    assert f"{frontier.BEGIN}\n\n{frontier.table(results['runs'])}\n" in (
+        README.read_text()
+    )
