@@ -208,8 +208,8 @@ def worse_off(made: dict[Job, dict[str, Any]], data: str) -> str:
     )
     return (
         f"Under `{FIRST}`, by AUROC, {full:.0%} of the hospitals would have been "
-        f"better off alone than with the full model, {own:.0%} than with their own tier's "
-        "sub-model."
+        f"better off alone than with the full model, {own:.0%} than with their own "
+        "tier's sub-model."
     )
 
 

@@ -13,7 +13,7 @@ README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 
 
 def made(worst):
-    """Runs whose figures are 0.7, but for the worst hospital's AUROC by (rule, seed)."""
+    """Runs whose figures are 0.7, but for the worst AUROC by (rule, seed)."""
     runs = []
     for data, rules in OF.items():
         for rule in rules:
