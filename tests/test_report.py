@@ -225,6 +225,25 @@ def test_final_figures_of_a_shorter_past_are_not_shown(tmp_path):
     assert "last round" not in report.write(workdir).read_text()
 
 
+def test_together_or_alone(tmp_path):
+    made = {
+        "mean": {"full": {"accuracy": 0.75}, "alone": {"accuracy": 0.5}},
+        "worse_off": {"full": {"accuracy": 0.25}},
+    }
+    workdir = fake_run(tmp_path / "run", NAMES, baselines=made)
+    outline = Outline(report.write(workdir))
+    at = outline.cells.index("model")
+    assert outline.cells[at + 1 : at + 3] == ["accuracy", "accuracy: worse off"]
+    assert outline.cells[at + 3 : at + 6] == [
+        "the model at the server",
+        "0.750",
+        "25.0%",
+    ]
+    assert outline.cells[at + 7 : at + 9] == ["0.500", "–"]  # noqa: RUF001
+    bare = fake_run(tmp_path / "bare", NAMES)
+    assert "Together or alone" not in report.write(bare).read_text()
+
+
 def test_what_every_hospital_holds(outline, large):
     head = ["tier", "train", "val", "test", "healthy", "ill"]
     head += ["age_group: old", "age_group: young"]

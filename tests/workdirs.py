@@ -52,6 +52,7 @@ def fake_run(
     auroc: bool = True,
     summary: bool = True,
     final: dict | None = None,
+    baselines: dict | None = None,
     config: dict | None = None,
     shift: float = 0.0,
 ) -> pathlib.Path:
@@ -67,6 +68,7 @@ def fake_run(
         summary: whether the run has ended.
         final: summary.json's "final", and what every hospital holds; None: an older
             run without them.
+        baselines: summary.json's "baselines"; None: the config asks for none.
         config: fields that differ, by group.
         shift: added to every accuracy.
     """
@@ -162,6 +164,8 @@ def fake_run(
         if final:
             end["final"] = final
             end["data"]["hospitals"] = fake_holdings(names, tier.tolist())
+        if baselines:
+            end["baselines"] = baselines
         (workdir / "summary.json").write_text(json.dumps(end))
     return workdir
 

@@ -37,6 +37,41 @@ def quality(run: Run) -> str:
     return content + "".join(part(*of) for part in parts for of in run.reported)
 
 
+_MODELS = {
+    "full": "the model at the server",
+    "own": "its tier's own sub-model",
+    "personal": "what it keeps for itself",
+    "tuned": "the model after one more round at home",
+    "alone": "trained alone, for as many rounds",
+}
+
+
+def baselines(run: Run) -> str:
+    """What hospitals have together, and what each would have alone."""
+    made = run.summary.get("baselines") or {} if run.finished else {}
+    means, worse = made.get("mean") or {}, made.get("worse_off") or {}
+    figures = dict.fromkeys(name for row in means.values() for name in row)
+    if not figures:
+        return ""
+    rows = [
+        [
+            words,
+            *(formats.decimal(means[model].get(name)) for name in figures),
+            *(formats.percent(worse.get(model, {}).get(name)) for name in figures),
+        ]
+        for model, words in _MODELS.items()
+        if model in means
+    ]
+    caption = (
+        "Mean over hospitals of figures on their own test records, by model, and "
+        "the share of hospitals that the model serves worse than one they would have "
+        "trained alone, where both are known."
+    )
+    heads = ["model", *map(formats.metric, figures)]
+    heads += [f"{formats.metric(name)}: worse off" for name in figures]
+    return markup.table(caption, heads, rows)
+
+
 def groups(run: Run) -> str:
     """By patient group, with the gaps between groups."""
     return "".join(part(*of) for part in (_members, _gaps) for of in run.reported)

@@ -80,6 +80,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
             "Hospitals and fairness",
             markup.figures(images["hospitals"], "figures columns") + _hospitals(run),
         ),
+        Section("alone", "Together or alone", final.baselines(run), optional=True),
         Section("groups", "Patient groups", final.groups(run), optional=True),
         Section("calibration", "Calibration", drawn["calibration"], optional=True),
         Section("weights", "Weights over time", drawn["weights"]),
