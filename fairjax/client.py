@@ -213,7 +213,11 @@ def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Object
 # ------------------------------------------------------------------------------- update
 
 
-def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
+def masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
+    """What of the plain model a client holds in its forward pass, and what it trains.
+
+    The second is the cover of its change, unless the method's `leave` narrows it.
+    """
     forward = axes.masks(params, local.model.axes, kept.forward)
     update = forward
     if kept.update is not None:
@@ -333,7 +337,7 @@ def update(
     if inside is not None:
         # A sliced network is its own forward pass: nothing of it is masked.
         base = base._replace(forward=None)
-    forward_mask, update_mask = _masks(local, params, base)
+    forward_mask, update_mask = masks(local, params, base)
     start, trained = _enter(
         local, keys.at(key, _ENTER), params, base, memory, forward_mask, update_mask
     )
