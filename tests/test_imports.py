@@ -19,7 +19,7 @@ FLOORS = [
     {"client"},
     {"fairness"},
     {"round", "layout", "principles"},
-    {"data", "checkpoint", "names", "hospitals"},
+    {"data", "checkpoint", "names", "hospitals", "guarantees"},
     {"specs"},
     {"workdir"},
     {"train", "command"},
