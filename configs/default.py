@@ -276,6 +276,19 @@ def get_config() -> ConfigDict:
     c.privacy.adaptive.count_noise = placeholder(
         float
     )  # of the count; not given: cohort / 20
+    # the cohort's sums as integers modulo 2^32: as they are ("quantized"), or under masks
+    # that cancel ("masked", the same bytes); a simulation of the arithmetic, see securesum.py
+    c.privacy.secure_sum = "off"
+    c.privacy.secure = ConfigDict()
+    c.privacy.secure.bits = (
+        20  # of an addend, 2 to 24; hospitals * 2^(bits - 1) stay below 2^31
+    )
+    c.privacy.secure.bound = (
+        1.0  # largest entry of a weighted change; larger ones saturate
+    )
+    c.privacy.secure.minimum = (
+        3  # hospitals that must hold a coordinate, or it is left as it is
+    )
 
     c.robust = ConfigDict()
     c.robust.finite_guard = True  # leave out a client whose change is not finite

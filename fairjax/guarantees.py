@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from fairjax import aggregate, checks
 from fairjax.fairness import simplex
-from fairjax.privacy import accounting, hospitals, poisson
+from fairjax.privacy import accounting, hospitals, poisson, securesum
 from fairjax.privacy import clip as clipping
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.records import Records
@@ -43,6 +43,8 @@ RULES = ("size", "uniform", "fedbn", "private_head")
 
 USED = {
     "mechanism": MECHANISMS,
+    "secure_sum": MECHANISMS,
+    "secure": MECHANISMS,
     "tier_clip": ("client_dp", "local_dp"),
     "sampling": ("client_dp",),
     "adaptive": ("client_dp",),
@@ -89,6 +91,7 @@ class Guarantee:
     public: tuple[str, ...] = ()
     """What the guarantee does not protect because it holds given it."""
     protection: Protection = aggregate.OPEN
+    secure_sum: str = "off"
     records: Records | None = None
     draw: Draw | None = None
     """None: cohorts of a fixed size."""
@@ -137,7 +140,7 @@ class Guarantee:
         """What summary.json says of it."""
         if not self.parties:
             nothing = {"mechanism": "none", "epsilon": None, "delta": None}
-            return nothing | {"sampling": self.sampling}
+            return nothing | {"sampling": self.sampling, "secure_sum": self.secure_sum}
 
         def number(value: float | None) -> float | None:
             return value if value is not None and math.isfinite(value) else None
@@ -156,6 +159,7 @@ class Guarantee:
             "clip": list(self.clip),
             "budget": self.budget,
             "rounds": rounds,
+            "secure_sum": self.secure_sum,
             whose: {name: number(value) for name, value in self.spent(rounds).items()},
             "public": list(self.public),
         }
@@ -181,6 +185,7 @@ def check(c: Any) -> None:
     if p.epsilon is not None:
         checks.positive("privacy.epsilon", p.epsilon)
     _check_denominator(c)
+    _check_secure(c)
     if mechanism == "none":
         for field in ("noise_multiplier", "epsilon", "neighbours"):
             if p[field] is not None:
@@ -212,9 +217,12 @@ def check(c: Any) -> None:
     ](c)
 
 
-def check_used(path: str, field: str, mechanism: str) -> None:
-    """Refuses a field that was set by hand and that the mechanism does not read."""
+def check_used(path: str, field: str, p: Any) -> None:
+    """Refuses a field that was set by hand and that nothing reads."""
+    mechanism = p.mechanism
     users = USED.get(field, MECHANISMS[1:])
+    if field == "secure" and p.secure_sum == "off":
+        checks.fail(path, "privacy.secure_sum for this option", p.secure_sum)
     if mechanism not in users:
         raise checks.InputError(
             f"{path}: expected privacy.mechanism {' or '.join(users)} for this option; "
@@ -233,6 +241,19 @@ def _check_denominator(c: Any) -> None:
     if public and c.privacy.mechanism != "client_dp":
         what = "cover or fixed without privacy.mechanism client_dp"
         checks.fail("fairness.denominator", what, "public")
+
+
+def _check_secure(c: Any) -> None:
+    p = c.privacy
+    checks.one_of("privacy.secure_sum", p.secure_sum, securesum.MODES)
+    checks.positive("privacy.secure.bound", p.secure.bound)
+    checks.in_range("privacy.secure.minimum", p.secure.minimum, 2)
+    if p.secure_sum == "off":
+        return
+    if p.mechanism == "client_dp":
+        what = "off with client_dp: what is skipped for want of holders shows who came"
+        checks.fail("privacy.secure_sum", what, p.secure_sum)
+    _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
 
 
 def _check_client(c: Any) -> None:
@@ -316,7 +337,7 @@ def build(c: Any, facts: Facts) -> Guarantee:
     mechanism = c.privacy.mechanism
     if mechanism == "none":
         sampling = "fixed" if 0 < c.cohort < len(facts.tiers) else "full"
-        return Guarantee("none", sampling=sampling)
+        return _secured(c, facts, Guarantee("none", sampling=sampling))
     _refuse_batch_norm(mechanism, facts)
     make = {"client_dp": _client, "record_dp": _record, "local_dp": _local}[mechanism]
     guarantee = make(c, facts)
@@ -325,7 +346,26 @@ def build(c: Any, facts: Facts) -> Guarantee:
         least = guarantee.epsilon(1)
         what = f"at least {least:.4g}, which one round spends"
         checks.fail("privacy.epsilon", what, guarantee.budget)
-    return guarantee
+    return _secured(c, facts, guarantee)
+
+
+def _secured(c: Any, facts: Facts, guarantee: Guarantee) -> Guarantee:
+    """The guarantee with sums in secret, where they are asked for."""
+    p = c.privacy
+    if p.secure_sum == "off":
+        return guarantee
+    cohort = c.cohort or len(facts.tiers)
+    if facts.rule.needs - {"loss"} or facts.rule.combine is not None:
+        what = "a rule of sums alone with privacy.secure_sum"
+        checks.fail("fairness.rule", what, c.fairness.rule)
+    checks.in_range("privacy.secure.minimum", p.secure.minimum, 2, cohort)
+    securesum.check_room(p.secure.bits, cohort)
+    protection = securesum.secure(
+        guarantee.protection, mode=p.secure_sum, **p.secure.to_dict()
+    )
+    return dataclasses.replace(
+        guarantee, protection=protection, secure_sum=p.secure_sum
+    )
 
 
 def _refuse_batch_norm(mechanism: str, facts: Facts) -> None:

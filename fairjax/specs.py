@@ -260,7 +260,7 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
         group, _, rest = path.partition(".")
         owner = rest.partition(".")[0]
         if group == "privacy":
-            guarantees.check_used(path, owner, c.privacy.mechanism)
+            guarantees.check_used(path, owner, c.privacy)
         if group not in in_use:
             continue
         field, chosen, table = in_use[group]

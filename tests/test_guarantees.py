@@ -241,6 +241,13 @@ REFUSED = {
         (RECORD, {"privacy__tier_clip": (1.0,) * 4}),
     ],
     "privacy.adaptive.quantile": [(RECORD, {"privacy__adaptive__quantile": 0.5})],
+    "privacy.secure_sum": [(CLIENT, {"privacy__secure_sum": "masked"})],
+    "privacy.secure.bits": [
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__bits": 25})
+    ],
+    "privacy.secure.minimum": [
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 5})
+    ],
     "execution.form": [(RECORD, {"execution__form": "sliced"})],
 }
 
@@ -256,10 +263,21 @@ def test_what_cannot_be_accounted_is_refused_by_name(field, base, fields):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("rule", ["fedmgda", "q_fedavg", "fedce"])
+def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
+    config = changed(
+        {"privacy.secure_sum": "quantized", "submodel.heterofl.masked_loss": False},
+        fairness__rule=rule,
+    )
+    with pytest.raises(checks.InputError, match="rule of sums alone"):
+        specs.build(config)
+
+
 @pytest.mark.parametrize(
     ("base", "path"),
     [
         ({}, "privacy.clip"),
+        ({}, "privacy.secure.bits"),
         (RECORD, "privacy.sampling"),
         (RECORD, "privacy.adaptive.rate"),
         (CLIENT, "privacy.batches"),
