@@ -199,7 +199,7 @@ def get_config() -> ConfigDict:
     c.fairness.rule = "size"
     # what a coordinate's changes are divided by: "cover", the weights of the hospitals
     # that hold it; "fixed", their shares of the records, so that a lone holder's weight
-    # counts
+    # counts; "public", what a cohort holds of it on average, as client_dp must have it
     c.fairness.denominator = "cover"
     c.fairness.cap = 0.0  # largest weight, in shares of the records; 0: no cap
     c.fairness.warmup = 0  # rounds weighed by records before the rule begins
@@ -246,6 +246,55 @@ def get_config() -> ConfigDict:
     c.fairness.logit_adjust.tau = 1.0  # strength of the class prior; 0 is FedAvg
     c.fairness.ditto = ConfigDict()
     c.fairness.ditto.strength = 0.1  # of the pull to the plain model
+
+    c.privacy = ConfigDict()
+    # none; client_dp: clipped changes, noise on their sum, by a server that is trusted;
+    # record_dp: DP-SGD inside every hospital; local_dp: noise on every upload
+    c.privacy.mechanism = "none"
+    c.privacy.clip = (
+        1.0  # largest norm of a change (client_dp, local_dp) or of a record's gradient
+    )
+    c.privacy.tier_clip = ()  # per tier, in place of clip: a tier of smaller changes is hidden better
+    # standard deviation of the noise, in clips; not given: what epsilon allows in `rounds`
+    c.privacy.noise_multiplier = placeholder(float)
+    c.privacy.epsilon = placeholder(float)  # budget; not given: no limit
+    c.privacy.delta = 1e-5  # below 1 / (hospitals, or records of the largest)
+    # cohorts of client_dp: every hospital with probability cohort / N ("poisson"), as many
+    # as `cohort` says ("fixed"; by RDP and replace_one), or all of them ("full")
+    c.privacy.sampling = "poisson"
+    # batches of record_dp: every record with probability batch_size / n ("poisson"), or
+    # cut from shuffled epochs, which is not amplified ("shuffled")
+    c.privacy.batches = "poisson"
+    c.privacy.microbatch = (
+        16  # records of record_dp whose gradients are in memory at once
+    )
+    # what two neighbouring federations differ in: one hospital or record is absent
+    # ("zero_out") or is another one ("replace_one"); not given: zero_out where it can be
+    # accounted, not so for fixed cohorts and local_dp
+    c.privacy.neighbours = placeholder(str)
+    c.privacy.accountant = "auto"  # pld or rdp; auto: pld, and rdp for fixed cohorts
+    c.privacy.on_budget = "stop"  # before the round that would exceed epsilon; or warn
+    c.privacy.adaptive = ConfigDict()  # of client_dp: the clip follows a quantile
+    c.privacy.adaptive.quantile = placeholder(
+        float
+    )  # of the changes' norms; not given: fixed
+    c.privacy.adaptive.rate = 0.2  # of the clip's logarithm per round
+    c.privacy.adaptive.count_noise = placeholder(
+        float
+    )  # of the count; not given: cohort / 20
+    # the cohort's sums as integers modulo 2^32: as they are ("quantized"), or under masks
+    # that cancel ("masked", the same bytes); a simulation of the arithmetic, see securesum.py
+    c.privacy.secure_sum = "off"
+    c.privacy.secure = ConfigDict()
+    c.privacy.secure.bits = (
+        20  # of an addend, 2 to 24; hospitals * 2^(bits - 1) stay below 2^31
+    )
+    c.privacy.secure.bound = (
+        1.0  # largest entry of a weighted change; larger ones saturate
+    )
+    c.privacy.secure.minimum = (
+        3  # hospitals that must hold a coordinate, or it is left as it is
+    )
 
     c.robust = ConfigDict()
     c.robust.finite_guard = True  # leave out a client whose change is not finite

@@ -14,23 +14,46 @@ hospital of twice its share of the weight moves by twice its change what it alon
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fairjax import trees
-from fairjax.types import Masks, Params, Protection
+from fairjax.types import Masks, Params, Protection, Sent
 
 
 def share(
-    delta: Params, cover: Masks, weight: Float[Array, ""], base: Float[Array, ""]
+    delta: Params,
+    cover: Masks,
+    weight: Float[Array, ""],
+    base: Float[Array, ""] | None = None,
 ) -> tuple[Params, Masks]:
-    """One client's addend (w m d, b m) of (num, den)."""
-    num = jax.tree.map(
-        lambda leaf: leaf * weight.astype(leaf.dtype), trees.multiply(delta, cover)
+    """One client's addend (w m d, b m) of (num, den); `base` None: the weight."""
+    base = weight if base is None else base
+    return scale(trees.multiply(delta, cover), weight), scale(cover, base)
+
+
+def scale(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
+    """The tree times a number, in its own dtypes."""
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
+def weigh(sent: Sent, weight: Float[Array, ""], base: Float[Array, ""]) -> Sent:
+    """What is sent with w = b = 1, at weight w and base b."""
+    return Sent(
+        scale(sent.num, weight),
+        scale(sent.den, base),
+        {
+            path: (scale(num, weight), scale(den, base))
+            for path, (num, den) in sent.tiers.items()
+        },
     )
-    return num, jax.tree.map(lambda leaf: leaf * base.astype(leaf.dtype), cover)
 
 
-OPEN = Protection(protect=share, release=lambda key, num, den: (num, den))
+OPEN = Protection(
+    protect=lambda key, state, cohort, member, sent, weight, base: weigh(
+        sent, weight, base
+    ),
+    release=lambda key, state, cohort, valid, sums, public: (sums, state),
+)
 """No clipping, no noise: the server sees the weighted sums."""
 
 

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from fairjax import checks, keys, losses, trees
+from fairjax.privacy import records
 from fairjax.submodels import axes
 from fairjax.types import (
     Batch,
@@ -105,6 +106,8 @@ class Local(NamedTuple):
     """What batch norms are evaluated with: "static", moments pooled over all clients;
     "per_tier", over the tier's own; "batch", those of the evaluated batch (for parity
     with released codes: an answer then depends on what else is asked)."""
+    dp: records.Records | None = None
+    """Record-level differential privacy of the local steps; None: plain gradients."""
 
 
 class ClientInfo(NamedTuple):
@@ -213,7 +216,11 @@ def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Object
 # ------------------------------------------------------------------------------- update
 
 
-def _masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
+def masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
+    """What of the plain model a client holds in its forward pass, and what it trains.
+
+    The second is the cover of its change, unless the method's `leave` narrows it.
+    """
     forward = axes.masks(params, local.model.axes, kept.forward)
     update = forward
     if kept.update is not None:
@@ -304,8 +311,9 @@ def update(
         delta = update mask * (effective(l_S) - effective(l_0))
 
     with F the objective of the sub-model on the batch of step s and t the 0/1 tree of
-    what is trained. Gradients are masked before the optimiser and updates after it, so
-    weight decay, momentum and norm clipping see and touch only what the client keeps.
+    what is trained; with `local.dp` the gradient is that of `privacy.records`.
+    Gradients are masked before the optimiser and updates after it, so weight decay,
+    momentum and norm clipping see and touch only what the client keeps.
 
     Args:
         key: the client's key of this round.
@@ -328,12 +336,13 @@ def update(
     nothing, optimiser state and memory included. A client without records takes none
     and its delta is 0.
     """
-    method, optimizer, plan = local.method, local.optimizer, local.plan
+    method, optimizer = local.method, local.optimizer
+    plan, dp = local.plan, local.dp
     base = axes.inside(kept, inside)
     if inside is not None:
         # A sliced network is its own forward pass: nothing of it is masked.
         base = base._replace(forward=None)
-    forward_mask, update_mask = _masks(local, params, base)
+    forward_mask, update_mask = masks(local, params, base)
     start, trained = _enter(
         local, keys.at(key, _ENTER), params, base, memory, forward_mask, update_mask
     )
@@ -354,34 +363,49 @@ def update(
     def one_step(carry, step):
         tree, opt_state, memory = carry
         step_key = keys.at(key, _STEP, step)
-        records = batch(examples, order, step, plan.batch_size)
+        if dp is None or dp.slots is None:
+            rows = batch(examples, order, step, plan.batch_size)
+        else:
+            rows = records.batch(keys.at(step_key, _DRAW), examples, plan.longest, dp)
         narrowed, here = kept, base
         if method.inner is not None:
             narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
             here = axes.inside(narrowed, inside)
 
-        def loss_of(tree):
+        def loss_of(tree, rows):
             plain = method.effective(tree)
 
             def outputs_at(other: Kept | None = None) -> Outputs:
                 return apply_kept(
                     local.model,
                     plain,
-                    records.x,
+                    rows.x,
                     here if other is None else axes.inside(other, inside),
                     train=True,
                     key=keys.at(step_key, _MODEL),
-                    where=records.where,
+                    where=rows.where,
                 )
 
             return local.objective(
                 outputs_at,
-                records,
+                rows,
                 keys.at(step_key, _OBJECTIVE),
                 context(step, narrowed, memory, plain),
             )
 
-        (loss, extra), grads = jax.value_and_grad(loss_of, has_aux=True)(tree)
+        if dp is None:
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, extra), grads = gradient(tree, rows)
+        else:
+            (loss, extra), grads = records.gradient(
+                keys.at(step_key, _NOISE),
+                loss_of,
+                tree,
+                rows,
+                trained,
+                examples.count,
+                dp,
+            )
         updates, new_opt_state = optimizer.update(
             trees.multiply(grads, trained), opt_state, tree
         )
@@ -425,7 +449,7 @@ def update(
 
 
 _ENTER, _ORDER, _STEP = range(3)
-_NARROW, _MODEL, _OBJECTIVE = range(3)
+_NARROW, _MODEL, _OBJECTIVE, _DRAW, _NOISE = range(5)
 
 
 def update_sliced(

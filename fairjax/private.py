@@ -12,7 +12,7 @@ where "row" says which copy is a tier's, -1 if it has none. Every tier's mean ch
 known for the paths in "row".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def by_tier(
 
 def update(
     bank: Bank,
-    tiers: dict[str, tuple[Array, Array]],
+    tiers: Mapping[str, tuple[Array, Array]],
     deltas: dict[str, Array],
     cohort: Cohort,
     valid: Bool[Array, "K"],

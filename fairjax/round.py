@@ -31,14 +31,17 @@ from fairjax.types import (
     Federation,
     Kept,
     Layout,
+    Masks,
     Member,
     Method,
     Moments,
     Params,
+    Population,
     Protection,
     Rule,
     RunState,
     Scores,
+    Sent,
 )
 
 
@@ -133,6 +136,7 @@ def init(
         memory=None if method.memory is None else each(method.memory.init(start)),
         private=private.init(method, start, clients, tiers),
         personal=None if spec.rule.personal is None else each(start),
+        protection=spec.protection.init(),
         key=key,
     )
 
@@ -215,15 +219,20 @@ def step(
             personal = trees.select(slot.member.valid & own.finite, moved, personal)
         return delta, cover, (memory, personal), info, counts
 
-    def protect(delta, cover, weight, base, tier):
-        num, den = spec.protection.protect(delta, cover, weight, base)
-        shared = (
-            private.shared(state.private, num, tier),
-            private.shared(state.private, den, tier),
+    protection = spec.protection
+    release_key = keys.at(state.key, Role.RELEASE, state.round)
+
+    def protect(delta, cover, weight, base, member):
+        sent = _sent(state, trees.multiply(delta, cover), cover, member.tier)
+        return protection.protect(
+            release_key, state.protection, cohort, member, sent, weight, base
         )
-        return shared, private.by_tier(state.private, num, den, tier)
 
     def weigh(cohort: Cohort, scores: Scores):
+        if protection.population is not None:
+            public = protection.population.weight[cohort.client]
+            public = jnp.where(cohort.valid, public, 0)
+            return public, public, state.rule
         size = simplex.by_records(scores, cohort.valid)
         weights, rule_state = size, state.rule
         if rule.weigh is not None:
@@ -241,6 +250,7 @@ def step(
         slots = slots._replace(weight=weights, base=base)
 
     # update, protect and fold
+    combined = None
     if stacked:
         deltas, covers, kept, info, counts = layout.stack(train, slots)
         shared = jax.vmap(functools.partial(private.shared, state.private))
@@ -255,11 +265,10 @@ def step(
         cohort_left = cohort._replace(valid=counts)
         weights, base, rule_state = weigh(cohort_left, scores)
         own = private.own(state.private, deltas)
-        (num, den), tiers = trees.sum_first(
-            jax.vmap(protect)(deltas, covers, weights, base, cohort.tier)
-        )
+        left = slots.member._replace(valid=counts)
+        sums = trees.sum_first(jax.vmap(protect)(deltas, covers, weights, base, left))
         if rule.combine is not None:
-            num, den, rule_state = rule.combine(
+            *combined, rule_state = rule.combine(
                 rule_state, cohort_left, scores, weights
             )
     else:
@@ -269,16 +278,22 @@ def step(
             weight, base = (
                 jnp.where(counts, value, 0) for value in (slot.weight, slot.base)
             )
-            addend = protect(delta, cover, weight, base, slot.member.tier)
+            left = slot.member._replace(valid=counts)
+            addend = protect(delta, cover, weight, base, left)
             own = private.own(state.private, delta)
             return addend, (own, kept, info, counts)
 
-        ((num, den), tiers), (own, kept, info, counts) = layout.total(contribute, slots)
+        sums, (own, kept, info, counts) = layout.total(contribute, slots)
 
     # release and finish
-    num, den = spec.protection.release(
-        keys.at(state.key, Role.RELEASE, state.round), num, den
+    public = None
+    if protection.population is not None:
+        public = _expected(state, records, protection.population, spec=spec)
+    (num, den, tiers), protected = protection.release(
+        release_key, state.protection, cohort, counts, sums, public
     )
+    if combined is not None:
+        num, den = combined
     finish = method.finish or aggregate.finish
     params, server = finish(spec.server, state.server, state.params, num, den)
 
@@ -295,10 +310,54 @@ def step(
             state.private, tiers, own, cohort, counts, method.between
         ),
         personal=_scatter(state.personal, personal, cohort),
+        protection=protected,
     )
     loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
     coverage = aggregate.coverage(den, params)
     return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
+
+
+def _sent(state: RunState, num: Params, den: Masks, tier: Int[Array, ""]) -> Sent:
+    """A client's change as it is sent, without what it keeps for itself."""
+    return Sent(
+        private.shared(state.private, num, tier),
+        private.shared(state.private, den, tier),
+        private.by_tier(state.private, num, den, tier),
+    )
+
+
+def _expected(
+    state: RunState, data: Federation, population: Population, *, spec: Spec
+) -> Sent:
+    """What a cohort sends on average of weights and masks, from what is public alone.
+
+        den_j = q sum_k w_k m_kj    over all N hospitals,    num = 0
+
+    The masks are those of hospitals that hold every class: what a mask may say of a
+    client's labels stays in its change.
+    """
+    units_key = keys.at(state.key, Role.UNITS, state.round)
+    one = jnp.ones((), jnp.int32)
+    classes = jnp.ones(data.labels.shape[1], jnp.int32)
+
+    def addend(who: Array) -> Sent:
+        tier = population.tier[who]
+        member = Member(who, tier, one > 0, one, classes)
+        kept = spec.local.method.units(units_key, state.round, state.params, member)
+        _, cover = client.masks(spec.local, state.params, kept)
+        weight = population.rate * population.weight[who]
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        return aggregate.weigh(_sent(state, nothing, cover, tier), weight, weight)
+
+    def add(sums: Sent, who: Array) -> tuple[Sent, None]:
+        return jax.tree.map(jnp.add, sums, addend(who)), None
+
+    clients = jnp.arange(population.tier.shape[0], dtype=jnp.int32)
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(addend, clients[0]),
+    )
+    return jax.lax.scan(add, zero, clients)[0]
 
 
 def _errors(

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, layout, names, round, selection
+from fairjax import checks, client, guarantees, layout, names, round, selection
 from fairjax.data import datasets, federation
 from fairjax.fairness import personal
 from fairjax.models import layers
@@ -48,6 +48,8 @@ class Run:
     """"masked" or "sliced"."""
     slots: tuple[int, ...] | None
     """Slots of every tier in a cohort; None where tiers come mixed."""
+    guarantee: guarantees.Guarantee
+    """Of the run's privacy."""
     choices: dict[str, str]
     """What every "auto" stands for here, and why."""
 
@@ -155,6 +157,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("server.optimizer", c.server.optimizer, names.SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
     _check_rule(c)
+    guarantees.check(c)
 
     checks.one_of("execution.form", c.execution.form, layout.FORMS)
     checks.one_of("execution.slots", c.execution.slots, names.SLOTS)
@@ -257,6 +260,8 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
     for path in overridden:
         group, _, rest = path.partition(".")
         owner = rest.partition(".")[0]
+        if group == "privacy":
+            guarantees.check_used(path, owner, c.privacy)
         if group not in in_use:
             continue
         field, chosen, table = in_use[group]
@@ -352,17 +357,31 @@ def build(config: ConfigDict) -> Run:
     if "validation" in rule.needs and not np.all(splits.val.count):
         what = f"above 0 for rule {c.fairness.rule}: every hospital validates"
         checks.fail("data.partition.val_fraction", what, c.data.partition.val_fraction)
+    guarantee = guarantees.build(
+        c,
+        guarantees.Facts(
+            tiers,
+            counts,
+            splits.clients,
+            len(splits.classes),
+            model,
+            method,
+            rule,
+            sample,
+        ),
+    )
+    draw = guarantee.draw
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     laid = layout.choose(
         c.execution.batching,
         chunk=c.execution.chunk,
         backend=jax.default_backend(),
         parameters=parameters,
-        clients=cohort,
+        clients=cohort if draw is None else draw.slots,
     )
     form, why = layout.form(
         c.execution.form,
-        obstacle=_not_sliced(model, method),
+        obstacle=_not_sliced(model, method, guarantee),
         parameters=parameters,
     )
     changes = tuple(sorted(tuple(change) for change in c.tiers.schedule))
@@ -370,7 +389,7 @@ def build(config: ConfigDict) -> Run:
         checks.in_range("tiers.schedule hospital", who, 0, clients - 1)
     slots = None
     if form == "sliced" or c.execution.slots == "stratified":
-        slots = _slots(c, tiers, changes, cohort)
+        slots = _slots(c, tiers, changes, cohort) if draw is None else draw.by_tier
     if form == "sliced":
         assert slots is not None
         laid = layout.sliced(laid, slots)
@@ -394,8 +413,10 @@ def build(config: ConfigDict) -> Run:
                 optimizer,
                 plan,
                 c.model[c.model.name].get("moments", "static"),
+                guarantee.records,
             ),
             rule=rule,
+            protection=guarantee.protection,
             server=method.server(server, cohort / clients),
             schedule=names.SCHEDULES[c.local.schedule](c.rounds),
             finite_guard=c.robust.finite_guard,
@@ -406,6 +427,7 @@ def build(config: ConfigDict) -> Run:
         layout=laid,
         form=form,
         slots=slots,
+        guarantee=guarantee,
         choices=choices,
     )
 
@@ -445,7 +467,9 @@ def _attribute(c: Any, splits: federation.Splits) -> int | None:
     return column
 
 
-def _not_sliced(model: Model, method: Method) -> str | None:
+def _not_sliced(
+    model: Model, method: Method, guarantee: guarantees.Guarantee
+) -> str | None:
     """Why a method's sub-models of this model cannot be sliced; None if they can."""
     if method.size is None:
         return "the method's sub-models have no static size"
@@ -453,6 +477,8 @@ def _not_sliced(model: Model, method: Method) -> str | None:
         return "the method keeps a memory of the plain model's shape"
     if model.resize is None:
         return "the model cannot be resized"
+    if guarantee.records is not None:
+        return "the noise of record_dp is drawn at full width"
     return None
 
 
@@ -481,8 +507,10 @@ def _splits(c: Any) -> federation.Splits:
 
 
 def extendable(config: dict[str, Any]) -> bool:
-    """True if a run's rounds may grow later: its schedule does not depend on them."""
-    return config["local"]["schedule"] == "constant"
+    """True if a run's rounds may grow later: schedule and noise do not rest on them."""
+    given = config["privacy"]["noise_multiplier"] is not None
+    calibrated = config["privacy"]["epsilon"] is not None and not given
+    return config["local"]["schedule"] == "constant" and not calibrated
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

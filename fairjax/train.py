@@ -218,7 +218,10 @@ def _loop(
 ) -> tuple[RunState, measure.Measure, dict[str, Any]]:
     """The rounds that are left; what they cost this machine is {} if none is."""
     config = run.config
-    first, last = int(state.round), config["rounds"]
+    first, last = int(state.round), run.guarantee.allowed(config["rounds"])
+    limit = run.guarantee.limit(config["rounds"])
+    if limit is not None:
+        print(limit)
     started = time.perf_counter()
     measured_at = measure.compiled(run, state)
     if first >= last:
@@ -272,6 +275,9 @@ def _loop(
             round_s = time.perf_counter() - started
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
+            epsilon = run.guarantee.epsilon(number)
+            if epsilon is not None:
+                row["privacy/epsilon"] = epsilon
             if number % config["eval_every"] == 0 or number == last:
                 measured = jax.device_get(measured_at(state)[0])
                 tier_of = np.asarray(run.tiers_at(number - 1))
@@ -300,8 +306,13 @@ def _loop(
 
 def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:
     """The cohort of a round; it follows from the run's key and the round alone."""
+    key = keys.at(state.key, Role.COHORT)
+    draw = run.guarantee.draw
+    if draw is not None:
+        slots = draw.laid(run.form == "sliced")
+        return federation.poisson(key, number, run.tiers, draw.rate, slots)
     return federation.sample(
-        keys.at(state.key, Role.COHORT),
+        key,
         number,
         run.tiers_at(number) if run.changes else run.tiers,
         run.cohort,
@@ -461,12 +472,7 @@ def _summary(
     return {
         "metrics": rows[-1],
         "tiers": tiers,
-        "privacy": {
-            "mechanism": "none",
-            "epsilon": None,
-            "delta": None,
-            "sampling": "fixed" if run.cohort < len(splits.clients) else "full",
-        },
+        "privacy": run.guarantee.summary(int(state.round)),
         "principles": principles.measure(
             rows,
             tiers,

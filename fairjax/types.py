@@ -419,14 +419,51 @@ class Personal(NamedTuple):
     the plain model as it arrived."""
 
 
-class Protection(NamedTuple):
-    """What stands between one client's change and the server's model."""
+class Sent(NamedTuple):
+    """What a client sends of its change d, or the sums of it over a cohort.
 
-    protect: Callable[[Params, Masks, Array, Array], tuple[Params, Masks]]
-    """(delta, cover, weight, base) -> the client's share of (num, den); sensitivity is
-    fixed here."""
-    release: Callable[[Array, Params, Masks], tuple[Params, Masks]]
-    """(key, num, den) -> what the server may see of them."""
+    Leaves that a client keeps for itself are 0, as are those of the plain model of
+    which its tier has a copy.
+    """
+
+    num: Params
+    """w m d."""
+    den: Masks
+    """b m."""
+    tiers: Mapping[str, tuple[Array, Array]]
+    """{path: (w m d, b m)} of leaves of which tiers keep copies, [T, ...] each, 0 but
+    in the row of the client's tier."""
+
+
+class Population(NamedTuple):
+    """What everybody may know of a federation whose hospitals' data are protected."""
+
+    tier: Int[Array, "N"]
+    weight: Float[Array, "N"]
+    """In place of the rule's, which is normalised by who came: >= 0, 0 for hospitals
+    that the method leaves out."""
+    rate: float
+    """q, the probability with which each is in a cohort."""
+
+
+class Protection(NamedTuple):
+    """What stands between the clients' changes and the server's model."""
+
+    protect: Callable[[Array, PyTree, Cohort, Member, Sent, Array, Array], PyTree]
+    """(key, state, cohort, member, sent, weight, base) -> what reaches the server of
+    one client, which is summed over the cohort; sensitivity is fixed here. The key is
+    the round's; `sent` has w = b = 1; `member.valid` is False for a client whose change
+    does not count, and all its numbers are then 0."""
+    release: Callable[
+        [Array, PyTree, Cohort, Bool[Array, "K"], PyTree, Sent | None],
+        tuple[Sent, PyTree],
+    ]
+    """(key, state, cohort, who of it counts, sums, public) -> (what the server may see,
+    state). `public` is the expected sum over the population: num 0, den q sum w m."""
+    init: Callable[[], PyTree] = tuple
+    """Its state before the first round (a clipping norm that adapts)."""
+    population: Population | None = None
+    """None: weights by the rule, no public sums."""
 
 
 # ------------------------------------------------------------------------------- layout
@@ -468,4 +505,6 @@ class RunState:
     """Copies of private leaves and whose they are, see `fairjax.private`."""
     personal: PyTree[Array]
     """Every client's personal model, [N, ...] a leaf; None for rules without."""
+    protection: PyTree[Array]
+    """Of `Spec.protection`."""
     key: Key[Array, ""]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from fairjax import aggregate, trees
+from fairjax.types import Sent
 from tests import fakes
 
 K = 4
@@ -133,10 +134,19 @@ def test_share_is_one_addend_in_the_dtype_of_the_change():
     assert num["a"].dtype == den["a"].dtype == jnp.bfloat16
 
 
-def test_open_releases_the_sums_as_they_are():
-    num, den = {"a": jnp.ones(2)}, {"a": jnp.full(2, 3.0)}
-    assert aggregate.OPEN.release(jax.random.key(0), num, den) == (num, den)
-    assert aggregate.OPEN.protect is aggregate.share
+def test_open_weighs_what_is_sent_and_releases_the_sums_as_they_are():
+    tree = {"a": jnp.ones(2)}
+    sent = Sent(tree, tree, {"b": (jnp.ones((3, 1)), jnp.ones((3, 1)))})
+    weight, base = jnp.asarray(0.5), jnp.asarray(0.25)
+    state = cohort = member = None
+    addend = aggregate.OPEN.protect(None, state, cohort, member, sent, weight, base)
+    np.testing.assert_array_equal(addend.num["a"], [0.5, 0.5])
+    np.testing.assert_array_equal(addend.den["a"], [0.25, 0.25])
+    for value, expected in zip(addend.tiers["b"], (0.5, 0.25), strict=True):
+        np.testing.assert_array_equal(value, np.full((3, 1), expected))
+    released, after = aggregate.OPEN.release(None, state, cohort, None, addend, None)
+    assert released is addend
+    assert after is state
 
 
 # ------------------------------------------------------------------------------- finish

@@ -355,15 +355,16 @@ def test_a_rule_that_changes_the_objective():
 def noisy(spec, scale=0.1):
     """Gaussian noise on the summed changes, as a private release would add."""
 
-    def release(key, num, den):
-        leaves, structure = jax.tree.flatten(num)
+    def release(key, state, cohort, valid, sums, public):
+        leaves, structure = jax.tree.flatten(sums.num)
         noise = [
             scale * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
             for i, leaf in enumerate(leaves)
         ]
-        return jax.tree.map(jnp.add, num, jax.tree.unflatten(structure, noise)), den
+        noise = jax.tree.unflatten(structure, noise)
+        return sums._replace(num=jax.tree.map(jnp.add, sums.num, noise)), state
 
-    protection = Protection(aggregate.share, release)
+    protection = Protection(aggregate.OPEN.protect, release)
     return dataclasses.replace(spec, protection=protection)
 
 

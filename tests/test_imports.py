@@ -15,11 +15,12 @@ FLOORS = [
     {"types", "report"},
     {"keys", "trees", "losses"},
     {"models", "submodels", "aggregate", "private", "metrics"},
+    {"privacy"},
     {"client"},
     {"fairness"},
     {"round", "layout", "principles", "selection"},
     {"hospitals"},
-    {"data", "checkpoint", "names"},
+    {"data", "checkpoint", "names", "guarantees"},
     {"specs"},
     {"workdir"},
     {"measure"},
@@ -102,6 +103,14 @@ def test_only_models_import_flax():
     assert users == {"models"}
 
 
+def test_only_accounting_imports_dp_accounting_and_only_when_asked():
+    users = {path.name for path in files() if "dp_accounting" in dict(imports(path))}
+    assert users == {"accounting.py"}
+    top = ast.parse((PACKAGE / "privacy" / "accounting.py").read_text()).body
+    modules = [node for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert "dp_accounting" not in " ".join(map(ast.unparse, modules))
+
+
 def test_only_edges_touch_the_world():
     for path in files():
         if room(path) not in EDGES:
@@ -139,7 +148,8 @@ def test_importing_the_package_loads_no_edge():
     heavy = sorted(EDGE_ONLY - {"os", "pathlib", "time", "subprocess", "absl"})
     code = (
         "import sys, fairjax, fairjax.fairness.weights, fairjax.submodels.heterofl;"
-        f"print([name for name in {[*heavy, 'flax']} if name in sys.modules])"
+        "import fairjax.privacy.accounting;"
+        f"print([n for n in {[*heavy, 'flax', 'dp_accounting']} if n in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

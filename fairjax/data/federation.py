@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from fairjax import checks
 from fairjax.data import partition as laws
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
+from fairjax.privacy import poisson as sampling
 from fairjax.types import Block, Cohort, Federation
 
 
@@ -448,6 +449,45 @@ def sample(
     client = jnp.concatenate(rows)
     tier = jnp.repeat(jnp.arange(len(slots), dtype=jnp.int32), np.asarray(slots))
     return Cohort(client, tier, jnp.concatenate(valid))
+
+
+def poisson(
+    key: Key[Array, ""],
+    round: Int[Array, ""],
+    tiers: Int[Block, "N"],
+    rate: float,
+    slots: int | Sequence[int],
+) -> Cohort:
+    """A cohort in which every client is with probability `rate`, apart from the others.
+
+    Slots that nobody fills are padding. Of more clients than slots a random choice
+    stays: that is no Poisson sample any more, and `slots` should make it as unlikely as
+    `privacy.poisson.room` does.
+
+    Args:
+        key: of all cohorts of the run.
+        round: rounds finished.
+        tiers: tier of every client.
+        rate: q.
+        slots: of the cohort, ascending by id; or of every tier, the cohort then being
+            laid in runs as by `sample`.
+    """
+    tier_of = jnp.asarray(tiers, jnp.int32)
+    key = jax.random.fold_in(key, round)
+    runs = (
+        [(tier_of >= 0, slots)]
+        if isinstance(slots, int)
+        else [(tier_of == tier, count) for tier, count in enumerate(slots)]
+    )
+    drawn = [
+        sampling.draw(jax.random.fold_in(key, i), of, sampling.threshold(rate), count)
+        for i, (of, count) in enumerate(runs)
+    ]
+    client, valid = (jnp.concatenate(part) for part in zip(*drawn, strict=True))
+    tier = tier_of[client]
+    if not isinstance(slots, int):
+        tier = jnp.repeat(jnp.arange(len(slots), dtype=jnp.int32), np.asarray(slots))
+    return Cohort(client, tier, valid)
 
 
 def _draw(key: Key[Array, ""], clients: int, size: int) -> Int[Array, "size"]:

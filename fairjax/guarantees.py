@@ -1,0 +1,574 @@
+"""From a config to the privacy guarantee of a run, or to a refusal that says why not.
+
+A guarantee is a mechanism, what every party is exposed to in a round, and what has to
+be public for it to hold. Configs whose releases depend on records in ways that the
+accountant is not told of are refused, not guessed at.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from fairjax import aggregate, checks
+from fairjax.fairness import simplex
+from fairjax.privacy import accounting, hospitals, poisson, securesum
+from fairjax.privacy import clip as clipping
+from fairjax.privacy.accounting import Mechanism
+from fairjax.privacy.records import Records
+from fairjax.types import (
+    Cohort,
+    Member,
+    Method,
+    Model,
+    Population,
+    Protection,
+    Rule,
+    Scores,
+)
+
+MECHANISMS = ("none", "client_dp", "record_dp", "local_dp")
+SAMPLINGS = ("poisson", "fixed", "full")
+BATCHES = ("poisson", "shuffled")
+ON_BUDGET = ("stop", "warn")
+RULES = ("size", "uniform", "fedbn", "private_head")
+"""Rules whose weights follow from the hospitals' sizes alone."""
+
+
+USED = {
+    "mechanism": MECHANISMS,
+    "secure_sum": MECHANISMS,
+    "secure": MECHANISMS,
+    "tier_clip": ("client_dp", "local_dp"),
+    "sampling": ("client_dp",),
+    "adaptive": ("client_dp",),
+    "batches": ("record_dp",),
+    "microbatch": ("record_dp",),
+}
+"""Fields of the config -> mechanisms that read them; not named: all but none."""
+
+
+class Draw(NamedTuple):
+    """Poisson cohorts."""
+
+    rate: float
+    """q."""
+    slots: int
+    """Of the cohort."""
+    by_tier: tuple[int, ...]
+    """Of every tier, where the cohort is laid in runs of one tier."""
+    overflow: float
+    """Probability per round that more come than there are slots, however it is laid."""
+
+    def laid(self, sliced: bool) -> int | tuple[int, ...]:
+        """The slots that are used."""
+        return self.by_tier if sliced else self.slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """What a run guarantees, to whom, and what it has spent after some rounds."""
+
+    mechanism: str
+    unit: str = ""
+    """"hospital" or "record": whose presence is protected."""
+    parties: Mapping[str, Mechanism] = dataclasses.field(default_factory=dict)
+    """What each is exposed to per round: tiers, or hospitals under record_dp."""
+    delta: float = 0.0
+    accountant: str = "pld"
+    sampling: str = ""
+    clip: tuple[float, ...] = ()
+    """Per tier; of record_dp one for all."""
+    budget: float | None = None
+    """Epsilon that no party may exceed; None: no limit."""
+    on_budget: str = "stop"
+    public: tuple[str, ...] = ()
+    """What the guarantee does not protect because it holds given it."""
+    protection: Protection = aggregate.OPEN
+    secure_sum: str = "off"
+    records: Records | None = None
+    draw: Draw | None = None
+    """None: cohorts of a fixed size."""
+
+    @functools.cached_property
+    def _spending(self) -> dict[Mechanism, Callable[[int], float]]:
+        return {
+            each: accounting.spending(
+                each, delta=self.delta, accountant=self.accountant
+            )
+            for each in dict.fromkeys(self.parties.values())
+        }
+
+    def spent(self, rounds: int) -> dict[str, float]:
+        """Epsilon of every party after so many rounds."""
+        by_mechanism = {each: at(rounds) for each, at in self._spending.items()}
+        return {name: by_mechanism[each] for name, each in self.parties.items()}
+
+    def epsilon(self, rounds: int) -> float | None:
+        """Epsilon of the party that has spent most; None without a mechanism."""
+        if not self.parties:
+            return None
+        return max(at(rounds) for at in self._spending.values())
+
+    def allowed(self, rounds: int) -> int:
+        """The most of these rounds that stay within the budget, where it stops."""
+        if self.budget is None or self.on_budget != "stop":
+            return rounds
+        low, high = 0, rounds + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            epsilon = self.epsilon(middle)
+            assert epsilon is not None
+            low, high = (middle, high) if epsilon <= self.budget else (low, middle)
+        return low
+
+    def limit(self, rounds: int) -> str | None:
+        """A line for the user if the budget does not last for these rounds."""
+        allowed = dataclasses.replace(self, on_budget="stop").allowed(rounds)
+        if allowed == rounds:
+            return None
+        then = "the run ends" if self.on_budget == "stop" else "the run exceeds it"
+        return f"privacy.epsilon = {self.budget:g}: {then} after round {allowed}"
+
+    def summary(self, rounds: int) -> dict[str, Any]:
+        """What summary.json says of it."""
+        if not self.parties:
+            nothing = {"mechanism": "none", "epsilon": None, "delta": None}
+            return nothing | {"sampling": self.sampling, "secure_sum": self.secure_sum}
+
+        def number(value: float | None) -> float | None:
+            return value if value is not None and math.isfinite(value) else None
+
+        whose = "hospitals" if self.mechanism == "record_dp" else "tiers"
+        loudest = min(self.parties.values(), key=lambda each: each.noise_multiplier)
+        return {
+            "mechanism": self.mechanism,
+            "unit": self.unit,
+            "epsilon": number(self.epsilon(rounds)),
+            "delta": self.delta,
+            "sampling": self.sampling,
+            "neighbours": loudest.neighbours,
+            "accountant": self.accountant,
+            "noise_multiplier": loudest.noise_multiplier,
+            "clip": list(self.clip),
+            "budget": self.budget,
+            "rounds": rounds,
+            "secure_sum": self.secure_sum,
+            whose: {name: number(value) for name, value in self.spent(rounds).items()},
+            "public": list(self.public),
+        }
+
+
+def check(c: Any) -> None:
+    """Refuses what no data could make private, by the name of the field."""
+    p = c.privacy
+    mechanism = checks.one_of("privacy.mechanism", p.mechanism, MECHANISMS)
+    checks.positive("privacy.clip", p.clip)
+    for bound in p.tier_clip:
+        checks.positive("privacy.tier_clip", bound)
+    checks.in_range("privacy.delta", p.delta, 0, 1, open_low=True, open_high=True)
+    checks.one_of("privacy.sampling", p.sampling, SAMPLINGS)
+    checks.one_of("privacy.batches", p.batches, BATCHES)
+    checks.count("privacy.microbatch", p.microbatch)
+    checks.one_of("privacy.accountant", p.accountant, ("auto", *accounting.ACCOUNTANTS))
+    if p.neighbours is not None:
+        checks.one_of("privacy.neighbours", p.neighbours, accounting.NEIGHBOURS)
+    checks.one_of("privacy.on_budget", p.on_budget, ON_BUDGET)
+    if p.noise_multiplier is not None:
+        checks.in_range("privacy.noise_multiplier", p.noise_multiplier, 0)
+    if p.epsilon is not None:
+        checks.positive("privacy.epsilon", p.epsilon)
+    _check_denominator(c)
+    _check_secure(c)
+    if mechanism == "none":
+        for field in ("noise_multiplier", "epsilon", "neighbours"):
+            if p[field] is not None:
+                checks.fail(f"privacy.{field}", "a privacy.mechanism for it", p[field])
+        return
+    if p.noise_multiplier is None and p.epsilon is None:
+        what = f"this, or privacy.epsilon, with {mechanism}"
+        checks.fail("privacy.noise_multiplier", what, None)
+    if p.tier_clip and len(p.tier_clip) != len(c.tiers.budget):
+        what = f"{len(c.tiers.budget)} values, as tiers.budget"
+        checks.fail("privacy.tier_clip", what, p.tier_clip)
+    if not c.robust.finite_guard:
+        what = f"True with {mechanism}: a change that is no number has no norm to clip"
+        checks.fail("robust.finite_guard", what, False)
+    for part in c.fairness.rule.split("+"):
+        if part not in RULES:
+            what = f"of {', '.join(RULES)} with {mechanism}: other rules read losses, "
+            checks.fail(
+                "fairness.rule", what + "labels or single changes without noise", part
+            )
+    if c.fairness.warmup:
+        what = f"0 with {mechanism}: its weights are the same in every round"
+        checks.fail("fairness.warmup", what, c.fairness.warmup)
+    if c.submodel.name == "fiarse":
+        what = f"a method with masks that are public with {mechanism}"
+        checks.fail("submodel.name", what, "fiarse")
+    {"client_dp": _check_client, "record_dp": _check_record, "local_dp": _check_local}[
+        mechanism
+    ](c)
+
+
+def check_used(path: str, field: str, p: Any) -> None:
+    """Refuses a field that was set by hand and that nothing reads."""
+    mechanism = p.mechanism
+    users = USED.get(field, MECHANISMS[1:])
+    if field == "secure" and p.secure_sum == "off":
+        checks.fail(path, "privacy.secure_sum for this option", p.secure_sum)
+    if mechanism not in users:
+        raise checks.InputError(
+            f"{path}: expected privacy.mechanism {' or '.join(users)} for this option; "
+            f"got {mechanism!r}"
+        )
+
+
+def _check_denominator(c: Any) -> None:
+    public = c.fairness.denominator == "public"
+    if c.privacy.mechanism == "client_dp" and not public:
+        what = (
+            "public with client_dp: divided by who came, a sum moves by more than the "
+            "clip"
+        )
+        checks.fail("fairness.denominator", what, c.fairness.denominator)
+    if public and c.privacy.mechanism != "client_dp":
+        what = "cover or fixed without privacy.mechanism client_dp"
+        checks.fail("fairness.denominator", what, "public")
+
+
+def _check_secure(c: Any) -> None:
+    p = c.privacy
+    checks.one_of("privacy.secure_sum", p.secure_sum, securesum.MODES)
+    checks.positive("privacy.secure.bound", p.secure.bound)
+    checks.in_range("privacy.secure.minimum", p.secure.minimum, 2)
+    if p.secure_sum == "off":
+        return
+    if p.mechanism == "client_dp":
+        what = "off with client_dp: what is skipped for want of holders shows who came"
+        checks.fail("privacy.secure_sum", what, p.secure_sum)
+    _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
+
+
+def _check_client(c: Any) -> None:
+    p = c.privacy
+    if c.tiers.schedule:
+        checks.fail("tiers.schedule", "none with client_dp", c.tiers.schedule)
+    if c.execution.slots != "padded":
+        what = "padded with client_dp: a cohort drawn by tier is accounted by nobody"
+        checks.fail("execution.slots", what, c.execution.slots)
+    if p.sampling == "full" and c.cohort:
+        checks.fail("cohort", "0 (all hospitals) with privacy.sampling full", c.cohort)
+    if p.sampling != "full" and not c.cohort:
+        what = f"fewer than all with privacy.sampling {p.sampling}; for all: full"
+        checks.fail("cohort", what, c.cohort)
+    if p.sampling == "fixed" and p.neighbours == "zero_out":
+        what = "replace_one with privacy.sampling fixed"
+        checks.fail("privacy.neighbours", what, p.neighbours)
+    adaptive = p.adaptive
+    if adaptive.quantile is not None:
+        where = "privacy.adaptive"
+        checks.in_range(f"{where}.quantile", adaptive.quantile, 0, 1)
+        checks.positive(f"{where}.rate", adaptive.rate)
+        if adaptive.count_noise is not None:
+            checks.positive(f"{where}.count_noise", adaptive.count_noise)
+
+
+def _check_record(c: Any) -> None:
+    if c.privacy.tier_clip:
+        what = "none with record_dp, which clips records"
+        checks.fail("privacy.tier_clip", what, c.privacy.tier_clip)
+    _only_client(c, "record_dp")
+    if c.local.class_weights != "none":
+        what = "none with record_dp: one record would change the weight of others"
+        checks.fail("local.class_weights", what, c.local.class_weights)
+
+
+def _check_local(c: Any) -> None:
+    _only_client(c, "local_dp")
+    if c.privacy.neighbours == "zero_out":
+        what = "replace_one with local_dp: that a hospital sent something is seen"
+        checks.fail("privacy.neighbours", what, "zero_out")
+    _refuse_masked_loss(c, "local_dp: the mask that is sent names its classes")
+
+
+def _only_client(c: Any, mechanism: str) -> None:
+    if c.privacy.adaptive.quantile is not None:
+        what = f"none with {mechanism}; client_dp has it"
+        checks.fail("privacy.adaptive.quantile", what, c.privacy.adaptive.quantile)
+
+
+def _refuse_masked_loss(c: Any, why: str) -> None:
+    options = c.submodel[c.submodel.name]
+    if options.get("masked_loss"):
+        where = f"submodel.{c.submodel.name}.masked_loss"
+        checks.fail(where, f"False with {why}", True)
+
+
+class Facts(NamedTuple):
+    """What a guarantee needs to know of a run."""
+
+    tiers: Int[np.ndarray, "N"]
+    counts: Int[np.ndarray, "N"]
+    """Training records."""
+    clients: Sequence[str]
+    """Names."""
+    classes: int
+    model: Model
+    method: Method
+    rule: Rule
+    x: jax.ShapeDtypeStruct
+    """A batch of inputs."""
+
+
+def build(c: Any, facts: Facts) -> Guarantee:
+    """The guarantee of a checked config on its data.
+
+    Raises:
+        InputError: the model, the method or the data do not allow it, or the budget is
+            below what one round spends.
+    """
+    mechanism = c.privacy.mechanism
+    if mechanism == "none":
+        sampling = "fixed" if 0 < c.cohort < len(facts.tiers) else "full"
+        return _secured(c, facts, Guarantee("none", sampling=sampling))
+    _refuse_batch_norm(mechanism, facts)
+    make = {"client_dp": _client, "record_dp": _record, "local_dp": _local}[mechanism]
+    guarantee = make(c, facts)
+    guarantee.spent(0)  # refuses what the accountant has no bound for
+    if not guarantee.allowed(1):
+        least = guarantee.epsilon(1)
+        what = f"at least {least:.4g}, which one round spends"
+        checks.fail("privacy.epsilon", what, guarantee.budget)
+    return _secured(c, facts, guarantee)
+
+
+def _secured(c: Any, facts: Facts, guarantee: Guarantee) -> Guarantee:
+    """The guarantee with sums in secret, where they are asked for."""
+    p = c.privacy
+    if p.secure_sum == "off":
+        return guarantee
+    cohort = c.cohort or len(facts.tiers)
+    if facts.rule.needs - {"loss"} or facts.rule.combine is not None:
+        what = "a rule of sums alone with privacy.secure_sum"
+        checks.fail("fairness.rule", what, c.fairness.rule)
+    checks.in_range("privacy.secure.minimum", p.secure.minimum, 2, cohort)
+    securesum.check_room(p.secure.bits, cohort)
+    protection = securesum.secure(
+        guarantee.protection, mode=p.secure_sum, **p.secure.to_dict()
+    )
+    return dataclasses.replace(
+        guarantee, protection=protection, secure_sum=p.secure_sum
+    )
+
+
+def _refuse_batch_norm(mechanism: str, facts: Facts) -> None:
+    def stats(x: jax.Array) -> Any:
+        params = facts.model.init(jax.random.key(0), x)
+        return facts.model.apply(params, x, train=True).stats
+
+    if jax.tree.leaves(jax.eval_shape(stats, facts.x)):
+        what = f"a model without batch norm with {mechanism}: its moments have no noise"
+        checks.fail("model", what, "batch norm")
+
+
+def _accountant(c: Any) -> dict[str, Any]:
+    """Settings that all guarantees take from the config."""
+    accountant = c.privacy.accountant
+    if accountant == "auto":
+        fixed = c.privacy.mechanism == "client_dp" and c.privacy.sampling == "fixed"
+        accountant = "rdp" if fixed else "pld"
+    return {"delta": c.privacy.delta, "accountant": accountant}
+
+
+def _sigma(
+    c: Any, settings: dict[str, Any], parties: Callable[[float], dict[str, Mechanism]]
+) -> float:
+    """The noise multiplier that is given, or that the budget asks for."""
+    if c.privacy.noise_multiplier is not None:
+        return c.privacy.noise_multiplier
+    return accounting.calibrate(
+        lambda sigma: list(parties(sigma).values()),
+        c.rounds,
+        epsilon=c.privacy.epsilon,
+        **settings,
+    )
+
+
+def _public(c: Any, *facts: str) -> tuple[str, ...]:
+    named = [*facts, "tier of every hospital"]
+    if c.data.normalise != "none":
+        named.append("constants that inputs are normalised by")
+    if c.model.init_from is not None:
+        named.append("the model that the run starts from")
+    return tuple(named)
+
+
+def _small_delta(c: Any, members: int, what: str) -> None:
+    if c.privacy.delta * members >= 1:
+        least = f"below 1 / {members}, the {what} that are protected"
+        checks.fail("privacy.delta", least, c.privacy.delta)
+
+
+def _client(c: Any, facts: Facts) -> Guarantee:
+    p, clients = c.privacy, len(facts.tiers)
+    _small_delta(c, clients, "hospitals")
+    clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
+    weight = _weights(facts)
+    neighbours = p.neighbours or (
+        "replace_one" if p.sampling == "fixed" else "zero_out"
+    )
+    settings = _accountant(c)
+    rate = 1.0 if p.sampling == "full" else c.cohort / clients
+    if rate == 1 and p.sampling != "full":
+        what = f"fewer than the {clients} hospitals with privacy.sampling {p.sampling}"
+        checks.fail("cohort", what, c.cohort)
+    draw = None
+    law: dict[str, Any] = {"neighbours": neighbours}
+    if p.sampling == "poisson":
+        pool, overflow = poisson.room(clients, rate)
+        sizes = np.bincount(facts.tiers, minlength=len(c.tiers.budget))
+        rooms = [poisson.room(int(size), rate) for size in sizes]
+        overflow = max(overflow, math.fsum(tail for _, tail in rooms))
+        draw = Draw(rate, pool, tuple(slots for slots, _ in rooms), overflow)
+        law |= {"rate": rate, "overflow": overflow}
+    elif p.sampling == "fixed":
+        law |= {"fixed": (clients, c.cohort)}
+    adaptive = None
+    if p.adaptive.quantile is not None:
+        expected = rate * float(np.count_nonzero(weight))
+        noise = p.adaptive.count_noise
+        adaptive = clipping.Adaptive(
+            expected,
+            expected / 20 if noise is None else noise,
+            p.adaptive.quantile,
+            p.adaptive.rate,
+        )
+
+    def parties(sigma: float) -> dict[str, Mechanism]:
+        named = {}
+        for tier in np.unique(facts.tiers):
+            share = clips[tier] / max(clips)
+            own = sigma / share
+            if adaptive is not None:
+                changes = clipping.split(sigma, adaptive.count_noise) / share
+                own = clipping.joined(changes, 2 * adaptive.count_noise)
+            named[f"tier {tier}"] = Mechanism(own, **law)
+        return named
+
+    sigma = _sigma(c, settings, parties)
+    population = Population(
+        jnp.asarray(facts.tiers), jnp.asarray(weight, jnp.float32), rate
+    )
+    return Guarantee(
+        "client_dp",
+        "hospital",
+        parties(sigma),
+        sampling=p.sampling,
+        clip=clips,
+        budget=p.epsilon,
+        on_budget=p.on_budget,
+        public=_public(c, "number of hospitals and their weights"),
+        protection=hospitals.central(
+            population, clip=clips, noise_multiplier=sigma, adaptive=adaptive
+        ),
+        draw=draw,
+        **settings,
+    )
+
+
+def _weights(facts: Facts) -> Float[np.ndarray, "N"]:
+    """The rule's weights of all hospitals at once, of mean 1 over those that take part.
+
+    A rule weighs who came; here everybody is taken to have come, so that a weight
+    depends on sizes, which are public, and not on the cohort.
+    """
+    clients = len(facts.tiers)
+    ids = jnp.arange(clients, dtype=jnp.int32)
+    tiers, counts = jnp.asarray(facts.tiers), jnp.asarray(facts.counts)
+    labels = jnp.ones((clients, facts.classes), jnp.int32)
+    members = Member(ids, tiers, jnp.ones(clients, bool), counts, labels)
+    cohort = Cohort(ids, tiers, jax.vmap(facts.method.admits)(members))
+    scores = Scores(counts)
+    weights = simplex.by_records(scores, cohort.valid)
+    if facts.rule.weigh is not None:
+        weights, _ = facts.rule.weigh((), cohort, scores)
+    return np.asarray(weights) * int(np.sum(cohort.valid))
+
+
+def _record(c: Any, facts: Facts) -> Guarantee:
+    p = c.privacy
+    most = int(facts.counts.max())
+    _small_delta(c, most, "records")
+    if facts.method.objective is not None:
+        what = "a method whose objective is a mean over records with record_dp"
+        checks.fail("submodel.name", what, c.submodel.name)
+    neighbours = p.neighbours or "zero_out"
+    settings = _accountant(c)
+    size = c.local.batch_size
+    per_epoch = -(-facts.counts // size)
+    steps = per_epoch * c.local.epochs
+    if c.local.steps is not None:
+        steps = np.full_like(per_epoch, c.local.steps)
+    epochs = -(-steps // per_epoch)
+    rooms = [poisson.room(int(n), min(size / int(n), 1.0)) for n in facts.counts]
+    slots = max(room for room, _ in rooms) if p.batches == "poisson" else None
+
+    def parties(sigma: float) -> dict[str, Mechanism]:
+        named = {}
+        for k, name in enumerate(facts.clients):
+            law: dict[str, Any] = {"releases": int(epochs[k])}
+            if p.batches == "poisson":
+                # Slots are those of the hospital that needs most of them.
+                law = {
+                    "rate": min(size / int(facts.counts[k]), 1.0),
+                    "releases": int(steps[k]),
+                    "overflow": int(steps[k]) * rooms[k][1],
+                }
+            named[name] = Mechanism(sigma, neighbours=neighbours, **law)
+        return named
+
+    sigma = _sigma(c, settings, parties)
+    return Guarantee(
+        "record_dp",
+        "record",
+        parties(sigma),
+        sampling=p.batches,
+        clip=(p.clip,),
+        budget=p.epsilon,
+        on_budget=p.on_budget,
+        public=_public(c, "number of training records of every hospital"),
+        records=Records(p.clip, sigma, size, slots, p.microbatch),
+        **settings,
+    )
+
+
+def _local(c: Any, facts: Facts) -> Guarantee:
+    p = c.privacy
+    _small_delta(c, len(facts.tiers), "hospitals")
+    settings = _accountant(c)
+    clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
+
+    def parties(sigma: float) -> dict[str, Mechanism]:
+        each = Mechanism(sigma, neighbours="replace_one")
+        return {f"tier {tier}": each for tier in np.unique(facts.tiers)}
+
+    sigma = _sigma(c, settings, parties)
+    return Guarantee(
+        "local_dp",
+        "hospital",
+        parties(sigma),
+        sampling="full",
+        clip=clips,
+        budget=p.epsilon,
+        on_budget=p.on_budget,
+        public=_public(c, "number of training records of every hospital"),
+        protection=hospitals.local(clip=clips, noise_multiplier=sigma),
+        **settings,
+    )

@@ -1,0 +1,87 @@
+"""Clipping norms: fixed ones, and one that follows the quantile of the norms."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from fairjax import checks
+
+
+def to_norm(
+    tree: PyTree[Float[Array, "..."]], bound: float | Float[Array, ""]
+) -> tuple[PyTree[Array], Float[Array, ""]]:
+    """The tree scaled down to Euclidean norm `bound` over all its leaves, and its norm.
+
+        u min(1, C / |u|)
+
+    Edge cases: a tree of zeros stays, with norm 0; one of norm exactly C stays as it
+    is. Its norm afterwards exceeds C by float rounding at most.
+    """
+    norm = optax.tree.norm(tree).astype(jnp.float32)
+    factor = jnp.minimum(1, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree), norm
+
+
+class Adaptive(NamedTuple):
+    """A clipping norm that finds the quantile gamma of the norms it clips.
+
+        b_k = 1 if |u_k| <= C, else 0       (1 says: not clipped)
+        b~  = 1/2 + (sum_k (b_k - 1/2) + N(0, sigma_b^2)) / m
+        C  <- C exp(-eta (b~ - gamma))
+
+    with m the expected cohort, a public number. Where more stay unclipped than gamma
+    asks for, C shrinks. A hospital moves the centred count by 1/2 at most.
+
+    Source: Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1 and its remark on
+    centring. Deviates: m is fixed, so that who came does not enter.
+    """
+
+    expected: float
+    """m."""
+    count_noise: float
+    """sigma_b; the paper takes m / 20."""
+    quantile: float = 0.5
+    """gamma."""
+    rate: float = 0.2
+    """eta."""
+
+    def moved(
+        self, clip: Float[Array, "T"], centred: Float[Array, ""]
+    ) -> Float[Array, "T"]:
+        """The norms of the next round, from the noisy sum of b_k - 1/2."""
+        unclipped = 0.5 + centred / self.expected
+        return clip * jnp.exp(-self.rate * (unclipped - self.quantile))
+
+
+def split(noise_multiplier: float, count_noise: float) -> float:
+    """The noise multiplier of changes beside a noised count of sensitivity 1/2.
+
+        sigma_Delta = (sigma^-2 - (2 sigma_b)^-2)^(-1/2),
+
+    so that both together are one Gaussian release of noise multiplier sigma.
+
+    Raises:
+        InputError: 2 sigma_b <= sigma: the count alone would spend more.
+
+    Source: Andrew et al. 2021, theorem 1.
+    """
+    if noise_multiplier == 0:
+        return 0.0
+    if 2 * count_noise <= noise_multiplier:
+        what = f"above half the noise multiplier {noise_multiplier:g}"
+        checks.fail("privacy.adaptive.count_noise", what, count_noise)
+    return 1 / math.sqrt(noise_multiplier**-2 - (2 * count_noise) ** -2)
+
+
+def joined(*noise_multipliers: float) -> float:
+    """The noise multiplier of several Gaussian releases of the same contributions.
+
+    (sum_i sigma_i^-2)^(-1/2);    0 if one of them has no noise
+    """
+    if 0 in noise_multipliers:
+        return 0.0
+    return 1 / math.sqrt(math.fsum(sigma**-2 for sigma in noise_multipliers))

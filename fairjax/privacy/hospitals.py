@@ -1,0 +1,145 @@
+"""Protections of whole hospitals: noise on the sum, or on every upload.
+
+What a hospital sends is one vector: the changes of the plain model and of its tier's
+copies. It is clipped as one, so no leaf passes by the bound.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from fairjax import aggregate, checks, keys
+from fairjax.privacy import clip as clipping
+from fairjax.privacy import noise
+from fairjax.types import Cohort, Member, Population, Protection, Sent
+
+_CHANGE, _COUNT = range(2)
+
+
+def central(
+    population: Population,
+    *,
+    clip: Sequence[float],
+    noise_multiplier: float,
+    adaptive: clipping.Adaptive | None = None,
+) -> Protection:
+    """DP-FedAvg under masks: client-level differential privacy by a trusted server.
+
+        u_k = w_k m_k d_k min(1, C_t / |w_k m_k d_k|),     t the tier of k
+        S   = sum_k u_k + N(0, (sigma C)^2),               C = max_t C_t
+        released: S_j / D_j,    D_j = q sum_k w_k m_kj     over all N hospitals
+
+    The noise is on every coordinate, also of those that nobody in the cohort covers;
+    D_j, a public number, hides who came. Where D_j = 0 nothing is released. Were the
+    sum divided by the weights that came, one hospital could move a coordinate that it
+    alone holds by C instead of C / D_j.
+
+    Guarantees: a hospital's presence or absence moves the sum by at most C_t in
+        Euclidean norm, whatever the others send. So a hospital of tier t is exposed to
+        a Gaussian release of noise multiplier sigma C / C_t.
+
+    Args:
+        population: whose tiers, weights and sampling rate are public.
+        clip: C_t of every tier; with `adaptive` where it starts.
+        noise_multiplier: sigma, of changes and count together.
+        adaptive: moves all C_t by one factor a round. The noise of a round is that of
+            the norm which clipped it.
+
+    Source: DP-FedAvg, McMahan et al. 2018, with the fixed denominator f~_f. Deviates:
+    a denominator for every coordinate, and clips by tier.
+    """
+    for bound in clip:
+        checks.positive("privacy.clip", bound)
+    checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
+    sigma = noise_multiplier
+    if adaptive is not None:
+        sigma = clipping.split(noise_multiplier, adaptive.count_noise)
+
+    def protect(
+        key: Key[Array, ""],
+        clips: Float[Array, "T"],
+        cohort: Cohort,
+        member: Member,
+        sent: Sent,
+        weight: Float[Array, ""],
+        base: Float[Array, ""],
+    ) -> Any:
+        bound = clips[member.tier]
+        change = aggregate.scale(_change(sent), weight)
+        change, norm = clipping.to_norm(change, bound)
+        centred = jnp.where(norm <= bound, 0.5, -0.5)
+        return change, jnp.where(member.valid, centred, 0.0)
+
+    def release(
+        key: Key[Array, ""],
+        clips: Float[Array, "T"],
+        cohort: Cohort,
+        valid: Bool[Array, "K"],
+        sums: Any,
+        public: Sent | None,
+    ) -> tuple[Sent, Float[Array, "T"]]:
+        assert public is not None
+        change, centred = sums
+        std = sigma * jnp.max(clips)
+        num, tiers = noise.gaussian(keys.at(key, _CHANGE), change, std)
+        if adaptive is not None:
+            draw = jax.random.normal(keys.at(key, _COUNT), (), jnp.float32)
+            clips = adaptive.moved(clips, centred + adaptive.count_noise * draw)
+        dens = {path: den for path, (_, den) in public.tiers.items()}
+        shares = {path: (tiers[path], dens[path]) for path in tiers}
+        return Sent(num, public.den, shares), clips
+
+    start = jnp.asarray(clip, jnp.float32)
+    return Protection(protect, release, lambda: start, population)
+
+
+def local(*, clip: Sequence[float], noise_multiplier: float) -> Protection:
+    """Local differential privacy: every hospital noises its own upload.
+
+        u_k = m_k (d_k min(1, C_t / |m_k d_k|) + N(0, (sigma C_t)^2))
+
+    Weights, sums and denominators come after, at a server that may see every u_k and
+    every mask.
+
+    Guarantees: whatever records a hospital holds, its upload moves by at most 2 C_t:
+        one round is a Gaussian release with neighbours "replace_one". Masks must not
+        depend on records. That a change is not finite shows: it is left out.
+
+    Args:
+        clip: C_t of every tier.
+        noise_multiplier: sigma.
+    """
+    for bound in clip:
+        checks.positive("privacy.clip", bound)
+    checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
+    bounds = jnp.asarray(clip, jnp.float32)
+
+    def protect(
+        key: Key[Array, ""],
+        state: Any,
+        cohort: Cohort,
+        member: Member,
+        sent: Sent,
+        weight: Float[Array, ""],
+        base: Float[Array, ""],
+    ) -> Sent:
+        bound = bounds[member.tier]
+        change, _ = clipping.to_norm(_change(sent), bound)
+        own = keys.at(key, _CHANGE, member.client)
+        noisy = noise.gaussian(own, change, noise_multiplier * bound)
+        cover = sent.den, {path: den for path, (_, den) in sent.tiers.items()}
+        num, tiers = jax.tree.map(lambda n, m: n * m.astype(n.dtype), noisy, cover)
+        upload = Sent(
+            num, sent.den, {path: (tiers[path], cover[1][path]) for path in tiers}
+        )
+        return aggregate.weigh(upload, weight, base)
+
+    return aggregate.OPEN._replace(protect=protect)
+
+
+def _change(sent: Sent) -> tuple[Any, dict[str, Array]]:
+    """The vector that a hospital sends."""
+    return sent.num, {path: num for path, (num, _) in sent.tiers.items()}

@@ -1,0 +1,246 @@
+"""DP-SGD against a loop over records, and what one record can move."""
+
+import functools
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairjax import client, losses, trees
+from fairjax.privacy import poisson, records
+from fairjax.privacy.records import Records
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Batch, Examples
+
+MODEL = fakes.small_mlp(hidden=(8,))
+DATA = fakes.federation(counts=(16, 7, 23, 5), seed=3)
+PARAMS = fakes.drawn(MODEL, DATA.x[:1])
+PLAIN = Records(1.0, 0.0, batch_size=4, slots=None, microbatch=4)
+
+
+def loss_of(params, rows):
+    logits = MODEL.apply(params, rows.x).logits
+    return losses.mean(losses.cross_entropy(logits, rows.y), rows.where), {}
+
+
+def ones(tree=PARAMS):
+    return jax.tree.map(jnp.ones_like, tree)
+
+
+def rows(number=7, valid=None, x=None):
+    valid = np.ones(number, bool) if valid is None else valid
+    x = DATA.x[:number] if x is None else x
+    return Batch(x, DATA.y[:number], jnp.asarray(valid))
+
+
+@functools.partial(jax.jit, static_argnames="dp")
+def gradient(batch, trained, dp, key=None, count=100):
+    key = jax.random.key(0) if key is None else key
+    count = jnp.asarray(count)
+    return records.gradient(key, loss_of, PARAMS, batch, trained, count, dp)
+
+
+def looped(batch, trained, clip, lot):
+    """Abadi et al. 2016, algorithm 1, in NumPy around one gradient at a time."""
+    total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), PARAMS)
+    norms = []
+    for i in np.flatnonzero(batch.where):
+        alone = Batch(batch.x[i][None], batch.y[i][None], jnp.ones(1, bool))
+        grads = jax.grad(lambda p, alone=alone: loss_of(p, alone)[0])(PARAMS)
+        grads = jax.tree.map(lambda g, t: np.asarray(g * t, float), grads, trained)
+        norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+        norms.append(norm)
+        factor = min(1.0, clip / norm)
+        total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, grads)
+    return jax.tree.map(lambda t: t / lot, total), norms
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 7, 50])
+@pytest.mark.parametrize("clip", [0.5, 1.5, 1e6])
+def test_the_gradient_is_the_loop_over_records(clip, microbatch):
+    valid = np.array([True, True, False, True, True, False, True])
+    trained = ones()
+    trained["hidden0"]["kernel"] = trained["hidden0"]["kernel"].at[:, 4:].set(0)
+    dp = PLAIN._replace(clip=clip, microbatch=microbatch)
+    _, grads = gradient(rows(valid=valid), trained, dp)
+    expected, norms = looped(rows(valid=valid), trained, clip, lot=4)
+    if clip == 1.5:
+        assert min(norms) < clip < max(norms)
+    assert fakes.gap(grads, jax.tree.map(jnp.float32, expected)) < 1e-6
+    assert np.all(np.asarray(grads["hidden0"]["kernel"])[:, 4:] == 0)
+
+
+def test_the_loss_is_the_mean_over_the_records_that_count():
+    valid = np.array([True, True, False, True, True, False, True])
+    (loss, _), _ = gradient(rows(valid=valid), ones(), PLAIN)
+    assert float(loss) == pytest.approx(float(loss_of(PARAMS, rows(valid=valid))[0]))
+
+
+def test_a_small_hospital_divides_by_its_records():
+    _, few = gradient(rows(), ones(), PLAIN, count=2)
+    _, many = gradient(rows(), ones(), PLAIN)
+    twice = jax.tree.map(lambda leaf: 2 * leaf, many)
+    assert fakes.gap(few, twice) < 1e-6
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    clip=st.sampled_from([0.1, 1.0]),
+    what=st.sampled_from(["absent", "replaced", "infinite"]),
+)
+def test_one_record_moves_the_sum_by_its_clip_at_most(seed, clip, what):
+    rng = np.random.default_rng(seed)
+    x = np.asarray(DATA.x[:7]) * 10.0 ** rng.uniform(-3, 3, (7, 1))
+    who = rng.integers(7)
+    dp = PLAIN._replace(clip=clip)
+    _, with_it = gradient(rows(x=jnp.asarray(x, jnp.float32)), ones(), dp)
+    other, valid, allowed = x.copy(), np.ones(7, bool), clip
+    if what == "absent":
+        valid[who] = False
+    elif what == "replaced":
+        other[who], allowed = 1e3 * rng.normal(size=6), 2 * clip
+    else:
+        other[who] = np.inf
+    neighbour = rows(valid=valid, x=jnp.asarray(other, jnp.float32))
+    _, without = gradient(neighbour, ones(), dp)
+    moved = 4 * np.linalg.norm(flat(with_it) - flat(without))
+    assert moved <= allowed * (1 + 1e-4)
+
+
+def test_the_mean_over_those_who_came_moves_further():
+    """The measurement above finds a divisor that depends on the records."""
+    x = np.zeros((7, 6), np.float32)
+    x[0] = 100.0
+    valid = np.arange(7) < 1
+    dp = PLAIN._replace(clip=1.0)
+    lone = rows(valid=valid, x=jnp.asarray(x))
+    _, grads = gradient(lone, ones(), dp)
+    fixed = np.linalg.norm(flat(grads))
+    counted = fixed * 4 / valid.sum()
+    assert fixed <= 1 / 4 * (1 + 1e-5) < counted == pytest.approx(1.0, rel=1e-5)
+
+
+def test_noise_has_the_stated_variance_where_it_is_trained_and_only_there():
+    trained = ones()
+    trained["hidden0"]["kernel"] = trained["hidden0"]["kernel"].at[:, 4:].set(0)
+    dp = PLAIN._replace(clip=0.5, noise_multiplier=3.0)
+    nobody = rows(valid=np.zeros(7, bool))
+    one = lambda key: gradient(nobody, trained, dp, key)[1]  # noqa: E731
+    drawn = jax.vmap(one)(jax.random.split(jax.random.key(1), 100))
+    kept = np.asarray(drawn["hidden0"]["kernel"])
+    assert np.std(kept[..., :4]) == pytest.approx(3.0 * 0.5 / 4, rel=0.06)
+    assert np.all(kept[..., 4:] == 0)
+    assert np.std(np.asarray(drawn["head"]["kernel"])) == pytest.approx(0.375, rel=0.06)
+
+
+# ----------------------------------------------------------------------- in the client
+
+
+def local_of(dp, *, batch_size=4, epochs=2):
+    spec = fakes.spec(
+        MODEL,
+        heterofl(MODEL.axes, (0.5, 1.0), scaler=False, masked_loss=False),
+        counts=np.asarray(DATA.count),
+        batch_size=batch_size,
+        epochs=epochs,
+    )
+    return spec.local._replace(dp=dp)
+
+
+def trained_by(local, who, seed=0, tier=1):
+    member = fakes.member(who, tier, DATA)
+
+    @jax.jit
+    def run(key):
+        kept = local.method.units(key, jnp.asarray(0), PARAMS, member)
+        examples = Examples(DATA.x, DATA.y, DATA.offset[who], DATA.count[who])
+        return client.update(
+            key,
+            PARAMS,
+            None,
+            kept,
+            examples,
+            member=member,
+            round=jnp.asarray(0),
+            local=local,
+        )
+
+    return run(jax.random.key(seed))
+
+
+def test_without_noise_and_clip_whole_batches_train_as_before():
+    """16 records in batches of 4, and a narrow sub-model: exactly the plain steps."""
+    wide = PLAIN._replace(clip=1e6)
+    private, _, _, info = trained_by(local_of(wide), 0, tier=0)
+    plain, _, _, usual = trained_by(local_of(None), 0, tier=0)
+    assert fakes.gap(private, plain) < 1e-6
+    assert float(info.loss) == pytest.approx(float(usual.loss), rel=1e-5)
+
+
+def test_every_key_and_every_step_draws_noise_of_its_own():
+    loud = PLAIN._replace(clip=1e-3, noise_multiplier=1e3)
+    changes = [trained_by(local_of(loud), 0, seed)[0] for seed in (0, 1)]
+    a, b = (flat(change) for change in changes)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.4
+    assert fakes.equal(trained_by(local_of(loud), 0)[0], changes[0])
+    # 8 steps of rate 0.1, noise 1 / 4 each: independent, their variances add.
+    assert np.std(a) == pytest.approx(0.1 * np.sqrt(8) / 4, rel=0.3)
+
+
+def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
+    slots, overflow = poisson.room(23, 4 / 23)
+    assert slots < 23
+    dp = PLAIN._replace(slots=slots)
+    examples = Examples(DATA.x, jnp.arange(51), DATA.offset[2], DATA.count[2])
+    one = lambda key: records.batch(key, examples, 23, dp)  # noqa: E731
+    drawn = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 3000))
+    seen = np.zeros((3000, 52), int)
+    at = np.where(drawn.where, drawn.y, 51)
+    np.add.at(seen, (np.arange(3000)[:, None], at), 1)
+    own = np.arange(51) >= int(DATA.offset[2])
+    own &= np.arange(51) < int(DATA.offset[2] + DATA.count[2])
+    assert not seen[:, :51][:, ~own].any()
+    assert seen[:, :51].max() == 1
+    np.testing.assert_allclose(seen[:, :51][:, own].mean(0), 4 / 23, atol=0.03)
+    assert overflow < 1e-14
+
+
+def test_a_hospital_smaller_than_a_batch_is_whole_in_every_step():
+    dp = PLAIN._replace(slots=16, batch_size=8)
+    examples = Examples(DATA.x, DATA.y, DATA.offset[3], DATA.count[3])
+    drawn = records.batch(jax.random.key(0), examples, 23, dp)
+    assert int(drawn.where.sum()) == 5
+    wide = dp._replace(clip=1e6)
+    local = local_of(wide, batch_size=8, epochs=1)
+    private, *_ = trained_by(local, 3)
+    plain, *_ = trained_by(local_of(None, batch_size=8, epochs=1), 3)
+    assert fakes.gap(private, plain) < 1e-6
+
+
+def test_poisson_batches_train():
+    """On average they take the step of whole epochs."""
+    local = local_of(PLAIN._replace(clip=1e6, slots=16), epochs=1)
+    local = local._replace(optimizer=optax.sgd(1e-3))
+    changes = [flat(trained_by(local, 0, seed)[0]) for seed in range(8)]
+    whole = local_of(None, epochs=1)._replace(optimizer=optax.sgd(1e-3))
+    expected = flat(trained_by(whole, 0)[0])
+    mean = np.mean(changes, axis=0)
+    assert np.dot(mean, expected) / np.dot(expected, expected) == pytest.approx(
+        1.0, abs=0.3
+    )
+
+
+def test_a_trained_tree_of_zeros_moves_nothing():
+    nothing = trees.multiply(ones(), jax.tree.map(jnp.zeros_like, PARAMS))
+    dp = PLAIN._replace(noise_multiplier=5.0)
+    _, grads = gradient(rows(), nothing, dp)
+    assert not flat(grads).any()

@@ -1,0 +1,259 @@
+"""Sums modulo 2^32 against NumPy, for every set of drop-outs, and what refuses them."""
+
+import dataclasses
+import functools
+import itertools
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from fairjax import aggregate, checks, layout, round
+from fairjax.privacy import hospitals, securesum
+from fairjax.submodels.heterofl import heterofl
+from fairjax.types import Cohort
+
+KEY = jax.random.key(5)
+BITS = 20
+SECURE = {"bound": 1.0, "bits": BITS, "minimum": 2}
+
+
+def cohort(n, valid=None):
+    valid = np.ones(n, bool) if valid is None else valid
+    ids = jnp.arange(n, dtype=jnp.int32) * 3 + 1
+    return Cohort(ids, jnp.zeros(n, jnp.int32), jnp.asarray(valid))
+
+
+def vectors(n, seed=0):
+    """Integers of two leaves over the whole range of a client."""
+    rng = np.random.default_rng(seed)
+    top = securesum.levels(BITS)
+    return {
+        "a": rng.integers(-top, top, (n, 3), endpoint=True),
+        "b": rng.integers(-top, top, (n, 2, 2), endpoint=True),
+    }
+
+
+def modular(whole):
+    return jax.tree.map(lambda v: jnp.asarray(v % 2**32, jnp.uint32), whole)
+
+
+@jax.jit
+def masked(group, whole):
+    one = functools.partial(securesum.mask, KEY, group)
+    return jax.vmap(one)(group.client, whole)
+
+
+@jax.jit
+def recovered(group, arrived, sent):
+    total = jax.tree.map(
+        lambda leaf: jnp.sum(
+            jnp.where(arrived.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0),
+            axis=0,
+            dtype=jnp.uint32,
+        ),
+        sent,
+    )
+    return securesum.unmask(KEY, group, arrived, total)
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_the_sum_is_that_of_int64_for_every_set_of_drop_outs(n):
+    whole = vectors(n, seed=n)
+    group = cohort(n)
+    sent = masked(group, modular(whole))
+    for arrived in itertools.product([False, True], repeat=n):
+        got = recovered(group, jnp.asarray(arrived), sent)
+        for name, values in whole.items():
+            expected = values[list(arrived)].astype(np.int64).sum(0) % 2**32
+            np.testing.assert_array_equal(np.asarray(got[name], np.int64), expected)
+
+
+def test_padded_slots_share_no_masks():
+    group = cohort(4, np.array([True, False, True, True]))
+    whole = vectors(4)
+    got = recovered(group, group.valid, masked(group, modular(whole)))
+    expected = whole["a"][np.asarray(group.valid)].sum(0) % 2**32
+    np.testing.assert_array_equal(np.asarray(got["a"], np.int64), expected)
+
+
+def test_the_order_of_the_cohort_changes_no_bit():
+    whole, order = modular(vectors(5)), np.array([3, 0, 4, 2, 1])
+    group = cohort(5)
+    turned = jax.tree.map(lambda leaf: leaf[order], (group, whole))
+    one = jax.tree.map(lambda leaf: leaf[order], masked(group, whole))
+    assert fakes.equal(one, masked(*turned))
+
+
+def test_masked_vectors_are_uniform():
+    """Of zeros, by chi-squared over 64 cells of the high and of the low bits."""
+    zeros = {"a": jnp.zeros((3, 4000), jnp.uint32)}
+    sent = np.asarray(masked(cohort(3), zeros)["a"])
+    for vector in sent:
+        for cell in (vector >> 26, vector & 63):
+            counts = np.bincount(cell, minlength=64)
+            statistic = np.sum((counts - 4000 / 64) ** 2) / (4000 / 64)
+            assert chi2.sf(statistic, 63) > 1e-3
+    assert abs(np.corrcoef(sent)[0, 1:]).max() < 0.06
+
+
+def test_every_round_draws_masks_of_its_own():
+    zeros = {"a": jnp.zeros(100, jnp.uint32)}
+    group = cohort(3)
+    first, second = (
+        securesum.mask(jax.random.key(seed), group, group.client[0], zeros)["a"]
+        for seed in (0, 1)
+    )
+    assert not np.any(first == second)
+
+
+# ---------------------------------------------------------------------------- integers
+
+
+@given(
+    n=st.integers(1, 2000),
+    bits=st.integers(2, 24),
+    seed=st.integers(0, 2**16),
+)
+def test_no_sum_that_is_let_in_wraps(n, bits, seed):
+    top = securesum.levels(bits)
+    if n * top >= 2**31:
+        with pytest.raises(checks.InputError, match="bits"):
+            securesum.check_room(bits, n)
+        return
+    securesum.check_room(bits, n)
+    for sign in (-1.0, 1.0):
+        one = securesum.quantise(jnp.full(1, sign * 7.0), 1.0, bits)
+        total = (np.asarray(one, np.int64) * n) % 2**32
+        back = securesum.restore(jnp.asarray(total, jnp.uint32), 1.0, bits)
+        assert float(back[0]) == pytest.approx(sign * n, rel=1e-6)
+
+
+@given(seed=st.integers(0, 2**16), bits=st.sampled_from([8, 16, 20]))
+def test_quantising_is_off_by_half_a_step_per_client(seed, bits):
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(-2, 2, (6, 10)).astype(np.float32)
+    bound = 0.5
+    whole = securesum.quantise(jnp.asarray(values), bound, bits)
+    total = jnp.sum(whole, axis=0, dtype=jnp.uint32)
+    got = np.asarray(securesum.restore(total, bound, bits))
+    exact = np.clip(values, -bound, bound).astype(np.float64).sum(0)
+    step = bound / securesum.levels(bits)
+    assert np.abs(got - exact).max() <= 6 / 2 * step * (1 + 1e-3) + 1e-6
+
+
+# ------------------------------------------------------------------------ in the round
+
+
+def federated(mode, inner=aggregate.OPEN, private=None, **settings):
+    model = fakes.small_mlp()
+    method = heterofl(model.axes, (0.25, 0.5, 1.0), scaler=False, masked_loss=False)
+    spec = fakes.spec(model, method._replace(private=private))
+    protection = inner
+    if mode != "off":
+        protection = securesum.secure(inner, mode=mode, **(SECURE | settings))
+    return dataclasses.replace(spec, protection=protection), fakes.federation()
+
+
+def stepped(mode, cohort=None, laid=None, **settings):
+    spec, data = federated(mode, **settings)
+    cohort = fakes.cohort() if cohort is None else cohort
+    laid = layout.vmapped() if laid is None else laid
+    step = jax.jit(functools.partial(round.step, spec=spec, layout=laid))
+    state = fakes.start(spec, data)
+    return state, step(state, data, cohort)[0]
+
+
+def heads_of_tiers(params):
+    scopes = jax.tree.map(lambda leaf: "shared", params)
+    scopes["head"] = {"kernel": "tier", "bias": (1,)}
+    return scopes
+
+
+@pytest.mark.parametrize(
+    ("private", "laid"),
+    [(None, layout.scanned()), (heads_of_tiers, layout.vmapped())],
+    ids=["scan", "copies of tiers"],
+)
+def test_masked_is_quantised_bit_by_bit(private, laid):
+    """Whatever the layout, and with a slot that is padding."""
+    absent = fakes.cohort(valid=[True, True, False, True])
+    start, quantised = stepped("quantized", absent, private=private)
+    _, under_masks = stepped("masked", absent, laid, private=private)
+    assert fakes.equal(under_masks.params, quantised.params)
+    assert fakes.equal(under_masks.private, quantised.private)
+    assert not fakes.equal(quantised.params, start.params)
+
+
+def test_a_drop_out_leaves_no_trace_of_its_masks():
+    """A hospital whose change is no number agreed on masks and never sends."""
+    spec, data = federated("masked")
+    broken = data.x.at[int(data.offset[1])].set(jnp.nan)
+    data = dataclasses.replace(data, x=broken)
+    step = jax.jit(functools.partial(round.step, spec=spec, layout=layout.vmapped()))
+    state = fakes.start(spec, data)
+    new, info = step(state, data, fakes.cohort())
+    assert np.asarray(info.valid).tolist() == [True, False, True, True]
+    quantised, _ = federated("quantized")
+    step = jax.jit(
+        functools.partial(round.step, spec=quantised, layout=layout.vmapped())
+    )
+    assert fakes.equal(new.params, step(state, data, fakes.cohort())[0].params)
+
+
+def test_quantised_sums_train_as_open_ones():
+    start, secured = stepped("quantized", bound=0.5)
+    _, plain = stepped("off")
+    held = np.s_[:, :8]  # by two hospitals or more
+    moved, expected = (
+        np.asarray(new.params["hidden0"]["kernel"] - start.params["hidden0"]["kernel"])
+        for new in (secured, plain)
+    )
+    np.testing.assert_allclose(moved[held], expected[held], atol=1e-4)
+    assert np.abs(expected[held]).max() > 1e-2
+
+
+def test_what_too_few_hold_stays():
+    """Of hidden0 one hospital holds the last eight units, three hold four more."""
+    start, new = stepped("quantized", minimum=4)
+    moved = np.asarray(
+        new.params["hidden0"]["kernel"] - start.params["hidden0"]["kernel"]
+    )
+    assert np.all(moved[:, 4:] == 0)
+    assert np.all(np.any(moved[:, :4] != 0, axis=0))
+
+
+@pytest.mark.parametrize("mode", ["quantized", "masked"])
+def test_a_cohort_below_the_minimum_changes_nothing(mode):
+    few = fakes.cohort(valid=[True, False, False, False])
+    start, new = stepped(mode, few, private=heads_of_tiers)
+    assert fakes.equal(new.params, start.params)
+    assert fakes.equal(new.private, start.private)
+
+
+def test_uploads_that_are_noised_add_up_in_secret():
+    inner = hospitals.local(clip=(1.0,) * 3, noise_multiplier=0.1)
+    _, secured = stepped("quantized", inner=inner, minimum=2, bound=4.0)
+    _, plain = stepped("off", inner=inner)
+    held = np.s_[:, :8]
+    np.testing.assert_allclose(
+        secured.params["hidden0"]["kernel"][held],
+        plain.params["hidden0"]["kernel"][held],
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mode", "off"), ("bound", 0.0), ("bits", 25), ("minimum", 1)],
+)
+def test_settings_out_of_range_are_refused(field, value):
+    with pytest.raises(checks.InputError):
+        securesum.secure(
+            aggregate.OPEN, **({"mode": "masked"} | SECURE | {field: value})
+        )

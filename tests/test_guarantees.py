@@ -1,0 +1,358 @@
+"""From a config to a guarantee: known epsilons, refusals by name, spent budgets."""
+
+import json
+import math
+
+import fakes
+import numpy as np
+import pytest
+
+from configs import default
+from fairjax import checks, specs
+from fairjax.privacy import poisson
+from fairjax.train import train
+
+CLIENT = {
+    "privacy.mechanism": "client_dp",
+    "privacy.noise_multiplier": 1.0,
+    "fairness.denominator": "public",
+    "cohort": 3,
+    "data.partition.num_clients": 6,
+    "model.mlp.hidden": (8,),
+    "rounds": 3,
+}
+RECORD = {
+    "privacy.mechanism": "record_dp",
+    "privacy.noise_multiplier": 1.0,
+    "submodel.heterofl.masked_loss": False,
+    "data.partition.num_clients": 4,
+    "model.mlp.hidden": (8,),
+    "rounds": 3,
+}
+LOCAL = RECORD | {"privacy.mechanism": "local_dp", "privacy.noise_multiplier": 8.0}
+LOCAL["cohort"] = 2
+
+
+def changed(base, **fields):
+    config = default.get_config()
+    named = {name.replace("__", "."): value for name, value in fields.items()}
+    config.update_from_flattened_dict(base | named)
+    return config
+
+
+# ----------------------------------------------------------------------- known epsilons
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({}, 7.0466),
+        ({"privacy__accountant": "rdp"}, 7.9039),
+        ({"privacy__neighbours": "replace_one"}, 10.516),
+        # Noise of twice the clip is once the sensitivity of "replace_one".
+        ({"privacy__sampling": "fixed", "privacy__noise_multiplier": 2.0}, 14.0538),
+    ],
+)
+def test_known_epsilons_of_ten_of_a_hundred_hospitals(fields, known):
+    config = changed(
+        CLIENT, cohort=10, data__partition__num_clients=100, rounds=100, **fields
+    )
+    guarantee = specs.build(config).guarantee
+    epsilon = guarantee.epsilon(100)
+    assert epsilon == pytest.approx(known, abs=5e-4 if known > 10 else 5e-5)
+    assert guarantee.summary(100)["epsilon"] == epsilon
+
+
+def test_a_tier_of_smaller_clip_spends_less():
+    """C / 4, C / 2 and C of the table: 0.98, 2.34 and 7.05."""
+    config = changed(
+        CLIENT,
+        cohort=10,
+        data__partition__num_clients=100,
+        tiers__budget=(0.5, 0.75, 1.0),
+        tiers__share=(1.0, 1.0, 1.0),
+        privacy__tier_clip=(0.25, 0.5, 1.0),
+    )
+    guarantee = specs.build(config).guarantee
+    spent = guarantee.spent(100)
+    known = {"tier 0": 0.98, "tier 1": 2.34, "tier 2": 7.05}
+    assert spent == pytest.approx(known, abs=5e-3)
+    assert guarantee.epsilon(100) == spent["tier 2"]
+
+
+def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
+    fields = {"privacy__sampling": "full", "cohort": 0}
+    fixed = specs.build(changed(CLIENT, **fields)).guarantee
+    moving = specs.build(
+        changed(
+            CLIENT,
+            privacy__adaptive__quantile=0.5,
+            privacy__adaptive__count_noise=2.0,
+            **fields,
+        )
+    ).guarantee
+    assert moving.epsilon(5) == pytest.approx(fixed.epsilon(5), rel=1e-6)
+    with pytest.raises(checks.InputError, match="count_noise"):
+        # m / 20 = 0.3 for six hospitals.
+        specs.build(changed(CLIENT, privacy__adaptive__quantile=0.5, **fields))
+
+
+def test_weights_are_those_of_everybody_and_of_mean_one():
+    for rule, expected in (("uniform", lambda n: n**0), ("size", lambda n: n)):
+        config = changed(CLIENT, fairness__rule=rule, data__partition__name="dirichlet")
+        run = specs.build(config)
+        population = run.guarantee.protection.population
+        counts = np.asarray(run.splits.train.count, float)
+        weight = expected(counts) / expected(counts).mean()
+        np.testing.assert_allclose(population.weight, weight, rtol=1e-5)
+        np.testing.assert_array_equal(population.tier, run.tiers)
+        assert population.rate == 0.5
+
+
+def test_hospitals_that_the_method_leaves_out_have_no_weight():
+    run = specs.build(
+        changed(
+            CLIENT,
+            submodel__name="fedavg",
+            submodel__fedavg__mode="exclusive",
+            submodel__fedavg__tier=3,
+        )
+    )
+    weight = np.asarray(run.guarantee.protection.population.weight)
+    np.testing.assert_array_equal(weight > 0, run.tiers == 3)
+
+
+# ------------------------------------------------------------------------------ records
+
+
+def test_every_hospital_is_accounted_by_its_own_rate_and_steps():
+    config = changed(RECORD, data__partition__name="dirichlet", local__epochs=2)
+    run = specs.build(config)
+    counts = np.asarray(run.splits.train.count)
+    parties = run.guarantee.parties
+    assert list(parties) == list(run.splits.clients)
+    slots = run.spec.local.dp.slots
+    for name, n in zip(run.splits.clients, counts.tolist(), strict=True):
+        mechanism = parties[name]
+        assert mechanism.rate == min(1, 16 / n)
+        assert mechanism.releases == 2 * math.ceil(n / 16)
+        assert mechanism.neighbours == "zero_out"
+        room, tail = poisson.room(n, mechanism.rate)
+        assert room <= slots
+        assert mechanism.overflow == mechanism.releases * tail
+    spent = run.guarantee.spent(3)
+    assert run.guarantee.epsilon(3) == max(spent.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"), [({"local__epochs": 3}, 3), ({"local__steps": 10}, None)]
+)
+def test_shuffled_batches_claim_no_amplification(fields, passes):
+    """A record is in one batch per epoch, begun epochs counted whole."""
+    run = specs.build(changed(RECORD, privacy__batches="shuffled", **fields))
+    assert run.spec.local.dp.slots is None
+    for n, mechanism in zip(
+        np.asarray(run.splits.train.count), run.guarantee.parties.values(), strict=True
+    ):
+        assert mechanism.rate == 1
+        expected = passes or math.ceil(10 / math.ceil(n / 16))
+        assert mechanism.releases == expected
+
+
+def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
+    fields = {"privacy__noise_multiplier": None, "privacy__epsilon": 4.0}
+    config = changed(
+        RECORD,
+        data__partition__name="dirichlet",
+        data__partition__num_clients=2,
+        privacy__accountant="rdp",
+        **fields,
+    )
+    run = specs.build(config)
+    spent = run.guarantee.spent(3).values()
+    assert 3.99 < max(spent) <= 4
+    assert min(spent) < 3.95
+    assert not specs.extendable(run.config)
+    assert specs.extendable(specs.plain(changed(RECORD)))
+
+
+# ----------------------------------------------------------------------------- refusals
+
+REFUSED = {
+    "fairness.denominator": [
+        (CLIENT, {"fairness__denominator": "cover"}),
+        (CLIENT, {"fairness__denominator": "fixed"}),
+        (RECORD, {"fairness__denominator": "public"}),
+        ({}, {"fairness__denominator": "public"}),
+    ],
+    "fairness.rule": [
+        (base, {"fairness__rule": rule})
+        for base in (CLIENT, RECORD, LOCAL)
+        for rule in ("q_ffl", "size+fedmgda", "tier_equal", "propfair", "ditto")
+    ],
+    "fairness.warmup": [(CLIENT, {"fairness__warmup": 2})],
+    "submodel.name": [
+        *[(base, {"submodel__name": "fiarse"}) for base in (CLIENT, RECORD, LOCAL)],
+        (RECORD, {"submodel__heterofl__masked_loss": True}),
+        (RECORD, {"submodel__name": "fjord"}),
+    ],
+    "submodel.heterofl.masked_loss": [
+        (LOCAL, {"submodel__heterofl__masked_loss": True})
+    ],
+    "cohort": [
+        (CLIENT, {"cohort": 0}),
+        (CLIENT, {"cohort": 6}),
+        (CLIENT, {"privacy__sampling": "full"}),
+    ],
+    "privacy.neighbours": [
+        (CLIENT, {"privacy__sampling": "fixed", "privacy__neighbours": "zero_out"}),
+        (LOCAL, {"privacy__neighbours": "zero_out"}),
+        ({}, {"privacy__neighbours": "zero_out"}),
+    ],
+    "privacy.accountant": [
+        (CLIENT, {"privacy__sampling": "fixed", "privacy__accountant": "pld"}),
+        (
+            CLIENT,
+            {"privacy__neighbours": "replace_one", "privacy__accountant": "rdp"},
+        ),
+    ],
+    "robust.finite_guard": [(RECORD, {"robust__finite_guard": False})],
+    "tiers.schedule": [(CLIENT, {"tiers__schedule": ((2, 0, 1),)})],
+    "execution.slots": [(CLIENT, {"execution__slots": "stratified"})],
+    "local.class_weights": [(RECORD, {"local__class_weights": "balanced"})],
+    "model": [
+        (
+            base,
+            {"model__name": "resmlp", "submodel__name": "fedavg", "cohort": 3},
+        )
+        for base in (CLIENT, RECORD, LOCAL)
+    ],
+    "privacy.delta": [
+        (CLIENT, {"privacy__delta": 0.2}),
+        (RECORD, {"privacy__delta": 0.02}),
+    ],
+    "privacy.epsilon": [
+        (RECORD, {"privacy__epsilon": 0.1}),
+        ({}, {"privacy__epsilon": 1.0}),
+    ],
+    "privacy.noise_multiplier": [(RECORD, {"privacy__noise_multiplier": None})],
+    "privacy.tier_clip": [
+        (CLIENT, {"privacy__tier_clip": (1.0,)}),
+        (RECORD, {"privacy__tier_clip": (1.0,) * 4}),
+    ],
+    "privacy.adaptive.quantile": [(RECORD, {"privacy__adaptive__quantile": 0.5})],
+    "privacy.secure_sum": [(CLIENT, {"privacy__secure_sum": "masked"})],
+    "privacy.secure.bits": [
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__bits": 25})
+    ],
+    "privacy.secure.minimum": [
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 5})
+    ],
+    "execution.form": [(RECORD, {"execution__form": "sliced"})],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "base", "fields"),
+    [(field, *case) for field, cases in REFUSED.items() for case in cases],
+)
+def test_what_cannot_be_accounted_is_refused_by_name(field, base, fields):
+    with pytest.raises(checks.InputError) as error:
+        specs.build(changed(base, **fields))
+    assert str(error.value).startswith(f"{field}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["fedmgda", "q_fedavg", "fedce"])
+def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
+    config = changed(
+        {"privacy.secure_sum": "quantized", "submodel.heterofl.masked_loss": False},
+        fairness__rule=rule,
+    )
+    with pytest.raises(checks.InputError, match="rule of sums alone"):
+        specs.build(config)
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ({}, "privacy.clip"),
+        ({}, "privacy.secure.bits"),
+        (RECORD, "privacy.sampling"),
+        (RECORD, "privacy.adaptive.rate"),
+        (CLIENT, "privacy.batches"),
+    ],
+)
+def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
+    with pytest.raises(checks.InputError, match=path):
+        specs.check(changed(base), [path])
+    specs.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
+
+
+# --------------------------------------------------------------------------- whole runs
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in kept]
+
+
+def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
+    """The clip adapts, so that the state of the protection has to survive as well."""
+    base = CLIENT | {
+        "privacy.accountant": "rdp",
+        "privacy.adaptive.quantile": 0.5,
+        "privacy.adaptive.count_noise": 2.0,
+        "eval_every": 2,
+    }
+    whole = train(changed(base), tmp_path / "whole")
+    spent = specs.build(changed(base)).guarantee
+    logged = rows(tmp_path / "whole")
+    assert [row["privacy/epsilon"] for row in logged] == [
+        spent.epsilon(number) for number in (1, 2, 3)
+    ]
+    told = whole.summary["privacy"]
+    assert told["mechanism"] == "client_dp"
+    assert max(told["tiers"].values()) == told["epsilon"] == spent.epsilon(3)
+    assert "tier of every hospital" in told["public"]
+    assert told["sampling"] == "poisson"
+    train(changed(base, rounds=2), tmp_path / "parts")
+    parts = train(changed(base), tmp_path / "parts")
+    by_round = {row["round"]: row for row in rows(tmp_path / "parts")}
+    assert by_round[3] == logged[2]
+    assert fakes.equal(parts.state.protection, whole.state.protection)
+
+
+@pytest.mark.parametrize("base", [RECORD, LOCAL], ids=["record", "local"])
+def test_a_run_of_every_mechanism(base, tmp_path):
+    base = base | {"privacy.accountant": "rdp", "rounds": 1}
+    result = train(changed(base), tmp_path)
+    told = result.summary["privacy"]
+    assert told["mechanism"] == base["privacy.mechanism"]
+    assert told["epsilon"] == result.metrics["privacy/epsilon"]
+    whose = "hospitals" if base is not LOCAL and "hospitals" in told else "tiers"
+    assert max(told[whose].values()) == told["epsilon"]
+    assert result.metrics["eval/accuracy"] > 0
+
+
+def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
+    base = RECORD | {"privacy.accountant": "rdp", "eval_every": 5}
+    spent = specs.build(changed(base)).guarantee
+    budget = (spent.epsilon(1) + spent.epsilon(2)) / 2
+    result = train(changed(base, privacy__epsilon=budget), tmp_path)
+    assert [row["round"] for row in rows(tmp_path)] == [1]
+    assert result.summary["privacy"]["epsilon"] == spent.epsilon(1) <= budget
+    assert "eval/accuracy" in rows(tmp_path)[-1]
+    assert "the run ends after round 1" in capsys.readouterr().out
+
+
+def test_a_budget_that_only_warns_lets_all_rounds_pass():
+    base = RECORD | {"privacy.accountant": "rdp"}
+    spent = specs.build(changed(base)).guarantee
+    budget = (spent.epsilon(1) + spent.epsilon(2)) / 2
+    fields = {"privacy__epsilon": budget, "privacy__on_budget": "warn"}
+    warned = specs.build(changed(base, **fields)).guarantee
+    assert warned.allowed(3) == 3
+    assert "exceeds it after round 1" in warned.limit(3)
+    assert spent.limit(3) is None
