@@ -251,50 +251,43 @@ def get_config() -> ConfigDict:
     # none; client_dp: clipped changes, noise on their sum, by a server that is trusted;
     # record_dp: DP-SGD inside every hospital; local_dp: noise on every upload
     c.privacy.mechanism = "none"
-    c.privacy.clip = (
-        1.0  # largest norm of a change (client_dp, local_dp) or of a record's gradient
-    )
-    c.privacy.tier_clip = ()  # per tier, in place of clip: a tier of smaller changes is hidden better
-    # standard deviation of the noise, in clips; not given: what epsilon allows in `rounds`
+    # largest norm of a hospital's change, or under record_dp of a record's gradient
+    c.privacy.clip = 1.0
+    # per tier, in place of clip: tiers of smaller changes are hidden better
+    c.privacy.tier_clip = ()
+    # standard deviation of the noise, in clips; not given: what epsilon asks for
     c.privacy.noise_multiplier = placeholder(float)
-    c.privacy.epsilon = placeholder(float)  # budget; not given: no limit
-    c.privacy.delta = 1e-5  # below 1 / (hospitals, or records of the largest)
-    # cohorts of client_dp: every hospital with probability cohort / N ("poisson"), as many
-    # as `cohort` says ("fixed"; by RDP and replace_one), or all of them ("full")
+    c.privacy.epsilon = placeholder(float)  # budget of all rounds; not given: no limit
+    c.privacy.delta = 1e-5  # below 1 / hospitals; record_dp: 1 / records of the largest
+    # cohorts of client_dp: every hospital with probability cohort / N ("poisson"), as
+    # many as `cohort` says ("fixed"; by RDP and replace_one), or all of them ("full")
     c.privacy.sampling = "poisson"
     # batches of record_dp: every record with probability batch_size / n ("poisson"), or
     # cut from shuffled epochs, which is not amplified ("shuffled")
     c.privacy.batches = "poisson"
-    c.privacy.microbatch = (
-        16  # records of record_dp whose gradients are in memory at once
-    )
-    # what two neighbouring federations differ in: one hospital or record is absent
-    # ("zero_out") or is another one ("replace_one"); not given: zero_out where it can be
-    # accounted, not so for fixed cohorts and local_dp
+    c.privacy.microbatch = 16  # records whose gradients are in memory at once
+    # in what neighbouring federations differ: one hospital (or record) is absent
+    # ("zero_out") or is another one ("replace_one"); not given: zero_out, but not for
+    # fixed cohorts and local_dp
     c.privacy.neighbours = placeholder(str)
     c.privacy.accountant = "auto"  # pld or rdp; auto: pld, and rdp for fixed cohorts
     c.privacy.on_budget = "stop"  # before the round that would exceed epsilon; or warn
     c.privacy.adaptive = ConfigDict()  # of client_dp: the clip follows a quantile
-    c.privacy.adaptive.quantile = placeholder(
-        float
-    )  # of the changes' norms; not given: fixed
+    # of the changes' norms; not given: the clip is fixed
+    c.privacy.adaptive.quantile = placeholder(float)
     c.privacy.adaptive.rate = 0.2  # of the clip's logarithm per round
-    c.privacy.adaptive.count_noise = placeholder(
-        float
-    )  # of the count; not given: cohort / 20
-    # the cohort's sums as integers modulo 2^32: as they are ("quantized"), or under masks
-    # that cancel ("masked", the same bytes); a simulation of the arithmetic, see securesum.py
+    # standard deviation of the count's noise, hospitals; not given: cohort / 20
+    c.privacy.adaptive.count_noise = placeholder(float)
+    # the cohort's sums as integers modulo 2^32: as they are ("quantized"), or under
+    # masks that cancel ("masked", the same bytes); simulated, see securesum.py
     c.privacy.secure_sum = "off"
     c.privacy.secure = ConfigDict()
-    c.privacy.secure.bits = (
-        20  # of an addend, 2 to 24; hospitals * 2^(bits - 1) stay below 2^31
-    )
-    c.privacy.secure.bound = (
-        1.0  # largest entry of a weighted change; larger ones saturate
-    )
-    c.privacy.secure.minimum = (
-        3  # hospitals that must hold a coordinate, or it is left as it is
-    )
+    # of an addend, 2 to 24; hospitals * 2^(bits - 1) must stay below 2^31
+    c.privacy.secure.bits = 20
+    # largest entry of a weighted change; larger ones saturate
+    c.privacy.secure.bound = 1.0
+    # hospitals that must hold a coordinate, or it is left as it is
+    c.privacy.secure.minimum = 3
 
     c.robust = ConfigDict()
     c.robust.finite_guard = True  # leave out a client whose change is not finite

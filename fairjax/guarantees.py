@@ -3,6 +3,10 @@
 A guarantee is a mechanism, what every party is exposed to in a round, and what has to
 be public for it to hold. Configs whose releases depend on records in ways that the
 accountant is not told of are refused, not guessed at.
+
+It speaks of what the mechanism releases: the models of all rounds. Losses, metrics and
+counts of who came, which a run writes down besides, are the simulator's own view and
+are not covered.
 """
 
 import dataclasses
@@ -39,7 +43,6 @@ BATCHES = ("poisson", "shuffled")
 ON_BUDGET = ("stop", "warn")
 RULES = ("size", "uniform", "fedbn", "private_head")
 """Rules whose weights follow from the hospitals' sizes alone."""
-
 
 USED = {
     "mechanism": MECHANISMS,
@@ -455,6 +458,10 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         named = {}
         for tier in np.unique(facts.tiers):
             share = clips[tier] / max(clips)
+            if p.sampling == "fixed":
+                # Where a hospital is not drawn another one of any tier is: the sum
+                # then moves by both clips.
+                share = (1 + share) / 2
             own = sigma / share
             if adaptive is not None:
                 changes = clipping.split(sigma, adaptive.count_noise) / share

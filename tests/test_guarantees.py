@@ -80,6 +80,22 @@ def test_a_tier_of_smaller_clip_spends_less():
     assert guarantee.epsilon(100) == spent["tier 2"]
 
 
+def test_in_a_fixed_cohort_a_small_tier_is_swapped_for_a_large_one():
+    """2 C_t would be too little: who is drawn instead may be clipped at C."""
+    config = changed(
+        CLIENT,
+        tiers__budget=(0.5, 1.0),
+        tiers__share=(1.0, 1.0),
+        privacy__sampling="fixed",
+        privacy__tier_clip=(0.5, 1.0),
+        privacy__noise_multiplier=3.0,
+    )
+    parties = specs.build(config).guarantee.parties
+    sigmas = [each.noise_multiplier for each in parties.values()]
+    # Noise over half the sensitivity: 3 / ((0.5 + 1) / 2) and 3 / ((1 + 1) / 2).
+    assert sigmas == pytest.approx([4.0, 3.0])
+
+
 def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
     fields = {"privacy__sampling": "full", "cohort": 0}
     fixed = specs.build(changed(CLIENT, **fields)).guarantee
@@ -327,11 +343,13 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
 @pytest.mark.parametrize("base", [RECORD, LOCAL], ids=["record", "local"])
 def test_a_run_of_every_mechanism(base, tmp_path):
     base = base | {"privacy.accountant": "rdp", "rounds": 1}
+    base |= {"privacy.secure_sum": "masked", "privacy.secure.minimum": 2}
     result = train(changed(base), tmp_path)
     told = result.summary["privacy"]
+    assert told["secure_sum"] == "masked"
     assert told["mechanism"] == base["privacy.mechanism"]
     assert told["epsilon"] == result.metrics["privacy/epsilon"]
-    whose = "hospitals" if base is not LOCAL and "hospitals" in told else "tiers"
+    whose = "hospitals" if told["mechanism"] == "record_dp" else "tiers"
     assert max(told[whose].values()) == told["epsilon"]
     assert result.metrics["eval/accuracy"] > 0
 

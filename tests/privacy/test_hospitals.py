@@ -185,11 +185,7 @@ def jitted(spec, laid=VMAP):
     return jax.jit(functools.partial(round.step, spec=spec, layout=laid))
 
 
-LAYOUTS = {
-    "vmap": VMAP,
-    "scan": layout.scanned(),
-    "sliced": layout.sliced(VMAP, (1, 2, 1)),
-}
+LAYOUTS = {"vmap": VMAP, "sliced": layout.sliced(layout.scanned(), (1, 2, 1))}
 
 
 @pytest.mark.parametrize("laid", LAYOUTS)

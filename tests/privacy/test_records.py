@@ -60,8 +60,9 @@ def looped(batch, trained, clip, lot):
     return jax.tree.map(lambda t: t / lot, total), norms
 
 
-@pytest.mark.parametrize("microbatch", [1, 3, 7, 50])
-@pytest.mark.parametrize("clip", [0.5, 1.5, 1e6])
+@pytest.mark.parametrize(
+    ("clip", "microbatch"), [(0.5, 3), (1.5, 1), (1.5, 7), (1e6, 50)]
+)
 def test_the_gradient_is_the_loop_over_records(clip, microbatch):
     valid = np.array([True, True, False, True, True, False, True])
     trained = ones()
@@ -198,7 +199,6 @@ def test_every_key_and_every_step_draws_noise_of_its_own():
 
 def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
     slots, overflow = poisson.room(23, 4 / 23)
-    assert slots < 23
     dp = PLAIN._replace(slots=slots)
     examples = Examples(DATA.x, jnp.arange(51), DATA.offset[2], DATA.count[2])
     one = lambda key: records.batch(key, examples, 23, dp)  # noqa: E731
