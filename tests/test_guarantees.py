@@ -4,13 +4,16 @@ import json
 import math
 
 import fakes
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, specs
+from fairjax import checks, names, round, specs
 from fairjax.privacy import poisson
-from fairjax.train import train
+from fairjax.train import initial, train
+from fairjax.types import Cohort
 
 CLIENT = {
     "privacy.mechanism": "client_dp",
@@ -303,6 +306,31 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     with pytest.raises(checks.InputError, match=path):
         specs.check(changed(base), [path])
     specs.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *[(CLIENT, name) for name in names.METHODS if name != "fiarse"],
+        *[(RECORD, name) for name in ("lora", "nefl", "dynamicfl")],
+    ],
+)
+def test_every_method_is_protected_in_the_round(base, name):
+    """Traced, not run: trees, copies of tiers and states fit together."""
+    fields = {"submodel__name": name, "privacy__accountant": "rdp"}
+    if names.METHODS[name].blocks:
+        fields["model__name"] = "resmlp"
+        fields |= {"model__resmlp__norm": "layer", "model__resmlp__width": 8}
+    run = specs.build(changed(base, **fields))
+    state = initial(run)
+
+    def step(state):
+        data = jax.tree.map(jnp.asarray, run.splits.train)
+        cohort = Cohort(jnp.arange(2), jnp.asarray(run.tiers[:2]), jnp.ones(2, bool))
+        return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
+
+    new, _ = jax.eval_shape(step, state)
+    assert checks.describe(new) == checks.describe(state)
 
 
 # --------------------------------------------------------------------------- whole runs
