@@ -272,8 +272,9 @@ def test_copies_of_a_tier_get_noise_and_denominators_as_the_plain_model_does():
     assert fakes.equal(new.params["head"]["kernel"], state.params["head"]["kernel"])
 
 
-def test_copies_of_a_tier_are_clipped_with_the_rest():
-    updates = jnp.full((N, 8), 100.0)
+@pytest.mark.parametrize("rest", [0.0, 100.0])
+def test_copies_of_a_tier_are_clipped_with_the_rest(rest):
+    updates = jnp.full((N, 8), rest)
     protection = hospitals.central(population(), clip=CLIPS, noise_multiplier=1.0)
     message = trees.pick(sent(updates, jnp.full((N, 2), 100.0)), 9)
     who = trees.pick(members(), 9)
