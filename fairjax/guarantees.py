@@ -381,7 +381,7 @@ def _refuse_batch_norm(mechanism: str, facts: Facts) -> None:
         checks.fail("model", what, "batch norm")
 
 
-def _accountant(c: Any) -> dict[str, Any]:
+def _account(c: Any) -> dict[str, Any]:
     """Settings that all guarantees take from the config."""
     accountant = c.privacy.accountant
     if accountant == "auto":
@@ -427,7 +427,7 @@ def _client(c: Any, facts: Facts) -> Guarantee:
     neighbours = p.neighbours or (
         "replace_one" if p.sampling == "fixed" else "zero_out"
     )
-    settings = _accountant(c)
+    settings = _account(c)
     rate = 1.0 if p.sampling == "full" else c.cohort / clients
     if rate == 1 and p.sampling != "full":
         what = f"fewer than the {clients} hospitals with privacy.sampling {p.sampling}"
@@ -517,7 +517,7 @@ def _record(c: Any, facts: Facts) -> Guarantee:
         what = "a method whose objective is a mean over records with record_dp"
         checks.fail("submodel.name", what, c.submodel.name)
     neighbours = p.neighbours or "zero_out"
-    settings = _accountant(c)
+    settings = _account(c)
     size = c.local.batch_size
     per_epoch = -(-facts.counts // size)
     steps = per_epoch * c.local.epochs
@@ -559,7 +559,7 @@ def _record(c: Any, facts: Facts) -> Guarantee:
 def _local(c: Any, facts: Facts) -> Guarantee:
     p = c.privacy
     _small_delta(c, len(facts.tiers), "hospitals")
-    settings = _accountant(c)
+    settings = _account(c)
     clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
 
     def parties(sigma: float) -> dict[str, Mechanism]:

@@ -4,13 +4,18 @@ import json
 import math
 
 import fakes
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, specs
+from fairjax import checks, guarantees, names, round, specs
+from fairjax.fairness import weights
 from fairjax.privacy import poisson
-from fairjax.train import train
+from fairjax.submodels.fedavg import fedavg
+from fairjax.train import initial, train
+from fairjax.types import Cohort
 
 CLIENT = {
     "privacy.mechanism": "client_dp",
@@ -43,6 +48,24 @@ def changed(base, **fields):
 # ----------------------------------------------------------------------- known epsilons
 
 
+def of_a_hundred(**fields):
+    """The guarantee of a config, without data: hospitals of five records."""
+    config = changed(CLIENT, cohort=10, rounds=100, **fields)
+    specs.check(config)
+    model = fakes.small_mlp()
+    facts = guarantees.Facts(
+        tiers=np.arange(100, dtype=np.int32) % 4,
+        counts=np.full(100, 5, np.int32),
+        clients=[f"hospital_{k}" for k in range(100)],
+        classes=fakes.CLASSES,
+        model=model,
+        method=fedavg(model.axes),
+        rule=weights.size(),
+        x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
+    )
+    return guarantees.build(config, facts)
+
+
 @pytest.mark.parametrize(
     ("fields", "known"),
     [
@@ -54,10 +77,7 @@ def changed(base, **fields):
     ],
 )
 def test_known_epsilons_of_ten_of_a_hundred_hospitals(fields, known):
-    config = changed(
-        CLIENT, cohort=10, data__partition__num_clients=100, rounds=100, **fields
-    )
-    guarantee = specs.build(config).guarantee
+    guarantee = of_a_hundred(**fields)
     epsilon = guarantee.epsilon(100)
     assert epsilon == pytest.approx(known, abs=5e-4 if known > 10 else 5e-5)
     assert guarantee.summary(100)["epsilon"] == epsilon
@@ -65,19 +85,11 @@ def test_known_epsilons_of_ten_of_a_hundred_hospitals(fields, known):
 
 def test_a_tier_of_smaller_clip_spends_less():
     """C / 4, C / 2 and C of the table: 0.98, 2.34 and 7.05."""
-    config = changed(
-        CLIENT,
-        cohort=10,
-        data__partition__num_clients=100,
-        tiers__budget=(0.5, 0.75, 1.0),
-        tiers__share=(1.0, 1.0, 1.0),
-        privacy__tier_clip=(0.25, 0.5, 1.0),
-    )
-    guarantee = specs.build(config).guarantee
+    guarantee = of_a_hundred(privacy__tier_clip=(0.25, 0.25, 0.5, 1.0))
     spent = guarantee.spent(100)
-    known = {"tier 0": 0.98, "tier 1": 2.34, "tier 2": 7.05}
+    known = {"tier 0": 0.98, "tier 1": 0.98, "tier 2": 2.34, "tier 3": 7.05}
     assert spent == pytest.approx(known, abs=5e-3)
-    assert guarantee.epsilon(100) == spent["tier 2"]
+    assert guarantee.epsilon(100) == spent["tier 3"]
 
 
 def test_in_a_fixed_cohort_a_small_tier_is_swapped_for_a_large_one():
@@ -305,6 +317,31 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     specs.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *[(CLIENT, name) for name in names.METHODS if name != "fiarse"],
+        *[(RECORD, name) for name in ("lora", "nefl", "dynamicfl")],
+    ],
+)
+def test_every_method_is_protected_in_the_round(base, name):
+    """Traced, not run: trees, copies of tiers and states fit together."""
+    fields = {"submodel__name": name, "privacy__accountant": "rdp"}
+    if names.METHODS[name].blocks:
+        fields["model__name"] = "resmlp"
+        fields |= {"model__resmlp__norm": "layer", "model__resmlp__width": 8}
+    run = specs.build(changed(base, **fields))
+    state = initial(run)
+
+    def step(state):
+        data = jax.tree.map(jnp.asarray, run.splits.train)
+        cohort = Cohort(jnp.arange(2), jnp.asarray(run.tiers[:2]), jnp.ones(2, bool))
+        return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
+
+    new, _ = jax.eval_shape(step, state)
+    assert checks.describe(new) == checks.describe(state)
+
+
 # --------------------------------------------------------------------------- whole runs
 
 
@@ -340,18 +377,14 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     assert fakes.equal(parts.state.protection, whole.state.protection)
 
 
-@pytest.mark.parametrize("base", [RECORD, LOCAL], ids=["record", "local"])
-def test_a_run_of_every_mechanism(base, tmp_path):
-    base = base | {"privacy.accountant": "rdp", "rounds": 1}
-    base |= {"privacy.secure_sum": "masked", "privacy.secure.minimum": 2}
-    result = train(changed(base), tmp_path)
+def test_noised_uploads_add_up_in_secret(tmp_path):
+    fields = {"privacy__secure_sum": "masked", "privacy__secure__minimum": 2}
+    base = LOCAL | {"privacy.accountant": "rdp", "rounds": 1}
+    result = train(changed(base, **fields), tmp_path)
     told = result.summary["privacy"]
-    assert told["secure_sum"] == "masked"
-    assert told["mechanism"] == base["privacy.mechanism"]
+    assert (told["mechanism"], told["secure_sum"]) == ("local_dp", "masked")
     assert told["epsilon"] == result.metrics["privacy/epsilon"]
-    whose = "hospitals" if told["mechanism"] == "record_dp" else "tiers"
-    assert max(told[whose].values()) == told["epsilon"]
-    assert result.metrics["eval/accuracy"] > 0
+    assert max(told["tiers"].values()) == told["epsilon"]
 
 
 def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
@@ -360,7 +393,9 @@ def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
     budget = (spent.epsilon(1) + spent.epsilon(2)) / 2
     result = train(changed(base, privacy__epsilon=budget), tmp_path)
     assert [row["round"] for row in rows(tmp_path)] == [1]
-    assert result.summary["privacy"]["epsilon"] == spent.epsilon(1) <= budget
+    told = result.summary["privacy"]
+    assert told["epsilon"] == spent.epsilon(1) <= budget
+    assert max(told["hospitals"].values()) == told["epsilon"]
     assert "eval/accuracy" in rows(tmp_path)[-1]
     assert "the run ends after round 1" in capsys.readouterr().out
 
