@@ -45,3 +45,11 @@ def _few_resamples():
     from fairjax import final
 
     final.RESAMPLES = 50
+
+
+@pytest.fixture
+def unfinal(monkeypatch):
+    """Runs end without their final figures, whose compiling takes the longest."""
+    from fairjax import final
+
+    monkeypatch.setattr(final, "final", lambda *_: {"last": None, "selected": None})

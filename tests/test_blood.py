@@ -110,6 +110,7 @@ def test_a_run_averages_its_last_evaluations(monkeypatch, own):
     assert made["flops"] == [slots * rounds * 12 * step for slots in (6, 2, 1)]
 
 
+@pytest.mark.usefixtures("unfinal")
 def test_a_run_is_validated_in_the_rounds_that_are_averaged(monkeypatch):
     """Four real rounds of four small hospitals, on a model that compiles fast."""
     monkeypatch.setattr(mixtures, "RECORDS", {TRAIN: 16, TEST: 4})

@@ -351,6 +351,7 @@ def rows(workdir):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in kept]
 
 
+@pytest.mark.usefixtures("unfinal")
 def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     """The clip adapts, so that the state of the protection has to survive as well."""
     base = CLIENT | {
@@ -377,6 +378,7 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     assert fakes.equal(parts.state.protection, whole.state.protection)
 
 
+@pytest.mark.usefixtures("unfinal")
 def test_noised_uploads_add_up_in_secret(tmp_path):
     fields = {"privacy__secure_sum": "masked", "privacy__secure__minimum": 2}
     base = LOCAL | {"privacy.accountant": "rdp", "rounds": 1}
@@ -387,6 +389,7 @@ def test_noised_uploads_add_up_in_secret(tmp_path):
     assert max(told["tiers"].values()) == told["epsilon"]
 
 
+@pytest.mark.usefixtures("unfinal")
 def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
     base = RECORD | {"privacy.accountant": "rdp", "eval_every": 5}
     spent = specs.build(changed(base)).guarantee

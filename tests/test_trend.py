@@ -84,6 +84,7 @@ def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
     assert late["tiers"] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
+@pytest.mark.usefixtures("unfinal")
 def test_a_run_is_measured_on_what_is_deployed(monkeypatch):
     """Two real rounds of four small hospitals, on a model that compiles fast."""
     monkeypatch.setattr(mixtures, "RECORDS", {TRAIN: 8, TEST: 4})

@@ -19,6 +19,7 @@ def loaded(path):
     return module
 
 
+@pytest.mark.usefixtures("unfinal")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_runs_two_rounds(path, tmp_path):
     module = loaded(path)
