@@ -1,5 +1,6 @@
 """Rules that see all changes: each against NumPy, and inside a round."""
 
+import functools
 import math
 
 import jax
@@ -71,6 +72,12 @@ def direction(rule, cohort, scores, state=None, clients=K):
     return num, den, np.asarray(given), state
 
 
+def step(spec, laid=None):
+    """A jitted round: (state, data, cohort) -> (state, info)."""
+    laid = laid or layout.vmapped()
+    return jax.jit(functools.partial(round.step, spec=spec, layout=laid))
+
+
 def moved(num, den):
     num, den = one(num), one(den)
     return np.where(den > 0, num / np.where(den > 0, den, 1), 0)
@@ -101,10 +108,7 @@ def test_q_fedavg_at_zero_is_the_plain_mean_of_all_clients():
     data = fakes.federation()
     state, cohort = fakes.start(spec, data), fakes.cohort()
     got, expected = (
-        round.step(
-            fakes.start(each, data), data, cohort, spec=each, layout=layout.vmapped()
-        )[0]
-        for each in (spec, plain)
+        step(each)(fakes.start(each, data), data, cohort)[0] for each in (spec, plain)
     )
     assert fakes.gap(got.params, expected.params) < 1e-6
     assert fakes.gap(got.params, state.params) > 1e-3
@@ -284,16 +288,11 @@ def test_fedce_in_a_round_judges_the_others_model_on_validation_records():
     spec, data = fakes.spec(rule=rule), fakes.federation()
     judged = fakes.federation(counts=(4, 6, 3, 5), seed=9)
     state, cohort = fakes.start(spec, data), fakes.cohort()
-    after, info = round.step(
-        state, data, cohort, spec=spec, layout=layout.scanned(), validation=judged
-    )
-    each = []
+    after, info = step(spec)(state, data, cohort, validation=judged)
+    each, single = [], fakes.spec()
+    train = step(single)
     for who in range(4):
-        alone = fakes.cohort((who,), (0,))
-        single = fakes.spec()
-        end, _ = round.step(
-            fakes.start(single, data), data, alone, spec=single, layout=layout.scanned()
-        )
+        end, _ = train(fakes.start(single, data), data, fakes.cohort((who,), (0,)))
         each.append(jax.tree.map(jnp.subtract, end.params, state.params))
     w = np.asarray(info.weights).copy()
     w[1] = 0
@@ -341,7 +340,7 @@ def test_a_coordinate_nobody_covers_stays(rule):
     spec, data = fakes.spec(model, method, rule=rule), fakes.federation()
     cohort = fakes.cohort(tiers=(0, 0, 0, 0))
     state = fakes.start(spec, data, tiers=2)
-    after, _ = round.step(state, data, cohort, spec=spec, layout=layout.vmapped())
+    after, _ = step(spec)(state, data, cohort)
     kernel = state.params["hidden0"]["kernel"], after.params["hidden0"]["kernel"]
     np.testing.assert_array_equal(kernel[0][:, 4:], kernel[1][:, 4:])
     assert float(jnp.abs(kernel[0][:, :4] - kernel[1][:, :4]).max()) > 1e-4
@@ -360,7 +359,7 @@ def test_a_fixed_denominator_lets_a_lone_holders_weight_count():
     ):
         spec = fakes.spec(model, method, rule=rule, denominator=denominator)
         state = fakes.start(spec, data, tiers=2)
-        after, _ = round.step(state, data, cohort, spec=spec, layout=layout.scanned())
+        after, _ = step(spec)(state, data, cohort)
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         outer.append(np.asarray(change["hidden0"]["kernel"][:, 4:]))
     share = fakes.COUNTS[3] / sum(fakes.COUNTS)
@@ -376,8 +375,6 @@ def test_server_state_is_the_optimisers_alone():
     )
     data = fakes.federation()
     state = fakes.start(spec, data)
-    after, _ = round.step(
-        state, data, fakes.cohort(), spec=spec, layout=layout.vmapped()
-    )
+    after, _ = step(spec)(state, data, fakes.cohort())
     length = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
     assert 0 < float(length) <= 0.5 + 1e-5

@@ -1,6 +1,7 @@
 """Rules that change the objective, and what stays with a client."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -31,7 +32,7 @@ def value(rule, logits, y, labels=None):
             lambda kept: Outputs(logits, (logits,)), batch, jax.random.key(0), context
         )[0]
 
-    return jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+    return jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
 
 
 # ----------------------------------------------------------------------------- PropFair
@@ -178,9 +179,8 @@ def test_ditto_is_its_own_steps(sliced):
     )
     data = fakes.federation()
     alone = fakes.cohort((0,), (0,))
-    first, _ = round.step(
-        fakes.start(prox, data), data, alone, spec=prox, layout=layout.scanned()
-    )
+    train = functools.partial(round.step, spec=prox, layout=layout.scanned())
+    first, _ = jax.jit(train)(fakes.start(prox, data), data, alone)
     mine = jax.tree.map(lambda leaf: leaf[0], states[1].personal)
     assert fakes.gap(mine, first.params) < 1e-6
     assert fakes.gap(mine, states[1].params) > 1e-3
@@ -201,9 +201,8 @@ def test_ditto_pulls_to_the_incoming_plain_model():
     state = fakes.start(spec, data)
     away = jax.tree.map(lambda leaf: leaf + 1.0, state.personal)
     state = dataclasses.replace(state, personal=away)
-    after, _ = round.step(
-        state, data, fakes.cohort(), spec=spec, layout=layout.scanned()
-    )
+    train = functools.partial(round.step, spec=spec, layout=layout.scanned())
+    after, _ = jax.jit(train)(state, data, fakes.cohort())
     moved = jax.tree.map(jnp.subtract, after.personal, away)
     expected = jax.tree.map(lambda leaf: jnp.full_like(leaf, -rate * strength), moved)
     assert fakes.gap(moved, expected) < 1e-2
