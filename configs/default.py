@@ -199,11 +199,13 @@ def get_config() -> ConfigDict:
     c.fairness.rule = "size"
     # what a coordinate's changes are divided by: "cover", the weights of the hospitals
     # that hold it; "fixed", their shares of the records, so that a lone holder's weight
-    # counts; "public", what a cohort holds of it on average, as client_dp must have it
+    # counts, and under client_dp what a cohort holds on average, by what is public
     c.fairness.denominator = "cover"
     c.fairness.cap = 0.0  # largest weight, in shares of the records; 0: no cap
     c.fairness.warmup = 0  # rounds weighed by records before the rule begins
-    c.fairness.group = placeholder(str)  # patient attribute of fairfed and agnostic
+    # patient attribute of fairfed (of two values) and agnostic; not given: the data's
+    # first one that fits
+    c.fairness.group = placeholder(str)
     c.fairness.q_ffl = ConfigDict()
     c.fairness.q_ffl.q = 1.0  # 0 is FedAvg; larger moves weight to high losses
     c.fairness.term = ConfigDict()

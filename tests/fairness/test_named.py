@@ -122,11 +122,6 @@ REFUSED = {
         ({"fairness.rule": "term+logit_ajust"}, "logit_adjust"),
     ],
     "fairness.group": [
-        ({"fairness.rule": "fairfed"}, "a patient attribute for fairfed"),
-        (
-            {"fairness.rule": "agnostic", "fairness.agnostic.domain": "group"},
-            "a patient attribute for agnostic",
-        ),
         ({"fairness.group": "sex"}, "none with rule size"),
     ],
     "fairness.denominator": [
@@ -167,3 +162,32 @@ def test_a_rule_for_everybody_refuses_a_part_of_them():
     c = config("afl", cohort=3)
     with pytest.raises(checks.InputError, match=r"^cohort: .*all hospitals.* afl"):
         specs.build(c)
+
+
+@pytest.mark.parametrize(
+    ("rule", "group", "column"),
+    [("fairfed", None, 1), ("agnostic", None, 0), ("agnostic", "sex", 1)],
+)
+def test_the_attribute_of_a_rule(tmp_path, rule, group, column):
+    """Without a name the first one that fits: fairfed takes two values alone."""
+    rows = [f"{'abc'[i % 3]},{'mf'[i % 2]},{i},{i % 2}" for i in range(60)]
+    (tmp_path / "mine.csv").write_text("\n".join(["band,sex,dose,ill", *rows]))
+    data = {"path": str(tmp_path / "mine.csv"), "label": "ill", "name": "csv"}
+    fields = {f"data.{name}": value for name, value in data.items()}
+    c = config(rule, **fields, **{"data.group": ("band", "sex")})
+    c.data.partition.num_clients = 4
+    c.fairness.agnostic.domain = "group"
+    c.fairness.group = group
+    spec = specs.build(c).spec
+    assert (spec.attribute, spec.groups) == (column, (3, 2)[column])
+    c.fairness.group = "band"
+    if rule == "fairfed":
+        with pytest.raises(checks.InputError, match=r"^fairness\.group: .*sex"):
+            specs.build(c)
+
+
+def test_data_without_an_attribute_are_refused():
+    with pytest.raises(
+        checks.InputError, match=r"^fairness\.rule: .*two values.*fairfed"
+    ):
+        specs.build(config("fairfed"))
