@@ -38,7 +38,9 @@ def baselines(
         last: its state in the end.
         measured: of that state.
     """
-    tiers = np.asarray(run.tiers_at(last.round - 1))
+    # Not the config's: a privacy budget may have ended the run before.
+    rounds = int(last.round)
+    tiers = np.asarray(run.tiers_at(rounds - 1))
     first = everybody(run, run.tiers_at(start.round))
     now = everybody(run, jnp.asarray(tiers))
     train, test = jax.tree.map(jnp.asarray, (run.splits.train, run.splits.test))
@@ -66,7 +68,7 @@ def baselines(
             first,
             spec=run.spec,
             layout=laid,
-            rounds=run.config["rounds"],
+            rounds=rounds,
         )
         alone = hospitals.by_itself(models, start, spec=run.spec)
         tuned = hospitals.tuned(last, train, spec=run.spec)
@@ -88,7 +90,7 @@ def baselines(
         for model, values in models.items()
     }
     return {
-        "rounds": run.config["rounds"],
+        "rounds": rounds,
         "clients": [
             {"client": name, "tier": int(tiers[client])}
             | {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fairjax import client, keys, metrics, private, round
 from fairjax.keys import Role
@@ -18,6 +18,7 @@ from fairjax.types import (
     Federation,
     Kept,
     Layout,
+    Masks,
     Member,
     Params,
     RunState,
@@ -97,7 +98,6 @@ def tuned(state: RunState, train: Federation, *, spec: round.Spec) -> Own:
 
     A hospital trains and keeps the sub-model of its tier in the coming round.
     """
-    records = jax.tree.map(jnp.asarray, train)
 
     def own(member: Member) -> tuple[Params, Kept]:
         params = private.gather(state.private, state.params, member)
@@ -106,7 +106,7 @@ def tuned(state: RunState, train: Federation, *, spec: round.Spec) -> Own:
         if state.memory is not None:
             memory = jax.tree.map(lambda leaf: leaf[member.client], state.memory)
         delta, _, _, _ = _train(
-            state, state.round, params, memory, kept, member, records, spec
+            state, state.round, params, memory, kept, member, train, spec
         )
         return optax.apply_updates(params, delta), kept
 
@@ -135,7 +135,6 @@ def alone(
         layout: how hospitals are laid on the hardware, masked.
         rounds: how many.
     """
-    records = jax.tree.map(jnp.asarray, train)
     memory = spec.local.method.memory
 
     def one(member: Member, tier: int | None) -> Params:
@@ -145,7 +144,7 @@ def alone(
         def again(number: Array, carry: tuple) -> tuple:
             params, held = carry
             delta, _, held, _ = _train(
-                state, number, params, held, kept, member, records, spec
+                state, number, params, held, kept, member, train, spec
             )
             return optax.apply_updates(params, delta), held
 
@@ -172,10 +171,22 @@ def _units(
     return spec.local.method.units(key, number, params, member)
 
 
-def _train(state, number, params, memory, kept, member, records, spec):
+def _train(
+    state: RunState,
+    number: Array,
+    params: Params,
+    memory: PyTree[Array],
+    kept: Kept,
+    member: Member,
+    train: Federation,
+    spec: round.Spec,
+) -> tuple[Params, Masks, PyTree[Array], client.ClientInfo]:
     """One client's local training as in round `number`."""
     who = member.client
-    examples = Examples(records.x, records.y, records.offset[who], member.count)
+    offset = jnp.asarray(train.offset)[who]
+    examples = Examples(
+        jnp.asarray(train.x), jnp.asarray(train.y), offset, member.count
+    )
     return client.update(
         keys.at(state.key, Role.LOCAL, number, who),
         params,

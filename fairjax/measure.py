@@ -46,27 +46,26 @@ Measure = Callable[[RunState], tuple[Measured, Logits]]
 def representatives(run: specs.Run) -> Member:
     """For every tier its first hospital (hospital 0 where it has none), [T] a leaf."""
     tiers = np.arange(len(run.budget))
-    clients = np.array([int(np.argmax(run.tiers == tier)) for tier in tiers])
-    train = run.splits.train
-    return Member(
-        jnp.asarray(clients, jnp.int32),
-        jnp.asarray(tiers, jnp.int32),
-        jnp.ones(tiers.shape, bool),
-        jnp.asarray(train.count)[clients],
-        jnp.asarray(train.labels)[clients],
-    )
+    first = [int(np.argmax(run.tiers == tier)) for tier in tiers]
+    return _members(run, jnp.asarray(first, jnp.int32), jnp.asarray(tiers, jnp.int32))
 
 
 def everybody(run: specs.Run, tiers: Int[Array, "N"]) -> Member:
     """All hospitals at these tiers, [N] a leaf."""
+    everyone = jnp.arange(len(run.splits.clients), dtype=jnp.int32)
+    return _members(run, everyone, tiers.astype(jnp.int32))
+
+
+def _members(
+    run: specs.Run, clients: Int[Array, "M"], tiers: Int[Array, "M"]
+) -> Member:
     train = run.splits.train
-    clients = jnp.arange(len(train.count), dtype=jnp.int32)
     return Member(
         clients,
-        tiers.astype(jnp.int32),
+        tiers,
         jnp.ones(clients.shape, bool),
-        jnp.asarray(train.count),
-        jnp.asarray(train.labels),
+        jnp.asarray(train.count)[clients],
+        jnp.asarray(train.labels)[clients],
     )
 
 

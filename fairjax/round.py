@@ -59,7 +59,7 @@ class Spec:
     """Leave out a client whose change or loss is not finite."""
     denominator: str = "cover"
     """What a coordinate's changes are divided by, see `fairjax.aggregate`: "cover" or
-    "fixed"."""
+    "fixed". A protection with a population has weights and denominators of its own."""
     attribute: int | None = None
     """Column of `Federation.group` whose groups the rule tells apart."""
     groups: int = 0
@@ -205,7 +205,7 @@ def step(
         memory = trees.select(counts, memory, slot.memory)
         personal = slot.personal
         if rule.personal is not None:
-            step, _, _, own = update(
+            change, _, _, own = update(
                 slot.key,
                 personal,
                 slot.memory,
@@ -215,7 +215,7 @@ def step(
                 anchor=params,
                 **settings,
             )
-            moved = optax.apply_updates(personal, step)
+            moved = optax.apply_updates(personal, change)
             personal = trees.select(slot.member.valid & own.finite, moved, personal)
         return delta, cover, (memory, personal), info, counts
 
@@ -293,6 +293,7 @@ def step(
         release_key, state.protection, cohort, counts, sums, public
     )
     if combined is not None:
+        # The sums then serve the copies that tiers keep.
         num, den = combined
     finish = method.finish or aggregate.finish
     params, server = finish(spec.server, state.server, state.params, num, den)

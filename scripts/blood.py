@@ -11,9 +11,6 @@ two to four minutes of one CPU core: two processes that have a part of the metho
 (--methods=fedavg,heterofl) share the files.
 """
 
-import contextlib
-import fcntl
-import os
 import pathlib
 import tempfile
 import time
@@ -347,21 +344,9 @@ def table(results: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- the files
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """No other process of this script reads or writes the files meanwhile."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    folder = os.open(RESULTS.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
     """Writes runs beside those that are there, and the README's tables."""
-    with alone():
+    with experiment.alone(RESULTS.parent):
         before = experiment.continued(RESULTS, same) or []
         results = judged(same | {"runs": [*before, *runs]})
         write_json(RESULTS, results)

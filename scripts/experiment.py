@@ -1,10 +1,13 @@
 """What experiments on several methods and seeds share: records, claims and README."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import operator
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,18 @@ def continued(path: pathlib.Path, same: Mapping[str, Any]) -> Any:
     if any(old.get(name) != value for name, value in same.items()):
         return None
     return old["runs"]
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """No other process that asks for it reads or writes the folder meanwhile."""
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def extent(values: Sequence[float]) -> dict[str, float]:

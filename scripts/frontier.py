@@ -24,7 +24,6 @@ from fairjax import checks, command
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
-from scripts.blood import alone
 from scripts.results import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -235,7 +234,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
     """Writes runs beside those that are there; with all, the README's tables."""
-    with alone():
+    with experiment.alone(RESULTS.parent):
         every = [*(experiment.continued(RESULTS, same) or []), *runs]
         write_json(RESULTS, same | {"runs": every})
         if next(missing(done(every), list(DATA)), None) is None:

@@ -74,7 +74,7 @@ def capped(rule: Rule, cap: float) -> Rule:
         InputError: `cap` is below 1, or the rule does not weigh or has a direction.
     """
     checks.in_range("fairness.cap", cap, 1)
-    inner = _weights_of(rule, "fairness.cap")
+    inner = _weights_of(rule, "fairness.cap", cap)
 
     def weigh(
         state: PyTree, cohort: Cohort, scores: Scores
@@ -107,7 +107,7 @@ def after(rule: Rule, rounds: int) -> Rule:
         InputError: the rule does not weigh, or has a direction.
     """
     checks.in_range("fairness.warmup", rounds, 0)
-    inner = _weights_of(rule, "fairness.warmup")
+    inner = _weights_of(rule, "fairness.warmup", rounds)
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _Waiting:
         return _Waiting(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
@@ -126,7 +126,8 @@ def after(rule: Rule, rounds: int) -> Rule:
     return rule._replace(init=init, weigh=weigh)
 
 
-def _weights_of(rule: Rule, field: str) -> Any:
+def _weights_of(rule: Rule, field: str, value: float | int) -> Any:
     if rule.weigh is None or rule.combine is not None:
-        checks.fail(field, "a rule that gives weights and no direction", "another")
+        what = "0 without a rule that gives weights, and for one that gives a direction"
+        checks.fail(field, what, value)
     return rule.weigh

@@ -53,10 +53,8 @@ def _domains(
     count, loss, right = map(by_domain, scores.cells)
     total = jnp.sum(count, axis=0)
     records = jnp.maximum(total, 1)
-    return Domains(
-        count, jnp.sum(loss, axis=0) / records, jnp.sum(right, axis=0) / records,
-        total > 0,
-    )  # fmt: skip
+    loss, accuracy = (jnp.sum(cell, axis=0) / records for cell in (loss, right))
+    return Domains(count, loss, accuracy, total > 0)
 
 
 def _weigh(
