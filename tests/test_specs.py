@@ -19,6 +19,7 @@ from configs import (
     heart_disease,
     pbc_blood28,
     smoke,
+    vit,
 )
 from fairjax import checks, names, round, specs
 from fairjax.data import federation
@@ -174,7 +175,7 @@ def test_groups_of_a_csv_reach_the_splits(tmp_path):
     assert np.bincount(everybody[:, 1]).tolist() == [20, 20, 20]
 
 
-EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28)
+EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28, vit)
 
 
 @pytest.mark.parametrize("config", [*EXAMPLES, smoke])
@@ -182,6 +183,21 @@ def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
     specs.check(config.get_config())
     name = config.__name__.rpartition(".")[2]
     assert f"scripts/train.py --config=configs/{name}.py --workdir=" in config.__doc__
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("tiny", 5.4), ("small", 21.3), ("base", 85.1), ("1b", 1259.5)],
+)
+def test_transformers_of_the_paper_have_their_sizes(preset, expected):
+    config = vit.get_config(preset)
+    specs.check(config)
+    family = names.METHODS[config.submodel.name]
+    model = names.MODELS["vit"](config, 8, family)
+    image = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("config", EXAMPLES)
