@@ -432,12 +432,14 @@ def _ledgers(run: specs.Run, local: Local, state: RunState) -> Iterator[dict[str
 def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
     """What a round costs this machine, beside what it would cost the hospitals.
 
-    Masked, every slot computes at full width; sliced, at its tier's size. Padded steps
-    and slots compute too.
+    Masked, every slot computes at full width; sliced, at its tier's size, whatever a
+    method narrows a step to. Padded steps and slots compute too.
     """
     local = run.spec.local
+    method = local.method._replace(narrow=None)
     if run.form == "masked":
-        local = local._replace(method=local.method._replace(size=None))
+        method = method._replace(size=None)
+    local = local._replace(method=method)
     slots = run.slots or federation.slots(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )

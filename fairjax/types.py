@@ -308,6 +308,9 @@ class Method(NamedTuple):
     inner: Callable[[Array, Array, Kept], Kept] | None = None
     """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
     same in every step."""
+    narrow: Callable[[int], tuple[Size, ...]] | None = None
+    """tier -> the sizes that `inner` cuts a step to, each as likely as the others, for
+    the bill: the first of the units that are kept; None: no step costs less."""
     enter: (
         Callable[[Array, Params, Kept, PyTree, Masks, Masks], tuple[PyTree, PyTree]]
         | None

@@ -1,5 +1,6 @@
 """The bill of every tier: what its sub-model weighs, computes, keeps and sends."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from fairjax.types import (
     Objective,
     Outputs,
     Params,
+    Size,
 )
 
 
@@ -60,8 +62,9 @@ def ledger(
     - `optimizer_floats`: state of the local optimiser for the leaves that are trained.
 
     They are the device's costs: the sliced network's where the method has sizes and the
-    model resizes, else the full one's, because a mask alone saves no computation. A
-    width that a method narrows further per step is billed unnarrowed.
+    model resizes, else the full one's, because a mask alone saves no computation. Where
+    a method narrows single steps (`Method.narrow`), training is billed as their mean,
+    and what a device must have room for at the widest.
 
     Args:
         model: the plain model.
@@ -99,19 +102,25 @@ def ledger(
         mixed = [next(sources[is_hot]) for is_hot in trained]
         return jax.tree.unflatten(structure, mixed)
 
-    def outputs(plain: Params, x: Array, kept: Kept, train: bool) -> Outputs:
-        return network.apply(plain, x, train=train, key=jax.random.key(0), kept=kept)
-
     def answer(tree: PyTree, x: Array) -> Array:
         plain = method.effective(tree)
-        return method.predict(outputs(plain, x, here, False), kept)
+        key = jax.random.key(0)
+        outputs = network.apply(plain, x, train=False, key=key, kept=here)
+        return method.predict(outputs, kept)
 
-    def loss(hot: list[Array], cold: list[Array], x: Array) -> Array:
+    def loss(
+        narrow: Size | None, hot: list[Array], cold: list[Array], x: Array
+    ) -> Array:
         plain = method.effective(whole(hot, cold))
 
         def outputs_at(other: Kept | None = None) -> Outputs:
-            at = here if other is None else axes.inside(other, inside)
-            return outputs(plain, x, at, True)
+            runs, tree, at = network, plain, here
+            if other is not None:
+                at = axes.inside(other, inside)
+            elif narrow is not None and inside is not None:
+                lead = axes.part(axes.restrict(kept.forward, inside), narrow)
+                runs, tree = model.resize(narrow), axes.take(plain, network.axes, lead)
+            return runs.apply(tree, x, train=True, key=jax.random.key(0), kept=at)
 
         zero = jnp.zeros((), jnp.int32)
         context = Context(zero, zero, zero, member, kept, memory, plain, plain)
@@ -131,7 +140,14 @@ def ledger(
         return two - one, 2 * one - two
 
     forward, _ = counted(answer, tree)
-    train, per_step = counted(jax.value_and_grad(loss), hot, cold)
+    sizes: tuple[Size | None, ...] = (None,)
+    if method.narrow is not None:
+        sizes = method.narrow(int(member.tier))
+    steps = [
+        counted(jax.value_and_grad(functools.partial(loss, size)), hot, cold)
+        for size in sizes
+    ]
+    train, per_step = np.mean(steps, axis=0)
     state = jax.tree.leaves(jax.eval_shape(optimizer.init, hot))
     return {
         "parameters": _held(params, received, lambda leaf: 1),

@@ -16,6 +16,7 @@ from fairjax.types import (
     Method,
     OutputsAt,
     Params,
+    Size,
 )
 
 
@@ -36,8 +37,8 @@ def fjord(axes: Axes, budget: tuple[float, ...], *, distill: bool) -> Method:
             Else it is the run's own objective at width p.
 
     p is drawn with the key of the step, which is the client's own: two clients draw
-    apart in the same step. The bill is that of p_max: drawing smaller widths saves
-    computation, and distilling costs a second pass, that it does not show.
+    apart in the same step. Its bill for training is the mean over the widths, the pass
+    of the teacher included; for room, that of p_max.
 
     Source: Horvath et al. 2021, section 3, with the self-distillation of the authors'
     Flower baseline (the paper's loss mixes soft and true labels by a weight).
@@ -60,6 +61,7 @@ def fjord(axes: Axes, budget: tuple[float, ...], *, distill: bool) -> Method:
         units=units,
         size=lambda tier: width.size(per_tier, tier),
         inner=inner,
+        narrow=lambda tier: tuple(Size(own, {}) for own in per_width[: rank[tier] + 1]),
         objective=_distilled if distill else None,
     )
 

@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fairjax import client, layout, round
 from fairjax.submodels import axes as unit_axes
+from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fjord import fjord
 from fairjax.types import Examples
@@ -97,3 +99,28 @@ def test_with_one_full_budget_it_is_fedavg():
 
     full = end(fjord(MODEL.axes, (1.0,), distill=False))
     assert fakes.gap(full, end(fedavg(MODEL.axes))) < 1e-6
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_training_is_billed_as_the_mean_over_the_widths(distill):
+    x = jnp.ones((1, 6))
+    params = MODEL.init(jax.random.key(0), x)
+    method = fjord(MODEL.axes, BUDGET, distill=distill)
+    objective = method.objective or client.mean_cross_entropy()
+
+    def pass_of(a, b):
+        """Of two hidden widths: the answer, then gradients of kernels and of inputs."""
+        forward = 6 * a + a * b + b * fakes.CLASSES
+        return forward, 3 * forward - 6 * a
+
+    for tier, hidden in enumerate([(4,), (4,), (4, 8), (4, 8, 16)]):
+        member = fakes.member(0, tier)
+        kept = method.units(jax.random.key(1), jnp.asarray(0), params, member)
+        bill = cost.ledger(
+            MODEL, method, objective, optax.sgd(0.1), params, kept, member, x=x
+        )
+        steps = [pass_of(a, a // 2)[1] for a in hidden]
+        widest = hidden[-1]
+        teacher = pass_of(widest, widest // 2)[1] if distill else 0
+        assert bill["flops_forward"] == 2 * pass_of(widest, widest // 2)[0]
+        assert bill["flops_train"] == int(2 * (np.mean(steps) + teacher))
