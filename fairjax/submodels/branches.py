@@ -14,10 +14,11 @@ A local tree is
 
     {"base": like the plain parameters,
      "branches": {layer: {"<slot>_<family>": psi}},
-     "alive": 0/1 per layer and slot, [L, R]},
+     "alive": {layer: 0/1 per slot, [R]}},
 
-with L layers, bottom to top, and R slots in each. The psi of a dead slot is 0 and adds
-nothing, so that trees of all budgets have one shape.
+with R slots in each of L layers; what is planned for all of them is a table [L, R],
+layers bottom to top. The psi of a dead slot is 0 and adds nothing, so that trees of all
+budgets have one shape.
 
 Source: Zhang et al. 2025 (DynamicFL), eqs. 14 to 16; the families are those of Diverse
 Branch Blocks (Ding et al. 2021) and DyRep (Huang et al. 2022). Deviates: no batch norm
@@ -27,7 +28,7 @@ inside a branch, see `fairjax.submodels.expanded`.
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,8 @@ CONV = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "KxK")
 LINEAR = ("linear", "lowrank", "scale")
 """Families beside a matrix [I, O]."""
 FAMILIES = tuple(dict.fromkeys(CONV + LINEAR))
+SEQUENCES = ("1x1-KxK", "lowrank")
+"""Families of two maps, one after the other."""
 
 Psi = Mapping[str, Array]
 """The parameters of one branch."""
@@ -96,7 +99,7 @@ def shapes(
     """
     *space, inputs, outputs = kernel
     ones = (1,) * len(space)
-    if family in ("1x1-KxK", "lowrank"):
+    if family in SEQUENCES:
         middle = rank if family == "lowrank" else inputs
         found = {
             "first": (*ones, inputs, middle * groups),
@@ -146,7 +149,7 @@ def tau(
     """
     *space, inputs, outputs = kernel
     bias = psi.get("bias")
-    if family in ("1x1-KxK", "lowrank"):
+    if family in SEQUENCES:
         first = psi["first"].reshape(inputs, groups, -1)
         second = psi["second"].reshape(*space, -1, groups, outputs // groups)
         product = jnp.einsum("igm,...mgo->...igo", first, second)
@@ -294,7 +297,8 @@ def admitted(
 
 def bare(plain: Params, layers: Sequence[str], form: Form) -> Local:
     """The local tree without branches."""
-    alive = jnp.zeros((len(layers), len(form.families)))
+    none = jnp.zeros(len(form.families))
+    alive = {layer.name: none for layer in present(plain, layers)}
     return {"base": plain, "branches": {}, "alive": alive}
 
 
@@ -356,16 +360,16 @@ def regroup(
     here = present(local["base"], layers)
     drawn = draw(key, here, form)
     for layer in here:
-        before = local["branches"].get(layer.name, {})
+        before, lived = local["branches"].get(layer.name, {}), local["alive"]
         slots = {}
         for name, fresh in drawn[layer.name].items():
-            family = family_of(name)
-            after = alive[layer.row, column_of(name)].astype(layer.dtype)
+            family, column = family_of(name), column_of(name)
+            after = alive[layer.row, column].astype(layer.dtype)
             if name not in before and _dead(after):
                 continue
             if name in before:
-                old, was = before[name], local["alive"][layer.row, column_of(name)]
-                was = was.astype(layer.dtype)
+                old = before[name]
+                was = lived[layer.name][column].astype(layer.dtype)
                 gone = _times(old, was * (1 - after))
                 _add(shift, layer.name, tau(family, gone, layer.kernel))
                 born = _times(fresh, after * (1 - was))
@@ -377,17 +381,27 @@ def regroup(
         if slots:
             branches[layer.name] = slots
     base = _shifted(local["base"], shift)
-    return {"base": base, "branches": branches, "alive": alive}
+    living = {layer.name: alive[layer.row] for layer in here}
+    return {"base": base, "branches": branches, "alive": living}
 
 
 def effective(local: Local) -> Params:
-    """The plain parameters base + sum_r tau_r(psi_r) that the network is applied to."""
+    """The plain parameters base + sum_r tau_r(psi_r) that the network is applied to.
+
+    The product of a sequence is what a branch costs, so that of a dead one is left out
+    where a program has a choice at all: under `scan`, not under `vmap`.
+    """
     leaves = trees.named(local["base"])
     shift: dict[str, Array] = {}
     for layer, slots in local["branches"].items():
         kernel = leaves[f"{layer}/kernel"].shape
         for slot, psi in slots.items():
-            _add(shift, layer, tau(family_of(slot), psi, kernel))
+            part = functools.partial(tau, family_of(slot), kernel=kernel)
+            if family_of(slot) not in SEQUENCES:
+                _add(shift, layer, part(psi))
+                continue
+            alive = local["alive"][layer][column_of(slot)] > 0
+            _add(shift, layer, jax.lax.cond(alive, part, _nothing(part), psi))
     return _shifted(local["base"], shift)
 
 
@@ -395,17 +409,22 @@ merge = effective
 """What leaves the hospital: merging is no more than taking the sum."""
 
 
-def living(local: Local, layers: Sequence[str]) -> Branches:
+def living(local: Local) -> Branches:
     """0/1 for every parameter of the branches: those of alive ones are trained."""
 
     def flags(layer: str, slot: str, psi: Psi) -> dict[str, Array]:
-        alive: Array = local["alive"][layers.index(layer), column_of(slot)]
+        alive: Array = local["alive"][layer][column_of(slot)]
         return dict.fromkeys(psi, alive)
 
     return {
         layer: {slot: flags(layer, slot, psi) for slot, psi in slots.items()}
         for layer, slots in local["branches"].items()
     }
+
+
+def _nothing(part: Callable[[Psi], Any]) -> Callable[[Psi], Any]:
+    """A function like `part` that gives 0."""
+    return lambda psi: jax.tree.map(jnp.zeros_like, jax.eval_shape(part, psi))
 
 
 def _dead(alive: Array) -> bool:
@@ -440,7 +459,7 @@ def _shifted(base: Params, shift: Mapping[str, Array]) -> Params:
 # -------------------------------------------------------------- what branches amount to
 
 
-def multiplied(local: Local, layers: Sequence[str]) -> Params:
+def multiplied(local: Local) -> Params:
     """The base as it is, with the gradient that its branches would have given it.
 
         gradient of the base = (I + sum_r alive_r J_r J_r') g,   J_r = d tau_r / d psi_r
@@ -452,14 +471,13 @@ def multiplied(local: Local, layers: Sequence[str]) -> Params:
 
     Args:
         local: a tree whose base is the whole plain kernel.
-        layers: from `layers`.
 
     Source: the chain rule. It is the control that a claim for branches needs.
     """
     leaves = trees.named(local["base"])
     moved: dict[str, Array] = {}
     for layer, slots in local["branches"].items():
-        alive = local["alive"][layers.index(layer)]
+        alive = local["alive"][layer]
         weights = {slot: alive[column_of(slot)] for slot in slots}
         bias = leaves.get(f"{layer}/bias")
         plain = leaves[f"{layer}/kernel"], bias

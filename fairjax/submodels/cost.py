@@ -117,7 +117,7 @@ def ledger(
             runs, tree, at = network, plain, here
             if other is not None:
                 at = axes.inside(other, inside)
-            elif narrow is not None and inside is not None:
+            elif narrow is not None and inside is not None and model.resize:
                 lead = axes.part(axes.restrict(kept.forward, inside), narrow)
                 runs, tree = model.resize(narrow), axes.take(plain, network.axes, lead)
             return runs.apply(tree, x, train=True, key=jax.random.key(0), kept=at)

@@ -1,6 +1,5 @@
 """Rich hospitals train branches beside the plain model; what travels is their sum."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -142,24 +141,22 @@ def branched(
         local = branches.expand(keys.at(key, 1), held, here, layers=layers, form=form)
         trained = {
             "base": update,
-            "branches": branches.living(local, layers),
-            "alive": jnp.zeros((1, 1)),
+            "branches": branches.living(local),
+            "alive": jax.tree.map(jnp.zeros_like, local["alive"]),
         }
         if matched:
             local["base"] = held
             trained["branches"] = jax.tree.map(jnp.zeros_like, trained["branches"])
         return local, trained
 
-    effective = branches.effective
-    if matched:
-        effective = functools.partial(branches.multiplied, layers=layers)
-
     def observe(memory: Any, local: PyTree, grads: PyTree, context: Context) -> Any:
-        now = _sensitivity(grads, local, layers, SENSITIVITIES[sensitivity])
         mean = memory["sensitivity"]
+        now = _sensitivity(grads, local, SENSITIVITIES[sensitivity])
+        now = _table(now, layers, like=mean)
         place = context.of_epoch.astype(mean.dtype)
         mean = jnp.where(place == 0, now, mean + (now - mean) / (place + 1))
-        return {"alive": local["alive"], "sensitivity": mean}
+        alive = _table(local["alive"], layers, like=mean)
+        return {"alive": alive, "sensitivity": mean}
 
     def start(params: Params) -> Any:
         if not np.any(branches.admitted(params, layers, form)):
@@ -170,7 +167,7 @@ def branched(
     return method._replace(
         units=units,
         enter=enter,
-        effective=effective,
+        effective=branches.multiplied if matched else branches.effective,
         memory=Memory(start, observe=observe, plain=False),
     )
 
@@ -187,17 +184,26 @@ SENSITIVITIES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def _sensitivity(
-    grads: PyTree, local: PyTree, layers: tuple[str, ...], of: Callable
-) -> Float[Array, "L R"]:
-    """The sensitivity of every branch in one step; 0 where there is none."""
-    table = jnp.zeros_like(local["alive"])
+    grads: PyTree, local: PyTree, of: Callable
+) -> dict[str, Float[Array, "R"]]:
+    """The sensitivity of every layer's branches in one step; 0 where there is none."""
+    found = {}
     for layer, slots in local["branches"].items():
+        row = jnp.zeros_like(local["alive"][layer])
         for slot, psi in slots.items():
             parts = jax.tree.map(of, grads["branches"][layer][slot], psi)
-            place = layers.index(layer), branches.column_of(slot)
             total = jnp.stack(jax.tree.leaves(parts)).sum()
-            table = table.at[place].set(total.astype(table.dtype))
-    return table
+            row = row.at[branches.column_of(slot)].set(total.astype(row.dtype))
+        found[layer] = row
+    return found
+
+
+def _table(
+    rows: dict[str, Float[Array, "R"]], layers: tuple[str, ...], like: Array
+) -> Float[Array, "L R"]:
+    """Rows of layers as one table, bottom to top; 0 for layers that are not there."""
+    none = jnp.zeros_like(like[0])
+    return jnp.stack([rows.get(layer, none) for layer in layers]).astype(like.dtype)
 
 
 def plan(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from fairjax import trees
 from fairjax.models import lenet, resmlp, resnet, vit
@@ -172,7 +173,7 @@ def test_expand_and_regroup_change_no_output(name, dtype, bound):
                 jax.random.key(0), plain, alive[0], layers=names, form=EVERY
             )
             # As after training: every parameter of a living branch has moved.
-            living = branches.living(local, names)
+            living = branches.living(local)
             local["branches"] = jax.tree.map(
                 lambda leaf, on: leaf + 0.3 * on, local["branches"], living
             )
@@ -241,7 +242,8 @@ def test_regroup_keeps_what_lives_and_ends_what_does_not(seed, model):
     local = _expand(plain, alive[0], names)
     after = _regroup(local, alive[1], names)
     admitted = branches.admitted(plain, names, EVERY)
-    assert fakes.equal(after["alive"], alive[1] * admitted.astype(jnp.float32))
+    wanted = alive[1] * admitted.astype(jnp.float32)
+    assert fakes.equal(after["alive"], dict(zip(names, wanted, strict=True)))
     for layer, slots in after["branches"].items():
         for slot, psi in slots.items():
             row, column = names.index(layer), branches.column_of(slot)
@@ -280,10 +282,35 @@ def test_known_dead_branches_are_not_there():
     traced = _expand(plain, alive[0], names)
     assert fakes.gap(known["base"], traced["base"]) < 1e-6
     count = sum(len(slots) for slots in known["branches"].values())
-    assert count == int(known["alive"].sum()) < traced["alive"].size
+    slots = jnp.stack(list(known["alive"].values()))
+    assert count == int(slots.sum()) < slots.size
     for layer, slots in known["branches"].items():
         for slot, psi in slots.items():
             assert fakes.gap(psi, traced["branches"][layer][slot]) < 1e-6
+
+
+def test_the_product_of_a_dead_sequence_is_left_out():
+    """It is made inside a condition, and on the way back too."""
+    _, plain, names, alive = grown("mlp", np.float32, 1)
+    local = _expand(plain, alive[0], names)
+
+    def products(jaxpr, inside=False):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield inside
+            for inner in jaxprs_in_params(eqn.params):
+                yield from products(inner, inside or eqn.primitive.name == "cond")
+
+    def total(branches_, base, alive):
+        tree = {"base": base, "branches": branches_, "alive": alive}
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(branches.effective(tree)))
+
+    made = jax.make_jaxpr(jax.grad(total))(
+        local["branches"], local["base"], local["alive"]
+    )
+    found = list(products(made.jaxpr))
+    assert len(found) >= 3
+    assert all(found)
 
 
 def test_no_two_branches_are_alike():
@@ -339,17 +366,16 @@ def _apart(families, steps, rate=0.05):
                 jax.random.key(0), plain, alive, layers=("c",), form=form
             )
             other = {**local, "base": plain}
-            multiplied = lambda tree: branches.multiplied(tree, ("c",))  # noqa: E731
             for _ in range(steps):
                 grads = jax.grad(lambda t: loss(branches.effective(t)))(local)
-                step = jax.grad(lambda t: loss(multiplied(t)))(other)["base"]
+                step = jax.grad(lambda t: loss(branches.multiplied(t)))(other)["base"]
                 move = lambda p, g: p - rate * g  # noqa: E731
                 local = {
                     "base": jax.tree.map(move, local["base"], grads["base"]),
                     "branches": jax.tree.map(
                         move, local["branches"], grads["branches"]
                     ),
-                    "alive": alive,
+                    "alive": local["alive"],
                 }
                 other["base"] = jax.tree.map(move, other["base"], step)
             return branches.effective(local), other["base"]

@@ -25,6 +25,10 @@ FORM = ("linear", "lowrank", "linear")
 LAYERS = branches.layers(MODEL.axes)
 
 
+def table(alive):
+    return np.stack([alive[layer] for layer in LAYERS])
+
+
 def method(number=NUMBER, **options):
     return dynamicfl(MODEL.axes, number, branch_form=FORM, **options)
 
@@ -106,12 +110,12 @@ def test_living_branches_move_and_dead_ones_never():
     trees_, _, _, info = trained(fakes.spec(MODEL, rule, epochs=1), 1)
     before, after = trees_["before"], trees_["after"]
     # One branch per layer on average; without a past, from the bottom.
-    assert after["alive"].tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert table(after["alive"]).tolist() == [[1, 1, 0], [0, 0, 0]]
     assert fakes.equal(before["alive"], after["alive"])
-    for row, layer in enumerate(LAYERS):
+    for layer in LAYERS:
         for slot, psi in after["branches"][layer].items():
             old = before["branches"][layer][slot]
-            if after["alive"][row, branches.column_of(slot)]:
+            if after["alive"][layer][branches.column_of(slot)]:
                 assert not any(
                     np.array_equal(psi[name], old[name])
                     for name in psi
@@ -295,13 +299,13 @@ def test_the_next_round_is_planned_from_what_was_remembered():
         "sensitivity": jnp.asarray([[1.0, 5, 0], [0, 0, 0]]),
     }
     spec = fakes.spec(MODEL, rule, epochs=1)
-    alive = trained(spec, 0, memory=past)[0]["after"]["alive"]
+    alive = table(trained(spec, 0, memory=past)[0]["after"]["alive"])
     assert alive.sum() == 2
     # All are moved, none of them to where it was.
-    assert not np.any(np.asarray(alive * past["alive"]))
+    assert not np.any(alive * past["alive"])
     fixed = local_trees(method((1, 1, 1), structure="fixed"))
-    alive = trained(fakes.spec(MODEL, fixed, epochs=1), 0, memory=past)[0]["after"]
-    assert alive["alive"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    after = trained(fakes.spec(MODEL, fixed, epochs=1), 0, memory=past)[0]["after"]
+    assert table(after["alive"]).tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 # ------------------------------------------------------------- the ladder, and the bill
@@ -322,7 +326,7 @@ def test_random_structures_ask_no_sensitivity(structure):
     @jax.jit
     def stays(key):
         local, _ = rule.enter(key, params, kept, past, whole, whole)
-        return local["alive"][0, :2]
+        return local["alive"][LAYERS[0]][:2]
 
     which = {tuple(stays(jax.random.key(i)).tolist()) for i in range(12)}
     assert which == ({(0, 1)} if structure == "sensitivity" else {(0, 1), (1, 0)})
