@@ -26,16 +26,31 @@ from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
 from fairjax.types import Examples, Member, Model
 
-BATCH, STEPS, TURNS = 16, 4, 9
+STEPS, TURNS = 8, 5
 ALL = branches.Form().families
+
+
+class Options(NamedTuple):
+    """The branches of a client's step."""
+
+    families: tuple[str, ...]
+    number: int
+    """Alive per layer on average: as in a first round, bottom layers have them all."""
+    inner: float = 1.0
+
+
 FORMS = {
-    "plain": (),
-    f"2: {', '.join(ALL[:2])}": ALL[:2],
-    "5: all but 1x1-KxK": tuple(name for name in ALL if name != "1x1-KxK"),
-    "6: all": ALL,
+    "plain": Options((), 0),
+    "0 of the 6": Options(ALL, 0),
+    "2 of the 6": Options(ALL, 2),
+    "6 of the 6": Options(ALL, 6),
+    "6 of the 6, 1x1-KxK of a quarter of the inner width": Options(ALL, 6, 0.25),
+    "2 of 2: 1x1, 1x1-KxK": Options(ALL[:2], 2),
+    "5 of 5: all but 1x1-KxK": Options(
+        tuple(name for name in ALL if name != "1x1-KxK"), 5
+    ),
 }
-"""Branches beside every layer. A client's program holds all slots of its form, so that
-one with fewer branches alive costs as much."""
+"""Branches alive of slots that there are. A client's program holds all slots."""
 
 
 class Case(NamedTuple):
@@ -43,28 +58,33 @@ class Case(NamedTuple):
 
     model: Callable[[], Model]
     shape: tuple[int, ...]
+    batch: int
     convolutions: dict[tuple[int, int, int, int], int]
     """{(side of the input, inputs, outputs, stride): how many}."""
 
 
+RESNET = Case(
+    lambda: resnet(classes=10, lowering="shift"),
+    (32, 32, 3),
+    16,
+    {
+        (32, 3, 64, 1): 1,
+        (32, 64, 64, 1): 4,
+        (32, 64, 128, 2): 1,
+        (16, 128, 128, 1): 3,
+        (16, 128, 256, 2): 1,
+        (8, 256, 256, 1): 3,
+        (8, 256, 512, 2): 1,
+        (4, 512, 512, 1): 3,
+    },
+)
 CASES = {
-    "ResNet-18, 32 x 32": Case(
-        lambda: resnet(classes=10, lowering="shift"),
-        (32, 32, 3),
-        {
-            (32, 3, 64, 1): 1,
-            (32, 64, 64, 1): 4,
-            (32, 64, 128, 2): 1,
-            (16, 128, 128, 1): 3,
-            (16, 128, 256, 2): 1,
-            (8, 256, 256, 1): 3,
-            (8, 256, 512, 2): 1,
-            (4, 512, 512, 1): 3,
-        },
-    ),
-    "CNN, 28 x 28": Case(
+    "ResNet-18, 32 x 32, batch 16": RESNET,
+    "ResNet-18, 32 x 32, batch 64": RESNET._replace(batch=64),
+    "CNN, 28 x 28, batch 16": Case(
         lambda: cnn(classes=10, channels=(16, 32), group_size=4, lowering="shift"),
         (28, 28, 3),
+        16,
         {(28, 3, 16, 1): 1, (14, 16, 32, 1): 1},
     ),
 }
@@ -99,9 +119,9 @@ def against(seconds: dict[str, list[float]], unit: float = 1) -> dict[str, Any]:
 # --------------------------------------------------------------------- a client's steps
 
 
-def steps(case: Case, families: tuple[str, ...]) -> Callable[[], Any]:
+def steps(case: Case, form: Options) -> Callable[[], Any]:
     """`client.update` for STEPS steps, compiled; collapsed if there are branches."""
-    model, rows = case.model(), BATCH * STEPS
+    model, rows = case.model(), case.batch * STEPS
     rng = np.random.default_rng(0)
     examples = Examples(
         jnp.asarray(rng.normal(size=(rows, *case.shape)), jnp.float32),
@@ -111,14 +131,17 @@ def steps(case: Case, families: tuple[str, ...]) -> Callable[[], Any]:
     )
     params = jax.jit(model.init)(jax.random.key(0), examples.x[:1])
     method = fedavg(model.axes)
-    if families:
-        method = dynamicfl(model.axes, (len(families),), branch_form=families)
+    if form.families:
+        # Of two tiers, so that slots stay when none of this one's is alive.
+        number = (form.number, len(form.families))
+        options = {"branch_form": form.families, "inner": form.inner}
+        method = dynamicfl(model.axes, number, **options)
     local = client.Local(
         model,
         method,
         client.mean_cross_entropy(),
         optax.sgd(0.1),
-        client.plan(np.asarray([rows]), batch_size=BATCH, epochs=1),
+        client.plan(np.asarray([rows]), batch_size=case.batch, epochs=1),
     )
     memory = method.memory and method.memory.init(params)
     member = Member(
@@ -150,7 +173,7 @@ def steps(case: Case, families: tuple[str, ...]) -> Callable[[], Any]:
 # ------------------------------------------------------- its convolutions by themselves
 
 
-def layers(size: tuple[int, int, int, int]) -> dict[str, Callable[[], Any]]:
+def layers(size: tuple[int, int, int, int], batch: int) -> dict[str, Callable[[], Any]]:
     """One convolution and its gradients: plain, collapsed, side by side, with norms."""
     side, inputs, outputs, stride = size
     shape = (3, 3, inputs, outputs)
@@ -158,7 +181,7 @@ def layers(size: tuple[int, int, int, int]) -> dict[str, Callable[[], Any]]:
     conv = expanded.Conv(stride, tuple(pads))
     families = [name for name in ALL if branches.fits(name, shape)]
     key = jax.random.key(0)
-    x = jax.random.normal(key, (BATCH, side, side, inputs))
+    x = jax.random.normal(key, (batch, side, side, inputs))
     layer = branches.Layer(0, "", shape, False, x.dtype)
     form = branches.Form(("KxK", *families))
     drawn = branches.draw(key, [layer], form)[""]
@@ -207,7 +230,7 @@ def convolutions(case: Case) -> dict[str, list[float]]:
     """CPU seconds of all convolutions of a model with their gradients, turn by turn."""
     total: dict[str, list[float]] = {}
     for size, count in case.convolutions.items():
-        for name, taken in timed(layers(size)).items():
+        for name, taken in timed(layers(size, case.batch)).items():
             before = total.get(name, [0.0] * TURNS)
             total[name] = [a + count * b for a, b in zip(before, taken, strict=True)]
     return total
@@ -218,10 +241,10 @@ def convolutions(case: Case) -> dict[str, list[float]]:
 
 def measure() -> dict[str, Any]:
     """All figures."""
-    made: dict[str, Any] = {"batch": BATCH, "steps": STEPS, "turns": TURNS}
+    made: dict[str, Any] = {"steps": STEPS, "turns": TURNS}
     made |= {"client_step": {}, "convolutions": {}}
     for name, case in CASES.items():
-        runs = {form: steps(case, families) for form, families in FORMS.items()}
+        runs = {label: steps(case, form) for label, form in FORMS.items()}
         made["client_step"][name] = against(timed(runs), STEPS)
         made["convolutions"][name] = against(convolutions(case))
     return made
@@ -231,7 +254,7 @@ def table(results: dict[str, Any]) -> str:
     """The ratios to the plain form as two Markdown tables."""
     parts = []
     titles = {
-        "client_step": "a client's local step, branches per layer, collapsed",
+        "client_step": "a client's local step, branches alive, collapsed",
         "convolutions": "its convolutions alone, with gradients, 6 branches",
     }
     for part, title in titles.items():

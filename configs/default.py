@@ -148,6 +148,7 @@ def get_config() -> ConfigDict:
         "1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "linear", "lowrank",
     )  # fmt: skip
     c.submodel.dynamicfl.rank = 4  # inner width of lowrank
+    c.submodel.dynamicfl.inner = 1.0  # of 1x1-KxK, as a share of its inputs; in (0, 1]
     # which branches are alive: by "sensitivity", by "random" numbers, or the first ones
     # of every layer all the time ("fixed"); "auto": fixed for vit, else sensitivity
     c.submodel.dynamicfl.structure = "auto"

@@ -220,6 +220,8 @@ def _check_submodel(c: Any) -> None:
     for family in c.dynamicfl.branch_form:
         checks.one_of("submodel.dynamicfl.branch_form", family, branches.FAMILIES)
     checks.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
+    inner = c.dynamicfl.inner
+    checks.in_range("submodel.dynamicfl.inner", inner, 0, 1, open_low=True)
     for field, known in {
         "structure": ("auto", *STRUCTURES),
         "sensitivity": tuple(SENSITIVITIES),

@@ -24,7 +24,7 @@ def test_the_page_says_what_was_measured(name):
 
 def test_every_form_of_every_model_was_timed():
     made = results("branches")
-    assert (made["batch"], made["steps"]) == (branches.BATCH, branches.STEPS)
+    assert (made["turns"], made["steps"]) == (branches.TURNS, branches.STEPS)
     for part in ("client_step", "convolutions"):
         assert list(made[part]) == list(branches.CASES)
     for forms in made["client_step"].values():

@@ -69,6 +69,9 @@ class Form(NamedTuple):
     branch is the base here) and what a matrix has in its place."""
     rank: int = 4
     """Inner width of "lowrank"."""
+    inner: float = 1.0
+    """Inner width of "1x1-KxK", as a share of its inputs; 1 is Diverse Branch Blocks'.
+    What such a branch costs, and may express, is in proportion."""
 
 
 # ------------------------------------------------------------------------- one branch
@@ -89,18 +92,24 @@ def fits(family: str, kernel: Sequence[int], groups: int = 1) -> bool:
 
 
 def shapes(
-    family: str, kernel: Sequence[int], *, bias: bool, rank: int = 4, groups: int = 1
+    family: str,
+    kernel: Sequence[int],
+    *,
+    bias: bool,
+    rank: int = 4,
+    inner: float = 1.0,
+    groups: int = 1,
 ) -> dict[str, tuple[int, ...]]:
     """The parameters of a branch beside a kernel [*space, I, O] as {name: shape}.
 
     I counts the inputs of one group. A sequence of two maps has "first" and "second",
-    the inner width being I (or the rank) per group, and their biases are "between" and
-    "bias"; all others have "kernel" or "scale".
+    the inner width being ceil(inner * I) (or the rank) per group, and their biases are
+    "between" and "bias"; all others have "kernel" or "scale".
     """
     *space, inputs, outputs = kernel
     ones = (1,) * len(space)
     if family in SEQUENCES:
-        middle = rank if family == "lowrank" else inputs
+        middle = rank if family == "lowrank" else math.ceil(inner * inputs)
         found = {
             "first": (*ones, inputs, middle * groups),
             "second": (*space, middle, outputs),
@@ -255,6 +264,7 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
                 layer.kernel,
                 bias=layer.bias,
                 rank=form.rank,
+                inner=form.inner,
                 groups=layer.groups,
             )
             for column, family in enumerate(form.families)

@@ -53,6 +53,7 @@ def branched(
     *,
     branch_form: tuple[str, ...] = Form().families,
     rank: int = Form().rank,
+    inner: float = Form().inner,
     structure: str = "sensitivity",
     sensitivity: str = "product",
     moved: float = 0.25,
@@ -74,6 +75,7 @@ def branched(
         number: branches per layer of every tier, smallest tier first.
         branch_form: family of every slot of a layer, see `branches.Form`.
         rank: inner width of family "lowrank".
+        inner: inner width of family "1x1-KxK", as a share of its inputs.
         structure: "sensitivity": `plan` as it is; "random": with random numbers for
             sensitivities; "fixed": the first number_t slots of every layer, in every
             round, which is the paper's choice for transformers.
@@ -101,6 +103,7 @@ def branched(
     for family in branch_form:
         checks.one_of(f"{where}.branch_form", family, branches.FAMILIES)
     checks.count(f"{where}.rank", rank)
+    checks.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
     checks.one_of(f"{where}.structure", structure, STRUCTURES)
     checks.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
     checks.in_range(f"{where}.moved", moved, 0, 1)
@@ -110,7 +113,7 @@ def branched(
     assert method.memory is None
     if not any(number):
         return method
-    form = Form(branch_form, rank)
+    form = Form(branch_form, rank, inner)
     layers = branches.layers(axes, skip)
     table = (len(layers), len(branch_form))
 

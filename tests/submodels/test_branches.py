@@ -1,5 +1,7 @@
 """Branches by hand, and the sum that never changes: expand, merge, regroup."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,24 @@ def test_a_drawn_branch_has_the_size_of_a_fresh_layer(family):
         np.testing.assert_allclose(np.var(np.asarray(psi[name])) * inputs, 1, rtol=0.1)
     assert not np.any(psi["bias"])
     assert not np.any(psi["between"])
+
+
+def test_the_inner_width_of_a_sequence_is_a_share_of_its_inputs():
+    shapes = functools.partial(branches.shapes, "1x1-KxK", (3, 3, 10, 4), bias=True)
+    assert shapes()["first"] == (1, 1, 10, 10)
+    narrow = shapes(inner=0.25, groups=2)
+    assert narrow["first"] == (1, 1, 10, 6)
+    assert narrow["second"] == (3, 3, 3, 4)
+    assert narrow["between"] == (6,)
+    rng = np.random.default_rng(0)
+    psi = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in narrow.items()}
+    kernel, _ = branches.tau("1x1-KxK", psi, (3, 3, 10, 4), groups=2)
+    first = psi["first"][0, 0].reshape(10, 2, 3)
+    for output in range(4):
+        own = first[:, output // 2] @ psi["second"][..., output].reshape(9, 3).T
+        np.testing.assert_allclose(
+            kernel[..., output].reshape(9, 10), own.T, rtol=1e-4, atol=1e-5
+        )
 
 
 # ------------------------------------------------------------------------------- layers
