@@ -398,20 +398,15 @@ def regroup(
 def effective(local: Local) -> Params:
     """The plain parameters base + sum_r tau_r(psi_r) that the network is applied to.
 
-    The product of a sequence is what a branch costs, so that of a dead one is left out
-    where a program has a choice at all: under `scan`, not under `vmap`.
+    Layers without a living branch are left out, and so are the products of sequences
+    that are dead, where a program has that choice: under `scan`, not under `vmap`.
     """
     leaves = trees.named(local["base"])
     shift: dict[str, Array] = {}
     for layer, slots in local["branches"].items():
-        kernel = leaves[f"{layer}/kernel"].shape
-        for slot, psi in slots.items():
-            part = functools.partial(tau, family_of(slot), kernel=kernel)
-            if family_of(slot) not in SEQUENCES:
-                _add(shift, layer, part(psi))
-                continue
-            alive = local["alive"][layer][column_of(slot)] > 0
-            _add(shift, layer, jax.lax.cond(alive, part, _nothing(part), psi))
+        kernel, alive = leaves[f"{layer}/kernel"].shape, local["alive"][layer]
+        whole = functools.partial(_collapsed, kernel=kernel)
+        _add(shift, layer, _only_if(jnp.any(alive > 0), whole, dict(slots), alive))
     return _shifted(local["base"], shift)
 
 
@@ -432,9 +427,27 @@ def living(local: Local) -> Branches:
     }
 
 
-def _nothing(part: Callable[[Psi], Any]) -> Callable[[Psi], Any]:
-    """A function like `part` that gives 0."""
-    return lambda psi: jax.tree.map(jnp.zeros_like, jax.eval_shape(part, psi))
+def _collapsed(
+    slots: dict[str, Psi], alive: Float[Array, "R"], kernel: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+    """The sum of all branches of a layer."""
+    parts = []
+    for slot, psi in slots.items():
+        part = functools.partial(tau, family_of(slot), kernel=kernel)
+        if family_of(slot) in SEQUENCES:
+            parts.append(_only_if(alive[column_of(slot)] > 0, part, psi))
+        else:
+            parts.append(part(psi))
+    return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+
+
+def _only_if(wanted: Bool[Array, ""], f: Callable[..., Any], *args: Any) -> Any:
+    """f(*args) where it is wanted, else 0."""
+
+    def nothing(*args: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(f, *args))
+
+    return jax.lax.cond(wanted, f, nothing, *args)
 
 
 def _dead(alive: Array) -> bool:
