@@ -92,6 +92,7 @@ class _Slot(NamedTuple):
     personal: Any
     weight: Float[Array, ""]
     base: Float[Array, ""]
+    told: Any = None
 
 
 def init(
@@ -192,6 +193,7 @@ def step(
         if tier is not None and method.size is not None:
             update = functools.partial(client.update_sliced, size=method.size(tier))
         settings = {"member": slot.member, "round": state.round, "rate": rate}
+        settings["told"] = slot.told
         delta, cover, memory, info = update(
             slot.key, params, slot.memory, kept, examples, local=local, **settings
         )
@@ -244,6 +246,7 @@ def step(
     cells = layout.stack(score, slots) if "loss" in rule.needs else None
     losses = None if cells is None else client.mean_loss(cells)
     scores = Scores(slots.member.count, losses, cells, rate)
+    slots = slots._replace(told=rule.tell(state.rule, cohort, scores))
     stacked = bool(rule.needs - {"loss"})
     if not stacked:
         weights, base, rule_state = weigh(cohort, scores)
