@@ -344,7 +344,7 @@ def build(config: ConfigDict) -> Run:
     axes.check(f"model {c.model.name}", shapes, model.axes)
     attribute = _attribute(c, splits)
     groups = 0 if attribute is None else len(splits.groups[attribute].values)
-    hospital_groups, group_of = _hospital_groups(c, splits.clients)
+    hospital_groups, group_of = _hospital_groups(c, splits)
     rule = names.rule(c, names.Groups(groups, group_of))
     method = personal.keep(family.method(c, model.axes), rule)
 
@@ -489,14 +489,17 @@ def _attribute(c: Any, splits: federation.Splits) -> int | None:
 
 
 def _hospital_groups(
-    c: Any, clients: tuple[str, ...]
+    c: Any, splits: federation.Splits
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The groups' names, and the group of every hospital."""
-    given = tuple(c.fairness.hospital_group)
+    given, clients = tuple(c.fairness.hospital_group), splits.clients
     if given and len(given) != len(clients):
         few = ", ".join(clients[:4]) + (", ..." if len(clients) > 4 else "")
         what = f"{len(clients)} groups, one per hospital ({few})"
         checks.fail("fairness.hospital_group", what, given)
+    if given and "hospital_group" in (each.name for each in splits.groups):
+        what = "no column of that name, which groups of hospitals have"
+        checks.fail("data.group", what, "hospital_group")
     named = tuple(sorted(set(given)))
     return named, tuple(map(named.index, given))
 
