@@ -64,6 +64,8 @@ class Spec:
     """Column of `Federation.group` whose groups the rule tells apart."""
     groups: int = 0
     """G of that attribute."""
+    validated: int | None = None
+    """Validation records of the hospital with the most; None: at most all of them."""
 
 
 class RoundInfo(NamedTuple):
@@ -374,6 +376,7 @@ def _errors(
 ) -> Callable[[Params], Float[Array, "K"]]:
     """`Scores.errors` of this round: validation errors at changed incoming models."""
     records = jax.tree.map(jnp.asarray, validation)
+    longest = records.y.shape[0] if spec.validated is None else spec.validated
 
     def one(slot: tuple[Params, Array], tier: int | None) -> Array:
         change, who = slot
@@ -385,7 +388,7 @@ def _errors(
             Kept(),
             examples,
             local=spec.local,
-            longest=records.y.shape[0],
+            longest=longest,
         )
         count = jnp.sum(cells.count)
         wrong = 1 - jnp.sum(cells.right) / jnp.maximum(count, 1)

@@ -442,6 +442,7 @@ def build(config: ConfigDict) -> Run:
             denominator=c.fairness.denominator,
             attribute=attribute,
             groups=groups,
+            validated=int(np.max(splits.val.count)),
         ),
         layout=laid,
         form=form,
