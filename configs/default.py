@@ -207,6 +207,9 @@ def get_config() -> ConfigDict:
     # patient attribute of fairfed (of two values) and agnostic; not given: the data's
     # first one that fits
     c.fairness.group = placeholder(str)
+    # a group's name for every hospital (its region, its kind), in the order of
+    # clients.jsonl, for agnostic and gifair, and judged in the end; (): no groups
+    c.fairness.hospital_group = ()
     c.fairness.q_ffl = ConfigDict()
     c.fairness.q_ffl.q = 1.0  # 0 is FedAvg; larger moves weight to high losses
     c.fairness.term = ConfigDict()
@@ -217,12 +220,15 @@ def get_config() -> ConfigDict:
     c.fairness.ordered.power = 0.5  # 1 is FedAvg; smaller moves weight to high losses
     c.fairness.gifair = ConfigDict()
     c.fairness.gifair.c = 0.5  # share of the largest admissible strength; 0 is FedAvg
-    c.fairness.gifair.groups = "client"  # whose losses are levelled: client or tier
+    c.fairness.gifair.groups = (
+        "client"  # whose losses are levelled: client, tier or hospital_group
+    )
     c.fairness.afl = ConfigDict()
     c.fairness.afl.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
     c.fairness.agnostic = ConfigDict()
     c.fairness.agnostic.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
-    c.fairness.agnostic.domain = "tier"  # tier, client or group (of fairness.group)
+    # tier, client, hospital_group or group (of patients, by fairness.group)
+    c.fairness.agnostic.domain = "tier"
     c.fairness.tier_afl = ConfigDict()
     c.fairness.tier_afl.rate = 0.1  # as of afl
     c.fairness.tier_term = ConfigDict()

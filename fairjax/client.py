@@ -158,7 +158,8 @@ def batch(
     where = rows < examples.count
     at = jnp.minimum(epoch * examples.count + rows, order.shape[0] - 1)
     index = examples.offset + jnp.where(where, order[at], 0)
-    return Batch(examples.x[index], examples.y[index], where)
+    group = None if examples.group is None else examples.group[index]
+    return Batch(examples.x[index], examples.y[index], where, group)
 
 
 def _ceil_div(count: Int[Array, ""], size: int) -> Int[Array, ""]:
@@ -183,7 +184,7 @@ def mean_cross_entropy(*, balanced: bool = False) -> Objective:
         if balanced:
             weights = _balanced(context.member.labels, logits.dtype)[batch.y]
         per_example = losses.cross_entropy(logits, batch.y)
-        return losses.mean(per_example, batch.where, weights), {}
+        return losses.over(batch, per_example, weights), {}
 
     return objective
 
@@ -302,6 +303,7 @@ def update(
     round: Int[Array, ""],
     local: Local,
     rate: Float[Array, ""] | float = 1.0,
+    told: PyTree[Array] = None,
     anchor: Params | None = None,
     inside: axes.Part | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
@@ -325,6 +327,7 @@ def update(
         round: rounds finished before this one.
         local: the local problem.
         rate: factor on every update (a schedule over rounds).
+        told: what the rule tells it.
         anchor: the plain model that `Context.incoming` stands for; None: `params`.
         inside: where `local.model` and `params` lie in the plain model, of which `kept`
             speaks; None: they are the plain model.
@@ -358,7 +361,9 @@ def update(
 
     def context(step, kept, memory, params):
         of_epoch = step % jnp.maximum(per_epoch, 1)
-        return Context(round, step, of_epoch, member, kept, memory, incoming, params)
+        return Context(
+            round, step, of_epoch, member, kept, memory, incoming, params, told
+        )
 
     def one_step(carry, step):
         tree, opt_state, memory = carry
@@ -464,6 +469,7 @@ def update_sliced(
     local: Local,
     size: Size,
     rate: Float[Array, ""] | float = 1.0,
+    told: PyTree[Array] = None,
     anchor: Params | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
     """As `update`, by a dense network of the sub-model's own size.
@@ -482,6 +488,7 @@ def update_sliced(
         local: the local problem, with the plain model.
         size: the sub-model's static size, from `Method.size`.
         rate: factor on every update.
+        told: what the rule tells it.
         anchor: as for `update`, at full size.
     """
     model = local.model
@@ -498,6 +505,7 @@ def update_sliced(
         round=round,
         local=local._replace(model=model.resize(size)),
         rate=rate,
+        told=told,
         anchor=None if anchor is None else axes.take(anchor, model.axes, inside),
         inside=inside,
     )

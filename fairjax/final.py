@@ -3,7 +3,9 @@
 Of the full model on the test split, with intervals; of every tier, hospital and patient
 group; and of what separates them. The threshold is chosen on the validation split.
 Intervals resample hospitals and their records, see `bootstrap.clustered`; they know
-nothing of other seeds. What cannot be estimated is null, and counted with its reason.
+nothing of other seeds. Those of gaps and of the ECE are `bootstrap.reach` to either
+side, the others percentiles. What cannot be estimated is null, and counted with its
+reason.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from fairjax import keys, metrics, specs
 from fairjax import workdir as files
+from fairjax.data.table import Attribute
 from fairjax.keys import Role
 from fairjax.measure import Measure
 from fairjax.metrics import bootstrap, calibration, clients, groups
@@ -72,11 +75,12 @@ class _Figures(NamedTuple):
 
     quality: metrics.Quality
     """[V, S], or [R, V, S]."""
-    gaps: groups.Gaps
-    """[V], or [R, V]; NaN with more than two classes."""
-    auroc_difference: Float[Array, "*R V"]
+    rates: groups.Rates
+    """[V, S], or [R, V, S]; NaN with more than two classes."""
+    misses: Float[Array, "*R V S bins"]
+    """What the ECE adds up."""
     plot: calibration.Reliability
-    """[V, S, bins], or [R, V, S, bins]."""
+    """Of the first segment of the first view, all records: [bins], or [R, bins]."""
 
 
 def _figures(
@@ -88,7 +92,7 @@ def _figures(
     *,
     segments: int,
 ) -> _Figures:
-    def one(segment: Array) -> _Figures:
+    def one(segment: Array) -> tuple[Any, ...]:
         quality = metrics.quality(
             logits, y, segment, segments, threshold=threshold, weight=weight
         )
@@ -107,10 +111,11 @@ def _figures(
             segments,
             weight=weight,
         )
-        apart = groups.difference(quality.auroc)
-        return _Figures(quality, groups.gaps(rates), apart, plot)
+        return quality, rates, calibration.misses(plot), plot
 
-    return jax.vmap(one)(views)
+    quality, rates, misses, plots = jax.vmap(one)(views)
+    plot = jax.tree.map(lambda leaf: leaf[0, 0], plots)
+    return _Figures(quality, rates, misses, plot)
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "longest"))
@@ -140,7 +145,54 @@ def _thresholds(full: Float[Array, "E 2"], own: Float[Array, "T E 2"], y) -> Arr
     return jax.lax.map(lambda scores: metrics.youden(scores, y == 1), p)
 
 
-_bounds = jax.jit(functools.partial(bootstrap.bounds, level=LEVEL))
+class _Ends(NamedTuple):
+    """Lower or upper bounds."""
+
+    quality: metrics.Quality
+    """[V, S]."""
+    gaps: dict[str, Float[Array, "V"]]
+
+
+_Gaps = Mapping[str, Float[Array | np.ndarray, "V"]]
+
+
+class _Intervals(NamedTuple):
+    """Bounds of one model's figures: (of every segment, of gaps)."""
+
+    low: tuple[metrics.Quality, _Gaps]
+    high: tuple[metrics.Quality, _Gaps]
+
+
+@jax.jit
+def _gaps(figures: _Figures) -> _Gaps:
+    apart = {"auroc_difference": groups.difference(figures.quality.auroc)}
+    return groups.gaps(figures.rates)._asdict() | apart
+
+
+@jax.jit
+def _ends(value: _Figures, gaps: _Gaps, drawn: _Figures) -> _Intervals:
+    """Of figures and their gaps, from their resamples."""
+    # As one array: a program of quantiles for every metric would take long to compile.
+    bounds = bootstrap.bounds(jnp.stack(drawn.quality, axis=1), LEVEL)
+    low, high = (metrics.Quality(*ends) for ends in bounds)
+
+    areas = groups.errors(drawn.quality.auroc, value.quality.auroc)
+    away = groups.away(drawn.rates, value.rates)._asdict()
+    away["auroc_difference"] = groups.difference(areas)
+    far = bootstrap.reach(jnp.stack(list(away.values()), axis=1), LEVEL)
+    reach = dict(zip(away, far, strict=True))
+    off = jnp.sum(jnp.abs(drawn.misses - value.misses), axis=-1)
+    ece, off = value.quality.ece, bootstrap.reach(off, LEVEL)
+
+    def end(sign: int) -> _Gaps:
+        made = {name: jnp.clip(gaps[name] + sign * reach[name], 0, 1) for name in reach}
+        name = "demographic_parity_ratio"
+        made[name] = jnp.minimum(gaps[name] * jnp.exp(sign * reach[name]), 1)
+        return made
+
+    low = low._replace(ece=jnp.clip(ece - off, 0, 1))
+    high = high._replace(ece=jnp.clip(ece + off, 0, 1))
+    return _Intervals((low, end(-1)), (high, end(1)))
 
 
 # -------------------------------------------------------------------------- on the host
@@ -173,6 +225,15 @@ class _Records(NamedTuple):
     """Of every view, and every segment of it."""
 
 
+def _attributes(run: specs.Run) -> tuple[Attribute, ...]:
+    """Those of patients, and last, where there are any, groups of hospitals.
+
+    What group a patient's hospital is in is judged as any attribute of the patient is.
+    """
+    of_hospitals = Attribute("hospital_group", run.hospital_groups)
+    return run.splits.groups + (of_hospitals,) * bool(run.hospital_groups)
+
+
 def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
     test, classes = run.splits.test, len(run.splits.classes)
     y = np.asarray(test.y)
@@ -182,8 +243,11 @@ def _records(run: specs.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
         return [_part(y[column == s], classes) for s in range(segments)]
 
     views, parts = [np.zeros_like(owner)], [[_part(y, classes)]]
-    for attribute, column in zip(run.splits.groups, test.group.T, strict=True):
-        column, size = np.asarray(column), len(attribute.values)
+    columns = [*np.asarray(test.group).T]
+    if run.hospital_groups:
+        columns.append(np.asarray(run.group_of, np.int32)[owner])
+    for attribute, column in zip(_attributes(run), columns, strict=True):
+        size = len(attribute.values)
         positive = jnp.asarray(y == 1) if classes == 2 else None
         large = np.asarray(groups.large(jnp.asarray(column), size, positive))
         views.append(large)
@@ -224,8 +288,8 @@ class _Sheet:
     value: _Figures
     missing: Counter[str]
     """Counted as entries are made: why they are null."""
-    low: _Figures | None = None
-    high: _Figures | None = None
+    between: _Gaps = dataclasses.field(default_factory=dict)
+    intervals: _Intervals | None = None
 
     def plain(self, view: int, segment: int) -> dict[str, Any]:
         """{metric: value} of one segment."""
@@ -239,9 +303,8 @@ class _Sheet:
 
     def bounded(self, view: int, segment: int) -> dict[str, Any]:
         """{metric: value with interval} of one segment."""
-        assert self.low is not None
-        assert self.high is not None
-        low, high = self.low.quality._asdict(), self.high.quality._asdict()
+        assert self.intervals is not None
+        low, high = (quality._asdict() for quality, _ in self.intervals)
         return {
             name: self._interval(
                 value, low[name][view, segment], high[name][view, segment]
@@ -251,13 +314,10 @@ class _Sheet:
 
     def gaps(self, view: int) -> dict[str, Any]:
         """{gap: value with interval} of one attribute."""
-        values, low, high = (
-            figures.gaps._asdict() | {"auroc_difference": figures.auroc_difference}
-            for figures in (self.value, self.low, self.high)
-            if figures is not None
-        )
+        assert self.intervals is not None
+        low, high = (gaps for _, gaps in self.intervals)
         entry = {}
-        for name, leaf in values.items():
+        for name, leaf in self.between.items():
             value = files.number(leaf[view])
             if value is None:
                 self.missing["fewer than two patient groups"] += 1
@@ -285,8 +345,10 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     figures = functools.partial(_draws, run, state, records)
     made = figures(full["test"], thresholds[0], RESAMPLES)
     value = _at(made, 0)
-    low, high = _ends(_at(made, slice(1, None)))
-    whole = _Sheet(records, float(thresholds[0]), value, missing, low, high)
+    between = _gaps(value)
+    ends = _ends(value, between, _at(made, slice(1, None)))
+    shown = jax.device_get((between, ends))
+    whole = _Sheet(records, float(thresholds[0]), value, missing, *shown)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
 
     def of_tier(tier: int) -> dict[str, Any]:
@@ -310,7 +372,7 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
         return head | whole.bounded(view, group)
 
     hospitals = [of_hospital(client) for client in range(len(tiers))]
-    named = dict(zip(by_attribute, run.splits.groups, strict=True))
+    named = dict(zip(by_attribute, _attributes(run), strict=True))
     return {
         "round": int(state.round),
         "threshold": files.number(whole.threshold),
@@ -373,28 +435,6 @@ def _draws(
     )
 
 
-def _ends(drawn: _Figures) -> list[_Figures]:
-    """Lower and upper bounds of every figure over its resamples.
-
-    As one array: fifteen programs of quantiles take longer to compile.
-    """
-    leaves, tree = jax.tree.flatten(drawn._replace(plot=None))
-    flat = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-    cuts = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
-    return [
-        jax.tree.unflatten(
-            tree,
-            [
-                part.reshape(leaf.shape[1:])
-                for part, leaf in zip(
-                    np.split(np.asarray(end), cuts), leaves, strict=True
-                )
-            ],
-        )
-        for end in _bounds(flat)
-    ]
-
-
 def _at(made: _Figures, index: int | slice) -> _Figures:
     """One resample, or some."""
     return jax.tree.map(lambda leaf: leaf[index], made)
@@ -421,7 +461,7 @@ def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _bins(plot: calibration.Reliability) -> Iterator[Mapping[str, Any]]:
     """The calibration plot of all records, without empty bins."""
-    for predicted, observed, n in zip(*(leaf[0, 0] for leaf in plot), strict=True):
+    for predicted, observed, n in zip(*plot, strict=True):
         if n:
             yield {
                 "predicted": files.number(predicted),

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from fairjax.types import Batch
+
 
 def cross_entropy(
     logits: Float[Array, "B C"], labels: Int[Array, "B"]
@@ -41,3 +43,16 @@ def mean(
     # Zero the loss of padding itself: 0 * inf is NaN.
     kept = jnp.where(value > 0, losses, jnp.zeros_like(losses))
     return jnp.sum(value * kept) / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+def over(
+    batch: Batch, losses: Float[Array, "B"], weights: Float[Array, "B"] | None = None
+) -> Float[Array, ""]:
+    """sum_b v_b f_b l_b / sum_b v_b over a batch's valid records, f_b its factors.
+
+    A factor does not enter the divisor, unlike a weight: a batch whose records all have
+    the same one is scaled by it.
+    """
+    if batch.factor is not None:
+        losses = losses * batch.factor.astype(losses.dtype)
+    return mean(losses, batch.where, weights)

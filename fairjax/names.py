@@ -162,38 +162,50 @@ METHODS: dict[str, Family] = {
     ),
 }
 
-RULES: dict[str, Callable[[Any, int], Rule]] = {
-    "size": lambda c, groups: weights.size(),
-    "uniform": lambda c, groups: weights.uniform(),
-    "q_ffl": lambda c, groups: weights.q_ffl(**c.fairness.q_ffl),
-    "term": lambda c, groups: weights.term(**c.fairness.term),
-    "cvar": lambda c, groups: weights.cvar(**c.fairness.cvar),
-    "ordered": lambda c, groups: weights.ordered(**c.fairness.ordered),
-    "gifair": lambda c, groups: weights.gifair(**c.fairness.gifair),
-    "afl": lambda c, groups: weights.afl(**c.fairness.afl),
-    "agnostic": lambda c, groups: domains.agnostic(
-        **c.fairness.agnostic, groups=groups
+
+class Groups(NamedTuple):
+    """What a rule may tell apart besides tiers and hospitals."""
+
+    patients: int = 0
+    """G of fairness.group."""
+    hospitals: tuple[int, ...] = ()
+    """Group of every hospital, by fairness.hospital_group."""
+
+
+ALIKE = Groups()
+
+RULES: dict[str, Callable[[Any, Groups], Rule]] = {
+    "size": lambda c, known: weights.size(),
+    "uniform": lambda c, known: weights.uniform(),
+    "q_ffl": lambda c, known: weights.q_ffl(**c.fairness.q_ffl),
+    "term": lambda c, known: weights.term(**c.fairness.term),
+    "cvar": lambda c, known: weights.cvar(**c.fairness.cvar),
+    "ordered": lambda c, known: weights.ordered(**c.fairness.ordered),
+    "gifair": lambda c, known: weights.gifair(
+        **c.fairness.gifair, hospitals=known.hospitals
     ),
-    "tier_afl": lambda c, groups: domains.tier_afl(**c.fairness.tier_afl),
-    "tier_term": lambda c, groups: domains.tier_term(**c.fairness.tier_term),
-    "tier_equal": lambda c, groups: domains.tier_equal(**c.fairness.tier_equal),
-    "tier_gap": lambda c, groups: domains.tier_gap(**c.fairness.tier_gap),
-    "fairfed": lambda c, groups: fairfed(**c.fairness.fairfed),
-    "fedce": lambda c, groups: fedce(**c.fairness.fedce),
-    "q_fedavg": lambda c, groups: directions.q_fedavg(
+    "afl": lambda c, known: weights.afl(**c.fairness.afl),
+    "agnostic": lambda c, known: domains.agnostic(
+        **c.fairness.agnostic, groups=known.patients, hospitals=known.hospitals
+    ),
+    "tier_afl": lambda c, known: domains.tier_afl(**c.fairness.tier_afl),
+    "tier_term": lambda c, known: domains.tier_term(**c.fairness.tier_term),
+    "tier_equal": lambda c, known: domains.tier_equal(**c.fairness.tier_equal),
+    "tier_gap": lambda c, known: domains.tier_gap(**c.fairness.tier_gap),
+    "fairfed": lambda c, known: fairfed(**c.fairness.fairfed),
+    "fedce": lambda c, known: fedce(**c.fairness.fedce),
+    "q_fedavg": lambda c, known: directions.q_fedavg(
         **c.fairness.q_fedavg, learning_rate=c.local.learning_rate
     ),
-    "fedmgda": lambda c, groups: directions.fedmgda(**c.fairness.fedmgda),
-    "fedfv": lambda c, groups: directions.fedfv(**c.fairness.fedfv),
-    "propfair": lambda c, groups: objectives.propfair(**c.fairness.propfair),
-    "logit_adjust": lambda c, groups: objectives.logit_adjust(
-        **c.fairness.logit_adjust
-    ),
-    "ditto": lambda c, groups: personal.ditto(**c.fairness.ditto),
-    "fedbn": lambda c, groups: personal.fedbn(),
-    "private_head": lambda c, groups: personal.private_head(),
+    "fedmgda": lambda c, known: directions.fedmgda(**c.fairness.fedmgda),
+    "fedfv": lambda c, known: directions.fedfv(**c.fairness.fedfv),
+    "propfair": lambda c, known: objectives.propfair(**c.fairness.propfair),
+    "logit_adjust": lambda c, known: objectives.logit_adjust(**c.fairness.logit_adjust),
+    "ditto": lambda c, known: personal.ditto(**c.fairness.ditto),
+    "fedbn": lambda c, known: personal.fedbn(),
+    "private_head": lambda c, known: personal.private_head(),
 }
-"""Name -> (config, patient groups of fairness.group) -> rule."""
+"""Name -> (config, groups) -> rule."""
 
 
 def by_group(c: Any, name: str) -> bool:
@@ -203,10 +215,16 @@ def by_group(c: Any, name: str) -> bool:
     )
 
 
-def rule(c: Any, groups: int) -> Rule:
+def by_hospitals(c: Any, name: str) -> bool:
+    """Whether a rule, as configured, asks for groups of hospitals."""
+    of = {"agnostic": c.fairness.agnostic.domain, "gifair": c.fairness.gifair.groups}
+    return of.get(name) == "hospital_group"
+
+
+def rule(c: Any, known: Groups = ALIKE) -> Rule:
     """The rule of a config, `a+b` composed, with its cap and warm-up."""
     parts = c.fairness.rule.split("+")
-    made = compose.compose([(name, RULES[name](c, groups)) for name in parts])
+    made = compose.compose([(name, RULES[name](c, known)) for name in parts])
     if c.fairness.cap:
         made = compose.capped(made, c.fairness.cap)
     if c.fairness.warmup:

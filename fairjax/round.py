@@ -64,6 +64,8 @@ class Spec:
     """Column of `Federation.group` whose groups the rule tells apart."""
     groups: int = 0
     """G of that attribute."""
+    validated: int | None = None
+    """Validation records of the hospital with the most; None: at most all of them."""
 
 
 class RoundInfo(NamedTuple):
@@ -92,6 +94,7 @@ class _Slot(NamedTuple):
     personal: Any
     weight: Float[Array, ""]
     base: Float[Array, ""]
+    told: Any = None
 
 
 def init(
@@ -192,6 +195,7 @@ def step(
         if tier is not None and method.size is not None:
             update = functools.partial(client.update_sliced, size=method.size(tier))
         settings = {"member": slot.member, "round": state.round, "rate": rate}
+        settings["told"] = slot.told
         delta, cover, memory, info = update(
             slot.key, params, slot.memory, kept, examples, local=local, **settings
         )
@@ -244,6 +248,7 @@ def step(
     cells = layout.stack(score, slots) if "loss" in rule.needs else None
     losses = None if cells is None else client.mean_loss(cells)
     scores = Scores(slots.member.count, losses, cells, rate)
+    slots = slots._replace(told=rule.tell(state.rule, cohort, scores))
     stacked = bool(rule.needs - {"loss"})
     if not stacked:
         weights, base, rule_state = weigh(cohort, scores)
@@ -371,6 +376,7 @@ def _errors(
 ) -> Callable[[Params], Float[Array, "K"]]:
     """`Scores.errors` of this round: validation errors at changed incoming models."""
     records = jax.tree.map(jnp.asarray, validation)
+    longest = records.y.shape[0] if spec.validated is None else spec.validated
 
     def one(slot: tuple[Params, Array], tier: int | None) -> Array:
         change, who = slot
@@ -382,7 +388,7 @@ def _errors(
             Kept(),
             examples,
             local=spec.local,
-            longest=records.y.shape[0],
+            longest=longest,
         )
         count = jnp.sum(cells.count)
         wrong = 1 - jnp.sum(cells.right) / jnp.maximum(count, 1)

@@ -35,6 +35,10 @@ class Run:
     splits: federation.Splits
     tiers: Int[np.ndarray, "N"]
     """At the start."""
+    hospital_groups: tuple[str, ...]
+    """Names of the groups of hospitals, in order; () without any."""
+    group_of: tuple[int, ...]
+    """Which one every hospital is in."""
     changes: tuple[tuple[int, int, int], ...]
     """(round, client, tier): the client's tier from that round on, in order."""
     budget: tuple[float, ...]
@@ -242,13 +246,27 @@ def _check_rule(c: Any) -> None:
     if c.fairness.group is not None and not wanted:
         what = f"none with rule {c.fairness.rule}, which asks for no attribute"
         checks.fail("fairness.group", what, c.fairness.group)
+    _check_hospital_group(c, parts)
     if "q_fedavg" in parts and c.local.optimizer != "sgd":
         what = "sgd for q_fedavg, whose Lipschitz estimate is 1 / learning_rate"
         checks.fail("local.optimizer", what, c.local.optimizer)
-    made = names.rule(c, groups=2)
+    made = names.rule(c)
     if made.combine is not None and c.fairness.denominator == "fixed":
         what = f"cover with rule {c.fairness.rule}, which has denominators of its own"
         checks.fail("fairness.denominator", what, "fixed")
+
+
+def _check_hospital_group(c: Any, parts: list[str]) -> None:
+    where, given = "fairness.hospital_group", c.fairness.hospital_group
+    for name in given:
+        if not isinstance(name, str) or not name:
+            checks.fail(where, "a group's name for every hospital", name)
+    if given and len(set(given)) < 2:
+        checks.fail(where, "at least two groups", given)
+    wanting = [part for part in parts if names.by_hospitals(c, part)]
+    if wanting and not given:
+        what = f"a group's name for every hospital with rule {wanting[0]} by them"
+        checks.fail(where, what, given)
 
 
 def _check_overridden(c: Any, overridden: Collection[str]) -> None:
@@ -328,7 +346,8 @@ def build(config: ConfigDict) -> Run:
     axes.check(f"model {c.model.name}", shapes, model.axes)
     attribute = _attribute(c, splits)
     groups = 0 if attribute is None else len(splits.groups[attribute].values)
-    rule = names.rule(c, groups)
+    hospital_groups, group_of = _hospital_groups(c, splits)
+    rule = names.rule(c, names.Groups(groups, group_of))
     method = personal.keep(family.method(c, model.axes), rule)
 
     if method.objective is not None and c.local.class_weights != "none":
@@ -401,6 +420,8 @@ def build(config: ConfigDict) -> Run:
         config=plain(config),
         splits=splits,
         tiers=tiers,
+        hospital_groups=hospital_groups,
+        group_of=group_of,
         changes=changes,
         budget=tuple(c.tiers.budget),
         branches=names.branches_of(c),
@@ -423,6 +444,7 @@ def build(config: ConfigDict) -> Run:
             denominator=c.fairness.denominator,
             attribute=attribute,
             groups=groups,
+            validated=int(np.max(splits.val.count)),
         ),
         layout=laid,
         form=form,
@@ -467,6 +489,22 @@ def _attribute(c: Any, splits: federation.Splits) -> int | None:
         return list(number).index(fitting[0])
     checks.one_of("fairness.group", c.fairness.group, fitting)
     return list(number).index(c.fairness.group)
+
+
+def _hospital_groups(
+    c: Any, splits: federation.Splits
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The groups' names, and the group of every hospital."""
+    given, clients = tuple(c.fairness.hospital_group), splits.clients
+    if given and len(given) != len(clients):
+        few = ", ".join(clients[:4]) + (", ..." if len(clients) > 4 else "")
+        what = f"{len(clients)} groups, one per hospital ({few})"
+        checks.fail("fairness.hospital_group", what, given)
+    if given and "hospital_group" in (each.name for each in splits.groups):
+        what = "no column of that name, which groups of hospitals have"
+        checks.fail("data.group", what, "hospital_group")
+    named = tuple(sorted(set(given)))
+    return named, tuple(map(named.index, given))
 
 
 def _not_sliced(

@@ -298,7 +298,7 @@ def _loop(
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
     spent = {
-        "simulation": _simulation(run, state, step),
+        "simulation": _simulation(run, state, tiers, step),
         "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
     }
     return state, measured_at, spent
@@ -396,7 +396,8 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
 def bills(run: specs.Run, state: RunState) -> list[dict[str, Any]]:
     """What one hospital of every tier pays, smallest tier first; see `cost.ledger`."""
     tiers = []
-    for tier, bill in enumerate(_ledgers(run, run.spec.local, state)):
+    everyone = range(len(run.budget))
+    for tier, bill in enumerate(_ledgers(run, run.spec.local, state, everyone)):
         clients = int(np.sum(run.tiers == tier))
         size = {"budget": run.budget[tier], "branches": run.branches[tier]}
         tiers.append({"tier": tier, **size, "clients": clients, **bill})
@@ -409,13 +410,16 @@ def whole_bill(run: specs.Run, state: RunState) -> dict[str, int]:
     local = local._replace(
         method=fedavg(local.model.axes), objective=mean_cross_entropy()
     )
-    return next(_ledgers(run, local, state))
+    (bill,) = _ledgers(run, local, state, range(1))
+    return bill
 
 
-def _ledgers(run: specs.Run, local: Local, state: RunState) -> Iterator[dict[str, int]]:
+def _ledgers(
+    run: specs.Run, local: Local, state: RunState, tiers: range
+) -> Iterator[dict[str, int]]:
     members = measure.representatives(run)
     units_key = keys.at(state.key, Role.UNITS, state.round)
-    for tier in range(len(run.budget)):
+    for tier in tiers:
         member = jax.tree.map(lambda leaf, tier=tier: leaf[tier], members)
         yield cost.ledger(
             local.model,
@@ -429,24 +433,31 @@ def _ledgers(run: specs.Run, local: Local, state: RunState) -> Iterator[dict[str
         )
 
 
-def _simulation(run: specs.Run, state: RunState, step: Any) -> dict[str, Any]:
+def _simulation(
+    run: specs.Run, state: RunState, tiers: list[dict[str, Any]], step: Any
+) -> dict[str, Any]:
     """What a round costs this machine, beside what it would cost the hospitals.
 
-    Masked, every slot computes at full width; sliced, at its tier's size, whatever a
-    method narrows a step to. Padded steps and slots compute too.
+    Masked, every slot computes what the richest tier does, at full width; sliced, at
+    its tier's size, whatever a method narrows a step to. Padded steps and slots compute
+    too.
     """
     local = run.spec.local
     method = local.method._replace(narrow=None)
     if run.form == "masked":
-        method = method._replace(size=None)
-    local = local._replace(method=method)
+        full = local._replace(method=method._replace(size=None))
+        last = len(tiers) - 1
+        tiers = [*_ledgers(run, full, state, range(last, last + 1))] * len(tiers)
+    elif local.method.narrow is not None:
+        widest = local._replace(method=method)
+        tiers = [*_ledgers(run, widest, state, range(len(tiers)))]
     slots = run.slots or federation.slots(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )
     steps, size = local.plan.steps, local.plan.batch_size
     flops = [
         count * steps * (size * bill["flops_train"] + bill["flops_step"])
-        for count, bill in zip(slots, _ledgers(run, local, state), strict=True)
+        for count, bill in zip(slots, tiers, strict=True)
     ]
     memory = step.memory_analysis()
     return {

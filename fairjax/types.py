@@ -112,6 +112,10 @@ class Batch(NamedTuple):
     x: Num[Array, "B ..."]
     y: Int[Array, "B"]
     where: Bool[Array, "B"]
+    group: Int[Array, "B"] | None = None
+    """As of `Examples`."""
+    factor: Float[Array, "B"] | None = None
+    """What an objective multiplies a record's loss by, see `losses.over`; None: 1."""
 
 
 # ---------------------------------------------------------------------- model and units
@@ -261,6 +265,9 @@ class Context(NamedTuple):
     """The plain equivalent of the local tree as it was before the first step."""
     params: Params
     """The plain equivalent of the local tree now; differentiable."""
+    told: PyTree[Array] = None
+    """What the rule tells this client in this round; None: nothing, or it trains
+    outside of a round."""
 
 
 OutputsAt = Callable[[Kept | None], Outputs]
@@ -394,6 +401,11 @@ class Rule(NamedTuple):
         lambda params, counts, tiers: ()
     )
     """(plain model, training records of every hospital, T) -> state."""
+    tell: Callable[[PyTree, Cohort, Scores], PyTree[Array]] = (
+        lambda state, cohort, scores: None
+    )
+    """(state, cohort, scores before any training) -> what every client of the cohort is
+    told, [K, ...] a leaf: its `Context.told`."""
     wrap: Callable[[Objective], Objective] = lambda objective: objective
     """Changes the client's objective (PropFair, logit adjustment)."""
     combine: (

@@ -47,6 +47,30 @@ def _few_resamples():
     final.RESAMPLES = 50
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _blank():
+    """Figures are laid out and not drawn, which takes 2 s a run; see `drawn`."""
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+    def save(figure, file, **_):
+        PIL.Image.new("L", (1, 1)).save(file, format="png")
+
+    real, Figure.savefig = Figure.savefig, save
+    yield real
+    Figure.savefig = real
+
+
+@pytest.fixture(scope="module")
+def drawn(_blank):
+    """Figures as users get them."""
+    from matplotlib.figure import Figure
+
+    blank, Figure.savefig = Figure.savefig, _blank
+    yield
+    Figure.savefig = blank
+
+
 @pytest.fixture
 def unfinal(monkeypatch):
     """Runs end without their final figures, whose compiling takes the longest."""

@@ -15,6 +15,8 @@ from fairjax.report import comparison, frontier
 from scripts import report as report_script
 from scripts import tabulate as tabulate_script
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = ["A", "B", "C"]
 DASH = "\N{EN DASH}"

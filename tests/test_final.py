@@ -142,7 +142,7 @@ def test_groups_and_gaps(two):
             np.testing.assert_allclose(row[metric]["value"], value, rtol=1e-5)
     known = np.isin(sex, (0, 1))
     for name, gap in entry["gaps"]["sex"].items():
-        assert gap["low"] <= gap["value"] <= gap["high"] + 1e-6
+        assert 0 <= gap["low"] <= gap["value"] <= gap["high"] <= 1
         if name == "auroc_difference":
             areas = [entry["groups"]["sex"][g]["auroc"]["value"] for g in "fm"]
             np.testing.assert_allclose(gap["value"], np.ptp(areas), rtol=1e-5)
@@ -153,6 +153,34 @@ def test_groups_and_gaps(two):
             sensitive_features=sex[known],
         )
         np.testing.assert_allclose(gap["value"], value, rtol=1e-5, err_msg=name)
+
+
+def test_the_interval_of_the_ece_holds_it_and_reaches_to_both_sides(two):
+    entries = [two[2]["pooled"], *(two[2]["groups"]["sex"][g] for g in "fm")]
+    for ece in (entry["ece"] for entry in entries):
+        assert 0 <= ece["low"] < ece["value"] < ece["high"] <= 1
+        np.testing.assert_allclose(
+            max(2 * ece["value"] - ece["high"], 0), ece["low"], atol=1e-6
+        )
+
+
+def test_groups_of_hospitals_are_judged_beside_those_of_patients(two):
+    run, logits, plain = two
+    named = dataclasses.replace(
+        run, hospital_groups=("north", "south"), group_of=(0, 1, 0, 1)
+    )
+    measure = lambda state: (None, logits)  # noqa: E731
+    entry = final.final(named, measure, base()[1], None)["last"]
+    test = run.splits.test
+    owner = np.repeat(np.arange(4), test.count)
+    p = probability(logits.full["test"])
+    for number, name in enumerate(("north", "south")):
+        rows, row = owner % 2 == number, entry["groups"]["hospital_group"][name]
+        assert row["n"] == rows.sum()
+        area = roc_auc_score(test.y[rows], p[rows])
+        np.testing.assert_allclose(row["auroc"]["value"], area, rtol=1e-5)
+    assert set(entry["gaps"]) == {"age", "sex", "hospital_group"}
+    assert entry["groups"]["sex"] == plain["groups"]["sex"]
 
 
 def nulls(entry):

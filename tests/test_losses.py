@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from fairjax import losses
+from fairjax.types import Batch
 
 B, C = 6, 3
 LABELS = jnp.asarray([0, 2, 1, 1, 0, 2])
@@ -82,3 +83,14 @@ def test_the_gradient_through_a_masked_infinity_is_that_without_it():
     slope = jax.grad(loss)(logits, where)
     p = 1 / (1 + np.exp(-1))
     np.testing.assert_allclose(slope, [[-p, p], [0, 0]], rtol=1e-6)
+
+
+def test_a_factor_scales_a_batch_that_a_weight_does_not():
+    each, where = jnp.asarray([1.0, jnp.inf, 3.0]), jnp.asarray([True, False, True])
+    plain = Batch(each, LABELS[:3], where)
+    twice = plain._replace(factor=jnp.full(3, 2.0))
+    assert losses.over(plain, each) == 2
+    assert losses.over(twice, each) == 4
+    assert losses.over(plain, each, jnp.full(3, 2.0)) == 2
+    ours = losses.over(twice._replace(factor=jnp.asarray([0.5, 9, 3])), each)
+    assert ours == (0.5 * 1 + 3 * 3) / 2

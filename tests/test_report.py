@@ -12,6 +12,8 @@ from fairjax import checks, report
 from fairjax.report import canvas, formats, page
 from fairjax.report.formats import MISSING
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 NAMES = ["<b>x</b>", "Cost $a$ & $b^$", "Été", "VA"]
 
 

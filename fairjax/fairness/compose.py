@@ -44,7 +44,7 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
                 checks.fail("fairness.rule", f"one rule that gives {what}", got)
             owners[field], parts[field] = name, value
             if field == "weigh":
-                parts["init"] = rule.init
+                parts |= {"init": rule.init, "tell": rule.tell}
 
     def wrap(objective: Objective) -> Objective:
         for _, rule in rules:
@@ -123,7 +123,10 @@ def after(rule: Rule, rounds: int) -> Rule:
         )
         return jnp.where(begun, weights, by_records), _Waiting(state.round + 1, held)
 
-    return rule._replace(init=init, weigh=weigh)
+    def tell(state: _Waiting, cohort: Cohort, scores: Scores) -> PyTree:
+        return rule.tell(state.rule, cohort, scores)
+
+    return rule._replace(init=init, weigh=weigh, tell=tell)
 
 
 def _weights_of(rule: Rule, field: str, value: float | int) -> Any:

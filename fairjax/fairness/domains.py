@@ -1,4 +1,4 @@
-"""Rules that weigh domains: tiers, hospitals or patient groups, by records inside.
+"""Rules that weigh domains: tiers, hospitals, groups of them or of patients.
 
 A rule keeps one log-multiplier a_d per domain, or sets it anew from the round's losses,
 and a client weighs
@@ -10,19 +10,27 @@ cohort. A domain that is absent from a cohort keeps its multiplier. The tier rul
 ours: no budget may buy a hospital less attention.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks
 from fairjax.fairness import simplex
 from fairjax.fairness.weights import LOSS, ascend
-from fairjax.types import Cohort, Rule, Scores
+from fairjax.types import (
+    Batch,
+    Cells,
+    Cohort,
+    Context,
+    Objective,
+    OutputsAt,
+    Rule,
+    Scores,
+)
 
-DOMAINS = ("tier", "client", "group")
+DOMAINS = ("tier", "client", "hospital_group", "group")
 
 
 class Domains(NamedTuple):
@@ -35,74 +43,138 @@ class Domains(NamedTuple):
     present: Bool[Array, "D"]
 
 
-def _domains(
-    of: str, cohort: Cohort, scores: Scores, valid: Bool[Array, "K"], number: int
-) -> Domains:
-    assert scores.cells is not None
+def _domains(cells: Cells, scores: Scores, valid: Bool[Array, "K"]) -> Domains:
+    """Of cells with a row per domain."""
     dtype = simplex.loss(scores).dtype
 
-    def by_domain(cell: Float[Array, "K rows C"]) -> Float[Array, "K D"]:
-        rows = jnp.where(valid[:, None], jnp.sum(cell.astype(dtype), axis=-1), 0)
-        if of == "group":
-            # Records of an unknown group, in the last row, belong to no domain.
-            return rows[:, :number]
-        domain = cohort.tier if of == "tier" else cohort.client
-        member = jax.nn.one_hot(domain, number, dtype=dtype)
-        return jnp.sum(rows, axis=1, keepdims=True) * member
+    def by_domain(cell: Float[Array, "K D C"]) -> Float[Array, "K D"]:
+        rows = jnp.sum(cell.astype(dtype), axis=-1)
+        return jnp.where(valid[:, None], rows, 0)
 
-    count, loss, right = map(by_domain, scores.cells)
+    count, loss, right = map(by_domain, cells)
     total = jnp.sum(count, axis=0)
     records = jnp.maximum(total, 1)
     loss, accuracy = (jnp.sum(cell, axis=0) / records for cell in (loss, right))
     return Domains(count, loss, accuracy, total > 0)
 
 
+def _of_clients(
+    domain: Int[Array, "K"], scores: Scores, valid: Bool[Array, "K"], number: int
+) -> Domains:
+    """Where all records of a client are in the same domain."""
+    assert scores.cells is not None
+
+    def placed(cell: Float[Array, "K rows C"]) -> Float[Array, "K D C"]:
+        member = domain[:, None] == jnp.arange(number)
+        whole = jnp.sum(cell, axis=1, keepdims=True)
+        return jnp.where(member[:, :, None], whole, 0)
+
+    return _domains(Cells(*map(placed, scores.cells)), scores, valid)
+
+
 def _weigh(
     scale: Float[Array, "D"], domains: Domains, valid: Bool[Array, "K"]
 ) -> Float[Array, "K"]:
     """The equation of this module's docstring."""
-    top = jnp.max(scale, where=domains.present, initial=-jnp.inf)
-    factor = jnp.exp(scale - jnp.where(jnp.isfinite(top), top, 0))
-    mass = jnp.sum(domains.count * jnp.where(domains.present, factor, 0), axis=1)
+    mass = jnp.sum(domains.count * _multiplier(scale, domains), axis=1)
     return simplex.over_valid(mass, valid)
 
 
-def agnostic(*, rate: float, domain: str, groups: int = 0) -> Rule:
+def _multiplier(scale: Float[Array, "D"], domains: Domains) -> Float[Array, "D"]:
+    """exp(a_d) over its maximum, 0 for a domain that is absent."""
+    top = jnp.max(scale, where=domains.present, initial=-jnp.inf)
+    factor = jnp.exp(scale - jnp.where(jnp.isfinite(top), top, 0))
+    return jnp.where(domains.present, factor, 0)
+
+
+def agnostic(
+    *, rate: float, domain: str, groups: int = 0, hospitals: Sequence[int] = ()
+) -> Rule:
     """Agnostic federated averaging: exponentiated gradient ascent on the domains.
 
-        w_k proportional to sum_d n_kd lambda_d / N_d,
-        lambda_d <- lambda_d exp(rate F_d) / Z,   lambda_d = N_d / N at first,
+        minimise over the model, maximise over lambda    sum_d lambda_d F_d,
 
-    F_d the mean loss over a domain's records and N_d its records; rate = 0 is FedAvg.
+    F_d the mean loss over a domain's records, N_d of them. In every round
+
+        alpha_d = lambda_d / N_d,    beta_k = sum_d alpha_d n_kd,
+        client k minimises (1 / beta_k) sum_i alpha_d(i) l_i,    w_k ~ beta_k,
+        lambda_d <- lambda_d exp(rate F_d) / Z,    lambda_d = N_d / N at first;
+
+    rate = 0 is FedAvg. Patient groups are told apart inside a client: a batch of b of
+    its n_k records has the loss (1 / b) sum_i v_i l_i, v_i = n_k alpha_d(i) / beta_k,
+    whose mean is the client's objective. (The published code leaves out n_k / b, a
+    factor on the learning rate.) Records of unknown group are a domain of their own:
+    none is left out. Where a client has one domain, v = 1.
+
     Held as a_d = log(lambda_d N / N_d), so that N_d, which the published algorithm
-    estimates over a window of cohorts, cancels. The published algorithm also weighs the
-    records inside a client that has several domains; here, where domains are patient
-    groups, a client's own objective is left as it is.
+    estimates over a window of cohorts, cancels.
 
     Args:
         rate: of the ascent.
-        domain: "tier", "client" or "group".
+        domain: "tier", "client", "hospital_group" or "group" (of patients).
         groups: G, for "group".
+        hospitals: group of every hospital, for "hospital_group".
 
-    Source: Ro et al. 2021, "Communication-efficient agnostic federated averaging";
-    Mohri et al. 2019.
+    Source: Ro et al. 2021, "Communication-efficient agnostic federated averaging",
+    algorithm 1; Mohri et al. 2019.
     """
     checks.in_range("fairness.agnostic.rate", rate, 0)
     checks.one_of("fairness.agnostic.domain", domain, DOMAINS)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "D"]:
-        number = {"tier": tiers, "client": len(counts), "group": groups}[domain]
-        return jnp.zeros(number)
+        number = {
+            "tier": tiers,
+            "client": len(counts),
+            "hospital_group": max(hospitals, default=-1) + 1,
+            "group": groups + 1,
+        }
+        return jnp.zeros(number[domain])
+
+    def divided(
+        state: Float[Array, "D"], cohort: Cohort, scores: Scores
+    ) -> tuple[Domains, Bool[Array, "K"]]:
+        valid = simplex.known(scores, cohort.valid)
+        if domain == "group":
+            assert scores.cells is not None
+            return _domains(scores.cells, scores, valid), valid
+        whose = cohort.tier if domain == "tier" else cohort.client
+        if domain == "hospital_group":
+            whose = jnp.asarray(hospitals)[cohort.client]
+        return _of_clients(whose, scores, valid, len(state)), valid
 
     def weigh(
         state: Float[Array, "D"], cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
-        valid = simplex.known(scores, cohort.valid)
-        domains = _domains(domain, cohort, scores, valid, len(state))
+        domains, valid = divided(state, cohort, scores)
         moved = _moved(state, rate * domains.loss, domains)
         return _weigh(state, domains, valid), moved
 
+    def tell(
+        state: Float[Array, "D"], cohort: Cohort, scores: Scores
+    ) -> Float[Array, "K D"]:
+        """The factors v of all domains, for every client."""
+        domains, _ = divided(state, cohort, scores)
+        alpha = _multiplier(state, domains)
+        records = jnp.sum(domains.count, axis=1, keepdims=True)
+        beta = jnp.sum(domains.count * alpha, axis=1, keepdims=True)
+        return alpha * records / jnp.where(beta > 0, beta, 1)
+
+    if domain == "group":
+        return Rule(weigh, LOSS, init=init, tell=tell, wrap=_by_record)
     return Rule(weigh, LOSS, init=init)
+
+
+def _by_record(objective: Objective) -> Objective:
+    """With records' losses times what the rule tells of their groups."""
+
+    def reweighed(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
+        if context.told is not None:
+            assert batch.group is not None
+            # Unknown, -1, is the last domain.
+            batch = batch._replace(factor=context.told[batch.group])
+        return objective(outputs_at, batch, key, context)
+
+    return reweighed
 
 
 def _moved(
@@ -127,7 +199,7 @@ def _by_tier(scale: Callable[[Domains], Float[Array, "T"]]) -> Rule:
         state: Float[Array, "T"], cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         valid = simplex.known(scores, cohort.valid)
-        domains = _domains("tier", cohort, scores, valid, len(state))
+        domains = _of_clients(cohort.tier, scores, valid, len(state))
         state = scale(domains).astype(state.dtype)
         return _weigh(state, domains, valid), state
 
@@ -182,7 +254,7 @@ def tier_gap(*, rate: float) -> Rule:
         state: Float[Array, "T"], cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         valid = simplex.known(scores, cohort.valid)
-        domains = _domains("tier", cohort, scores, valid, len(state))
+        domains = _of_clients(cohort.tier, scores, valid, len(state))
         best = jnp.max(domains.accuracy, where=domains.present, initial=0)
         state = _moved(state, rate * (best - domains.accuracy), domains)
         return _weigh(state, domains, valid), state
@@ -206,7 +278,7 @@ def tier_afl(*, rate: float) -> Rule:
         state: Float[Array, "T"], cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         valid = simplex.known(scores, cohort.valid)
-        domains = _domains("tier", cohort, scores, valid, len(state))
+        domains = _of_clients(cohort.tier, scores, valid, len(state))
         records = jnp.sum(domains.count, axis=0)
         share = records / jnp.maximum(jnp.sum(records), 1)
         held = jnp.where(domains.present, jnp.maximum(share + state, 0), 0)

@@ -7,7 +7,7 @@ the cohort, ties included. Losses are those of each client's own sub-model at th
 incoming model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -153,10 +153,10 @@ def ordered(*, power: float) -> Rule:
     )
 
 
-GROUPINGS = ("client", "tier")
+GROUPINGS = ("client", "tier", "hospital_group")
 
 
-def gifair(*, c: float, groups: str) -> Rule:
+def gifair(*, c: float, groups: str, hospitals: Sequence[int] = ()) -> Rule:
     """w_k = p_k + lambda r_k / |A_k|, r_k the rank of its group's mean loss.
 
         r_k = sum over groups g of sign(L_k - L_g),   lambda = c min_k p_k |A_k| / (d-1)
@@ -169,7 +169,8 @@ def gifair(*, c: float, groups: str) -> Rule:
 
     Args:
         c: share of the largest admissible lambda, in [0, 1).
-        groups: "client", where every client is a group, or "tier".
+        groups: "client", where every client is a group, "tier" or "hospital_group".
+        hospitals: group of every hospital, for "hospital_group".
 
     Source: GIFAIR-FL, Yue et al. 2023, eqs. (2) and (4).
     """
@@ -179,8 +180,9 @@ def gifair(*, c: float, groups: str) -> Rule:
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
         loss, valid = simplex.loss(scores), simplex.known(scores, cohort.valid)
         share = simplex.by_records(scores, valid)
-        slot = jnp.arange(len(valid), dtype=cohort.tier.dtype)
-        group = slot if groups == "client" else cohort.tier
+        group = cohort.tier if groups == "tier" else cohort.client
+        if groups == "hospital_group":
+            group = jnp.asarray(hospitals)[cohort.client]
         together = (group == group[:, None]) & valid
         members = jnp.maximum(jnp.sum(together, axis=1), 1).astype(share.dtype)
         mean = jnp.sum(jnp.where(together, loss, 0) / members[:, None], axis=1)

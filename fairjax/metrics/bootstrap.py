@@ -1,4 +1,11 @@
-"""Percentile bootstrap intervals of any figure that takes weights.
+"""Bootstrap intervals of any figure that takes weights.
+
+Means and ranks have percentile intervals (`bounds`). What measures a distance, and so
+cannot be negative, needs another kind (`around`): it is larger in resamples than in the
+records, the smaller the truth the more, and quantiles of it would leave out the very
+value that was found. Bias-corrected quantiles (Efron 1987) do not mend that: where all
+resamples lie above the estimate the correction is infinite, and their acceleration is
+a jackknife over clusters, of which there may be four.
 
 A resample is how often it holds every record, [E] whole numbers; a statistic maps them
 to figures. What does not depend on them, above all the sort of the scores, is then done
@@ -95,18 +102,37 @@ def resampled(
 def bounds(values: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> Interval:
     """Quantiles (1 -+ level) / 2 over the resamples in which a figure is known.
 
-    NaN if fewer than half of them are. A figure that cannot be negative (a gap, an ECE)
-    is larger in resamples than in the records: its interval can lie above it. Source:
-    Efron & Tibshirani 1993, An Introduction to the Bootstrap, 13.3.
+    NaN if fewer than half of them are. Source: Efron & Tibshirani 1993, An Introduction
+    to the Bootstrap, 13.3.
     """
-
-    def one(leaf: Array) -> Array:
-        tails = jnp.asarray([(1 - level) / 2, (1 + level) / 2], leaf.dtype)
-        often = 2 * jnp.sum(~jnp.isnan(leaf), axis=0) >= leaf.shape[0]
-        return jnp.where(often, jnp.nanquantile(leaf, tails, axis=0), jnp.nan)
-
-    both = jax.tree.map(one, values)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    both = jax.tree.map(lambda leaf: _quantiles(leaf, tails), values)
     return Interval(*(jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1)))
+
+
+def reach(away: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> PyTree:
+    """The distance c within which a share `level` of the resamples lies.
+
+    For a figure q(v) that is a seminorm of what was estimated, v (a range, a sum of
+    absolute values): with `away` = q(v* - v) over resamples v*,
+
+        [max(q(v) - c, 0), q(v) + c]
+
+    covers q of the truth at the level, since |q(v) - q(truth)| <= q(v - truth) whatever
+    the truth is, 0 included; it holds the estimate, and is rather too wide. For the
+    range of group means it is what Tukey's simultaneous band of all pairwise
+    differences says of the largest. NaN as in `bounds`.
+
+    Source: Tukey 1953, "The problem of multiple comparisons"; by resampling Romano &
+    Wolf 2005, JASA 100, 94-108.
+    """
+    return jax.tree.map(lambda leaf: _quantiles(leaf, [level])[0], away)
+
+
+def _quantiles(leaf: Float[Array, "R ..."], tails: list[float]) -> Float[Array, "..."]:
+    often = 2 * jnp.sum(~jnp.isnan(leaf), axis=0) >= leaf.shape[0]
+    found = jnp.nanquantile(leaf, jnp.asarray(tails, leaf.dtype), axis=0)
+    return jnp.where(often, found, jnp.nan)
 
 
 def interval(

@@ -117,10 +117,18 @@ def ece(
     plot = reliability(
         probability, outcome, segment, segments, bins=bins, weight=weight
     )
-    gap = jnp.where(plot.count > 0, jnp.abs(plot.predicted - plot.observed), 0)
-    n = jnp.sum(plot.count, axis=1, keepdims=True)
+    return jnp.sum(jnp.abs(misses(plot)), axis=1)
+
+
+def misses(plot: Reliability) -> Float[Array, "*more bins"]:
+    """(n_b / n) (mean probability in b - share that came true in b), bin by bin.
+
+    The ECE is the sum of their absolute values. 0 for an empty bin; NaN where all are.
+    """
+    gap = jnp.where(plot.count > 0, plot.predicted - plot.observed, 0)
+    n = jnp.sum(plot.count, axis=-1, keepdims=True)
     share = plot.count.astype(gap.dtype) / jnp.maximum(n, 1).astype(gap.dtype)
-    return jnp.where(n[:, 0] > 0, jnp.sum(share * gap, axis=1), jnp.nan)
+    return jnp.where(n > 0, share * gap, jnp.nan)
 
 
 class Line(NamedTuple):

@@ -106,6 +106,29 @@ class Gaps(NamedTuple):
     """max - min true positive rate: the under-diagnosis gap."""
 
 
+def errors(
+    drawn: Float[Array, "*R G"], values: Float[Array, "*V G"]
+) -> Float[Array, "*R G"]:
+    """Of resamples; NaN for one that lacks a group which the records have."""
+    lost = jnp.isnan(drawn) & ~jnp.isnan(values)
+    return jnp.where(jnp.any(lost, axis=-1, keepdims=True), jnp.nan, drawn - values)
+
+
+def away(drawn: Rates, rates: Rates) -> Gaps:
+    """How far resamples are from the records, gap by gap, for `bootstrap.reach`.
+
+    A difference is a seminorm of the rates: that of their errors. The ratio is
+    exp(-range of log rates): the range of the errors of the logarithms.
+    """
+
+    def log(rate: Float[Array, "*R G"]) -> Float[Array, "*R G"]:
+        return jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny))
+
+    logs = errors(log(drawn.selection), log(rates.selection))
+    made = gaps(Rates(*map(errors, drawn, rates)))
+    return made._replace(demographic_parity_ratio=difference(logs))
+
+
 def gaps(rates: Rates) -> Gaps:
     """Demographic parity, equalised odds and equal opportunity of one attribute."""
     opportunity = difference(rates.true_positive)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from fairjax import trees
 from fairjax.privacy import clip as clipping
@@ -61,7 +61,8 @@ def batch(key: Key[Array, ""], examples: Examples, longest: int, dp: Records) ->
     member = jnp.arange(longest) < examples.count
     index, where = poisson.draw(key, member, below, dp.slots)
     index = examples.offset + jnp.where(where, index, 0)
-    return Batch(examples.x[index], examples.y[index], where)
+    group = None if examples.group is None else examples.group[index]
+    return Batch(examples.x[index], examples.y[index], where, group)
 
 
 Loss = Callable[[PyTree, Batch], tuple[Float[Array, ""], Any]]
@@ -92,18 +93,19 @@ def gradient(
         count, for the simulator's eyes alone.
     """
 
-    def one(x: Array, y: Array, where: Bool[Array, ""]) -> tuple[Any, Any, Any]:
-        alone = Batch(x[None], y[None], jnp.ones(1, bool))
+    def one(row: Batch) -> tuple[Any, Any, Any]:
+        alone = jax.tree.map(lambda leaf: leaf[None], row)
+        alone = alone._replace(where=jnp.ones(1, bool))
         (loss, report), grads = jax.value_and_grad(loss_of, has_aux=True)(tree, alone)
         grads = trees.multiply(grads, trained)
-        counts = where & trees.all_finite(grads) & jnp.isfinite(loss)
+        counts = row.where & trees.all_finite(grads) & jnp.isfinite(loss)
         zero = jax.tree.map(jnp.zeros_like, (grads, (loss, report)))
         grads, told = trees.select(counts, (grads, (loss, report)), zero)
         clipped, _ = clipping.to_norm(grads, dp.clip)
         return clipped, told, counts.astype(jnp.int32)
 
     def addend(rows: Batch) -> tuple[Any, Any, Any]:
-        return trees.sum_first(jax.vmap(one)(*rows))
+        return trees.sum_first(jax.vmap(one)(rows))
 
     def add(sums: Any, rows: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, addend(rows)), None

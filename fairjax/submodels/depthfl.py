@@ -71,12 +71,12 @@ def depthfl(
         loss = taught = jnp.zeros((), dtype)
         for i, pupil in enumerate(exits):
             each = losses.cross_entropy(pupil, batch.y)
-            loss += present[i] * losses.mean(each, batch.where)
+            loss += present[i] * losses.over(batch, each)
             for j, teacher in enumerate(exits):
                 if distill and i != j:
                     each = losses.divergence(teacher, pupil)
                     both = present[i] * present[j]
-                    taught += both * losses.mean(each, batch.where)
+                    taught += both * losses.over(batch, each)
         progress = jnp.minimum(context.round.astype(dtype) / ramp, 1)
         strength = jnp.exp(-5 * (1 - progress) ** 2)
         return loss + strength * taught / jnp.maximum(jnp.sum(present) - 1, 1), {}

@@ -74,4 +74,4 @@ def _distilled(
     soft = jax.lax.stop_gradient(jax.nn.softmax(widest))
     hard = losses.cross_entropy(widest, batch.y)
     from_teacher = -jnp.sum(soft * jax.nn.log_softmax(narrow), axis=-1)
-    return losses.mean(hard + from_teacher, batch.where), {}
+    return losses.over(batch, hard + from_teacher), {}

@@ -99,7 +99,7 @@ def scalefl(
                 each = each + strength[j] * losses.divergence(
                     outputs.logits, logits, temperature
                 )
-            loss += (j + 1) * present[j] * losses.mean(each, batch.where)
+            loss += (j + 1) * present[j] * losses.over(batch, each)
         count = jnp.sum(present)
         return loss / (count * (count + 1) / 2), {}
 

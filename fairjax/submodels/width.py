@@ -82,4 +82,4 @@ def masked_cross_entropy(
     logits = outputs_at(None).logits
     held = context.member.labels > 0
     logits = jnp.where(held, logits, jnp.zeros_like(logits))
-    return losses.mean(losses.cross_entropy(logits, batch.y), batch.where), {}
+    return losses.over(batch, losses.cross_entropy(logits, batch.y)), {}

@@ -8,6 +8,10 @@ from fairjax.types import Cells, Cohort, Scores
 
 K, T = 5, 3
 TIERS = np.array([0, 0, 1, 2, 1], np.int32)
+HOSPITALS = (1, 0, 2, 1, 2)
+"""Group of every hospital."""
+BY_HOSPITALS = {"domain": "hospital_group", "hospitals": HOSPITALS}
+BY_GROUP = {"domain": "group", "groups": 2}
 
 NEUTRAL = {
     "q_ffl": weights.q_ffl(q=0.0),
@@ -19,6 +23,8 @@ NEUTRAL = {
     "afl": weights.afl(rate=0.0),
     "agnostic_tier": domains.agnostic(rate=0.0, domain="tier"),
     "agnostic_client": domains.agnostic(rate=0.0, domain="client"),
+    "agnostic_hospitals": domains.agnostic(rate=0.0, **BY_HOSPITALS),
+    "agnostic_group": domains.agnostic(rate=0.0, **BY_GROUP),
     "tier_afl": domains.tier_afl(rate=0.0),
     "tier_term": domains.tier_term(t=0.0),
     "tier_equal": domains.tier_equal(strength=0.0),
@@ -39,10 +45,14 @@ RULES = {
     "ordered": weights.ordered(power=0.5),
     "gifair": weights.gifair(c=0.9, groups="client"),
     "gifair_tier": weights.gifair(c=0.9, groups="tier"),
+    "gifair_hospitals": weights.gifair(
+        c=0.9, groups="hospital_group", hospitals=HOSPITALS
+    ),
     "afl": weights.afl(rate=0.5),
     "agnostic_tier": domains.agnostic(rate=0.5, domain="tier"),
     "agnostic_client": domains.agnostic(rate=0.5, domain="client"),
-    "agnostic_group": domains.agnostic(rate=0.5, domain="group", groups=2),
+    "agnostic_hospitals": domains.agnostic(rate=0.5, **BY_HOSPITALS),
+    "agnostic_group": domains.agnostic(rate=0.5, **BY_GROUP),
     "tier_afl": domains.tier_afl(rate=0.5),
     "tier_term": domains.tier_term(t=2.0),
     "tier_equal": domains.tier_equal(strength=1.0),

@@ -15,6 +15,7 @@ from tests import fakes
 NEUTRAL = {
     "q_ffl": {"q": 0.0},
     "tier_afl": {"rate": 0.0},
+    "agnostic": {"rate": 0.0, "domain": "group"},
     "logit_adjust": {"tau": 0.0},
     "ditto": {},
 }
@@ -68,12 +69,13 @@ def federation():
 
 
 DATA = federation()
-FEDAVG = after(names.rule(config("size"), 0), DATA)[0]
+GROUPS = names.Groups(patients=2)
+FEDAVG = after(names.rule(config("size")), DATA)[0]
 
 
 @pytest.mark.parametrize("name", names.RULES)
 def test_every_rule_trains_beside_sub_models(name):
-    rule = names.rule(config(name), 2)
+    rule = names.rule(config(name), GROUPS)
     if name == "fedbn":
         with pytest.raises(checks.InputError, match="leaves that it keeps"):
             after(rule, DATA)
@@ -89,23 +91,23 @@ def test_every_rule_trains_beside_sub_models(name):
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_the_neutral_setting_is_fedavg_in_a_round(name):
-    params, _ = after(names.rule(config(name, NEUTRAL[name]), 2), DATA)
+    params, _ = after(names.rule(config(name, NEUTRAL[name]), GROUPS), DATA)
     assert fakes.gap(params, FEDAVG) < 1e-5
 
 
 def test_a_composed_rule_weighs_and_adjusts():
-    both = after(names.rule(config("tier_term+logit_adjust"), 0), DATA)
-    weights = after(names.rule(config("tier_term"), 0), DATA)
-    objective = after(names.rule(config("logit_adjust"), 0), DATA)
+    both = after(names.rule(config("tier_term+logit_adjust")), DATA)
+    weights = after(names.rule(config("tier_term")), DATA)
+    objective = after(names.rule(config("logit_adjust")), DATA)
     np.testing.assert_allclose(both[1][0].weights, weights[1][0].weights, rtol=1e-5)
     assert fakes.gap(both[0], weights[0]) > 1e-4
     assert fakes.gap(both[0], objective[0]) > 1e-5
 
 
 def test_cap_and_warm_up_come_from_the_config():
-    free = names.rule(config("term", {"t": 40.0}), 0)
+    free = names.rule(config("term", {"t": 40.0}))
     c = config("term", {"t": 40.0}, **{"fairness.cap": 1.5, "fairness.warmup": 1})
-    first, second = after(names.rule(c, 0), DATA)[1]
+    first, second = after(names.rule(c), DATA)[1]
     share = np.asarray(fakes.COUNTS) / sum(fakes.COUNTS)
     np.testing.assert_allclose(first.weights, share, rtol=1e-5)
     assert np.all(second.weights <= 1.5 * share * (1 + 1e-5))
@@ -123,6 +125,24 @@ REFUSED = {
     ],
     "fairness.group": [
         ({"fairness.group": "sex"}, "none with rule size"),
+    ],
+    "fairness.hospital_group": [
+        (
+            {"fairness.rule": "agnostic", "fairness.agnostic.domain": "hospital_group"},
+            "for every hospital with rule agnostic",
+        ),
+        (
+            {"fairness.rule": "gifair", "fairness.gifair.groups": "hospital_group"},
+            "for every hospital with rule gifair",
+        ),
+        ({"fairness.hospital_group": ("north", "north")}, "two groups"),
+        ({"fairness.hospital_group": ("north", 2)}, "a group's name .*got 2"),
+    ],
+    "fairness.agnostic.domain": [
+        (
+            {"fairness.rule": "agnostic", "fairness.agnostic.domain": "hospitalgroup"},
+            'Did you mean "hospital_group"',
+        ),
     ],
     "fairness.denominator": [
         (
@@ -161,6 +181,21 @@ def test_what_cannot_be_is_refused_by_name(where, fields, what):
 def test_a_rule_for_everybody_refuses_a_part_of_them():
     c = config("afl", cohort=3)
     with pytest.raises(checks.InputError, match=r"^cohort: .*all hospitals.* afl"):
+        specs.build(c)
+
+
+def test_every_hospital_has_a_group_in_their_order():
+    """Groups are numbered by name; too few of them are refused by the hospitals."""
+    c = config("agnostic", {"domain": "hospital_group"})
+    c.data.partition.num_clients = 4
+    c.fairness.hospital_group = ("south", "north", "south", "east")
+    run = specs.build(c)
+    assert run.hospital_groups == ("east", "north", "south")
+    assert run.group_of == (2, 1, 2, 0)
+    assert run.spec.rule.init({}, jnp.ones(4, int), 4).shape == (3,)
+    c.fairness.hospital_group = ("south", "north", "south")
+    what = r"^fairness\.hospital_group: .*4 groups, one per hospital \(hospital_0, "
+    with pytest.raises(checks.InputError, match=what):
         specs.build(c)
 
 

@@ -358,18 +358,43 @@ def test_agnostic_is_exponentiated_gradient_on_its_domains():
 
 
 def test_agnostic_by_patient_group_weighs_clients_by_their_patients():
-    """All patients of group 1 are at client 3; its loss is high; 4 has unknown ones."""
+    """All patients of group 1 are at client 3; 4 has unknown ones, a domain too."""
     rule = domains.agnostic(rate=1.0, domain="group", groups=2)
     count = np.zeros((K, 3, 2))
     count[[0, 1, 2], 0, 0], count[3, 1, 1], count[4, 2, 0] = 10, 10, 10
-    loss = count * np.array([1.0, 3.0, 9.0])[:, None]
+    loss = count * np.array([1.0, 3.0, 2.0])[:, None]
     made = Cells(*map(jnp.float32, (count, loss, count)))
     known = Scores(jnp.full(K, 10), jnp.ones(K), made)
     _, state = rule.weigh(rule.init({}, jnp.full(K, 10), T), cohort(), known)
     got, _ = rule.weigh(state, cohort(), known)
-    low, high = math.exp(1), math.exp(3)
-    expected = np.array([low, low, low, high, 0]) / (3 * low + high)
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    expected = np.exp([1, 1, 1, 3, 2])
+    np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda **of: domains.agnostic(rate=0.5, **of),
+        lambda **of: weights.gifair(c=0.9, groups=of.pop("domain"), **of),
+    ],
+)
+def test_groups_of_hospitals_are_tiers_by_another_name(made):
+    """For a cohort in any order, whatever the clients' own tiers."""
+    order, count = [3, 0, 4, 2, 1], [5, 1, 3, 2, 4]
+    tiers = np.array([0, 0, 1, 1, 2], np.int32)
+    rules = (
+        made(domain="tier"),
+        made(domain="hospital_group", hospitals=tuple(tiers.tolist())),
+    )
+    got = []
+    for rule, tier in zip(rules, (tiers[order], np.zeros(K, np.int32)), strict=True):
+        state = rule.init({}, jnp.ones(K, int), T)
+        here = cohort(client=order, tier=tier)
+        for loss in ([1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]):
+            weight, state = rule.weigh(state, here, scores(count, np.float32(loss)))
+        got.append(weight)
+    np.testing.assert_allclose(*got, rtol=1e-6)
+    assert np.ptp(np.asarray(got[0])) > 0.05
 
 
 # -------------------------------------------------------------------------------- tiers

@@ -86,6 +86,52 @@ def test_what_most_resamples_cannot_estimate_has_no_interval(share, known):
     assert np.isnan(got.high).all() != known
 
 
+def gap_of(weight, outcome, group, number):
+    """Shares by group, over the weighted records."""
+    return metrics.groups.rates(
+        outcome, jnp.ones_like(outcome), group, number, weight=weight
+    ).selection
+
+
+@pytest.mark.parametrize("shares", [(0.4, 0.4), (0.3, 0.3, 0.3, 0.3), (0.2, 0.5, 0.5)])
+def test_the_interval_of_a_gap_covers_it_where_percentiles_do_not(shares):
+    """Above all a gap of 0, which no resample of unequal shares has."""
+    rng = np.random.default_rng(2)
+    number, size, turns = len(shares), 40, 200
+    group = jnp.arange(number * size) % number
+    drawn = rng.random((turns, number * size)) < np.asarray(shares)[group]
+    truth = max(shares) - min(shares)
+
+    @jax.jit
+    def both(outcome, key):
+        statistic = functools.partial(
+            gap_of, outcome=outcome, group=group, number=number
+        )
+        draw = functools.partial(bootstrap.records, rows=number * size)
+        made = bootstrap.resampled(statistic, draw, key, jnp.arange(201))
+        values, found = made[1:], made[0]
+        gap = metrics.groups.difference(found)
+        errors = metrics.groups.errors(values, found)
+        far = bootstrap.reach(metrics.groups.difference(errors))
+        return gap, far, bootstrap.bounds(metrics.groups.difference(values))
+
+    keys = jax.random.split(jax.random.key(4), turns)
+    gap, far, percentiles = jax.lax.map(
+        lambda each: both(*each), (jnp.asarray(drawn), keys)
+    )
+    ours = bootstrap.Interval(jnp.maximum(gap - far, 0), gap + far)
+    assert covered(ours, truth) >= 0.94
+    assert np.all((ours.low <= gap) & (gap <= ours.high))
+    if truth == 0:
+        assert covered(percentiles, truth) < 0.6
+
+
+def test_reach_is_a_quantile_of_what_is_known():
+    away = jnp.asarray([[0.3, 1.0], [0.1, math.nan], [0.2, math.nan], [0.4, math.nan]])
+    far = bootstrap.reach(away, 0.5)
+    np.testing.assert_allclose(far, [0.25, math.nan], rtol=1e-6)
+
+
 def covered(interval, truth):
     return float(np.mean((interval.low <= truth) & (truth <= interval.high)))
 

@@ -90,6 +90,27 @@ def test_with_many_classes_a_group_needs_twice_the_records():
     np.testing.assert_array_equal(kept, np.where(group == 0, 0, -1))
 
 
+def test_how_far_resamples_are_by_hand():
+    """Ranges of errors; of the ratio, of errors of logarithms; a lost group: none."""
+    found = groups.Rates(*map(jnp.asarray, ([0.5, 0.25], [0.9, 0.6], [0.2, 0.2])))
+    drawn = groups.Rates(
+        jnp.asarray([[0.25, 0.25], [math.nan, 0.5], [0.5, 0.125]]),
+        jnp.asarray([[0.8, 0.8], [0.9, 0.6], [0.9, math.nan]]),
+        jnp.asarray([[0.7, 0.1], [0.2, 0.3], [0.2, 0.2]]),
+    )
+    got = groups.away(drawn, found)
+    nan = math.nan
+    for name, expected in {
+        "demographic_parity_difference": [0.25, nan, 0.125],
+        "demographic_parity_ratio": [math.log(2), nan, math.log(2)],
+        "equal_opportunity_difference": [0.3, 0, nan],
+        "equalized_odds_difference": [0.6, 0.1, nan],
+    }.items():
+        np.testing.assert_allclose(getattr(got, name), expected, atol=1e-6)
+    known = groups.Rates(*(rate.at[0].set(nan) for rate in found))
+    assert groups.away(drawn, known).equal_opportunity_difference.shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("values", "difference", "ratio"),
     [
