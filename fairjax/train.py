@@ -235,7 +235,7 @@ def _loop(
         selected.keep_only(selection.best(rows, config["select"]))
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
-        cohort = _cohort(run, state, state.round)
+        cohort = run.draw(state.key, state.round)
         state, info = round.step(
             state,
             train_data,
@@ -304,29 +304,12 @@ def _loop(
     return state, measured_at, spent
 
 
-def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:
-    """The cohort of a round; it follows from the run's key and the round alone."""
-    key = keys.at(state.key, Role.COHORT)
-    draw = run.guarantee.draw
-    if draw is not None:
-        slots = draw.laid(run.form == "sliced")
-        return federation.poisson(key, number, run.tiers, draw.rate, slots)
-    return federation.sample(
-        key,
-        number,
-        run.tiers_at(number) if run.changes else run.tiers,
-        run.cohort,
-        slots=run.slots,
-        law=run.config["execution"]["slots"],
-    )
-
-
 def _drawn(run: specs.Run, state: RunState) -> Bool[np.ndarray, "rounds N"]:
     """The hospitals of every round's cohort so far."""
     clients = len(run.splits.clients)
 
     def one(number: Array) -> Array:
-        cohort = _cohort(run, state, number)
+        cohort = run.draw(state.key, number)
         slot = jnp.where(cohort.valid, cohort.client, clients)
         return jnp.zeros(clients, bool).at[slot].set(True, mode="drop")
 
