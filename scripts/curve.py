@@ -173,10 +173,14 @@ def said(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         )
         for at, epsilon in enumerate(EPSILONS[:-1])
     } | {
+        f"AUROC at epsilon {title(EPSILONS[-2])} > at {title(EPSILONS[0])}": (
+            lambda seed: seed[-2]["pooled"]["auroc"],
+            lambda seed: seed[0]["pooled"]["auroc"],
+        ),
         f"gap between hospitals at epsilon {title(EPSILONS[0])} > at {title(None)}": (
             lambda seed: gap(seed[0]),
             lambda seed: gap(seed[-1]),
-        )
+        ),
     }
     judged = experiment.judge(claims, list(zip(*runs, strict=True)))
     price = np.mean(auroc(-1)) - np.mean(auroc(0))
