@@ -22,7 +22,7 @@ learning"; Kairouz, Oh and Viswanath 2015 for the two lines.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy.stats import beta
 
 from fairjax import checks
@@ -44,7 +44,7 @@ class Bound(NamedTuple):
 
 
 def upper(
-    count: Float[np.ndarray, "..."], number: int, level: float
+    count: Num[np.ndarray, "..."], number: int, level: float
 ) -> Float[np.ndarray, "..."]:
     """One-sided Clopper-Pearson bound of a probability: `count` of `number` came.
 
@@ -56,8 +56,8 @@ def upper(
 
 
 def lower_epsilon(
-    false_positives: Float[np.ndarray, "..."],
-    false_negatives: Float[np.ndarray, "..."],
+    false_positives: Num[np.ndarray, "..."],
+    false_negatives: Num[np.ndarray, "..."],
     number: int,
     *,
     delta: float,
@@ -67,10 +67,8 @@ def lower_epsilon(
     level = 1 - (1 - confidence) / 2
     a, b = (upper(count, number, level) for count in (false_positives, false_negatives))
 
-    def one(missed: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-        return np.log(np.maximum((1 - delta - missed) / wrong, 1.0))
-
-    return np.maximum(one(b, a), one(a, b))
+    odds = np.maximum((1 - delta - b) / a, (1 - delta - a) / b)
+    return np.asarray(np.log(np.maximum(odds, 1.0)))
 
 
 def ceiling(number: int, *, delta: float, confidence: float = 0.95) -> float:
@@ -81,7 +79,7 @@ def ceiling(number: int, *, delta: float, confidence: float = 0.95) -> float:
 
 def bound(
     inside: Float[np.ndarray, "runs"],
-    outside: Float[np.ndarray, "runs"],
+    outside: Float[np.ndarray, "others"],
     *,
     delta: float,
     confidence: float = 0.95,
