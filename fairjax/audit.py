@@ -1,5 +1,6 @@
 """The audit of a run's guarantee: its mechanism run again with and without a canary."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,19 +11,25 @@ from fairjax import canaries, checks, keys, layout, measure, specs, trees
 from fairjax import workdir as files
 from fairjax.keys import Role
 from fairjax.privacy import audit as privacy
+from fairjax.train import beginning
 from fairjax.types import Cohort, RunState
 
 CONFIDENCE = 0.95
 
 
-def audit(
-    run: specs.Run,
-    start: RunState,
-    *,
-    rounds: int,
-    runs: int = 200,
-    chunk: int = 20,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """How a guarantee is audited."""
+
+    rounds: int = 1
+    """Of a run; as many are accounted for in "epsilon"."""
+    runs: int = 200
+    """With the canary, and as many without."""
+    chunk: int = 20
+    """Runs side by side, which bounds the memory."""
+
+
+def audit(run: specs.Run, settings: Audit) -> dict[str, Any]:
     """A row of attack.json: what so many runs show of epsilon, beside what is claimed.
 
     The canary takes the place of a record of the hospital that spends most, or of a
@@ -31,19 +38,17 @@ def audit(
 
     Args:
         run: under client_dp or record_dp.
-        start: its state before the first round.
-        rounds: that are audited, as many as are accounted for in "epsilon".
-        runs: with the canary; and as many without.
-        chunk: runs side by side, which bounds the memory.
+        settings: of the audit.
 
     Returns:
-        {"attack", "variant", "observable", "level", "tier", "runs", "rounds",
+        {"attack", "variant", "observable", "mechanism", "tier", "runs", "rounds",
         "epsilon_low", "epsilon", "ceiling", "delta", "confidence", "exceeds"}.
 
     Raises:
-        InputError: the run has no such mechanism, or its rule needs validation records.
+        InputError: the run has no such mechanism.
     """
-    guarantee, spec = run.guarantee, run.spec
+    guarantee, spec, rounds = run.guarantee, run.spec, settings.rounds
+    start = beginning(run)
     audited = ("client_dp", "record_dp")
     checks.one_of("privacy.mechanism", guarantee.mechanism, audited)
     spent = guarantee.spent(rounds)
@@ -81,11 +86,11 @@ def audit(
             spec=spec,
             layout=laid,
             rounds=rounds,
-            chunk=chunk,
+            chunk=settings.chunk,
         )
 
     key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
-    drawn = jax.random.split(key, (2, runs))
+    drawn = jax.random.split(key, (2, settings.runs))
     made = [
         np.asarray(scores(each, part), np.float64)
         for each, part in zip(drawn, (inside, outside), strict=True)
@@ -95,10 +100,10 @@ def audit(
     return {
         "attack": "audit",
         "variant": guarantee.unit,
-        "observable": "model",
-        "level": guarantee.mechanism,
+        "observable": "models",
+        "mechanism": guarantee.mechanism,
         "tier": int(run.tiers[who]),
-        "runs": 2 * runs,
+        "runs": 2 * settings.runs,
         "rounds": rounds,
         "epsilon_low": shown.epsilon,
         "epsilon": files.number(claimed),

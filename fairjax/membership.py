@@ -6,6 +6,7 @@ also sees of the traffic what the config lets a server see. For calibration it t
 shadow models on candidates of whom it does not know which were members.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,6 +20,7 @@ from fairjax import workdir as files
 from fairjax.keys import Role
 from fairjax.metrics import bootstrap
 from fairjax.privacy import membership as attacks
+from fairjax.train import beginning
 from fairjax.types import RunState
 
 RATE = 0.01
@@ -29,32 +31,37 @@ CALIBRATED = ("class", "calibrated", "likelihood")
 _SHADOWS, _RESAMPLES = range(2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """How membership is inferred."""
+
+    shadows: int = 32
+    """Shadow runs."""
+    chunk: int = 8
+    """Shadow runs side by side, which bounds the memory."""
+
+
 def attack(
-    run: specs.Run,
-    start: RunState,
-    state: RunState,
-    *,
-    models: int = 32,
-    chunk: int = 8,
+    run: specs.Run, state: RunState, settings: Membership
 ) -> list[dict[str, Any]]:
     """A row of attack.json for every attack, what it looks at, and tier.
 
     Args:
         run: the run.
-        start: its state before the first round.
         state: its state in the end.
-        models: shadow models.
-        chunk: shadow models side by side, which bounds the memory.
+        settings: of the attack.
 
     Returns:
-        {"attack", "variant", "observable", "level", "tier", "members", "nonmembers",
-        "auc", "auc_low", "auc_high", "tpr_at_1", "baseline_auc", "blind_auc",
-        "shadows", "reason"}. "tier" None: all hospitals; "blind_auc": of
+        {"attack", "variant", "observable", "mechanism", "tier", "members",
+        "nonmembers", "auc", "auc_low", "auc_high", "tpr_at_1", "baseline_auc",
+        "blind_auc", "shadows", "reason"}. "observable" is the "model" of the last
+        round, "models" of all rounds, or single "uploads"; "tier" None: all hospitals;
+        "members" and "nonmembers" those who have a score; "blind_auc" that of
         `attacks.difficulty`, which looks at no model; "reason" says why a figure is
-        null.
+        null, or what has no score.
     """
     candidates = shadows.pool(run.splits.train, run.splits.test)
-    scores = _scores(run, start, state, candidates, models, chunk)
+    scores = _scores(run, state, candidates, settings)
     tiers = np.asarray(run.tiers_at(state.round - 1))
     tier = tiers[candidates.owner]
     key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
@@ -69,21 +76,19 @@ def attack(
             key,
         )
     )
-    mechanism = run.guarantee.mechanism
     blind = names.index(("blind", "model"))
 
     def row(at: int, segment: int) -> dict[str, Any]:
         variant, observable = names[at]
         where = wheres[segment]
-        auc, tpr, low, high, unknown = (part[at, segment] for part in figures)
-        members, others = (
-            int(np.sum(where & (candidates.member == kind))) for kind in (True, False)
-        )
+        auc, tpr, low, high, *held = (part[at, segment] for part in figures)
+        members, others = map(int, held)
+        unknown = int(np.sum(where)) - members - others
         return {
             "attack": "membership",
             "variant": variant,
             "observable": observable,
-            "level": "plain" if mechanism == "none" else mechanism,
+            "mechanism": run.guarantee.mechanism,
             "tier": segments[segment],
             "members": members,
             "nonmembers": others,
@@ -93,8 +98,8 @@ def attack(
             "tpr_at_1": files.number(tpr),
             "baseline_auc": 0.5,
             "blind_auc": files.number(figures[0][blind, segment]),
-            "shadows": models if variant in CALIBRATED else 0,
-            "reason": _reason(members, others, int(unknown)),
+            "shadows": settings.shadows if variant in CALIBRATED else 0,
+            "reason": _reason(members, others, unknown),
         }
 
     return [
@@ -119,17 +124,15 @@ def _reason(members: int, others: int, unknown: int) -> str | None:
 
 def _scores(
     run: specs.Run,
-    start: RunState,
     state: RunState,
     candidates: shadows.Pool,
-    models: int,
-    chunk: int,
+    settings: Membership,
 ) -> dict[tuple[str, str], Float[Array, "E"]]:
     """(variant, observable) -> the score of every candidate."""
     train, x = jax.tree.map(jnp.asarray, (run.splits.train, candidates.data.x))
     y = jnp.asarray(candidates.data.y)
     members, now = measure.representatives(run), run.tiers_at(state.round - 1)
-    rounds, validation = int(state.round), None
+    start, rounds, validation = beginning(run), int(state.round), None
     if "validation" in run.spec.rule.needs:
         validation = jax.tree.map(jnp.asarray, run.splits.val)
     begun = None if run.config["model"]["init_from"] is None else start.params
@@ -161,7 +164,7 @@ def _scores(
             now,
             members,
             begin=begin,
-            chunk=chunk,
+            chunk=settings.chunk,
             **common,
         )
         return _losses(logits, y), attacks.margin(logits, y), inside
@@ -186,7 +189,7 @@ def _scores(
         )
 
     seed = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
-    shadow, shadow_phi, inside = shadowed(jax.random.split(seed, models))
+    shadow, shadow_phi, inside = shadowed(jax.random.split(seed, settings.shadows))
     loss, phi = attacked(state)
     by_upload, by_model = followed(start)
     classes = len(run.splits.classes)
@@ -198,8 +201,8 @@ def _scores(
         ("likelihood", "model"): attacks.likelihood(phi, shadow_phi, inside),
     }
     if run.guarantee.secure_sum == "off":
-        made["update", "upload"] = by_upload
-    made["update", "model"] = by_model
+        made["update", "uploads"] = by_upload
+    made["update", "models"] = by_model
     return made
 
 
@@ -216,7 +219,7 @@ def _figures(
     wheres: Bool[Array, "S E"],
     key: Array,
 ) -> tuple[Array, ...]:
-    """(AUC, true positives at `RATE`, lower, upper bound, unknown scores), [A, S]."""
+    """(AUC, true positives at `RATE`, lower, upper bound, members, others), [A, S]."""
 
     def one(at: tuple[Array, Array]) -> tuple[Array, ...]:
         score, where = at
@@ -234,7 +237,8 @@ def _figures(
             level=LEVEL,
         )
         hits = attacks.found(score, member, known, rate=RATE)
-        return area(), hits, *ends, jnp.sum(where & ~known)
+        held = (jnp.sum(known & (member == kind)) for kind in (True, False))
+        return area(), hits, *ends, *held
 
     pairs = [
         jnp.repeat(scores, wheres.shape[0], axis=0),

@@ -85,10 +85,7 @@ def train(
     workdir = pathlib.Path(workdir)
     files.check(workdir, specs.plain(config))
     run = specs.build(config)
-    init_from = run.config["model"]["init_from"]
-    if params is None and init_from is not None:
-        params = load(init_from)[1].params
-    state = start = initial(run, params)
+    state = start = beginning(run) if params is None else initial(run, params)
 
     files.create(workdir)
     keep = run.config["checkpoint"]["keep"]
@@ -125,8 +122,19 @@ def train(
     return Result(state, summary["metrics"], summary, workdir)
 
 
+def beginning(run: specs.Run) -> RunState:
+    """The state of a run before its first round, with the model that the config names.
+
+    Raises:
+        InputError: there is no run, or no readable checkpoint, in `model.init_from`.
+    """
+    init_from = run.config["model"]["init_from"]
+    params = None if init_from is None else load(init_from)[1].params
+    return initial(run, params)
+
+
 def initial(run: specs.Run, params: Params | None = None) -> RunState:
-    """The state of a run before its first round."""
+    """The state of a run before its first round, from `params` or drawn ones."""
     x = jnp.asarray(run.splits.train.x[:1])
     state_of = functools.partial(
         round.init,

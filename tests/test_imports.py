@@ -25,8 +25,9 @@ FLOORS = [
     {"specs"},
     {"workdir"},
     {"measure"},
-    {"final", "baselines", "membership", "audit"},
+    {"final", "baselines"},
     {"train", "command"},
+    {"membership", "audit"},
     {"sweep"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
