@@ -284,6 +284,7 @@ def _check_record(c: Any) -> None:
         what = "none with record_dp, which clips records"
         checks.fail("privacy.tier_clip", what, c.privacy.tier_clip)
     _only_client(c, "record_dp")
+    _refuse_masked_loss(c, "record_dp: one record would unmask a class for all others")
     if c.local.class_weights != "none":
         what = "none with record_dp: one record would change the weight of others"
         checks.fail("local.class_weights", what, c.local.class_weights)

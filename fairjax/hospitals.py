@@ -100,12 +100,8 @@ def tuned(state: RunState, train: Federation, *, spec: round.Spec) -> Own:
     """
 
     def own(member: Member) -> tuple[Params, Kept]:
-        params = private.gather(state.private, state.params, member)
-        kept = _units(state, state.round, params, member, spec)
-        memory = None
-        if state.memory is not None:
-            memory = jax.tree.map(lambda leaf: leaf[member.client], state.memory)
-        delta, _, _, _ = _train(
+        params, memory, kept = received(state, member, spec=spec)
+        delta, _, _, _ = update(
             state, state.round, params, memory, kept, member, train, spec
         )
         return optax.apply_updates(params, delta), kept
@@ -143,7 +139,7 @@ def alone(
 
         def again(number: Array, carry: tuple) -> tuple:
             params, held = carry
-            delta, _, held, _ = _train(
+            delta, _, held, _ = update(
                 state, number, params, held, kept, member, train, spec
             )
             return optax.apply_updates(params, delta), held
@@ -171,7 +167,16 @@ def _units(
     return spec.local.method.units(key, number, params, member)
 
 
-def _train(
+def received(state: RunState, member: Member, *, spec: round.Spec) -> tuple:
+    """(params, memory, kept) that a hospital starts the coming round with."""
+    params = private.gather(state.private, state.params, member)
+    memory = None
+    if state.memory is not None:
+        memory = jax.tree.map(lambda leaf: leaf[member.client], state.memory)
+    return params, memory, _units(state, state.round, params, member, spec)
+
+
+def update(
     state: RunState,
     number: Array,
     params: Params,
@@ -181,7 +186,7 @@ def _train(
     train: Federation,
     spec: round.Spec,
 ) -> tuple[Params, Masks, PyTree[Array], client.ClientInfo]:
-    """One client's local training as in round `number`."""
+    """One hospital's local training as in round `number`, masked; see `client`."""
     who = member.client
     offset = jnp.asarray(train.offset)[who]
     examples = Examples(

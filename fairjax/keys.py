@@ -21,6 +21,7 @@ class Role(enum.IntEnum):
     LOCAL = 3
     RELEASE = 4
     EVALUATE = 5
+    ATTACK = 6
 
 
 def at(key: Key[Array, ""], *address: int | Int[Array, ""]) -> Key[Array, ""]:

@@ -227,9 +227,9 @@ def step(
     release_key = keys.at(state.key, Role.RELEASE, state.round)
 
     def protect(delta, cover, weight, base, member):
-        sent = _sent(state, trees.multiply(delta, cover), cover, member.tier)
+        message = sent(state, trees.multiply(delta, cover), cover, member.tier)
         return protection.protect(
-            release_key, state.protection, cohort, member, sent, weight, base
+            release_key, state.protection, cohort, member, message, weight, base
         )
 
     def weigh(cohort: Cohort, scores: Scores):
@@ -323,7 +323,38 @@ def step(
     return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
 
 
-def _sent(state: RunState, num: Params, den: Masks, tier: Int[Array, ""]) -> Sent:
+def run(
+    state: RunState,
+    data: Federation,
+    draw: Callable[[RunState], Cohort],
+    *,
+    spec: Spec,
+    layout: Layout,
+    rounds: int,
+    validation: Federation | None = None,
+) -> RunState:
+    """So many rounds in one program, which may be vmapped; what they report is dropped.
+
+    Args:
+        state: the run so far.
+        data: as for `step`, as are the others.
+        draw: state -> the cohort of the next round.
+        spec: what a round does.
+        layout: how every cohort is laid.
+        rounds: how many.
+        validation: as for `step`.
+    """
+
+    def again(_: Array, state: RunState) -> RunState:
+        cohort = draw(state)
+        return step(
+            state, data, cohort, spec=spec, layout=layout, validation=validation
+        )[0]
+
+    return jax.lax.fori_loop(0, rounds, again, state)
+
+
+def sent(state: RunState, num: Params, den: Masks, tier: Int[Array, ""]) -> Sent:
     """A client's change as it is sent, without what it keeps for itself."""
     return Sent(
         private.shared(state.private, num, tier),
@@ -353,7 +384,7 @@ def _expected(
         _, cover = client.masks(spec.local, state.params, kept)
         weight = population.rate * population.weight[who]
         nothing = jax.tree.map(jnp.zeros_like, state.params)
-        return aggregate.weigh(_sent(state, nothing, cover, tier), weight, weight)
+        return aggregate.weigh(sent(state, nothing, cover, tier), weight, weight)
 
     def add(sums: Sent, who: Array) -> tuple[Sent, None]:
         return jax.tree.map(jnp.add, sums, addend(who)), None

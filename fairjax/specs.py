@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, guarantees, layout, names, round, selection
+from fairjax import checks, client, guarantees, keys, layout, names, round, selection
 from fairjax.data import datasets, federation
 from fairjax.fairness import personal
+from fairjax.keys import Role
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
 from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
 from fairjax.submodels.ladder import KINDS
-from fairjax.types import Layout, Method, Model
+from fairjax.types import Cohort, Layout, Method, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,25 @@ class Run:
             changed = tiers.at[who].set(tier)
             tiers = jnp.where(jnp.asarray(finished) + 1 >= number, changed, tiers)
         return tiers
+
+    def draw(self, key: Key[Array, ""], finished: Int[Array, ""]) -> Cohort:
+        """The cohort of the round after `finished` ones.
+
+        It follows from the run's key and the round alone.
+        """
+        key = keys.at(key, Role.COHORT)
+        drawn = self.guarantee.draw
+        if drawn is not None:
+            slots = drawn.laid(self.form == "sliced")
+            return federation.poisson(key, finished, self.tiers, drawn.rate, slots)
+        return federation.sample(
+            key,
+            finished,
+            self.tiers_at(finished) if self.changes else self.tiers,
+            self.cohort,
+            slots=self.slots,
+            law=self.config["execution"]["slots"],
+        )
 
 
 def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:

@@ -85,10 +85,7 @@ def train(
     workdir = pathlib.Path(workdir)
     files.check(workdir, specs.plain(config))
     run = specs.build(config)
-    init_from = run.config["model"]["init_from"]
-    if params is None and init_from is not None:
-        params = load(init_from)[1].params
-    state = start = initial(run, params)
+    state = start = beginning(run) if params is None else initial(run, params)
 
     files.create(workdir)
     keep = run.config["checkpoint"]["keep"]
@@ -125,8 +122,19 @@ def train(
     return Result(state, summary["metrics"], summary, workdir)
 
 
+def beginning(run: specs.Run) -> RunState:
+    """The state of a run before its first round, with the model that the config names.
+
+    Raises:
+        InputError: there is no run, or no readable checkpoint, in `model.init_from`.
+    """
+    init_from = run.config["model"]["init_from"]
+    params = None if init_from is None else load(init_from)[1].params
+    return initial(run, params)
+
+
 def initial(run: specs.Run, params: Params | None = None) -> RunState:
-    """The state of a run before its first round."""
+    """The state of a run before its first round, from `params` or drawn ones."""
     x = jnp.asarray(run.splits.train.x[:1])
     state_of = functools.partial(
         round.init,
@@ -235,7 +243,7 @@ def _loop(
         selected.keep_only(selection.best(rows, config["select"]))
 
     def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
-        cohort = _cohort(run, state, state.round)
+        cohort = run.draw(state.key, state.round)
         state, info = round.step(
             state,
             train_data,
@@ -304,29 +312,12 @@ def _loop(
     return state, measured_at, spent
 
 
-def _cohort(run: specs.Run, state: RunState, number: Array) -> Cohort:
-    """The cohort of a round; it follows from the run's key and the round alone."""
-    key = keys.at(state.key, Role.COHORT)
-    draw = run.guarantee.draw
-    if draw is not None:
-        slots = draw.laid(run.form == "sliced")
-        return federation.poisson(key, number, run.tiers, draw.rate, slots)
-    return federation.sample(
-        key,
-        number,
-        run.tiers_at(number) if run.changes else run.tiers,
-        run.cohort,
-        slots=run.slots,
-        law=run.config["execution"]["slots"],
-    )
-
-
 def _drawn(run: specs.Run, state: RunState) -> Bool[np.ndarray, "rounds N"]:
     """The hospitals of every round's cohort so far."""
     clients = len(run.splits.clients)
 
     def one(number: Array) -> Array:
-        cohort = _cohort(run, state, number)
+        cohort = run.draw(state.key, number)
         slot = jnp.where(cohort.valid, cohort.client, clients)
         return jnp.zeros(clients, bool).at[slot].set(True, mode="drop")
 

@@ -218,11 +218,10 @@ REFUSED = {
     "fairness.warmup": [(CLIENT, {"fairness__warmup": 2})],
     "submodel.name": [
         *[(base, {"submodel__name": "fiarse"}) for base in (CLIENT, RECORD, LOCAL)],
-        (RECORD, {"submodel__heterofl__masked_loss": True}),
         (RECORD, {"submodel__name": "fjord"}),
     ],
     "submodel.heterofl.masked_loss": [
-        (LOCAL, {"submodel__heterofl__masked_loss": True})
+        (base, {"submodel__heterofl__masked_loss": True}) for base in (RECORD, LOCAL)
     ],
     "cohort": [
         (CLIENT, {"cohort": 0}),

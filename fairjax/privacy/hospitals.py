@@ -23,7 +23,7 @@ def central(
     population: Population,
     *,
     clip: Sequence[float],
-    noise_multiplier: float,
+    noise_multiplier: float | Float[Array, ""],
     adaptive: clipping.Adaptive | None = None,
 ) -> Protection:
     """DP-FedAvg under masks: client-level differential privacy by a trusted server.
@@ -44,7 +44,8 @@ def central(
     Args:
         population: whose tiers, weights and sampling rate are public.
         clip: C_t of every tier; with `adaptive` where it starts.
-        noise_multiplier: sigma, of changes and count together.
+        noise_multiplier: sigma, of changes and count together; a number, not traced,
+            with `adaptive`.
         adaptive: moves all C_t by one factor a round. The noise of a round is that of
             the norm which clipped it.
 
@@ -56,7 +57,7 @@ def central(
     checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
     sigma = noise_multiplier
     if adaptive is not None:
-        sigma = clipping.split(noise_multiplier, adaptive.count_noise)
+        sigma = clipping.split(float(noise_multiplier), adaptive.count_noise)
 
     def protect(
         key: Key[Array, ""],

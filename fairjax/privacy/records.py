@@ -29,9 +29,9 @@ class Records(NamedTuple):
     Source: DP-SGD, Abadi et al. 2016, algorithm 1, with its lots as batches.
     """
 
-    clip: float
+    clip: float | Float[Array, ""]
     """C."""
-    noise_multiplier: float
+    noise_multiplier: float | Float[Array, ""]
     """sigma."""
     batch_size: int
     """B."""

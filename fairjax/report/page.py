@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fairjax.report import figures, final, formats, markup, principles
+from fairjax.report import figures, final, formats, markup, principles, privacy
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
 from fairjax.report.run import Row, Run
@@ -71,7 +71,6 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_cards(run)}"
         f"{markup.paragraph(_which_round(run))}"
     )
-    privacy = markup.pairs(run.summary.get("privacy", {}))
     sections = [
         Section("learning", "Learning curves", _learning(run, drawn["learning"])),
         Section("final", "Final figures", final.quality(run), optional=True),
@@ -85,7 +84,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         Section("calibration", "Calibration", drawn["calibration"], optional=True),
         Section("weights", "Weights over time", drawn["weights"]),
         Section("tiers", "Cost per tier", drawn["tiers"] + _tiers(run)),
-        Section("privacy", "Privacy", privacy, optional=True),
+        Section("privacy", "Privacy", privacy.section(run), optional=True),
         Section("principles", "Five principles", _principles(run), optional=True),
         Section("data", "Data", _data(run, drawn["data"])),
         Section("unknown", "Not estimated", final.not_estimated(run), optional=True),

@@ -36,6 +36,8 @@ class Run:
     """The last evaluated round's metrics."""
     tiers: list[Row]
     """From the smallest up; without costs before the run has ended."""
+    attacks: list[Row]
+    """Rows of attack.json, which scripts/attack.py writes; none without it."""
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(rounds, values) of the rounds where `key` is known."""
@@ -144,6 +146,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
         finished=finished,
         final=evaluated[-1] if evaluated else {},
         tiers=list(summary.get("tiers") or _planned_tiers(config, clients)),
+        attacks=list(_json(workdir / "attack.json")),
     )
 
 
@@ -176,7 +179,7 @@ def _numbers(value: Any, path: str = "") -> dict[str, Number]:
     return {path: value} if known and not isinstance(value, bool) else {}
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str) -> Any:
     try:
         # The files hold no NaN; one from elsewhere is as unknown as null.
         return json.loads(text, parse_constant=lambda _: None)
@@ -184,7 +187,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise checks.InputError(f"{where}: expected JSON; {error}") from error
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _json(path: pathlib.Path) -> Any:
     return _parse(path.read_text(), str(path)) if path.exists() else {}
 
 

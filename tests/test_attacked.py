@@ -1,0 +1,99 @@
+"""A private run, attacked and audited: the rows that attack.json gets."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from fairjax import audit, checks, membership, round, specs
+from fairjax.membership import Membership
+from fairjax.train import beginning
+
+FIELDS = {
+    "data.name": "breast_cancer",
+    "data.partition.num_clients": 3,
+    "model.mlp.hidden": (8,),
+    "tiers.budget": (0.5, 1.0),
+    "tiers.share": (1.0, 2.0),
+    "submodel.heterofl.masked_loss": False,
+    "rounds": 2,
+    "eval_every": 2,
+}
+PRIVATE = {
+    "privacy.mechanism": "record_dp",
+    "privacy.noise_multiplier": 2.0,
+    "privacy.accountant": "rdp",
+    "local.steps": 1,
+}
+
+
+def config_of(fields):
+    config = default.get_config()
+    config.update_from_flattened_dict(FIELDS | fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Two rounds of record_dp whose sums are secret: the run, and its state."""
+    run = specs.build(config_of(PRIVATE | {"privacy.secure_sum": "quantized"}))
+    whole = functools.partial(
+        round.run,
+        draw=lambda state: run.draw(state.key, state.round),
+        spec=run.spec,
+        layout=run.layout,
+        rounds=2,
+    )
+    data = jax.tree.map(jnp.asarray, run.splits.train)
+    return run, jax.jit(whole)(beginning(run), data)
+
+
+@pytest.fixture(scope="module")
+def rows(finished):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "RESAMPLES", 20)
+        return membership.attack(*finished, Membership(shadows=3, chunk=3))
+
+
+def test_there_is_a_row_for_every_attack_and_tier(rows, finished):
+    run, _ = finished
+    told = [(row["variant"], row["observable"], row["tier"]) for row in rows]
+    attacks = [(name, "model") for name in ("loss", "class", "calibrated")]
+    attacks += [("likelihood", "model"), ("update", "models")]
+    assert told == [(*attack, tier) for attack in attacks for tier in (None, 0, 1)]
+    everybody = rows[0]
+    assert everybody["members"] == len(run.splits.train.y)
+    assert everybody["nonmembers"] == len(run.splits.test.y)
+    assert {row["mechanism"] for row in rows} == {"record_dp"}
+    json.dumps(rows, allow_nan=False)
+
+
+def test_figures_are_null_with_a_reason_or_lie_in_their_interval(rows):
+    for row in rows:
+        assert row["auc_low"] - 0.02 <= row["auc"] <= row["auc_high"] + 0.02
+        few = row["nonmembers"] < 100
+        assert (row["tpr_at_1"] is None) == few
+        assert ("too few" in (row["reason"] or "")) == few
+        assert (row["shadows"] == 3) == (row["variant"] in membership.CALIBRATED)
+    known = [row for row in rows if row["tier"] is None]
+    assert len({row["blind_auc"] for row in known}) == 1
+
+
+def test_what_the_audit_shows_is_below_what_is_accounted(finished):
+    run, _ = finished
+    row = audit.audit(run, audit.Audit(rounds=1, runs=8, chunk=8))
+    assert row["variant"] == "record"
+    assert row["epsilon"] == max(run.guarantee.spent(1).values())
+    assert 0 <= row["epsilon_low"] <= row["epsilon"]
+    assert row["exceeds"] is False
+    assert row["runs"] == 16
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_run_that_promises_nothing_cannot_be_audited():
+    run = specs.build(config_of({}))
+    with pytest.raises(checks.InputError, match=r"privacy\.mechanism"):
+        audit.audit(run, audit.Audit())

@@ -1,0 +1,130 @@
+"""The page's words on privacy, and its tables of attacks."""
+
+import json
+
+import pytest
+from outline import Outline
+from workdirs import fake_run
+
+from fairjax import checks, report
+from fairjax.report import markup, privacy
+from fairjax.report.formats import MISSING
+
+NAMES = ["north", "south"]
+PROMISE = {
+    "mechanism": "record_dp",
+    "unit": "record",
+    "epsilon": 4.0,
+    "delta": 1e-5,
+    "rounds": 3,
+    "budget": 8.0,
+    "secure_sum": "masked",
+    "hospitals": {"north": 1.5, "south": 4.0},
+    "public": ["tier of every hospital"],
+}
+
+
+def member(tier, auc, variant="loss", **more):
+    row = {"attack": "membership", "variant": variant, "observable": "model"}
+    row |= {"mechanism": "record_dp", "tier": tier, "members": 40, "nonmembers": 20}
+    row |= {"auc": auc, "auc_low": auc - 0.1, "auc_high": auc + 0.1, "tpr_at_1": None}
+    return row | {"blind_auc": 0.5, "reason": "20 are too few"} | more
+
+
+AUDIT = {
+    "attack": "audit",
+    "variant": "record",
+    "tier": 0,
+    "epsilon_low": 1.25,
+    "epsilon": 4.0,
+    "ceiling": 3.0,
+    "exceeds": False,
+}
+
+
+def page(folder, promise=None, attacks=None):
+    workdir = fake_run(folder / "run", NAMES)
+    summary = json.loads((workdir / "summary.json").read_text())
+    summary["privacy"] = promise or summary["privacy"]
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    if attacks is not None:
+        (workdir / "attack.json").write_text(json.dumps(attacks))
+    section = markup.Section(
+        "privacy", "Privacy", privacy.section(report.read(workdir))
+    )
+    path = folder / "page.html"
+    path.write_text(markup.document("run", "", [section]))
+    return Outline(path)
+
+
+def after(outline, cell, count):
+    start = outline.cells.index(cell)
+    return outline.cells[start + 1 : start + 1 + count]
+
+
+def test_a_guarantee_is_told_in_words_and_spent_against_its_budget(tmp_path):
+    shown = page(tmp_path, PROMISE)
+    assert "whether or not a given record was trained on" in shown.text
+    assert "e^4 times as likely" in shown.text
+    assert "Taken as public: tier of every hospital." in shown.text
+    assert "simulated secure sum" in shown.text
+    at = shown.cells.index("of the budget")
+    assert shown.cells[at + 1 : at + 9] == [
+        *("south", "4", "8", "50.0%"),
+        *("north", "1.5", "8", "18.8%"),
+    ]
+
+
+def test_without_noise_or_mechanism_nothing_is_promised(tmp_path):
+    assert "nothing is promised" in page(tmp_path / "none").text
+    endless = PROMISE | {"epsilon": None, "hospitals": {"north": None}, "budget": None}
+    shown = page(tmp_path / "endless", endless)
+    assert "no ε bounds what is learned" in shown.text
+    assert after(shown, "of the budget", 4) == ["north", MISSING, MISSING, MISSING]
+
+
+def test_the_worst_protected_tier_is_named_for_every_attack(tmp_path):
+    attacks = [member(None, 0.625), member(0, 0.5), member(1, 0.75), AUDIT]
+    attacks += [member(0, 0.625, "update"), member(1, 0.5, "update")]
+    attacks[-1] |= {"auc": None, "auc_low": None, "auc_high": None}
+    shown = page(tmp_path, PROMISE, attacks)
+    assert after(shown, "difference", 6) == [
+        "loss, model",
+        *("1", "0.750 (0.650–0.850)"),  # noqa: RUF001
+        *("0", "0.500 (0.400–0.600)"),  # noqa: RUF001
+        "0.250",
+    ]
+    # One tier alone cannot be compared.
+    at = shown.cells.index("difference")
+    assert "update, model" not in shown.cells[at : at + 8]
+    assert "20 are too few" in shown.cells
+    assert after(shown, "most that could be shown", 5) == [
+        *("record", "0", "1.250", "4.000", "3.000")
+    ]
+    assert "more ε than is accounted" not in shown.text
+
+
+def test_an_audit_that_shows_too_much_is_an_alarm(tmp_path):
+    shown = page(tmp_path, PROMISE, [AUDIT | {"epsilon_low": 5.0, "exceeds": True}])
+    assert "An audit shows more ε than is accounted for." in shown.text
+
+
+def test_many_rows_are_folded_away(tmp_path):
+    few = page(tmp_path / "few", None, [member(t, 0.5) for t in range(12)])
+    many = page(tmp_path / "many", None, [member(t, 0.5) for t in range(13)])
+    assert many.count("details") == few.count("details") + 1
+    assert "Membership: all 13 rows" in many.text
+
+
+def test_an_attack_without_a_known_figure_still_has_its_rows(tmp_path):
+    shown = page(
+        tmp_path, None, [{"attack": "other", "tier": 0, "hits": h} for h in (1, 2)]
+    )
+    assert after(shown, "hits", 3) == ["other", "0", "1"]
+
+
+def test_a_broken_file_of_attacks_is_one_line(tmp_path):
+    workdir = fake_run(tmp_path / "run", NAMES)
+    (workdir / "attack.json").write_text("[{")
+    with pytest.raises(checks.InputError, match=r"attack\.json: expected JSON"):
+        report.read(workdir)
