@@ -1,0 +1,54 @@
+"""Images side by side: what a client held, and what attackers made of its update."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fairjax.report.canvas import DPI, INK, literal, png
+
+SHOWN = 10
+"""Images of a row."""
+
+
+def grid(strips: Mapping[str, Float[np.ndarray, "n H W ch"]]) -> bytes:
+    """A PNG with a row per name, the images of a column being of one victim.
+
+    Args:
+        strips: name -> images with pixels in [0, 1]; the first `SHOWN` are drawn, and
+            of those with other than 3 channels the first channel.
+    """
+    columns = min(SHOWN, *(len(strip) for strip in strips.values()))
+    side = 0.42
+    label = 0.075 * max(map(len, strips)) + 0.1
+    width, height = label + columns * side, len(strips) * side
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    for row, (name, strip) in enumerate(strips.items()):
+        bottom = 1 - (row + 1) / len(strips)
+        figure.text(
+            0.02 / width,
+            bottom + 0.5 / len(strips),
+            literal(name),
+            verticalalignment="center",
+            fontsize=7,
+            color=INK,
+        )
+        axes = figure.add_axes(
+            (label / width, bottom, columns * side / width, 1 / len(strips))
+        )
+        pad = math.ceil(strip.shape[1] / 28)
+        tiles = np.pad(
+            strip[:columns],
+            [(0, 0), (pad, pad), (pad, pad), (0, 0)],
+            constant_values=1,
+        )
+        line = np.concatenate(list(tiles), axis=1)
+        if line.shape[-1] != 3:
+            line = np.repeat(line[..., :1], 3, axis=-1)
+        axes.imshow(line, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+    return png(figure)
