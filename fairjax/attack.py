@@ -29,7 +29,7 @@ from fairjax.privacy import images, inversion
 from fairjax.report import reconstructions
 from fairjax.submodels import branches, dynamicfl
 from fairjax.train import initial, load
-from fairjax.types import Member, RunState
+from fairjax.types import Block, Member, Method, RunState
 
 Row = dict[str, Any]
 FILE = "attack.json"
@@ -144,7 +144,7 @@ class Inversion:
     """Of observable "steps"."""
     restarts: int = 2
     """Starts, of which the attacker's objective chooses."""
-    iterations: int = 800
+    iterations: int = 600
     rate: float = 0.05
     """Of "cosine", in pixel ranges per iteration at first."""
     variation: float = 0.1
@@ -184,9 +184,13 @@ def invert(
     settings = _checked(run, settings)
     victims = _victims(run, settings)
     local = _observed(run, settings)
-    found = {}
-    attackers = {
-        level: _attacker(run, state, local, level, settings) for level in settings.level
+    simulated = {"plain": exposure.as_plain(local), "": exposure.quiet(local)}
+    if "search" in settings.level and _secret(run):
+        simulated["search"] = simulated[""]._replace(method=_still(run))
+    attackers = {name: _attacker(run, of, settings) for name, of in simulated.items()}
+    candidates = {
+        level: jax.vmap(_candidates(run, state, local, level))
+        for level in settings.level
     }
     see = jax.jit(
         jax.vmap(
@@ -200,26 +204,29 @@ def invert(
     )
     numbers = jnp.arange(settings.images, dtype=jnp.int32)
     key = keys.at(jax.random.key(settings.seed), Role.EVALUATE)
-    noise, own = (
+    noise, own, start = (
         jax.vmap(functools.partial(keys.at, keys.at(key, role)))(numbers)
-        for role in (_NOISE, _ATTACK)
+        for role in (_NOISE, _OWN, _START)
     )
+    found = {}
     for tier in settings.tier:
         views = _views(run, state, victims.owner, tier)
         if memories is not None:
             views = views._replace(memory=memories[tier])
         seen, after = see(noise, views, victims.x, victims.y)
-        for level, attacker in attackers.items():
-            best, alive = jax.device_get(attacker(own, views, seen))
+        for level in settings.level:
+            believed = candidates[level](own, views)
+            attacker = attackers.get(level, attackers[""])
+            best = jax.device_get(attacker(start, believed, seen))
             hit = None
-            if level == "search" and alive is not None:
-                same = np.asarray(after["alive"]) == alive
-                hit = same.reshape(settings.images, -1).all(1)
+            if level == "search" and _secret(run):
+                guessed = believed.memory["alive"][numbers, best.choice]
+                hit = np.all(after["alive"] == guessed, axis=(1, 2))
             found[tier, level] = _matched(victims, best, hit)
     return found
 
 
-_NOISE, _ATTACK, _OWN, _START = range(4)
+_NOISE, _OWN, _START = range(3)
 
 
 class _Victims(NamedTuple):
@@ -275,13 +282,13 @@ def _range(run: specs.Run) -> tuple[np.ndarray, np.ndarray]:
     return low, np.where(high > low, high - low, 1)
 
 
-def _pixels(run: specs.Run, x: np.ndarray) -> np.ndarray:
+def _pixels(run: specs.Run, x: Block) -> np.ndarray:
     low, span = _range(run)
     return np.clip((np.asarray(x) - low) / span, 0, 1).astype(np.float32)
 
 
 def _victims(run: specs.Run, settings: Inversion) -> _Victims:
-    train = run.splits.train
+    train = jax.tree.map(np.asarray, run.splits.train)
     rng = np.random.default_rng([settings.seed, 0])
     owner = np.repeat(np.arange(len(train.count)), train.count)
     enough = np.flatnonzero(train.count[owner] >= settings.records)
@@ -357,80 +364,71 @@ def _units(run: specs.Run, state: RunState, params: Any, member: Member) -> Any:
     return run.spec.local.method.units(key, state.round, params, member)
 
 
-def _attacker(
-    run: specs.Run,
-    state: RunState,
-    local: client.Local,
-    level: str,
-    settings: Inversion,
-) -> Callable[..., tuple[inversion.Found, Any]]:
-    """(keys, views, seen), [n, ...] each -> what is found of each, and its structure.
+def _candidates(
+    run: specs.Run, state: RunState, local: client.Local, level: str
+) -> Callable[[Array, View], View]:
+    """(key, victim) -> what an attacker takes it for, [M, ...] a leaf.
 
-    Of the views only what the level may know is read.
+    Of the victim only what the level may know is read. The model is there once.
     """
+
+    def alone(view: View) -> View:
+        return jax.tree.map(lambda leaf: jnp.stack([leaf]), view)
+
+    if level == "plain":
+        return lambda key, victim: alone(exposure.plain(key, victim, state.params))
+    if level == "tier":
+        return lambda key, victim: alone(exposure.newcomer(key, victim, local=local))
+    if level == "structure":
+        return lambda key, victim: alone(victim)
+    guesses = _guesses(run, state)
+
+    def every(key: Array, victim: View) -> View:
+        guess = functools.partial(_guessed, run, state, key, victim)
+        one_model = jax.tree.map(lambda leaf: jnp.stack([leaf]), victim.params)
+        return jax.vmap(guess)(guesses)._replace(params=one_model)
+
+    return every
+
+
+def _attacker(
+    run: specs.Run, local: client.Local, settings: Inversion
+) -> Callable[..., inversion.Found]:
+    """(keys, candidates, seen), [n, ...] each -> what is found of each."""
     low, span = (jnp.asarray(part, jnp.float32) for part in _range(run))
-    simulated = exposure.as_plain(local) if level == "plain" else exposure.quiet(local)
-    guesses = None
-    if level == "search":
-        guesses, method = _guesses(run, state)
-        simulated = simulated._replace(method=method)
-    shape = run.splits.train.x.shape[1:]
+    attack = functools.partial(
+        inversion.cosine, rate=settings.rate, variation=settings.variation
+    )
+    if settings.variant == "dlg":
+        attack = functools.partial(inversion.dlg, classes=len(run.splits.classes))
 
-    def candidates(key: Array, victim: View) -> View:
-        if level == "plain":
-            several = [exposure.plain(key, victim, state.params)]
-        elif level == "tier":
-            several = [exposure.newcomer(key, victim, local=simulated)]
-        elif level == "structure":
-            several = [victim]
-        else:
-            assert guesses is not None
-            return jax.vmap(functools.partial(_guessed, run, state, key, victim))(
-                guesses
-            )
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    _, height, width, channels = run.splits.train.x.shape
+    shape = height, width, channels
 
-    def one(key: Array, victim: View, seen: inversion.Seen) -> Any:
-        views = candidates(keys.at(key, _OWN), victim)
-        # One copy of the model for all candidates.
+    def one(key: Array, views: View, seen: inversion.Seen) -> inversion.Found:
         params = jax.tree.map(lambda leaf: leaf[0], views.params)
 
         def simulate(view: View, pixels: Array, labels: Array) -> Any:
             x = low + span * pixels
             view = view._replace(params=params)
-            return exposure.change(view, x, labels, local=simulated)[0]
+            return exposure.change(view, x, labels, local=local)[0]
 
         signal = inversion.class_signal(seen.change, local.model.axes)
-        labels = inversion.labels(signal, settings.records)
-        common = {
-            "simulate": simulate,
-            "candidates": views._replace(params=None),
-            "seen": seen,
-            "labels": labels,
-            "shape": shape,
-            "iterations": settings.iterations,
-        }
-        if settings.variant == "dlg":
-            start = functools.partial(
-                inversion.dlg, classes=len(run.splits.classes), **common
-            )
-        else:
-            start = functools.partial(
-                inversion.cosine,
-                rate=settings.rate,
-                variation=settings.variation,
-                **common,
-            )
-        best = inversion.restarted(keys.at(key, _START), start, settings.restarts)
-        alive = None
-        if guesses is not None and guesses.alive is not None:
-            alive = guesses.alive[best.choice]
-        return best, alive
+        attempt = functools.partial(
+            attack,
+            simulate=simulate,
+            candidates=views._replace(params=None),
+            seen=seen,
+            labels=inversion.labels(signal, settings.records),
+            shape=shape,
+            iterations=settings.iterations,
+        )
+        return inversion.restarted(key, attempt, settings.restarts)
 
     # Side by side they would leave a CPU's cache.
     size = None if jax.default_backend() == "cpu" else settings.images
 
-    def every(*each: Any) -> Any:
+    def every(*each: Any) -> inversion.Found:
         return jax.lax.map(lambda mine: one(*mine), each, batch_size=size)
 
     return jax.jit(every)
@@ -448,19 +446,25 @@ MOST = 4096
 """Structures that a search goes through."""
 
 
-def _guesses(run: specs.Run, state: RunState) -> tuple[_Guess, Any]:
-    """All tiers with all their structures, and the method that has them as they are."""
+def _secret(run: specs.Run) -> bool:
+    """Whether clients have branches by what they remember."""
+    return any(run.branches) and names.planned(specs.from_plain(run.config))
+
+
+def _still(run: specs.Run) -> Method:
+    """The method, with the branches that a client is told of: a planner moves none."""
     config: Any = specs.from_plain(run.config)
-    axes, tiers = run.spec.local.model.axes, range(len(run.budget))
+    config.submodel.dynamicfl.moved = 0.0
+    return names.METHODS[config.submodel.name].method(config, run.spec.local.model.axes)
+
+
+def _guesses(run: specs.Run, state: RunState) -> _Guess:
+    """All tiers, with all their structures."""
+    if not _secret(run):
+        return _Guess(jnp.arange(len(run.budget), dtype=jnp.int32), None)
+    config: Any = specs.from_plain(run.config)
     options = config.submodel.dynamicfl
-    secret = run.spec.local.method.memory is not None and any(run.branches)
-    if not secret or "alive" not in state.memory:
-        guess = _Guess(jnp.asarray(tiers, jnp.int32), None)
-        return guess, run.spec.local.method
-    # A planner that moves nothing has the branches that it is told of.
-    options.moved = 0.0
-    method = names.METHODS[config.submodel.name].method(config, axes)
-    layers = branches.layers(axes, options.skip)
+    layers = branches.layers(run.spec.local.model.axes, options.skip)
     form = branches.Form(tuple(options.branch_form), options.rank)
     exists = branches.admitted(state.params, layers, form)
     wanted = [min(number * len(layers), exists.sum()) for number in run.branches]
@@ -476,7 +480,7 @@ def _guesses(run: specs.Run, state: RunState) -> tuple[_Guess, Any]:
     return _Guess(
         jnp.asarray([tier for tier, _ in pairs], jnp.int32),
         jnp.asarray(np.stack([table for _, table in pairs])),
-    ), method
+    )
 
 
 def _guessed(
@@ -488,7 +492,7 @@ def _guessed(
     if guess.alive is not None:
         memory = memory | {"alive": guess.alive}
     kept = _units(run, state, victim.params, member)
-    return view._replace(kept=kept, memory=memory, member=member)
+    return view._replace(params=None, kept=kept, memory=memory, member=member)
 
 
 def _matched(
@@ -518,56 +522,59 @@ def _common(named: np.ndarray, true: np.ndarray) -> int:
 # ------------------------------------------------------------------------------ figures
 
 
+def scores(
+    run: specs.Run, settings: Inversion, made: Reconstruction
+) -> dict[str, Float[np.ndarray, "n"]]:
+    """Figures of every victim, the mean over its records, and those of guessing.
+
+    Guesses are the mean public image, and for every true image the public one nearest
+    to it: the best that somebody could do who sees no update and picks a public image,
+    knowing which to pick.
+    """
+    public = jnp.asarray(_pixels(run, run.splits.test.x))
+    shape = made.true.shape
+    flat = jnp.asarray(made.true.reshape(-1, *shape[2:]))
+    rng = np.random.default_rng([settings.seed, 1])
+    gallery = public[rng.permutation(len(public))[: settings.gallery]]
+    near = jax.lax.map(lambda image: images.nearest(image, public), flat)
+    shown = {
+        "": made.found,
+        "_mean": np.broadcast_to(np.mean(public, 0), shape),
+        "_nearest": np.asarray(public[near]).reshape(shape),
+    }
+    true = jnp.asarray(made.true)
+    found = {
+        name + guess: np.asarray(jax.vmap(jax.vmap(measure))(picture, true))
+        for name, measure in {"psnr": images.psnr, "ssim": images.ssim}.items()
+        for guess, picture in shown.items()
+    }
+    hits = images.recognised(jnp.asarray(made.found.reshape(flat.shape)), flat, gallery)
+    found["rank1"] = np.asarray(hits, float).reshape(shape[:2])
+    return {name: values.mean(1) for name, values in found.items()} | {
+        "label": made.label
+    }
+
+
 def judge(
     run: specs.Run, settings: Inversion, made: Reconstruction
 ) -> dict[str, float | int | None]:
-    """Figures of a reconstruction, and those of guessing, with bootstrap intervals.
-
-    The intervals are over victims. Guesses are the mean public image, and for every
-    true image the public one nearest to it: the best that somebody could do who sees no
-    update and picks a public image, knowing which to pick.
-    """
-    public = _pixels(run, run.splits.test.x)
-    flat = made.true.reshape(-1, *made.true.shape[2:])
-    rng = np.random.default_rng([settings.seed, 1])
-    gallery = public[rng.permutation(len(public))[: settings.gallery]]
-    near = np.asarray(
-        jax.lax.map(
-            lambda image: images.nearest(image, jnp.asarray(public)), jnp.asarray(flat)
-        )
-    )
-    guesses = {
-        "": made.found,
-        "mean": np.broadcast_to(public.mean(0), made.true.shape),
-        "nearest": public[near].reshape(made.true.shape),
-    }
+    """The figures of a row: means over victims, with 95 % bootstrap intervals."""
+    of = scores(run, settings, made)
     row: dict[str, Any] = {}
-    for name, measure in {"psnr": images.psnr, "ssim": images.ssim}.items():
-        each = {
-            guess: np.asarray(jax.vmap(jax.vmap(measure))(shown, made.true)).mean(1)
-            for guess, shown in guesses.items()
-        }
-        low, high = _interval(each[""])
-        row |= {name: each[""].mean(), f"{name}_low": low, f"{name}_high": high}
-        row |= {
-            f"baseline_{name}_{guess}": each[guess].mean()
-            for guess in ("mean", "nearest")
-        }
-        low, high = _interval(each[""] - each["mean"])
-        row |= {f"gain_{name}_low": low, f"gain_{name}_high": high}
-    hits = images.recognised(
-        jnp.asarray(made.found.reshape(flat.shape)), jnp.asarray(flat), gallery
-    )
-    row |= {
-        "label": made.label.mean(),
-        "rank1": np.mean(hits),
-        "chance_rank1": 1 / (len(flat) + len(gallery)),
-        "structure": None if made.structure is None else made.structure.mean(),
-    }
+    for name in ("psnr", "ssim"):
+        row[name] = of[name].mean()
+        row[f"{name}_low"], row[f"{name}_high"] = interval(of[name])
+    row |= {"label": of["label"].mean(), "rank1": of["rank1"].mean()}
+    row["structure"] = None if made.structure is None else made.structure.mean()
+    for name in ("psnr", "ssim"):
+        for guess in ("mean", "nearest"):
+            row[f"baseline_{name}_{guess}"] = of[f"{name}_{guess}"].mean()
+    number = min(settings.gallery, len(run.splits.test.y))
+    row["baseline_rank1"] = 1 / (settings.images * settings.records + number)
     return {name: files.number(value) for name, value in row.items()}
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of a mean."""
     each = jnp.asarray(values)
 

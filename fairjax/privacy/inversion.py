@@ -35,13 +35,14 @@ def cosine_distance(simulated: Params, seen: Params, cover: Masks) -> Float[Arra
     Source: Geiping, Bauermeister, Dröge and Moeller 2020, eq. (4).
     """
     ours, theirs = trees.multiply(simulated, cover), trees.multiply(seen, cover)
-    product = optax.tree.vdot(ours, theirs)
-    # The root of the product of squares has no finite slope at 0.
-    squares = optax.tree.norm(ours, squared=True) * optax.tree.norm(
-        theirs, squared=True
-    )
-    tiny = jnp.finfo(squares.dtype).tiny
-    return 1 - product * jax.lax.rsqrt(jnp.maximum(squares, tiny))
+    # The root of a sum of squares has no finite slope at 0.
+    tiny = jnp.finfo(jnp.float32).tiny
+    lengths = [
+        jnp.sqrt(jnp.maximum(optax.tree.norm(tree, squared=True), tiny))
+        for tree in (ours, theirs)
+    ]
+    product = jnp.asarray(optax.tree.vdot(ours, theirs))
+    return 1 - product / (lengths[0] * lengths[1])
 
 
 def squared_distance(simulated: Params, seen: Params, cover: Masks) -> Float[Array, ""]:
@@ -193,7 +194,7 @@ def cosine(
             images, state, choice = carry
             grads = jnp.nan_to_num(jax.grad(objective)(images, choice))
             updates, state = optimizer.update(grads, state)
-            images = jnp.clip(optax.apply_updates(images, updates), 0, 1)
+            images = jnp.clip(images + updates, 0, 1)
             return (images, state, choice), None
 
         return jax.lax.scan(one, carry, length=steps)[0]
