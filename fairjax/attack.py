@@ -516,7 +516,8 @@ def _matched(
 
 def _common(named: np.ndarray, true: np.ndarray) -> int:
     """How many labels two batches have in common, whatever their order."""
-    return sum(min(np.sum(named == c), np.sum(true == c)) for c in np.unique(true))
+    pairs = ((np.sum(named == c), np.sum(true == c)) for c in np.unique(true))
+    return int(sum(min(pair) for pair in pairs))
 
 
 # ------------------------------------------------------------------------------ figures

@@ -13,14 +13,16 @@ them: two processes share the files.
 """
 
 import dataclasses
+import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from absl import flags
 
 from configs import pbc_blood28
@@ -78,6 +80,8 @@ def _noisy(multiplier: float) -> Part:
             "privacy.mechanism": "local_dp",
             "privacy.clip": 0.1,
             "privacy.noise_multiplier": multiplier,
+            # Of noise as weak as this a PLD has no room in memory.
+            "privacy.accountant": "rdp",
         },
         {"tier": (2,), "level": ("plain",)},
     )
@@ -97,11 +101,6 @@ PARTS = {
         FEDAVG,
         {"observable": "steps", "tier": (2,), "level": ("plain",), **FEW},
     ),
-    "heterofl steps": Part(
-        "HeteroFL",
-        HETEROFL,
-        {"observable": "steps", "tier": (0,), "level": ("tier",), **FEW},
-    ),
     "dynamicfl steps": Part(
         "DynamicFL",
         DYNAMICFL,
@@ -119,6 +118,11 @@ PARTS = {
     "noise 0.01": _noisy(0.01),
     "noise 0.1": _noisy(0.1),
 }
+
+
+def setting(part: Part) -> dict[str, Any]:
+    """A part as JSON has it: rows of another one are out of date."""
+    return json.loads(json.dumps(part._asdict()))
 
 
 def config_of(part: Part) -> Any:
@@ -165,6 +169,7 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "part": name,
+                "setting": setting(part),
                 "tier": tier,
                 "level": level,
                 "epsilon": number(run.guarantee.epsilon(1)),
@@ -181,23 +186,220 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
 
 # ---------------------------------------------------------------------------- the table
 
+PAIRED = ("psnr", "ssim")
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """The Markdown tables, and what they say."""
-    return ""
+
+def victim(row: dict[str, Any]) -> str:
+    """Whose update was inverted."""
+    part = PARTS[row["part"]]
+    if part.fields.get("submodel.name") == "fedavg":
+        if row["epsilon"] is None:
+            return part.title
+        noise = part.fields["privacy.noise_multiplier"]
+        return f"{part.title}, noise {noise:g} clips"
+    budget = pbc_blood28.get_config().tiers.budget[row["tier"]]
+    tier = f"{part.title}, tier {row['tier']}"
+    if part.fields is HETEROFL:
+        return f"{tier} ({budget:g} of the widths)"
+    number = DYNAMICFL["tiers.branches"][row["tier"]]
+    return f"{tier} ({number} {'branch' if number == 1 else 'branches'} per layer)"
+
+
+def sees(row: dict[str, Any]) -> str:
+    """What the server saw, and by what it was inverted."""
+    settings = attack.Inversion(**PARTS[row["part"]].settings)
+    what = "one step"
+    if settings.observable == "steps":
+        what = f"{settings.steps} steps"
+    return what if settings.variant == "cosine" else f"{what} ({settings.variant})"
+
+
+def paired(
+    better: dict[str, Any], worse: dict[str, Any] | None, figure: str, guess: str = ""
+) -> tuple[float, float, float]:
+    """Mean difference over the victims and its interval; `worse` None: a guess."""
+    other = (
+        better["victims"][figure + guess]
+        if worse is None
+        else (worse["victims"][figure])
+    )
+    values = np.array(better["victims"][figure]) - np.array(other)
+    return float(values.mean()), *attack.interval(values)
+
+
+def beats(row: dict[str, Any], guess: str) -> bool:
+    """Whether PSNR and SSIM both are above a guess's, by their intervals."""
+    return all(paired(row, None, figure, guess)[1] > 0 for figure in PAIRED)
+
+
+def recognised(row: dict[str, Any]) -> bool:
+    """Whether more are recognised than by chance: exact one-sided test, 5 %."""
+    hits = row["victims"]["rank1"]
+    test = scipy.stats.binomtest(
+        round(sum(hits)), len(hits), row["baseline_rank1"], alternative="greater"
+    )
+    return test.pvalue < 0.05
+
+
+def told(row: dict[str, Any]) -> str:
+    """An attack in words."""
+    name = victim(row).partition(" (")[0]
+    return f"{name} by {row['level']}, {sees(row)}"
+
+
+def which(rows: Sequence[dict[str, Any]], holds: Callable[[dict], bool]) -> str:
+    """The attacks for which something holds, or the fewer for which it does not."""
+    yes = [told(row) for row in rows if holds(row)]
+    no = [told(row) for row in rows if not holds(row)]
+    if not yes or not no:
+        return "none" if not yes else "all"
+    if len(no) < len(yes):
+        return f"all but {'; '.join(no)}"
+    return "; ".join(yes)
+
+
+def hiding(rows: Sequence[dict[str, Any]], part: str, tier: int) -> str:
+    """What an attacker gains who knows all that is hidden, over one who does not."""
+    by = {
+        row["level"]: row for row in rows if (row["part"], row["tier"]) == (part, tier)
+    }
+    (mean, low, high), (like, below, above) = (
+        paired(by["structure"], by["plain"], figure) for figure in PAIRED
+    )
+    return (
+        f"tier {tier}, {sees(by['plain'])}: {mean:+.1f} dB ({low:+.1f} to {high:+.1f}) "
+        f"and {like:+.2f} SSIM ({below:+.2f} to {above:+.2f})"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table, and what it says."""
+    order = list(PARTS)
+    rows = sorted(rows, key=lambda row: order.index(row["part"]))
+    heads = [
+        "update of",
+        "the server sees",
+        "attacker",
+        "PSNR, dB",
+        "SSIM",
+        "class read",
+        "recognised",
+        "structure found",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|---|" + "--:|" * 5]
+    for row in rows:
+        cells = [victim(row), sees(row), row["level"]]
+        cells += [
+            f"{row[name]:.{digits}f} ({row[name + '_low']:.{digits}f}–"  # noqa: RUF001
+            f"{row[name + '_high']:.{digits}f})"
+            for name, digits in (("psnr", 1), ("ssim", 2))
+        ]
+        cells += [f"{row['label']:.0%}", f"{row['rank1']:.0%}"]
+        cells.append("" if row["structure"] is None else f"{row['structure']:.0%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    first = rows[0]
+    mean, near = (guessed(first, guess) for guess in ("mean", "nearest"))
+    parts = [
+        "\n".join(lines),
+        f"Guesses without an update: the mean public image, {mean}; for every victim "
+        f"the public image nearest to it, which nobody could pick, {near}; recognised "
+        f"by chance, {first['baseline_rank1']:.1%}.",
+        "Better than the mean public image in PSNR and SSIM (intervals of the paired "
+        f"differences): {which(rows, lambda row: beats(row, '_mean'))}. Better than "
+        f"the nearest one: {which(rows, lambda row: beats(row, '_nearest'))}. More "
+        "victims recognised than by chance (exact test, 5 %): "
+        f"{which(rows, recognised)}.",
+        "What an attacker gains who knows all that DynamicFL hides, over one who "
+        "simulates the plain model: "
+        f"{'; '.join(hiding(rows, *pair) for pair in HIDING)}.",
+        sentence(rows),
+    ]
+    return "\n\n".join(parts)
+
+
+HIDING = (("dynamicfl", 1), ("dynamicfl", 2), ("dynamicfl steps", 2))
+"""Part and tier of the pairs that say what hiding branches is worth."""
+
+
+def sentence(rows: Sequence[dict[str, Any]]) -> str:
+    """The README's sentence on privacy: what these figures support and no more."""
+    blind = [
+        row
+        for row in rows
+        if row["part"].startswith("dynamicfl")
+        and row["tier"] > 0
+        and row["level"] != "structure"
+    ]
+    read = [row for row in blind if recognised(row)]
+    hidden = "does not keep patients' images from it"
+    if len(read) < len(blind):
+        hidden = f"kept {len(blind) - len(read)} of {len(blind)} such attacks from it"
+    noisy = {
+        PARTS[row["part"]].fields["privacy.noise_multiplier"]: row
+        for row in rows
+        if row["epsilon"] is not None
+    }
+    quiet = [
+        clips
+        for clips in noisy
+        if not any(recognised(noisy[more]) for more in noisy if more >= clips)
+    ]
+    noise = "no noise that was tried on the upload stops the attack"
+    if quiet:
+        least = min(quiet)
+        noise = (
+            f"noise of {least:g} clips on the upload stops this attack, at an epsilon "
+            f"of {noisy[least]['epsilon']:,.0f} per round, which is no guarantee "
+            "against a better one"
+        )
+    return (
+        "So, of one image in one update of a small CNN: that a server does not know "
+        f"DynamicFL's branches {hidden} ({len(read)} of {len(blind)} attacks without "
+        f"that knowledge recognise victims), and tier 0 has none to hide; {noise}. "
+        "Larger batches, whole rounds and larger models were not attacked here."
+    )
+
+
+def guessed(row: dict[str, Any], guess: str) -> str:
+    """How near a guess comes."""
+    psnr, ssim = (row[f"baseline_{figure}_{guess}"] for figure in PAIRED)
+    return f"{psnr:.1f} dB and {ssim:.2f}"
+
+
+def draw(rows: Sequence[dict[str, Any]], pictures: pathlib.Path) -> None:
+    """The figure: what the victims held, and what the attackers made of one step."""
+    strips = {}
+    for row in rows:
+        if sees(row) != "one step":
+            continue
+        with np.load(pictures / f"{row['part']}.npz") as found:
+            strips.setdefault("original", found["original"])
+            name = f"{victim(row).partition(' (')[0]}: {row['level']}"
+            strips[name] = found[f"{row['tier']} {row['level']}"]
+    FIGURE.write_bytes(reconstructions.grid(strips))
 
 
 # ---------------------------------------------------------------------------- the files
 
 
-def add(same: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def current(same: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are there, of parts as they are now."""
+    rows = experiment.continued(RESULTS, same) or []
+    now = {name: setting(part) for name, part in PARTS.items()}
+    return [row for row in rows if row["setting"] == now.get(row["part"])]
+
+
+def add(
+    same: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: pathlib.Path
+) -> None:
     """Writes rows beside those that are there; with all, the README's table."""
     with experiment.alone(RESULTS.parent):
-        every = [*(experiment.continued(RESULTS, same) or []), *rows]
+        every = [*current(same), *rows]
         write_json(RESULTS, same | {"runs": every})
         if {row["part"] for row in every} == set(PARTS):
             path = ROOT / "README.md"
             path.write_text(fill(path.read_text(), BEGIN, table(every)))
+            draw(every, pictures)
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -216,15 +418,13 @@ def main(options: flags.FlagValues) -> None:
     same = {
         "command": "python scripts/inversion.py",
         "attack": dataclasses.asdict(attack.Inversion()),
-        "parts": {name: part._asdict() for name, part in PARTS.items()},
         "model": MODEL,
         **experiment.surroundings(),
     }
     for name in options.part:
-        made = experiment.continued(RESULTS, same) or []
-        if name not in {row["part"] for row in made}:
-            add(same, measure(name, pictures))
-    add(same, [])
+        if name not in {row["part"] for row in current(same)}:
+            add(same, measure(name, pictures), pictures)
+    add(same, [], pictures)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def ssim(
     Source: Wang, Bovik, Sheikh and Simoncelli 2004, section III-C, for pixels in
     [0, 1].
     """
-    place = jnp.arange(WINDOW) - WINDOW // 2
-    kernel = jnp.exp(-(place**2) / (2 * SIGMA**2)).astype(found.dtype)
+    place = jnp.arange(WINDOW, dtype=found.dtype) - WINDOW // 2
+    kernel = jnp.exp(-(place**2) / (2 * SIGMA**2))
     kernel = kernel / jnp.sum(kernel)
 
     def windowed(image: Array) -> Array:

@@ -149,10 +149,10 @@ def cosine(
     by Adam on the sign of the gradient from uniform noise, the rate falling to a tenth
     after 3/8, 5/8 and 7/8 of the iterations.
 
-    With several candidates the iterations are cut into phases. Each but the first,
-    which takes candidate 0, begins by taking the candidate for which the objective is
-    least at the images so far: descent in turns over what the client is and what it
-    holds.
+    With several candidates the iterations are cut into equal phases. Each but the
+    first, which takes candidate 0, begins by taking the candidate for which the
+    objective is least at the images so far: descent in turns over what the client is
+    and what it holds, which may end beside the best candidate.
 
     Args:
         key: of the start.
@@ -189,26 +189,22 @@ def cosine(
         )
         return jnp.argmin(values).astype(jnp.int32)
 
-    def phase(carry: Any, steps: int) -> Any:
-        def one(carry: Any, _: None) -> tuple[Any, None]:
-            images, state, choice = carry
-            grads = jnp.nan_to_num(jax.grad(objective)(images, choice))
-            updates, state = optimizer.update(grads, state)
-            images = jnp.clip(images + updates, 0, 1)
-            return (images, state, choice), None
+    def one_step(carry: Any, _: None) -> tuple[Any, None]:
+        images, state, choice = carry
+        grads = jnp.nan_to_num(jax.grad(objective)(images, choice))
+        updates, state = optimizer.update(grads, state)
+        return (jnp.clip(images + updates, 0, 1), state, choice), None
 
-        return jax.lax.scan(one, carry, length=steps)[0]
+    def one_phase(carry: Any, first: Array) -> tuple[Any, None]:
+        images, state, choice = carry
+        if number > 1:
+            choice = jnp.where(first, choice, likeliest(images))
+        carry = images, state, choice
+        return jax.lax.scan(one_step, carry, length=iterations // phases)
 
     start = jax.random.uniform(key, (labels.shape[0], *shape))
     carry = start, optimizer.init(start), jnp.zeros((), jnp.int32)
-    carry = phase(carry, iterations // phases)
-    if phases > 1:
-
-        def next_phase(carry: Any, _: None) -> tuple[Any, None]:
-            images, state, _ = carry
-            return phase((images, state, likeliest(images)), iterations // phases), None
-
-        carry, _ = jax.lax.scan(next_phase, carry, length=phases - 1)
+    carry, _ = jax.lax.scan(one_phase, carry, jnp.arange(phases) == 0)
     images, _, choice = carry
     return Found(images, labels, _finite(objective(images, choice)), choice)
 
