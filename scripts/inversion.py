@@ -19,14 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from absl import flags
 
 from configs import pbc_blood28
-from fairjax import attack, checks, command, specs
+from fairjax import checks, command, reconstruction, specs
 from fairjax.submodels import branches
 from fairjax.train import initial, train
 from fairjax.types import RunState
@@ -67,7 +66,7 @@ class Part(NamedTuple):
     fields: dict[str, Any]
     """What it changes in configs/pbc_blood28.py, beside `MODEL`."""
     settings: dict[str, Any]
-    """Of `attack.Inversion`."""
+    """Of `reconstruction.Inversion`."""
     rounds: int = 0
     """Of training before the round that is attacked."""
 
@@ -158,14 +157,14 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
     if part.rounds:
         config.rounds = part.rounds
         with tempfile.TemporaryDirectory() as folder:
-            state = jax.device_get(train(config, f"{folder}/run").state)
-    settings = attack.Inversion(**part.settings)
-    made = attack.invert(
+            state = train(config, f"{folder}/run").state
+    settings = reconstruction.Inversion(**part.settings)
+    made = reconstruction.invert(
         run, state, settings, memories=secrets(run, state, settings.images)
     )
     rows = []
     for (tier, level), one in made.items():
-        each = attack.scores(run, settings, one)
+        each = reconstruction.scores(run, settings, one)
         rows.append(
             {
                 "part": name,
@@ -173,7 +172,7 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
                 "tier": tier,
                 "level": level,
                 "epsilon": number(run.guarantee.epsilon(1)),
-                **attack.judge(run, settings, one),
+                **reconstruction.judge(run, settings, one),
                 "victims": {n: np.round(v, 4).tolist() for n, v in each.items()},
             }
         )
@@ -207,7 +206,7 @@ def victim(row: dict[str, Any]) -> str:
 
 def sees(row: dict[str, Any]) -> str:
     """What the server saw, and by what it was inverted."""
-    settings = attack.Inversion(**PARTS[row["part"]].settings)
+    settings = reconstruction.Inversion(**PARTS[row["part"]].settings)
     what = "one step"
     if settings.observable == "steps":
         what = f"{settings.steps} steps"
@@ -224,7 +223,7 @@ def paired(
         else (worse["victims"][figure])
     )
     values = np.array(better["victims"][figure]) - np.array(other)
-    return float(values.mean()), *attack.interval(values)
+    return float(values.mean()), *reconstruction.interval(values)
 
 
 def beats(row: dict[str, Any], guess: str) -> bool:
@@ -417,7 +416,7 @@ def main(options: flags.FlagValues) -> None:
     pictures = pathlib.Path(options.workdir)
     same = {
         "command": "python scripts/inversion.py",
-        "attack": dataclasses.asdict(attack.Inversion()),
+        "attack": dataclasses.asdict(reconstruction.Inversion()),
         "model": MODEL,
         **experiment.surroundings(),
     }

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import attack, checks, command, workdir
+from fairjax import attack, checks, command, reconstruction, workdir
+from fairjax.privacy.inversion import Found
 from scripts import attack as script
 
 SIDE = 12
@@ -92,8 +93,12 @@ def test_an_open_upload_gives_the_image_away_and_noise_does_not(pictures, tmp_pa
     noise = {"mechanism": "local_dp", "clip": 1.0, "noise_multiplier": 1.0}
     noise = {f"privacy.{name}": value for name, value in noise.items()}
     run, state = opened(pictures, tmp_path, **noise)
-    settings = attack.Inversion(images=3, iterations=150, restarts=1, level=("tier",))
-    found = attack.judge(run, settings, attack.invert(run, state, settings)[0, "tier"])
+    settings = reconstruction.Inversion(
+        images=3, iterations=150, restarts=1, level=("tier",)
+    )
+    found = reconstruction.judge(
+        run, settings, reconstruction.invert(run, state, settings)[0, "tier"]
+    )
     assert found["psnr"] < found["baseline_psnr_mean"]
     assert found["ssim"] < 0.1 < row["ssim"]
 
@@ -101,12 +106,12 @@ def test_an_open_upload_gives_the_image_away_and_noise_does_not(pictures, tmp_pa
 def test_guesses_are_what_they_are_called(pictures, tmp_path):
     """Were every image found, PSNR would have no number; the guesses stay."""
     run, _ = opened(pictures, tmp_path)
-    public = attack._pixels(run, run.splits.test.x)
+    public = reconstruction._pixels(run, run.splits.test.x)
     assert public.min() == 0
     assert public.max() == 1
     true = public[[3, 5]][:, None]
-    made = attack.Reconstruction(true, true, np.ones(2), None)
-    row = attack.judge(run, attack.Inversion(images=2), made)
+    made = reconstruction.Reconstruction(true, true, np.ones(2), None)
+    row = reconstruction.judge(run, reconstruction.Inversion(images=2), made)
     assert row["psnr"] is None
     assert row["ssim"] == pytest.approx(1, abs=1e-5)
     # They are public themselves, so that the nearest is the image.
@@ -119,13 +124,13 @@ def test_guesses_are_what_they_are_called(pictures, tmp_path):
 
 def test_images_of_a_batch_are_matched_and_labels_counted():
     true = np.arange(3, dtype=np.float32).reshape(1, 3, 1, 1, 1) / 2
-    victims = attack._Victims(
+    victims = reconstruction._Victims(
         jnp.asarray(true), jnp.asarray([[0, 0, 2]]), jnp.asarray([0]), true
     )
-    best = attack.inversion.Found(
+    best = Found(
         true[:, [2, 0, 1]] + 0.01, np.asarray([[2, 1, 0]]), np.zeros(1), np.zeros(1)
     )
-    made = attack._matched(victims, best, None)
+    made = reconstruction._matched(victims, best, None)
     np.testing.assert_allclose(made.found, true + 0.01)
     assert made.label.tolist() == [pytest.approx(2 / 3)]
 
@@ -137,8 +142,8 @@ def test_images_of_a_batch_are_matched_and_labels_counted():
 def test_what_the_server_sees(pictures, tmp_path, observable, steps, size):
     """A round of five records, in batches of four, twice."""
     run, _ = opened(pictures, tmp_path, **{"local.epochs": 2})
-    settings = attack.Inversion(observable=observable, steps=3, records=5)
-    plan = attack._observed(run, settings).plan
+    settings = reconstruction.Inversion(observable=observable, steps=3, records=5)
+    plan = reconstruction._observed(run, settings).plan
     assert (plan.steps, plan.batch_size) == (steps, size)
 
 
@@ -149,11 +154,11 @@ def test_a_search_goes_through_every_tier_and_structure(pictures, tmp_path):
         "submodel.dynamicfl.branch_form": ("linear", "lowrank", "linear"),
     }
     run, state = opened(pictures, tmp_path, **branched)
-    guess = attack._guesses(run, state)
+    guess = reconstruction._guesses(run, state)
     assert guess.tier.tolist() == [0, 1, 1, 1]
     assert guess.alive.sum((1, 2)).tolist() == [0, 1, 1, 1]
     # A width method's client is said by its tier.
-    assert attack._guesses(*opened(pictures, tmp_path)).alive is None
+    assert reconstruction._guesses(*opened(pictures, tmp_path)).alive is None
 
 
 REFUSED = {
@@ -184,7 +189,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, pictures, tmp_path, capsys
     assert line.startswith("attack.py: ")
     with pytest.raises(checks.InputError, match=REFUSED[flags]):
         raise checks.InputError(line)
-    assert not (folder / "attack.json").exists()
+    assert not folder.exists()
 
 
 def test_folders_that_do_not_fit_are_refused(pictures, tmp_path, capsys):
@@ -203,7 +208,7 @@ def test_what_cannot_be_attacked_is_refused(pictures, tmp_path):
 
     def refused(what, run, **settings):
         with pytest.raises(checks.InputError, match=what):
-            attack._checked(run, attack.Inversion(images=2, **settings))
+            reconstruction._checked(run, reconstruction.Inversion(images=2, **settings))
 
     def private(**fields):
         config = {**run.config, "privacy": run.config["privacy"] | fields}

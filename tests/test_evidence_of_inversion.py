@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from fairjax import attack, specs
+from fairjax import reconstruction, specs
 from scripts import inversion
 from scripts.inversion import PARTS
 
@@ -40,7 +40,7 @@ def made(blind=0.9, noisy=0.4):
     """All rows: attackers without knowledge find `blind`, those of noise `noisy`."""
     rows = []
     for name, part in PARTS.items():
-        settings = attack.Inversion(**part.settings)
+        settings = reconstruction.Inversion(**part.settings)
         for tier in settings.tier:
             for level in settings.level:
                 private = "privacy.mechanism" in part.fields
@@ -94,7 +94,7 @@ def test_few_exceptions_are_named_rather_than_many_cases():
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_is_a_config_and_an_attack(name):
     specs.check(inversion.config_of(PARTS[name]))
-    settings = attack.Inversion(**PARTS[name].settings)
+    settings = reconstruction.Inversion(**PARTS[name].settings)
     assert settings.images >= 20
     assert settings.restarts >= 2
 

@@ -25,7 +25,7 @@ FLOORS = [
     {"workdir"},
     {"measure"},
     {"final", "baselines"},
-    {"train", "command"},
+    {"train", "command", "reconstruction"},
     {"sweep", "attack"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
@@ -41,6 +41,7 @@ EDGES = {
     "train",
     "command",
     "sweep",
+    "reconstruction",
     "attack",
 }
 EDGE_ONLY = {
