@@ -285,17 +285,29 @@ def _candidates(
     if level == "plain":
         return lambda key, victim: alone(exposure.plain(key, victim, state.params))
     if level == "tier":
-        return lambda key, victim: alone(exposure.newcomer(key, victim, local=local))
+        return lambda key, victim: alone(
+            exposure.newcomer(key, _received(state, victim), local=local)
+        )
     if level == "structure":
         return lambda key, victim: alone(victim)
     guesses = _guesses(run, state)
 
     def every(key: Array, victim: View) -> View:
         guess = functools.partial(_guessed, run, state, key, victim)
-        one_model = jax.tree.map(lambda leaf: jnp.stack([leaf]), victim.params)
+        sent = _received(state, victim).params
+        one_model = jax.tree.map(lambda leaf: jnp.stack([leaf]), sent)
         return jax.vmap(guess)(guesses)._replace(params=one_model)
 
     return every
+
+
+def _received(state: RunState, victim: View) -> View:
+    """The victim with what the server sent it alone: its own leaves it keeps to itself.
+
+    The server has the copies of tiers.
+    """
+    bank = {**state.private, "client": {}}
+    return victim._replace(params=private.gather(bank, state.params, victim.member))
 
 
 def _attacker(
@@ -394,7 +406,7 @@ def _guessed(
     run: specs.Run, state: RunState, key: Array, victim: View, guess: _Guess
 ) -> View:
     member = victim.member._replace(tier=guess.tier)
-    view = exposure.newcomer(key, victim, local=run.spec.local)
+    view = exposure.newcomer(key, _received(state, victim), local=run.spec.local)
     memory = view.memory
     if guess.alive is not None:
         memory = memory | {"alive": guess.alive}
