@@ -22,8 +22,11 @@ def grid(strips: Mapping[str, Float[np.ndarray, "n H W ch"]]) -> bytes:
             of those with other than 3 channels the first channel.
     """
     columns = min(SHOWN, *(len(strip) for strip in strips.values()))
-    side = 0.42
-    label = 0.075 * max(map(len, strips)) + 0.1
+    # Whole screen pixels, or every picture would be blurred and its file large.
+    pad = math.ceil(next(iter(strips.values())).shape[1] / 28)
+    height_px = next(iter(strips.values())).shape[1] + 2 * pad
+    side = max(1, round(60 / height_px)) * height_px / DPI
+    label = math.ceil(DPI * (0.055 * max(map(len, strips)) + 0.1)) / DPI
     width, height = label + columns * side, len(strips) * side
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
@@ -40,7 +43,6 @@ def grid(strips: Mapping[str, Float[np.ndarray, "n H W ch"]]) -> bytes:
         axes = figure.add_axes(
             (label / width, bottom, columns * side / width, 1 / len(strips))
         )
-        pad = math.ceil(strip.shape[1] / 28)
         tiles = np.pad(
             strip[:columns],
             [(0, 0), (pad, pad), (pad, pad), (0, 0)],
