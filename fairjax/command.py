@@ -58,7 +58,7 @@ def parse(define: Define, argv: Sequence[str]) -> flags.FlagValues:
         sys.exit(0)
     # Without the overrides first: only a config that loads tells which fields it has.
     values = _parsed(define, [arg for arg in argv if not _OVERRIDE.match(arg)], {})
-    if "config" not in values:
+    if "config" not in values or values.config is None:
         return values
     config: Any = values.config
     fields = fields_of(config)
@@ -79,7 +79,7 @@ def _parsed(
     define(values, argv)
     try:
         rest = values(list(argv))
-        if "config" in values:
+        if "config" in values and values.config is not None:
             # A file that is missing only shows when its config is used.
             values.config.to_dict()
     except flags.UnrecognizedFlagError as error:

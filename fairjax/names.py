@@ -125,6 +125,11 @@ def _dynamicfl(c: Any) -> dict[str, Any]:
     return {"number": branches_of(c), **options}
 
 
+def planned(c: Any) -> bool:
+    """Whether it is by what they remember that clients have their branches."""
+    return METHODS[c.submodel.name].branches and _dynamicfl(c)["structure"] != "fixed"
+
+
 METHODS: dict[str, Family] = {
     "fedavg": _by_budget("fedavg", fedavg.fedavg),
     "heterofl": Family(_heterofl),

@@ -17,7 +17,7 @@ FLOORS = [
     {"models", "submodels", "aggregate", "private", "metrics"},
     {"privacy"},
     {"client"},
-    {"fairness"},
+    {"fairness", "exposure"},
     {"round", "layout", "principles", "selection"},
     {"hospitals", "shadows"},
     {"observed", "canaries"},
@@ -27,8 +27,8 @@ FLOORS = [
     {"measure"},
     {"final", "baselines"},
     {"train", "command"},
-    {"membership", "audit"},
-    {"sweep"},
+    {"membership", "audit", "reconstruction"},
+    {"sweep", "attack"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
 EDGES = {
@@ -45,6 +45,8 @@ EDGES = {
     "train",
     "command",
     "sweep",
+    "reconstruction",
+    "attack",
 }
 EDGE_ONLY = {
     "ml_collections",
@@ -132,7 +134,7 @@ def test_below_the_edges_nothing_jits_or_keeps_state():
 
 
 def test_a_config_never_passes_below_specs():
-    above = {"specs", "train", "command", "sweep"}
+    above = {"specs", "train", "command", "sweep", "attack"}
     for path in files():
         if room(path) not in above:
             assert "ConfigDict" not in path.read_text(), path

@@ -62,7 +62,7 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             if "config" in options:
                 specs.check(options.config, command.overridden(options))
             seen += 1
-    assert seen == 7
+    assert seen == 8
 
 
 def test_the_fields_for_a_csv_exist():

@@ -1,6 +1,7 @@
 """Rich hospitals train branches beside the plain model; what travels is their sum."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -261,6 +262,21 @@ def _place(last: Bool[Array, "n"], value: Float[Array, "n"]) -> Int[Array, "n"]:
     position = jnp.arange(value.shape[0])
     order = jnp.lexsort((position, value, last))
     return jnp.zeros_like(position).at[order].set(position)
+
+
+def structures(
+    admitted: Bool[np.ndarray, "L R"], number: int
+) -> Iterator[Float[np.ndarray, "L R"]]:
+    """Every way in which `number` of the admitted slots can be alive, as 0/1 tables.
+
+    What somebody goes through who knows the code but not a client's past. More than
+    there are slots means all.
+    """
+    slots = np.flatnonzero(admitted)
+    for chosen in itertools.combinations(slots, min(number, len(slots))):
+        table = np.zeros(admitted.size, np.float32)
+        table[list(chosen)] = 1
+        yield table.reshape(admitted.shape)
 
 
 def level(admitted: Bool[Array, "L R"], number: Int[Array, ""]) -> Float[Array, "L R"]:

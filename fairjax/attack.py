@@ -1,0 +1,110 @@
+"""Attacks on a run: what it gives away, as rows and pictures in the workdir.
+
+An attack is a line of `ATTACKS`.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from fairjax import checks, reconstruction, specs
+from fairjax import workdir as files
+from fairjax.train import initial, load
+from fairjax.types import RunState
+
+Row = dict[str, Any]
+FILE = "attack.json"
+
+
+class Attack(NamedTuple):
+    """One kind of attack."""
+
+    settings: type
+    """A frozen dataclass of its options; their defaults are the attack's."""
+    rows: Callable[[specs.Run, RunState, Any], tuple[list[Row], dict[str, bytes]]]
+    """(run, state, settings) -> (rows of attack.json, {name of a picture: bytes})."""
+
+
+def attack(
+    name: str,
+    run: specs.Run,
+    state: RunState,
+    workdir: str | os.PathLike[str],
+    options: Mapping[str, Any],
+) -> list[Row]:
+    """Attacks a state of a run and puts the rows beside those of other attacks.
+
+    Args:
+        name: one of `ATTACKS`.
+        run: the run.
+        state: the state attacked.
+        workdir: gets or keeps attack.json, whose rows of this attack are replaced.
+        options: of the attack; what is not named has its default.
+
+    Raises:
+        InputError: an unknown attack, an option that it does not have, or a run that it
+            cannot attack; nothing has been written then.
+    """
+    kind = ATTACKS[checks.one_of("--attack", name, ATTACKS)]
+    known = [field.name for field in dataclasses.fields(kind.settings)]
+    for option in options:
+        checks.one_of(f"option of --attack={name}", option, known)
+    settings = kind.settings(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in options.items()
+        }
+    )
+    workdir = pathlib.Path(workdir)
+    others = [row for row in _rows(workdir / FILE) if row["attack"] != name]
+    made, pictures = kind.rows(run, state, settings)
+    made = [{"attack": name, **row} for row in made]
+    files.create(workdir)
+    for picture, content in pictures.items():
+        (workdir / picture).write_bytes(content)
+    files.write_json(workdir / FILE, others + made)
+    return made
+
+
+def opened(
+    workdir: str | os.PathLike[str],
+    config: ConfigDict | None = None,
+    overridden: Collection[str] = (),
+) -> tuple[specs.Run, RunState]:
+    """What is attacked: the newest checkpoint in `workdir`, or a config's first model.
+
+    Raises:
+        InputError: the config cannot run, or it comes with the folder of a run.
+    """
+    if config is None:
+        return load(workdir)
+    if (pathlib.Path(workdir) / "config.json").exists():
+        what = "none with the folder of a run, which has its own"
+        checks.fail("--config", what, str(workdir))
+    specs.check(config, overridden)
+    run = specs.build(config)
+    return run, initial(run)
+
+
+def _rows(path: pathlib.Path) -> list[Row]:
+    """The rows that are there."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        assert all("attack" in row for row in found)
+    except (ValueError, AssertionError, TypeError) as error:
+        reason = str(error) or "something else"
+        raise checks.InputError(
+            f"{path}: expected rows of attacks; got {reason}"
+        ) from error
+    return found
+
+
+ATTACKS = {"inversion": Attack(reconstruction.Inversion, reconstruction.rows)}
+"""Name -> attack."""
