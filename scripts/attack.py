@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fairjax import attack, command
+from fairjax import attacks, command
 
 _OPTIONS = (
     "tier",
@@ -25,6 +25,10 @@ _OPTIONS = (
     "steps",
     "restarts",
     "iterations",
+    "shadows",
+    "rounds",
+    "runs",
+    "chunk",
 )
 """Flags that are an attack's own."""
 
@@ -34,7 +38,8 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     there = {"flag_values": values}
     config_flags.DEFINE_config_file("config", sys_argv=list(argv), **there)
     flags.DEFINE_string("workdir", None, "Folder of the run or the results.", **there)
-    flags.DEFINE_string("attack", "inversion", "Which attack.", **there)
+    what = "inversion, membership or audit."
+    flags.DEFINE_string("attack", "inversion", what, **there)
     what = "A tier that is attacked; all. May be repeated, as may --level."
     flags.DEFINE_multi_integer("tier", None, what, **there)
     what = "What an attacker knows: plain, tier, structure or search; each of them."
@@ -46,6 +51,10 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_integer("steps", None, "Local steps of observable steps.", **there)
     flags.DEFINE_integer("restarts", None, "Starts of every attempt.", **there)
     flags.DEFINE_integer("iterations", None, "Of every attempt.", **there)
+    flags.DEFINE_integer("shadows", None, "Shadow runs of membership.", **there)
+    flags.DEFINE_integer("rounds", None, "Of every audited run.", **there)
+    flags.DEFINE_integer("runs", None, "Audited with, and without, canary.", **there)
+    flags.DEFINE_integer("chunk", None, "Shadow or audited runs at once.", **there)
     flags.mark_flags_as_required(["workdir"], values)
 
 
@@ -54,8 +63,8 @@ def main(options: flags.FlagValues) -> None:
     given = options.flag_values_dict()
     settings = {name: given[name] for name in _OPTIONS if given[name] is not None}
     overridden = command.overridden(options) if options.config else ()
-    run, state = attack.opened(options.workdir, options.config, overridden)
-    rows = attack.attack(options.attack, run, state, options.workdir, settings)
+    run, state = attacks.opened(options.workdir, options.config, overridden)
+    rows = attacks.attack(options.attack, run, state, options.workdir, settings)
     print(json.dumps(rows, indent=2))
 
 

@@ -26,7 +26,8 @@ import scipy.stats
 from absl import flags
 
 from configs import pbc_blood28
-from fairjax import checks, command, reconstruction, specs
+from fairjax import checks, command, specs
+from fairjax.attacks import reconstruction
 from fairjax.report import reconstructions
 from fairjax.submodels import branches
 from fairjax.train import initial, train

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from fairjax import reconstruction, specs
+from fairjax import specs
+from fairjax.attacks import reconstruction
 from scripts import inversion
 from scripts.inversion import PARTS
 

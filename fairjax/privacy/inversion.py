@@ -7,8 +7,8 @@ what was seen. Here a simulation is any differentiable function
 
 so the same attacks read a gradient, the change after some local steps and that of a
 whole round; what the attacker takes for the client is the simulation's affair (see
-`fairjax.exposure`). Nothing here knows the truth: attempts are ranked by the attacker's
-own objective.
+`fairjax.attacks.exposure`). Nothing here knows the truth: attempts are ranked by the
+attacker's own objective.
 """
 
 from collections.abc import Callable

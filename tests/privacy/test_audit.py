@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fairjax import canaries, checks, layout
+from fairjax import checks, layout
+from fairjax.attacks import canaries
 from fairjax.privacy import accounting, audit, hospitals
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.records import Records

@@ -1,7 +1,7 @@
 """What inverting its uploads makes of a run: reconstructions and their figures.
 
 Here a checkpoint or a fresh model becomes victims and attackers; the attacks themselves
-are `fairjax.privacy.inversion`, and what they simulate is `fairjax.exposure`.
+are `fairjax.privacy.inversion`, and what they simulate is `fairjax.attacks.exposure`.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float, Int
 
-from fairjax import checks, client, exposure, keys, names, private, specs
+from fairjax import checks, client, keys, names, private, specs
 from fairjax import workdir as files
-from fairjax.exposure import View
+from fairjax.attacks import exposure
+from fairjax.attacks.exposure import View
 from fairjax.keys import Role
 from fairjax.metrics import bootstrap
 from fairjax.privacy import images, inversion

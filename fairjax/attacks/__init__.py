@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, reconstruction, specs
+from fairjax import checks, specs
 from fairjax import workdir as files
+from fairjax.attacks import audit, membership, reconstruction
 from fairjax.train import initial, load
 from fairjax.types import RunState
 
@@ -106,5 +107,21 @@ def _rows(path: pathlib.Path) -> list[Row]:
     return found
 
 
-ATTACKS = {"inversion": Attack(reconstruction.Inversion, reconstruction.rows)}
+def _membership(
+    run: specs.Run, state: RunState, settings: membership.Membership
+) -> tuple[list[Row], dict[str, bytes]]:
+    return membership.attack(run, state, settings), {}
+
+
+def _audit(
+    run: specs.Run, state: RunState, settings: audit.Audit
+) -> tuple[list[Row], dict[str, bytes]]:
+    return [audit.audit(run, settings)], {}
+
+
+ATTACKS = {
+    "inversion": Attack(reconstruction.Inversion, reconstruction.rows),
+    "membership": Attack(membership.Membership, _membership),
+    "audit": Attack(audit.Audit, _audit),
+}
 """Name -> attack."""

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from fairjax import audit, checks, membership, round, specs
-from fairjax.membership import Membership
+from fairjax import attacks, checks, round, specs
+from fairjax.attacks import audit, membership
 from fairjax.train import beginning
 
 FIELDS = {
@@ -52,18 +52,21 @@ def finished():
 
 
 @pytest.fixture(scope="module")
-def rows(finished):
+def rows(finished, tmp_path_factory):
+    folder, options = tmp_path_factory.mktemp("attacked"), {"shadows": 3, "chunk": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(membership, "RESAMPLES", 20)
-        return membership.attack(*finished, Membership(shadows=3, chunk=3))
+        made = attacks.attack("membership", *finished, folder, options)
+    assert json.loads((folder / attacks.FILE).read_text()) == made
+    return made
 
 
 def test_there_is_a_row_for_every_attack_and_tier(rows, finished):
     run, _ = finished
     told = [(row["variant"], row["observable"], row["tier"]) for row in rows]
-    attacks = [(name, "model") for name in ("loss", "class", "calibrated")]
-    attacks += [("likelihood", "model"), ("update", "models")]
-    assert told == [(*attack, tier) for attack in attacks for tier in (None, 0, 1)]
+    kinds = [(name, "model") for name in ("loss", "class", "calibrated")]
+    kinds += [("likelihood", "model"), ("update", "models")]
+    assert told == [(*kind, tier) for kind in kinds for tier in (None, 0, 1)]
     everybody = rows[0]
     assert everybody["members"] == len(run.splits.train.y)
     assert everybody["nonmembers"] == len(run.splits.test.y)

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import client, exposure, keys, models, trees
-from fairjax.exposure import View
+from fairjax import client, keys, models, trees
+from fairjax.attacks import exposure
+from fairjax.attacks.exposure import View
 from fairjax.keys import Role
 from fairjax.privacy import hospitals, inversion
 from fairjax.submodels.dynamicfl import dynamicfl, structures

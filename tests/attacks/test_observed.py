@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import client, layout, losses, observed, shadows, trees
+from fairjax import client, layout, losses, trees
+from fairjax.attacks import observed, shadows
 from fairjax.metrics import auroc
 from fairjax.privacy import hospitals
 from fairjax.submodels.heterofl import heterofl

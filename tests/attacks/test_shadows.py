@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import layout, round, shadows
+from fairjax import layout, round
+from fairjax.attacks import shadows
 from fairjax.types import Member
 
 TRAIN = fakes.federation(counts=(10, 7, 23, 5))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import attack, checks, command, reconstruction, workdir
+from fairjax import attacks, checks, command, workdir
+from fairjax.attacks import reconstruction
 from fairjax.privacy.inversion import Found
 from scripts import attack as script
 
@@ -64,7 +65,7 @@ def config_of(pictures, **fields):
 
 def opened(pictures, folder, **fields):
     with jax.numpy_dtype_promotion("standard"):
-        return attack.opened(folder, config_of(pictures, **fields))
+        return attacks.opened(folder, config_of(pictures, **fields))
 
 
 QUICK = {
@@ -80,7 +81,7 @@ def test_an_open_upload_gives_the_image_away_and_noise_does_not(pictures, tmp_pa
     other = {"attack": "membership", "auc": 0.5}
     old = {"attack": "inversion", "psnr": 1.0}
     workdir.write_json(tmp_path / "attack.json", [other, old])
-    (row,) = attack.attack("inversion", *opened(pictures, tmp_path), tmp_path, QUICK)
+    (row,) = attacks.attack("inversion", *opened(pictures, tmp_path), tmp_path, QUICK)
     assert row["rank1"] == row["label"] == 1
     assert row["psnr_low"] > row["baseline_psnr_nearest"]
     assert row["ssim_low"] > row["baseline_ssim_nearest"]
@@ -162,7 +163,7 @@ def test_a_search_goes_through_every_tier_and_structure(pictures, tmp_path):
 
 
 REFUSED = {
-    ("--attack=inversoin",): "--attack: expected one of inversion; got .* Did you mean",
+    ("--attack=inversoin",): "--attack: expected one of inversion, .* Did you mean",
     ("--level=teir",): "--level: expected one of plain, tier, structure, search",
     ("--tier=2",): r"--tier: expected a finite number in \[0, 1\]; got 2",
     ("--images=99",): "--images: expected at most the 22 records",
@@ -177,7 +178,7 @@ REFUSED = {
 def test_bad_input_is_one_line_and_exit_code_2(flags, pictures, tmp_path, capsys):
     config = tmp_path / "c.py"
     config.write_text(
-        "from tests.test_attack import config_of\n"
+        "from tests.attacks.test_attack import config_of\n"
         f"def get_config():\n    return config_of({pictures!r})\n"
     )
     folder = tmp_path / "out"
@@ -194,13 +195,13 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, pictures, tmp_path, capsys
 
 def test_folders_that_do_not_fit_are_refused(pictures, tmp_path, capsys):
     with pytest.raises(checks.InputError, match="expected a run"):
-        attack.opened(tmp_path)
+        attacks.opened(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(checks.InputError, match="--config: expected none"):
-        attack.opened(tmp_path, config_of(pictures))
+        attacks.opened(tmp_path, config_of(pictures))
     (tmp_path / "attack.json").write_text('{"no": "rows"}')
     with pytest.raises(checks.InputError, match="expected rows of attacks"):
-        attack._rows(tmp_path / "attack.json")
+        attacks._rows(tmp_path / "attack.json")
 
 
 def test_what_cannot_be_attacked_is_refused(pictures, tmp_path):

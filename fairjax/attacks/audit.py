@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import canaries, checks, keys, layout, measure, specs, trees
+from fairjax import checks, keys, layout, measure, specs, trees
 from fairjax import workdir as files
+from fairjax.attacks import canaries
 from fairjax.keys import Role
 from fairjax.privacy import audit as privacy
 from fairjax.train import beginning

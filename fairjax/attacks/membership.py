@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fairjax import keys, losses, measure, metrics, observed, round, shadows, specs
+from fairjax import keys, losses, measure, metrics, round, specs
 from fairjax import workdir as files
+from fairjax.attacks import observed, shadows
 from fairjax.keys import Role
 from fairjax.metrics import bootstrap
 from fairjax.privacy import membership as attacks
