@@ -572,10 +572,12 @@ def score(
         right = (jnp.argmax(logits, axis=-1) == label).astype(loss.dtype)
         values = jnp.where(where, jnp.stack([jnp.ones_like(loss), loss, right]), 0)
         cell = group * classes + label
-        return total.at[:, cell].add(values, mode="drop"), None
+        return total.at[:, cell].add(values.astype(total.dtype), mode="drop"), None
 
     starts = jnp.arange(math.ceil(longest / size), dtype=jnp.int32) * size
-    empty = jnp.zeros((3, (groups + 1) * classes), shape.dtype)
+    # A sum of ones in bfloat16 ends at 256.
+    wide = shape.dtype if jnp.finfo(shape.dtype).bits >= 32 else jnp.float32
+    empty = jnp.zeros((3, (groups + 1) * classes), wide)
     total, _ = jax.lax.scan(one_batch, empty, starts)
     return Cells(*total.reshape(3, groups + 1, classes))
 

@@ -2,7 +2,7 @@
 
 Of the full model on the test split, with intervals; of every tier, hospital and patient
 group; and of what separates them. The threshold is chosen on the validation split.
-Intervals resample hospitals and their records, see `bootstrap.clustered`; they know
+Intervals resample hospitals and their patients, see `bootstrap.clustered`; they know
 nothing of other seeds. Those of gaps and of the ECE are `bootstrap.reach` to either
 side, the others percentiles. What cannot be estimated is null, and counted with its
 reason.
@@ -118,17 +118,15 @@ def _figures(
     return _Figures(quality, rates, misses, plot)
 
 
-@functools.partial(jax.jit, static_argnames=("segments", "longest"))
+@functools.partial(jax.jit, static_argnames=("segments", "patients", "longest"))
 def _resampled(
-    logits, y, views, threshold, offset, count, key, numbers, *, segments, longest
-) -> _Figures:
-    draw = functools.partial(
-        bootstrap.clustered,
-        offset=offset,
-        count=count,
-        rows=y.shape[0],
-        longest=longest,
-    )
+    logits, y, views, threshold, patient, offset, count, key, numbers, *,
+    segments, patients, longest,
+) -> _Figures:  # fmt: skip
+    def draw(key: Array) -> Int[Array, "E"]:
+        times = bootstrap.clustered(key, offset, count, rows=patients, longest=longest)
+        return times[patient]
+
     return bootstrap.resampled(
         lambda weight: _figures(logits, y, views, threshold, weight, segments=segments),
         draw,
@@ -411,21 +409,24 @@ def _draws(
     threshold: Any,
     resamples: int,
 ) -> _Figures:
-    """Figures of the records, then of `resamples` draws of hospitals and records."""
-    test = run.splits.test
-    tested = np.asarray(test.count) > 0
-    count = np.asarray(test.count)[tested]
+    """Figures of the records, then of `resamples` draws of hospitals and patients."""
+    patient = run.splits.patients
+    owner = np.repeat(np.arange(len(run.tiers)), np.asarray(run.splits.test.count))
+    _, places = np.unique(patient, return_index=True)
+    every = np.bincount(owner[places]).astype(np.int32)
+    count, offset = (each[every > 0] for each in (every, np.cumsum(every) - every))
     chunk = min(64, max(1, LARGEST // (records.views.size * logits.shape[1])))
     given = (logits, records.y, records.views, threshold)
-    hospitals = (np.asarray(test.offset)[tested], count)
+    clusters = (patient, offset.astype(np.int32), count)
     key = keys.at(jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round))
     parts = [
         _resampled(
             *given,
-            *hospitals,
+            *clusters,
             key,
             np.arange(first, first + chunk, dtype=np.int32),
             segments=max(len(parts) for parts in records.parts),
+            patients=len(places),
             longest=int(count.max()),
         )
         for first in range(0, 1 + resamples, chunk)

@@ -3,7 +3,7 @@
     python scripts/frontier.py
 
 Runs configs/heart_disease.py (four real hospitals) and configs/diabetes130.py (sixteen
-specialties) with the rules of `OF`, on three seeds. A seed draws the splits, the
+specialties) with the rules of `RULES`, on three seeds. A seed draws the splits, the
 tiers and the first model alike for all rules. No setting is tuned: all that were run
 are shown. Writes results/frontier.json after every run, and README.md in the end. The
 same command again goes on with the runs that are missing; another config or other
@@ -67,24 +67,6 @@ RULES = {
         "tier_term+logit_adjust", {"tier_term.t": 2.0, "logit_adjust.tau": 1.0}
     ),
 }
-HEART, DIABETES = DATA
-OF = {
-    HEART: tuple(RULES),
-    # A minute of one CPU core a run and more: one rule of every kind.
-    DIABETES: (
-        "size",
-        "uniform",
-        "q_ffl 5",
-        "term",
-        "cvar",
-        "afl",
-        "tier_equal",
-        "tier_term",
-        "logit_adjust",
-        "both",
-    ),
-}
-"""Data set -> the rules that are run on it."""
 FIRST = "size"
 """What the others are compared with."""
 
@@ -157,7 +139,7 @@ def missing(made: dict[Job, dict[str, Any]], data: Sequence[str]) -> Iterator[Jo
     for seed in SEEDS:
         for name in data:
             yield from (
-                job for rule in OF[name] if (job := Job(name, rule, seed)) not in made
+                job for rule in RULES if (job := Job(name, rule, seed)) not in made
             )
 
 
@@ -178,7 +160,7 @@ def differences(
 def moved(made: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
     """Which rules moved a figure of the worst hospital at each seed; at what price."""
     better, worse, open_ = [], [], []
-    for rule in OF[data]:
+    for rule in RULES:
         if rule == FIRST:
             continue
         by = JUDGED[figure] * np.array(differences(made, data, rule, figure))
@@ -219,7 +201,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         parts.append(f"{data.capitalize()}, {len(SEEDS)} seeds:")
         heads = ["rule", *FIGURES]
         lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(FIGURES)]
-        for rule in OF[data]:
+        for rule in RULES:
             figures = [made[Job(data, rule, seed)]["figures"] for seed in SEEDS]
             cells = [interval([each[name] for each in figures]) for name in FIGURES]
             lines.append("| " + " | ".join([RULES[rule].title, *cells]) + " |")

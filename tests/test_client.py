@@ -282,6 +282,22 @@ def test_balanced_weights_make_classes_count_alike():
     np.testing.assert_allclose(info.loss, expected, rtol=1e-5)
 
 
+def test_counts_of_a_bfloat16_model_are_whole():
+    """They do not stop at 256, where bfloat16 has no next number."""
+    model = fakes.small_mlp(hidden=())
+
+    def half(*args, **kwargs):
+        outputs = model.apply(*args, **kwargs)
+        return outputs._replace(logits=outputs.logits.astype(jnp.bfloat16))
+
+    data = fakes.federation(counts=(900,))
+    spec = fakes.spec(model._replace(apply=half), counts=(900,), batch_size=64)
+    params = fakes.drawn(model, data.x[:1])
+    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
+    cells = client.score(params, Kept(), examples, local=spec.local)
+    np.testing.assert_array_equal(cells.count[0], np.bincount(data.y))
+
+
 def test_score_is_the_mean_over_all_records():
     data = fakes.federation()
     spec = fakes.spec()

@@ -164,6 +164,23 @@ def test_the_interval_of_the_ece_holds_it_and_reaches_to_both_sides(two):
         )
 
 
+def test_patients_are_drawn_whole(two):
+    """A hospital whose test records are one patient's has its figures or none."""
+    run, logits, _ = two
+    owner = np.repeat(np.arange(4), run.splits.test.count).astype(np.int32)
+    splits = dataclasses.replace(run.splits, patients=owner)
+    records = final._records(run, run.tiers)
+    given = records, np.asarray(logits.full["test"]), np.float32(0.5)
+    draw = lambda run: final._draws(run, base()[1], *given, 40)  # noqa: E731
+    whole = draw(dataclasses.replace(run, splits=splits)).quality.loss[:, -2]
+    known = ~np.isnan(whole)
+    assert known[0].all()
+    assert not known.all()
+    np.testing.assert_allclose(np.where(known, whole - whole[0], 0), 0, atol=1e-6)
+    by_record = draw(run).quality.loss[:, -2]
+    assert np.nanstd(by_record, axis=0).min() > 1e-3
+
+
 def test_groups_of_hospitals_are_judged_beside_those_of_patients(two):
     run, logits, plain = two
     named = dataclasses.replace(

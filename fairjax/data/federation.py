@@ -29,6 +29,9 @@ class Splits:
     train: Federation
     val: Federation
     test: Federation
+    patients: Int[np.ndarray, "E"]
+    """Of every test record: its patient, from 0, numbered hospital after hospital; one
+    who is seen at two is a patient of each."""
     clients: tuple[str, ...]
     groups: tuple[Attribute, ...]
     classes: tuple[str, ...]
@@ -155,6 +158,7 @@ def build(
     digest.update(owner.astype("<i4").tobytes() + split.astype("<i4").tobytes())
     return Splits(
         **parts,
+        patients=_patients(units.of_record, owner, split == TEST),
         clients=names,
         groups=table.groups,
         classes=table.classes,
@@ -310,6 +314,17 @@ def _flat(
         count,
         labels,
     )
+
+
+def _patients(
+    unit: Int[np.ndarray, "E"], owner: Int[np.ndarray, "E"], where: np.ndarray
+) -> Int[np.ndarray, "n"]:
+    """`Splits.patients`, in the order of `_flat`."""
+    index = np.flatnonzero(where)
+    index = index[np.argsort(owner[index], kind="stable")]
+    pairs = np.stack([owner[index], unit[index]], axis=1)
+    _, number = np.unique(pairs, axis=0, return_inverse=True)
+    return number.reshape(-1).astype(np.int32)
 
 
 def hospitals(splits: Splits, tiers: Int[np.ndarray, "N"]) -> list[dict[str, Any]]:

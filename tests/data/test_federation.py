@@ -329,6 +329,23 @@ def test_a_patient_seen_at_two_hospitals_stays_in_one_split():
     np.testing.assert_array_equal(code, code[:, :1] * np.ones(4, int))
 
 
+def test_test_records_know_their_patients_hospital_by_hospital():
+    """Patient 0 is seen at both hospitals, and is then one of each."""
+    patient = np.arange(240) // 3
+    patient[-3:] = 0
+    client = np.repeat(["ulm", "bonn"], 120)
+    split = np.where(np.isin(patient, range(0, 80, 2)), TEST, TRAIN).astype(np.int8)
+    records = table(client=client, patient=patient.astype(str), split=split)
+    made = build(records)
+    count, rows = made.test.count, np.split(made.patients, [made.test.count[0]])
+    assert len(made.patients) == count.sum()
+    # 20 of bonn's own and patient 0; then ulm's 20.
+    np.testing.assert_array_equal(np.bincount(rows[0]), [3] * 21)
+    np.testing.assert_array_equal(np.unique(rows[1]), np.arange(21, 41))
+    alone = build(table())
+    np.testing.assert_array_equal(alone.patients, np.arange(len(alone.test.y)))
+
+
 def test_fractions_of_patients_are_cut_at_their_hospital():
     client = np.repeat(["ulm", "bonn", "ulm", "wien"], 60)
     patient = (np.arange(240) // 3).astype(str)

@@ -68,9 +68,9 @@ def cells(count, loss) -> Cells:
 
     Of a client's records 1 / (1 + loss) are answered rightly.
     """
-    spread = jnp.asarray([[2, 1], [1, 3], [1, 0]], loss.dtype) / 8
-    count = jnp.asarray(count, loss.dtype)[:, None, None] * spread
-    loss = loss[:, None, None]
+    spread = jnp.asarray([[2, 1], [1, 3], [1, 0]], jnp.float32) / 8
+    count = jnp.asarray(count, jnp.float32)[:, None, None] * spread
+    loss = loss.astype(jnp.float32)[:, None, None]
     return Cells(count, count * loss, count / (1 + loss))
 
 

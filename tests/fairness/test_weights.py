@@ -22,6 +22,7 @@ counts = arrays(np.int32, K, elements=st.integers(1, 2**20))
 losses = arrays(np.float32, K, elements=st.floats(0, 2.0**99, width=32))
 common = arrays(np.float32, K, elements=st.floats(2.0**-6, 2.0**4, width=32))
 subsets = arrays(bool, K)
+dtypes = st.sampled_from([jnp.float32, jnp.bfloat16])
 
 
 @functools.cache
@@ -54,17 +55,22 @@ def weigh(name, count, loss=None, valid=None, *, order=None, table=RULES):
 # ------------------------------------------------------------------ what all rules obey
 
 
-@given(rules, counts, losses, subsets)
-def test_weights_are_a_point_on_the_simplex_of_valid_clients(rule, count, loss, valid):
+@given(rules, counts, losses, subsets, dtypes)
+def test_weights_are_a_point_on_the_simplex_of_valid_clients(
+    rule, count, loss, valid, dtype
+):
     """Whatever the counts and losses, 0 and 1e29 included; nobody valid: all 0."""
-    got = weigh(rule, count, loss, valid)
+    got = weigh(rule, count, loss.astype(dtype), valid)
     assert np.all(got >= 0)
     assert np.all(got[:, ~valid] == 0)
     np.testing.assert_allclose(got.sum(1), 1 if valid.any() else 0, rtol=1e-4)
 
 
-@given(rules, counts, common, subsets, st.permutations(range(K)))
-def test_weights_follow_a_permutation_of_the_cohort(rule, count, loss, valid, order):
+@given(rules, counts, common, subsets, st.permutations(range(K)), dtypes)
+def test_weights_follow_a_permutation_of_the_cohort(
+    rule, count, loss, valid, order, dtype
+):
+    loss = loss.astype(dtype)
     got = weigh(rule, count, loss, valid, order=order)
     expected = weigh(rule, count, loss, valid)[:, np.array(order)]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
@@ -115,9 +121,9 @@ def test_one_client_has_all_the_weight(rule):
         np.testing.assert_allclose(got, np.tile(alone, (ROUNDS, 1)), rtol=1e-6)
 
 
-@given(st.sampled_from(sorted(NEUTRAL)), counts, common, subsets.filter(np.any))
-def test_every_rule_is_fedavg_at_its_neutral_setting(rule, count, loss, valid):
-    got = weigh(rule, count, loss, valid, table=NEUTRAL)
+@given(st.sampled_from(sorted(NEUTRAL)), counts, common, subsets.filter(np.any), dtypes)
+def test_every_rule_is_fedavg_at_its_neutral_setting(rule, count, loss, valid, dtype):
+    got = weigh(rule, count, loss.astype(dtype), valid, table=NEUTRAL)
     expected = weigh("size", count, loss, valid)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
 
