@@ -4,11 +4,11 @@
 
 Runs configs/pbc_blood28.py, whose data set is a file that you need to have. Every
 method has the learning rate of `RATES` that is best on the validation split, on the
-first seed of the first ratio. Writes results/blood.json after every run, and README.md
-from the seeds of a ratio for which all methods have run. The same command again goes on
-with the runs that are missing; another config or other versions begin anew. A run takes
-two to four minutes of one CPU core: two processes that have a part of the methods each
-(--methods=fedavg,heterofl) share the files.
+first seed of the first ratio. Writes results/blood.json after every run, and the page
+beside it from the seeds of a ratio for which all methods have run. The same command
+again goes on with the runs that are missing; another config or other versions begin
+anew. A run takes two to four minutes of one CPU core: two processes that have a part of
+the methods each (--methods=fedavg,heterofl) share the files.
 """
 
 import pathlib
@@ -345,13 +345,13 @@ def table(results: dict[str, Any]) -> str:
 
 
 def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
-    """Writes runs beside those that are there, and the README's tables."""
+    """Writes runs beside those that are there, and the page's tables."""
     with experiment.alone(RESULTS.parent):
         before = experiment.continued(RESULTS, same) or []
         results = judged(same | {"runs": [*before, *runs]})
         write_json(RESULTS, results)
         if results["complete_seeds"]:
-            path = ROOT / "README.md"
+            path = RESULTS.parent / "README.md"
             path.write_text(fill(path.read_text(), BEGIN, table(results)))
 
 

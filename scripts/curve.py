@@ -7,7 +7,8 @@ of `EPSILONS` on three seeds; infinity clips as the others do and adds no noise.
 epsilon has the learning rate and the clip, of all pairs of `RATES` and `CLIPS`, whose
 AUROC on the validation records is best in the last round, as a mean over the seeds:
 that search is not accounted for. It trains all pairs of a seed in one vmapped program;
-the runs that are shown are runs of `train`. Writes results/curve.json and README.md.
+the runs that are shown are runs of `train`. Writes results/curve.json and the
+page beside it.
 """
 
 import dataclasses
@@ -242,7 +243,7 @@ def main(options: flags.FlagValues) -> None:
     }
     with experiment.alone(RESULTS.parent):
         write_json(RESULTS, results)
-        path = ROOT / "README.md"
+        path = RESULTS.parent / "README.md"
         path.write_text(fill(path.read_text(), BEGIN, table(results)))
 
 

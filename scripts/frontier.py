@@ -5,9 +5,9 @@
 Runs configs/heart_disease.py (four real hospitals) and configs/diabetes130.py (sixteen
 specialties) with the rules of `RULES`, on three seeds. A seed draws the splits, the
 tiers and the first model alike for all rules. No setting is tuned: all that were run
-are shown. Writes results/frontier.json after every run, and README.md in the end. The
-same command again goes on with the runs that are missing; another config or other
-versions begin anew. `--data=diabetes` runs a part: two processes share the files.
+are shown. Writes results/frontier.json after every run, and the page beside it in the
+end. The same command again goes on with the runs that are missing; another config or
+other versions begin anew. `--data=diabetes` runs a part: two processes share the files.
 """
 
 import pathlib
@@ -215,12 +215,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
-    """Writes runs beside those that are there; with all, the README's tables."""
+    """Writes runs beside those that are there; with all, the page's tables."""
     with experiment.alone(RESULTS.parent):
         every = [*(experiment.continued(RESULTS, same) or []), *runs]
         write_json(RESULTS, same | {"runs": every})
         if next(missing(done(every), list(DATA)), None) is None:
-            path = ROOT / "README.md"
+            path = RESULTS.parent / "README.md"
             path.write_text(fill(path.read_text(), BEGIN, table(every)))
 
 

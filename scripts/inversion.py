@@ -6,10 +6,10 @@ The small CNN of `config_of` sees one image of configs/pbc_blood28.py, whose dat
 a file that you need to have; twenty images are attacked, the same ones by everybody, on
 the same first model. DynamicFL's victims have branches drawn uniformly from all that
 fit, which is more of a secret than the method's own rule makes of them. Nothing is
-tuned to a victim. Writes results/inversion.json after every part, and README.md and
-results/inversion.png in the end. The same command again goes on with the parts that are
-missing; another setting or other versions begin anew. `--part=dynamicfl` runs some of
-them: two processes share the files.
+tuned to a victim. Writes results/inversion.json after every part, and the page and the
+figure beside it in the end, as the README's sentence. The same command again goes on
+with the parts that are missing; another setting or other versions begin anew.
+`--part=dynamicfl` runs some of them: two processes share the files.
 """
 
 import dataclasses
@@ -412,16 +412,24 @@ def current(same: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if row["setting"] == now.get(row["part"])]
 
 
+def pages(rows: Sequence[dict[str, Any]]) -> dict[pathlib.Path, str]:
+    """{page: what it says}: the README has the sentence alone."""
+    return {
+        RESULTS.parent / "README.md": table(rows),
+        ROOT / "README.md": sentence(rows),
+    }
+
+
 def add(
     same: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: pathlib.Path
 ) -> None:
-    """Writes rows beside those that are there; with all, the README's table."""
+    """Writes rows beside those that are there; with all, both pages."""
     with experiment.alone(RESULTS.parent):
         every = [*current(same), *rows]
         write_json(RESULTS, same | {"runs": every})
         if {row["part"] for row in every} == set(PARTS):
-            path = ROOT / "README.md"
-            path.write_text(fill(path.read_text(), BEGIN, table(every)))
+            for path, body in pages(every).items():
+                path.write_text(fill(path.read_text(), BEGIN, body))
             draw(every, pictures)
 
 

@@ -2,9 +2,10 @@
 
     python scripts/trend.py
 
-Writes results/trend.json after every run, and README.md from the seeds for which all
-methods have run. The same command again goes on with the runs that are missing; another
-config or other versions begin anew. About a minute a run on 2 CPU cores.
+Writes results/trend.json after every run, and the page beside it from the seeds for
+which all methods have run. The same command again goes on with the runs that are
+missing; another config or other versions begin anew. About a minute a run on 2 CPU
+cores.
 """
 
 import pathlib
@@ -208,11 +209,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any]) -> None:
-    """Writes the results, and the README's table once a seed is complete."""
+    """Writes the results, and the page's table once a seed is complete."""
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, results)
     if results["complete_seeds"]:
-        path = ROOT / "README.md"
+        path = RESULTS.parent / "README.md"
         path.write_text(fill(path.read_text(), BEGIN, table(results)))
 
 

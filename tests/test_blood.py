@@ -232,8 +232,9 @@ def test_the_table_has_the_figures_and_what_they_cost():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A README of its own, and runs that are made up; `limit` interrupts them."""
-    state = SimpleNamespace(ran=[], limit=None, readme=tmp_path / "README.md")
+    """A page of its own, and runs that are made up; `limit` interrupts them."""
+    page = tmp_path / "results" / "README.md"
+    state = SimpleNamespace(ran=[], limit=None, page=page)
 
     def measure(config, *, own, validate):
         if len(state.ran) == state.limit:
@@ -255,7 +256,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(blood, "ROOT", tmp_path)
     monkeypatch.setattr(blood, "RESULTS", tmp_path / "results" / "blood.json")
     monkeypatch.setattr(blood, "measure", measure)
-    state.readme.write_text(f"before\n{blood.BEGIN}\n<!-- end -->\nafter\n")
+    state.page.parent.mkdir()
+    state.page.write_text(f"before\n{blood.BEGIN}\n<!-- end -->\nafter\n")
     return state
 
 
@@ -279,7 +281,7 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     assert made["learning_rates"] == dict.fromkeys(blood.METHODS, max(blood.RATES))
     assert made["complete_seeds"] == {FIRST: [0, 1]}
     # The table is there although a seed and a ratio are missing.
-    assert blood.table(made) in folder.readme.read_text()
+    assert blood.table(made) in folder.page.read_text()
     first = list(folder.ran)
     folder.ran.clear()
     folder.limit = None
@@ -307,7 +309,7 @@ def test_two_processes_share_the_files(folder):
     assert {job.method for job in folder.ran} == set(names[:3])
     half = json.loads(blood.RESULTS.read_text())
     assert half["complete_seeds"] == {}
-    assert folder.readme.read_text().startswith("before\n" + blood.BEGIN + "\n<!--")
+    assert folder.page.read_text().startswith("before\n" + blood.BEGIN + "\n<!--")
     go(names[3:])
     both = json.loads(blood.RESULTS.read_text())
     assert both["runs"][: len(half["runs"])] == half["runs"]

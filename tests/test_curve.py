@@ -1,7 +1,6 @@
 """The curve: what is searched, how it is chosen, and that the README says it."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from fairjax import specs
 from scripts import curve
 from scripts.curve import CLIPS, EPSILONS, RATES, SEEDS
 
-README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+PAGE = curve.RESULTS.parent / "README.md"
 
 
 def test_every_epsilon_takes_the_pair_with_the_best_mean_over_seeds():
@@ -59,4 +58,4 @@ def test_no_hospital_spends_more_than_it_may():
 
 def test_the_readme_says_what_came_out():
     results = json.loads(curve.RESULTS.read_text())
-    assert f"{curve.BEGIN}\n\n{curve.table(results)}\n" in README.read_text()
+    assert f"{curve.BEGIN}\n\n{curve.table(results)}\n" in PAGE.read_text()

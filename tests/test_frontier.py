@@ -1,7 +1,6 @@
 """The frontier: what is run, what is judged, and that the README says what came out."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -10,7 +9,7 @@ from scripts import frontier
 from scripts.frontier import DATA, FIRST, RULES, SEEDS, Job
 
 HEART, DIABETES = DATA
-README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+PAGE = frontier.RESULTS.parent / "README.md"
 
 
 def made(worst):
@@ -70,5 +69,5 @@ def test_every_rule_is_a_config_that_passes_its_checks(rule):
 def test_the_readme_says_what_came_out():
     results = json.loads(frontier.RESULTS.read_text())
     assert f"{frontier.BEGIN}\n\n{frontier.table(results['runs'])}\n" in (
-        README.read_text()
+        PAGE.read_text()
     )

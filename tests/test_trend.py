@@ -124,7 +124,8 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(trend, "ROOT", tmp_path)
     monkeypatch.setattr(trend, "RESULTS", tmp_path / "results" / "trend.json")
     monkeypatch.setattr(trend, "measure", measure)
-    readme = tmp_path / "README.md"
+    readme = tmp_path / "results" / "README.md"
+    readme.parent.mkdir()
     readme.write_text(f"before\n{trend.BEGIN}\n<!-- end -->\nafter\n")
     with pytest.raises(KeyboardInterrupt):
         trend.main()
