@@ -202,7 +202,8 @@ def get_config() -> ConfigDict:
     # that hold it; "fixed", their shares of the records, so that a lone holder's weight
     # counts, and under client_dp what a cohort holds on average, by what is public
     c.fairness.denominator = "cover"
-    c.fairness.cap = 0.0  # largest weight, in shares of the records; 0: no cap
+    c.fairness.cap = 0.0  # largest weight, in shares of the records; 0: no cap (of
+    # tiers, and from 1, for rules by losses under client_dp)
     c.fairness.warmup = 0  # rounds weighed by records before the rule begins
     # patient attribute of fairfed (of two values) and agnostic; not given: the data's
     # first one that fits
@@ -220,9 +221,8 @@ def get_config() -> ConfigDict:
     c.fairness.ordered.power = 0.5  # 1 is FedAvg; smaller moves weight to high losses
     c.fairness.gifair = ConfigDict()
     c.fairness.gifair.c = 0.5  # share of the largest admissible strength; 0 is FedAvg
-    c.fairness.gifair.groups = (
-        "client"  # whose losses are levelled: client, tier or hospital_group
-    )
+    # whose losses are levelled: client, tier or hospital_group
+    c.fairness.gifair.groups = "client"
     c.fairness.afl = ConfigDict()
     c.fairness.afl.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
     c.fairness.agnostic = ConfigDict()
@@ -264,7 +264,8 @@ def get_config() -> ConfigDict:
     c.privacy.clip = 1.0
     # per tier, in place of clip: tiers of smaller changes are hidden better
     c.privacy.tier_clip = ()
-    # standard deviation of the noise, in clips; not given: what epsilon asks for
+    # standard deviation of the noise, in clips, were changes all that a round releases;
+    # what else is released takes a share of it. Not given: what epsilon asks for
     c.privacy.noise_multiplier = placeholder(float)
     c.privacy.epsilon = placeholder(float)  # budget of all rounds; not given: no limit
     c.privacy.delta = 1e-5  # below 1 / hospitals; record_dp: 1 / records of the largest
@@ -287,6 +288,13 @@ def get_config() -> ConfigDict:
     c.privacy.adaptive.rate = 0.2  # of the clip's logarithm per round
     # standard deviation of the count's noise, hospitals; not given: cohort / 20
     c.privacy.adaptive.count_noise = placeholder(float)
+    # of client_dp with a fairness rule by losses: what it is shown, the noisy mean losses
+    # of tiers, which it weighs in place of hospitals; fairness.cap bounds the weights
+    c.privacy.losses = ConfigDict()
+    c.privacy.losses.bound = 2.0  # nats; a hospital's larger loss counts as this one
+    # standard deviation of their sums' noise, in half bounds; not given: sqrt(10) times
+    # privacy.noise_multiplier, a tenth of what a round spends
+    c.privacy.losses.noise_multiplier = placeholder(float)
     # the cohort's sums as integers modulo 2^32: as they are ("quantized"), or under
     # masks that cancel ("masked", the same bytes); simulated, see securesum.py
     c.privacy.secure_sum = "off"

@@ -25,6 +25,7 @@ from fairjax.fairness import simplex
 from fairjax.privacy import accounting, hospitals, poisson, securesum
 from fairjax.privacy import clip as clipping
 from fairjax.privacy.accounting import Mechanism
+from fairjax.privacy.means import Means
 from fairjax.privacy.records import Records
 from fairjax.types import (
     Cohort,
@@ -43,6 +44,11 @@ BATCHES = ("poisson", "shuffled")
 ON_BUDGET = ("stop", "warn")
 RULES = ("size", "uniform", "fedbn", "private_head")
 """Rules whose weights follow from the hospitals' sizes alone."""
+BY_LOSS = (
+    "q_ffl", "term", "cvar", "ordered", "gifair", "afl", "agnostic", "tier_term",
+    "tier_afl",
+)  # fmt: skip
+"""Rules that client_dp shows noisy mean losses of tiers, which they weigh."""
 
 USED = {
     "mechanism": MECHANISMS,
@@ -51,6 +57,7 @@ USED = {
     "tier_clip": ("client_dp", "local_dp"),
     "sampling": ("client_dp",),
     "adaptive": ("client_dp",),
+    "losses": ("client_dp",),
     "batches": ("record_dp",),
     "microbatch": ("record_dp",),
 }
@@ -98,6 +105,8 @@ class Guarantee:
     records: Records | None = None
     draw: Draw | None = None
     """None: cohorts of a fixed size."""
+    shown: tuple[int, ...] = ()
+    """Training records of every tier, where the rule is shown tiers; (): hospitals."""
 
     @functools.cached_property
     def _spending(self) -> dict[Mechanism, Callable[[int], float]]:
@@ -203,13 +212,14 @@ def check(c: Any) -> None:
     if not c.robust.finite_guard:
         what = f"True with {mechanism}: a change that is no number has no norm to clip"
         checks.fail("robust.finite_guard", what, False)
+    known = (*RULES, *BY_LOSS) if mechanism == "client_dp" else RULES
     for part in c.fairness.rule.split("+"):
-        if part not in RULES:
-            what = f"of {', '.join(RULES)} with {mechanism}: other rules read losses, "
+        if part not in known:
+            what = f"of {', '.join(known)} with {mechanism}: other rules read losses, "
             checks.fail(
                 "fairness.rule", what + "labels or single changes without noise", part
             )
-    if c.fairness.warmup:
+    if c.fairness.warmup and not _by_loss(c):
         what = f"0 with {mechanism}: its weights are the same in every round"
         checks.fail("fairness.warmup", what, c.fairness.warmup)
     if c.submodel.name == "fiarse":
@@ -220,12 +230,19 @@ def check(c: Any) -> None:
     ](c)
 
 
-def check_used(path: str, field: str, p: Any) -> None:
-    """Refuses a field that was set by hand and that nothing reads."""
-    mechanism = p.mechanism
+def _by_loss(c: Any) -> list[str]:
+    return [part for part in c.fairness.rule.split("+") if part in BY_LOSS]
+
+
+def check_used(path: str, field: str, c: Any) -> None:
+    """Refuses a field of privacy that was set by hand and that nothing reads."""
+    p, mechanism = c.privacy, c.privacy.mechanism
     users = USED.get(field, MECHANISMS[1:])
     if field == "secure" and p.secure_sum == "off":
         checks.fail(path, "privacy.secure_sum for this option", p.secure_sum)
+    if field == "losses" and mechanism == "client_dp" and not _by_loss(c):
+        what = f"one of fairness.rule {', '.join(BY_LOSS)} for this option"
+        checks.fail(path, what, c.fairness.rule)
     if mechanism not in users:
         raise checks.InputError(
             f"{path}: expected privacy.mechanism {' or '.join(users)} for this option; "
@@ -277,6 +294,24 @@ def _check_client(c: Any) -> None:
         checks.positive(f"{where}.rate", adaptive.rate)
         if adaptive.count_noise is not None:
             checks.positive(f"{where}.count_noise", adaptive.count_noise)
+    _check_losses(c)
+
+
+def _check_losses(c: Any) -> None:
+    """What a rule by losses may be under client_dp, which shows it those of tiers."""
+    checks.positive("privacy.losses.bound", c.privacy.losses.bound)
+    if c.privacy.losses.noise_multiplier is not None:
+        where = "privacy.losses.noise_multiplier"
+        checks.positive(where, c.privacy.losses.noise_multiplier)
+    parts = _by_loss(c)
+    if parts and not c.fairness.cap:
+        what = f"at least 1 with client_dp and {parts[0]}: noise alone can make a tier "
+        checks.fail("fairness.cap", what + "look worst", c.fairness.cap)
+    for rule, field in (("gifair", "groups"), ("agnostic", "domain")):
+        of = c.fairness[rule][field]
+        if rule in parts and of not in ("client", "tier"):
+            what = "tier with client_dp, which releases losses of tiers alone"
+            checks.fail(f"fairness.{rule}.{field}", what, of)
 
 
 def _check_record(c: Any) -> None:
@@ -451,18 +486,29 @@ def _client(c: Any, facts: Facts) -> Guarantee:
             p.adaptive.rate,
         )
 
+    by_tier = functools.partial(np.bincount, facts.tiers, minlength=len(c.tiers.budget))
+    records = by_tier(np.where(weight > 0, facts.counts, 0)).astype(np.int32)
+
+    def means(sigma: float) -> Means | None:
+        if not _by_loss(c):
+            return None
+        given = p.losses.noise_multiplier
+        return Means(
+            p.losses.bound,
+            math.sqrt(10) * sigma if given is None else given,
+            jnp.asarray(rate * by_tier(weight > 0), jnp.float32),
+            jnp.asarray(records),
+        )
+
     def parties(sigma: float) -> dict[str, Mechanism]:
-        named = {}
+        named, beside = {}, hospitals.others(adaptive, means(sigma))
         for tier in np.unique(facts.tiers):
             share = clips[tier] / max(clips)
             if p.sampling == "fixed":
                 # Where a hospital is not drawn another one of any tier is: the sum
                 # then moves by both clips.
                 share = (1 + share) / 2
-            own = sigma / share
-            if adaptive is not None:
-                changes = clipping.split(sigma, adaptive.count_noise) / share
-                own = clipping.joined(changes, 2 * adaptive.count_noise)
+            own = clipping.exposed(sigma, share, beside)
             named[f"tier {tier}"] = Mechanism(own, **law)
         return named
 
@@ -480,9 +526,14 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         on_budget=p.on_budget,
         public=_public(c, "number of hospitals and their weights"),
         protection=hospitals.central(
-            population, clip=clips, noise_multiplier=sigma, adaptive=adaptive
+            population,
+            clip=clips,
+            noise_multiplier=sigma,
+            adaptive=adaptive,
+            means=means(sigma),
         ),
         draw=draw,
+        shown=tuple(records.tolist()) if _by_loss(c) else (),
         **settings,
     )
 
@@ -491,7 +542,8 @@ def _weights(facts: Facts) -> Float[np.ndarray, "N"]:
     """The rule's weights of all hospitals at once, of mean 1 over those that take part.
 
     A rule weighs who came; here everybody is taken to have come, so that a weight
-    depends on sizes, which are public, and not on the cohort.
+    depends on sizes, which are public, and not on the cohort. A rule by losses, which
+    are not public, begins from records.
     """
     clients = len(facts.tiers)
     ids = jnp.arange(clients, dtype=jnp.int32)
@@ -501,7 +553,7 @@ def _weights(facts: Facts) -> Float[np.ndarray, "N"]:
     cohort = Cohort(ids, tiers, jax.vmap(facts.method.admits)(members))
     scores = Scores(counts)
     weights = simplex.by_records(scores, cohort.valid)
-    if facts.rule.weigh is not None:
+    if facts.rule.weigh is not None and not facts.rule.needs:
         weights, _ = facts.rule.weigh((), cohort, scores)
     return np.asarray(weights) * int(np.sum(cohort.valid))
 

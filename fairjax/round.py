@@ -59,7 +59,7 @@ class Spec:
     """Leave out a client whose change or loss is not finite."""
     denominator: str = "cover"
     """What a coordinate's changes are divided by, see `fairjax.aggregate`: "cover" or
-    "fixed". A protection with a population has weights and denominators of its own."""
+    "fixed". A protection may have weights and denominators of its own."""
     attribute: int | None = None
     """Column of `Federation.group` whose groups the rule tells apart."""
     groups: int = 0
@@ -233,10 +233,10 @@ def step(
         )
 
     def weigh(cohort: Cohort, scores: Scores):
-        if protection.population is not None:
-            public = protection.population.weight[cohort.client]
-            public = jnp.where(cohort.valid, public, 0)
-            return public, public, state.rule
+        if protection.weigh is not None:
+            return protection.weigh(
+                release_key, state.protection, rule, state.rule, cohort, scores
+            )
         size = simplex.by_records(scores, cohort.valid)
         weights, rule_state = size, state.rule
         if rule.weigh is not None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from fairjax import checks, client, guarantees, keys, layout, names, round, selection
 from fairjax.data import datasets, federation
-from fairjax.fairness import personal
+from fairjax.fairness import compose, personal
 from fairjax.keys import Role
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
@@ -299,7 +299,7 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
         group, _, rest = path.partition(".")
         owner = rest.partition(".")[0]
         if group == "privacy":
-            guarantees.check_used(path, owner, c.privacy)
+            guarantees.check_used(path, owner, c)
         if group not in in_use:
             continue
         field, chosen, table = in_use[group]
@@ -390,9 +390,6 @@ def build(config: ConfigDict) -> Run:
         steps=c.local.steps,
     )
     cohort = c.cohort or clients
-    if rule.everyone and cohort < clients:
-        what = f"0 (all hospitals) for rule {c.fairness.rule}"
-        checks.fail("cohort", what, c.cohort)
     if "validation" in rule.needs and not np.all(splits.val.count):
         what = f"above 0 for rule {c.fairness.rule}: every hospital validates"
         checks.fail("data.partition.val_fraction", what, c.data.partition.val_fraction)
@@ -409,6 +406,11 @@ def build(config: ConfigDict) -> Run:
             sample,
         ),
     )
+    if guarantee.shown:
+        rule = compose.over_tiers(rule, guarantee.shown)
+    if rule.everyone and cohort < clients:
+        what = f"0 (all hospitals) for rule {c.fairness.rule}"
+        checks.fail("cohort", what, c.cohort)
     draw = guarantee.draw
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     laid = layout.choose(

@@ -455,8 +455,8 @@ class Population(NamedTuple):
 
     tier: Int[Array, "N"]
     weight: Float[Array, "N"]
-    """In place of the rule's, which is normalised by who came: >= 0, 0 for hospitals
-    that the method leaves out."""
+    """In place of one that is normalised by who came: >= 0, 0 for hospitals that the
+    method leaves out."""
     rate: float
     """q, the probability with which each is in a cohort."""
 
@@ -478,7 +478,17 @@ class Protection(NamedTuple):
     init: Callable[[], PyTree] = tuple
     """Its state before the first round (a clipping norm that adapts)."""
     population: Population | None = None
-    """None: weights by the rule, no public sums."""
+    """None: no public sums."""
+    weigh: (
+        Callable[
+            [Array, PyTree, Rule, PyTree, Cohort, Scores],
+            tuple[Float[Array, "K"], Float[Array, "K"], PyTree],
+        ]
+        | None
+    ) = None
+    """(key, state, rule, its state, cohort, scores) -> (weights w, bases b, the rule's
+    state), where what a rule may see of the cohort is restricted; None: the rule sees
+    the scores."""
 
 
 # ------------------------------------------------------------------------------- layout

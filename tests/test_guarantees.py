@@ -3,11 +3,13 @@
 import json
 import math
 
+import dp_accounting as da
 import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dp_accounting import pld, rdp
 
 from configs import default
 from fairjax import checks, guarantees, names, round, specs
@@ -50,7 +52,7 @@ def changed(base, **fields):
 
 def of_a_hundred(**fields):
     """The guarantee of a config, without data: hospitals of five records."""
-    config = changed(CLIENT, cohort=10, rounds=100, **fields)
+    config = changed(CLIENT, **{"cohort": 10, "rounds": 100, **fields})
     specs.check(config)
     model = fakes.small_mlp()
     facts = guarantees.Facts(
@@ -123,6 +125,90 @@ def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
     with pytest.raises(checks.InputError, match="count_noise"):
         # m / 20 = 0.3 for six hospitals.
         specs.build(changed(CLIENT, privacy__adaptive__quantile=0.5, **fields))
+
+
+BY_LOSS = CLIENT | {"fairness.rule": "term", "fairness.cap": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampled", "accountant"),
+    [
+        ({"privacy__sampling": "full", "cohort": 0}, lambda event: event, pld),
+        ({}, lambda event: da.PoissonSampledDpEvent(0.1, event), rdp),
+    ],
+)
+def test_losses_are_in_epsilon_as_a_release_of_the_same_sample(
+    fields, sampled, accountant
+):
+    """Of noise multipliers sigma_Delta and 3.3, composed by dp-accounting."""
+    guarantee = of_a_hundred(
+        privacy__accountant=accountant.__name__.rsplit(".", 1)[-1],
+        privacy__noise_multiplier=1.1,
+        privacy__losses__noise_multiplier=3.3,
+        fairness__rule="term",
+        fairness__cap=2.0,
+        **fields,
+    )
+    changes = (1.1**-2 - 3.3**-2) ** -0.5
+    both = [da.GaussianDpEvent(changes), da.GaussianDpEvent(3.3)]
+    event = da.SelfComposedDpEvent(sampled(da.ComposedDpEvent(both)), 9)
+    made = {"pld": "PLDAccountant", "rdp": "RdpAccountant"}
+    told = getattr(accountant, made[accountant.__name__.rsplit(".", 1)[-1]])()
+    expected = told.compose(event).get_epsilon(1e-5)
+    assert guarantee.epsilon(9) == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_are_within_a_budget_that_noise_is_calibrated_for():
+    fields = {
+        "privacy__epsilon": 8.0,
+        "privacy__noise_multiplier": None,
+        "privacy__accountant": "rdp",
+    }
+    plain, shown = (
+        specs.build(changed(base, **fields)).guarantee for base in (CLIENT, BY_LOSS)
+    )
+    assert 7.99 < shown.epsilon(3) <= 8
+    sigma = shown.parties["tier 0"].noise_multiplier
+    assert sigma == pytest.approx(plain.parties["tier 0"].noise_multiplier)
+    # Losses that would spend as much as all may.
+    few = {"privacy__losses__noise_multiplier": 0.9 * sigma}
+    with pytest.raises(checks.InputError, match=r"^privacy\.losses\.noise"):
+        specs.build(changed(BY_LOSS, **fields, **few))
+
+
+def test_a_tier_of_smaller_clip_spends_as_much_on_losses():
+    fields = {
+        "privacy__sampling": "full",
+        "cohort": 0,
+        "privacy__tier_clip": (0.25, 0.25, 0.5, 1.0),
+        "privacy__losses__noise_multiplier": 2.0,
+    }
+    parties = specs.build(changed(BY_LOSS, **fields)).guarantee.parties
+    changes = 1 - 2.0**-2
+    for tier, share in enumerate((0.25, 0.25, 0.5, 1.0)):
+        if f"tier {tier}" in parties:
+            expected = (share**2 * changes + 2.0**-2) ** -0.5
+            got = parties[f"tier {tier}"].noise_multiplier
+            assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", guarantees.BY_LOSS)
+def test_every_rule_by_losses_is_shown_tiers_in_the_round(rule):
+    """Traced, not run; beside another rule, and after a warm-up."""
+    run = specs.build(
+        changed(BY_LOSS, fairness__rule=f"{rule}+private_head", fairness__warmup=2)
+    )
+    state = initial(run)
+    counts = np.bincount(run.tiers, np.asarray(run.splits.train.count), minlength=4)
+    assert run.guarantee.shown == tuple(counts.astype(int))
+
+    def step(state):
+        data = jax.tree.map(jnp.asarray, run.splits.train)
+        cohort = run.draw(state.key, state.round)
+        return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
+
+    new, _ = jax.eval_shape(step, state)
+    assert checks.describe(new) == checks.describe(state)
 
 
 def test_weights_are_those_of_everybody_and_of_mean_one():
@@ -211,9 +297,33 @@ REFUSED = {
         (CLIENT, {"fairness__denominator": "cover"}),
     ],
     "fairness.rule": [
-        (base, {"fairness__rule": rule})
-        for base in (CLIENT, RECORD, LOCAL)
-        for rule in ("q_ffl", "size+fedmgda", "tier_equal", "propfair", "ditto")
+        *[
+            (base, {"fairness__rule": rule})
+            for base in (CLIENT, RECORD, LOCAL)
+            for rule in ("tier_gap", "size+fedmgda", "tier_equal", "propfair", "ditto")
+        ],
+        *[(base, {"fairness__rule": "q_ffl"}) for base in (RECORD, LOCAL)],
+    ],
+    "fairness.cap": [
+        (BY_LOSS, {"fairness__cap": 0.0}),
+        (BY_LOSS, {"fairness__cap": 0.5}),
+    ],
+    "fairness.gifair.groups": [
+        (
+            BY_LOSS,
+            {
+                "fairness__rule": "gifair",
+                "fairness__gifair__groups": "hospital_group",
+                "fairness__hospital_group": tuple("aabbcc"),
+            },
+        )
+    ],
+    "fairness.agnostic.domain": [
+        (BY_LOSS, {"fairness__rule": "agnostic", "fairness__agnostic__domain": "group"})
+    ],
+    "privacy.losses.bound": [(BY_LOSS, {"privacy__losses__bound": 0.0})],
+    "privacy.losses.noise_multiplier": [
+        (BY_LOSS, {"privacy__losses__noise_multiplier": value}) for value in (0.0, 0.9)
     ],
     "fairness.warmup": [(CLIENT, {"fairness__warmup": 2})],
     "submodel.name": [
@@ -305,12 +415,15 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
         (RECORD, "privacy.sampling"),
         (RECORD, "privacy.adaptive.rate"),
         (CLIENT, "privacy.batches"),
+        (CLIENT, "privacy.losses.bound"),
+        (RECORD, "privacy.losses.bound"),
     ],
 )
 def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     with pytest.raises(checks.InputError, match=path):
         specs.check(changed(base), [path])
     specs.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
+    specs.check(changed(BY_LOSS), ["privacy.losses.bound"])
 
 
 @pytest.mark.parametrize(
@@ -349,8 +462,11 @@ def rows(workdir):
 
 @pytest.mark.usefixtures("unfinal")
 def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
-    """The clip adapts, so that the state of the protection has to survive as well."""
+    """The clip adapts and a rule climbs losses: their states have to survive, too."""
     base = CLIENT | {
+        "fairness.rule": "afl",
+        "fairness.cap": 2.0,
+        "privacy.losses.noise_multiplier": 3.0,
         "privacy.accountant": "rdp",
         "privacy.adaptive.quantile": 0.5,
         "privacy.adaptive.count_noise": 2.0,
@@ -372,6 +488,9 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     by_round = {row["round"]: row for row in rows(tmp_path / "parts")}
     assert by_round[3] == logged[2]
     assert fakes.equal(parts.state.protection, whole.state.protection)
+    assert fakes.equal(parts.state.rule, whole.state.rule)
+    share = specs.build(changed(base)).guarantee.shown
+    assert not np.allclose(whole.state.rule, np.divide(share, sum(share)))
 
 
 @pytest.mark.usefixtures("unfinal")

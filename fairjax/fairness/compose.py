@@ -1,4 +1,4 @@
-"""Rules out of rules: several at once, weights with a cap, weights after a warm-up."""
+"""Rules out of rules: several at once, with a cap, after a warm-up, over tiers."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -89,6 +89,22 @@ def capped(rule: Rule, cap: float) -> Rule:
         return simplex.project(weights, low, high.astype(weights.dtype)), state
 
     return rule._replace(weigh=weigh)
+
+
+def over_tiers(rule: Rule, records: Sequence[int]) -> Rule:
+    """The rule as one that is shown tiers in place of hospitals.
+
+    Every cohort it weighs is that of all tiers, so it needs no round with everybody.
+
+    Args:
+        rule: one that weighs by losses.
+        records: training records of every tier.
+    """
+
+    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
+        return rule.init(params, jnp.asarray(records), tiers)
+
+    return rule._replace(init=init, everyone=False)
 
 
 class _Waiting(NamedTuple):

@@ -1,6 +1,7 @@
 """Clipping norms: fixed ones, and one that follows the quantile of the norms."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -57,31 +58,48 @@ class Adaptive(NamedTuple):
         return clip * jnp.exp(-self.rate * (unclipped - self.quantile))
 
 
-def split(noise_multiplier: float, count_noise: float) -> float:
-    """The noise multiplier of changes beside a noised count of sensitivity 1/2.
+def split(noise_multiplier: float, beside: Mapping[str, float]) -> float:
+    """The noise multiplier of changes beside other releases of the same contributions.
 
-        sigma_Delta = (sigma^-2 - (2 sigma_b)^-2)^(-1/2),
+        sigma_Delta = (sigma^-2 - sum_i z_i^-2)^(-1/2),
 
-    so that both together are one Gaussian release of noise multiplier sigma.
+    so that all together are one Gaussian release of noise multiplier sigma.
+
+    Args:
+        noise_multiplier: sigma.
+        beside: field of the config that sets its noise -> z_i. That of a count of
+            sensitivity 1/2 with noise sigma_b is 2 sigma_b.
 
     Raises:
-        InputError: 2 sigma_b <= sigma: the count alone would spend more.
+        InputError: the others alone would spend as much; names who spends most.
 
-    Source: Andrew et al. 2021, theorem 1.
+    Source: Andrew et al. 2021, theorem 1, for one count.
     """
     if noise_multiplier == 0:
         return 0.0
-    if 2 * count_noise <= noise_multiplier:
-        what = f"above half the noise multiplier {noise_multiplier:g}"
-        checks.fail("privacy.adaptive.count_noise", what, count_noise)
-    return 1 / math.sqrt(noise_multiplier**-2 - (2 * count_noise) ** -2)
+    left = noise_multiplier**-2 - math.fsum(z**-2 for z in beside.values())
+    if left <= 0:
+        field = min(beside, key=lambda name: beside[name])
+        what = (
+            f"more noise: multiplier {noise_multiplier:g} is that of all releases of "
+        )
+        checks.fail(
+            field, what + "a round, and this leaves none for the changes", beside[field]
+        )
+    return 1 / math.sqrt(left)
 
 
-def joined(*noise_multipliers: float) -> float:
-    """The noise multiplier of several Gaussian releases of the same contributions.
+def exposed(
+    noise_multiplier: float, share: float, beside: Mapping[str, float]
+) -> float:
+    """The noise multiplier for one whose change is clipped at `share` of the norm.
 
-    (sum_i sigma_i^-2)^(-1/2);    0 if one of them has no noise
+        (share^2 sigma_Delta^-2 + sum_i z_i^-2)^(-1/2),
+
+    with sigma_Delta as `split` gives it; sigma for share 1.
     """
-    if 0 in noise_multipliers:
+    if noise_multiplier == 0:
         return 0.0
-    return 1 / math.sqrt(math.fsum(sigma**-2 for sigma in noise_multipliers))
+    others = math.fsum(z**-2 for z in beside.values())
+    spent = share**2 * noise_multiplier**-2 + (1 - share**2) * others
+    return 1 / math.sqrt(spent)

@@ -9,14 +9,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from fairjax import aggregate, checks, keys
 from fairjax.privacy import clip as clipping
 from fairjax.privacy import noise
-from fairjax.types import Cohort, Member, Population, Protection, Sent
+from fairjax.privacy.means import Means
+from fairjax.types import (
+    Cohort,
+    Member,
+    Population,
+    Protection,
+    Rule,
+    Scores,
+    Sent,
+)
 
-_CHANGE, _COUNT = range(2)
+_CHANGE, _COUNT, _LOSSES = range(3)
 
 
 def central(
@@ -25,6 +34,7 @@ def central(
     clip: Sequence[float],
     noise_multiplier: float | Float[Array, ""],
     adaptive: clipping.Adaptive | None = None,
+    means: Means | None = None,
 ) -> Protection:
     """DP-FedAvg under masks: client-level differential privacy by a trusted server.
 
@@ -41,13 +51,20 @@ def central(
         Euclidean norm, whatever the others send. So a hospital of tier t is exposed to
         a Gaussian release of noise multiplier sigma C / C_t.
 
+    The weight comes before the clip, so w_k may be anything that the hospital itself or
+    an earlier release decides. With `means` it is the public one times a factor of its
+    tier, by a fairness rule that sees noisy losses alone; D_j stays the public one, so
+    that a larger factor is a larger step, up to the clip.
+
     Args:
         population: whose tiers, weights and sampling rate are public.
         clip: C_t of every tier; with `adaptive` where it starts.
-        noise_multiplier: sigma, of changes and count together; a number, not traced,
-            with `adaptive`.
+        noise_multiplier: sigma, of all that is released in a round; a number, not
+            traced, with `adaptive` or `means`.
         adaptive: moves all C_t by one factor a round. The noise of a round is that of
             the norm which clipped it.
+        means: what a rule that weighs by losses is shown; None: weights are the public
+            ones, by no rule.
 
     Source: DP-FedAvg, McMahan et al. 2018, with the fixed denominator f~_f. Deviates:
     a denominator for every coordinate, and clips by tier.
@@ -55,9 +72,26 @@ def central(
     for bound in clip:
         checks.positive("privacy.clip", bound)
     checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
-    sigma = noise_multiplier
-    if adaptive is not None:
-        sigma = clipping.split(float(noise_multiplier), adaptive.count_noise)
+    sigma, beside = noise_multiplier, others(adaptive, means)
+    if beside:
+        sigma = clipping.split(float(noise_multiplier), beside)
+
+    def weigh(
+        key: Key[Array, ""],
+        clips: Float[Array, "T"],
+        rule: Rule,
+        rule_state: PyTree,
+        cohort: Cohort,
+        scores: Scores,
+    ) -> tuple[Float[Array, "K"], Float[Array, "K"], PyTree]:
+        public = jnp.where(cohort.valid, population.weight[cohort.client], 0)
+        if means is None:
+            return public, public, rule_state
+        assert scores.loss is not None
+        addends = jax.vmap(means.centred)(cohort.tier, cohort.valid, scores.loss)
+        noisy = means.release(keys.at(key, _LOSSES), jnp.sum(addends, axis=0))
+        factors, rule_state = means.factors(rule, rule_state, noisy, scores.rate)
+        return public * factors[cohort.tier], public, rule_state
 
     def protect(
         key: Key[Array, ""],
@@ -94,7 +128,17 @@ def central(
         return Sent(num, public.den, shares), clips
 
     start = jnp.asarray(clip, jnp.float32)
-    return Protection(protect, release, lambda: start, population)
+    return Protection(protect, release, lambda: start, population, weigh)
+
+
+def others(adaptive: clipping.Adaptive | None, means: Means | None) -> dict[str, float]:
+    """What is released beside the changes: field of the config -> noise multiplier."""
+    named = {}
+    if adaptive is not None:
+        named["privacy.adaptive.count_noise"] = 2 * adaptive.count_noise
+    if means is not None:
+        named["privacy.losses.noise_multiplier"] = means.noise_multiplier
+    return named
 
 
 def local(*, clip: Sequence[float], noise_multiplier: float) -> Protection:

@@ -339,11 +339,17 @@ def test_noise_is_that_of_the_clip_in_force_and_of_its_share_of_the_budget():
     assert not np.allclose(new.protection, 1.0, rtol=0.5)
 
 
-def test_both_releases_together_are_the_one_that_is_accounted():
-    changes = clipping.split(1.2, 1.0)
-    assert clipping.joined(changes, 2 * 1.0) == pytest.approx(1.2)
-    with pytest.raises(checks.InputError, match="count_noise"):
-        clipping.split(1.0, 0.5)
+def test_all_releases_together_are_the_one_that_is_accounted():
+    beside = {"count_noise": 2.0, "losses": 3.0}
+    changes = clipping.split(1.2, beside)
+    together = sum(z**-2 for z in (changes, *beside.values()))
+    assert together == pytest.approx(1.2**-2)
+    assert clipping.exposed(1.2, 1.0, beside) == pytest.approx(1.2)
+    # A change clipped at half the norm is hidden twice as well, the others are not.
+    halved = sum(z**-2 for z in (2 * changes, *beside.values()))
+    assert clipping.exposed(1.2, 0.5, beside) == pytest.approx(halved**-0.5)
+    with pytest.raises(checks.InputError, match="count_noise: expected more noise"):
+        clipping.split(1.7, beside)
 
 
 # ------------------------------------------------------------------------------- local

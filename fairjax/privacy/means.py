@@ -1,0 +1,100 @@
+"""Mean losses of tiers, released with noise: all that a fairness rule is shown.
+
+A rule's weights are normalised over those who came, so that one hospital's loss moves
+the weights of all others, by more than any clip bounds. Under client-level privacy a
+rule is therefore shown
+
+    F_t = B/2 + (sum_k (min(F_k, B) - B/2) + N(0, (z B/2)^2)) / m_t
+
+over the cohort's hospitals k of tier t, with m_t the hospitals of the tier that a
+cohort holds on average, a public number. Centred, a hospital that is absent moves one
+entry of the sums by B/2 at most, as one with other records does by B, twice that, even
+if it is of another tier. So z is the noise multiplier of this release. It joins that of
+the changes, see `clip.split`, though their weights follow from it: Gaussian releases of
+one sample compose adaptively. Under "zero_out" the theorems below say so. Under
+"replace_one" what is compared is a P_u - c P_0 - d P_v, Gaussians around the old and
+the new contribution, |u|, |v| <= r, with a, c, d >= 0 that an earlier release of the
+sample may have set; by Neyman and Pearson's lemma, of u with 0 and of u with v, no set
+has more of it than a half-space has at v = -u, |u| = r. So the worst second release is
+the same after every first one.
+
+What the rule makes of tiers is a function of what is released. It weighs them as if
+each were one client with the records of all its hospitals, which gives
+
+    factor_t = w_t / p_t,    p_t the tier's share of the records,
+
+by which every hospital's own, public weight is multiplied. Inside a tier hospitals
+differ by their records alone.
+
+Source: the noised sum, McMahan et al. 2018; centring, Andrew et al. 2021; sampling and
+adaptive composition, Zhu, Dong and Wang 2022, theorems 10 and 11.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from fairjax.privacy import noise
+from fairjax.types import Cells, Cohort, Rule, Scores
+
+
+class Means(NamedTuple):
+    """How mean losses of tiers are released."""
+
+    bound: float
+    """B, nats; a larger loss, or one that is no number, counts as B."""
+    noise_multiplier: float
+    """z."""
+    expected: Float[Array, "T"]
+    """m_t; 0: no hospital of the tier takes part."""
+    records: Int[Array, "T"]
+    """Training records of every tier, of hospitals that take part."""
+
+    def centred(
+        self, tier: Int[Array, ""], valid: Bool[Array, ""], loss: Float[Array, ""]
+    ) -> Float[Array, "T"]:
+        """What one hospital adds to the sums: 0 but at its tier, at most B/2 there."""
+        loss = loss.astype(jnp.float32)
+        # A comparison with NaN is false: it counts as B.
+        loss = jnp.where(loss <= self.bound, jnp.maximum(loss, 0), self.bound)
+        mine = valid & (jnp.arange(len(self.records)) == tier)
+        return jnp.where(mine, loss - self.bound / 2, 0)
+
+    def release(
+        self, key: Key[Array, ""], sums: Float[Array, "T"]
+    ) -> Float[Array, "T"]:
+        """F_t from the sums of `centred`, within [0, B]."""
+        half = self.bound / 2
+        noisy = noise.gaussian(key, sums, self.noise_multiplier * half)
+        mean = half + noisy / jnp.where(self.expected > 0, self.expected, 1)
+        return jnp.clip(mean, 0, self.bound)
+
+    def factors(
+        self,
+        rule: Rule,
+        state: PyTree,
+        means: Float[Array, "T"],
+        rate: Float[Array, ""] | float = 1.0,
+    ) -> tuple[Float[Array, "T"], Any]:
+        """(factor_t, the rule's state), from what is released and public alone.
+
+        Args:
+            rule: one that weighs by losses, with a state over tiers.
+            state: of the rule.
+            means: F_t.
+            rate: the round's factor on the local learning rate.
+        """
+        assert rule.weigh is not None
+        tiers = jnp.arange(len(self.records), dtype=jnp.int32)
+        cohort = Cohort(tiers, tiers, self.expected > 0)
+        count = self.records.astype(jnp.float32)[:, None, None]
+        # Which answers are right is not released.
+        cells = Cells(
+            count, count * means[:, None, None], jnp.full_like(count, jnp.nan)
+        )
+        scores = Scores(self.records, means, cells, rate)
+        weights, state = rule.weigh(state, cohort, scores)
+        share = count[:, 0, 0] / jnp.sum(count)
+        held = share > 0
+        return jnp.where(held, weights / jnp.where(held, share, 1), 0), state
