@@ -143,14 +143,6 @@ def _thresholds(full: Float[Array, "E 2"], own: Float[Array, "T E 2"], y) -> Arr
     return jax.lax.map(lambda scores: metrics.youden(scores, y == 1), p)
 
 
-class _Ends(NamedTuple):
-    """Lower or upper bounds."""
-
-    quality: metrics.Quality
-    """[V, S]."""
-    gaps: dict[str, Float[Array, "V"]]
-
-
 _Gaps = Mapping[str, Float[Array | np.ndarray, "V"]]
 
 
