@@ -301,9 +301,10 @@ def get_config() -> ConfigDict:
     c.privacy.secure = ConfigDict()
     # of an addend, 2 to 24; hospitals * 2^(bits - 1) must stay below 2^31
     c.privacy.secure.bits = 20
-    # largest entry of a weighted change; larger ones saturate
+    # largest entry of a weighted change; larger ones saturate (client_dp: its clip)
     c.privacy.secure.bound = 1.0
-    # hospitals that must hold a coordinate, or it is left as it is
+    # hospitals that must hold a coordinate, or it is left as it is; under client_dp
+    # in an average cohort, whoever comes
     c.privacy.secure.minimum = 3
 
     c.robust = ConfigDict()

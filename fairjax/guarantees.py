@@ -240,6 +240,9 @@ def check_used(path: str, field: str, c: Any) -> None:
     users = USED.get(field, MECHANISMS[1:])
     if field == "secure" and p.secure_sum == "off":
         checks.fail(path, "privacy.secure_sum for this option", p.secure_sum)
+    if path == "privacy.secure.bound" and mechanism == "client_dp":
+        what = "another mechanism than client_dp, whose clip bounds every entry"
+        checks.fail(path, what, mechanism)
     if field == "losses" and mechanism == "client_dp" and not _by_loss(c):
         what = f"one of fairness.rule {', '.join(BY_LOSS)} for this option"
         checks.fail(path, what, c.fairness.rule)
@@ -266,10 +269,8 @@ def _check_secure(c: Any) -> None:
     checks.in_range("privacy.secure.minimum", p.secure.minimum, 2)
     if p.secure_sum == "off":
         return
-    if p.mechanism == "client_dp":
-        what = "off with client_dp: what is skipped for want of holders shows who came"
-        checks.fail("privacy.secure_sum", what, p.secure_sum)
-    _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
+    if p.mechanism != "client_dp":  # which sends no masks
+        _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
 
 
 def _check_client(c: Any) -> None:
@@ -394,10 +395,14 @@ def _secured(c: Any, facts: Facts, guarantee: Guarantee) -> Guarantee:
         what = "a rule of sums alone with privacy.secure_sum"
         checks.fail("fairness.rule", what, c.fairness.rule)
     checks.in_range("privacy.secure.minimum", p.secure.minimum, 2, cohort)
-    securesum.check_room(p.secure.bits, cohort)
-    protection = securesum.secure(
-        guarantee.protection, mode=p.secure_sum, **p.secure.to_dict()
-    )
+    # Of a Poisson cohort anybody may be.
+    most = cohort if guarantee.draw is None else len(facts.tiers)
+    securesum.check_room(p.secure.bits, most)
+    protection = guarantee.protection
+    if guarantee.mechanism != "client_dp":  # whose integers keep its norm
+        protection = securesum.secure(
+            protection, mode=p.secure_sum, **p.secure.to_dict()
+        )
     return dataclasses.replace(
         guarantee, protection=protection, secure_sum=p.secure_sum
     )
@@ -489,6 +494,9 @@ def _client(c: Any, facts: Facts) -> Guarantee:
     by_tier = functools.partial(np.bincount, facts.tiers, minlength=len(c.tiers.budget))
     records = by_tier(np.where(weight > 0, facts.counts, 0)).astype(np.int32)
 
+    # Integers before the division: whole numbers stay whole.
+    expected = by_tier(weight > 0) * (c.cohort or clients) / clients
+
     def means(sigma: float) -> Means | None:
         if not _by_loss(c):
             return None
@@ -496,9 +504,20 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         return Means(
             p.losses.bound,
             math.sqrt(10) * sigma if given is None else given,
-            jnp.asarray(rate * by_tier(weight > 0), jnp.float32),
+            jnp.asarray(expected, jnp.float32),
             jnp.asarray(records),
         )
+
+    secret = None
+    if p.secure_sum != "off":
+        secret = securesum.Sums(
+            p.secure_sum, p.secure.bits, p.secure.minimum, jnp.trunc
+        )
+        fewest = float(expected[expected > 0].min())
+        if _by_loss(c) and fewest < p.secure.minimum:
+            what = f"at most {fewest:g} with a rule by losses, which are summed by "
+            what += "tier: what an average cohort has of the smallest one"
+            checks.fail("privacy.secure.minimum", what, p.secure.minimum)
 
     def parties(sigma: float) -> dict[str, Mechanism]:
         named, beside = {}, hospitals.others(adaptive, means(sigma))
@@ -531,6 +550,7 @@ def _client(c: Any, facts: Facts) -> Guarantee:
             noise_multiplier=sigma,
             adaptive=adaptive,
             means=means(sigma),
+            secret=secret,
         ),
         draw=draw,
         shown=tuple(records.tolist()) if _by_loss(c) else (),

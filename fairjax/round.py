@@ -368,7 +368,7 @@ def _expected(
 ) -> Sent:
     """What a cohort sends on average of weights and masks, from what is public alone.
 
-        den_j = q sum_k w_k m_kj    over all N hospitals,    num = 0
+        den_j = q sum_k w_k m_kj,    num_j = sum_k 1[w_k > 0] m_kj,    over all N
 
     The masks are those of hospitals that hold every class: what a mask may say of a
     client's labels stays in its change.
@@ -382,9 +382,10 @@ def _expected(
         member = Member(who, tier, one > 0, one, classes)
         kept = spec.local.method.units(units_key, state.round, state.params, member)
         _, cover = client.masks(spec.local, state.params, kept)
-        weight = population.rate * population.weight[who]
-        nothing = jax.tree.map(jnp.zeros_like, state.params)
-        return aggregate.weigh(sent(state, nothing, cover, tier), weight, weight)
+        weight = population.weight[who]
+        counts = (weight > 0).astype(weight.dtype)
+        held = sent(state, cover, cover, tier)
+        return aggregate.weigh(held, counts, population.rate * weight)
 
     def add(sums: Sent, who: Array) -> tuple[Sent, None]:
         return jax.tree.map(jnp.add, sums, addend(who)), None

@@ -474,7 +474,8 @@ class Protection(NamedTuple):
         tuple[Sent, PyTree],
     ]
     """(key, state, cohort, who of it counts, sums, public) -> (what the server may see,
-    state). `public` is the expected sum over the population: num 0, den q sum w m."""
+    state). `public` is of the population: num the number of hospitals that hold a
+    coordinate, shaped as masks are, den q sum w m, what a cohort sends on average."""
     init: Callable[[], PyTree] = tuple
     """Its state before the first round (a clipping norm that adapts)."""
     population: Population | None = None

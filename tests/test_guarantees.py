@@ -128,6 +128,13 @@ def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
 
 
 BY_LOSS = CLIENT | {"fairness.rule": "term", "fairness.cap": 2.0}
+SECRET = BY_LOSS | {
+    "cohort": 4,
+    "tiers.budget": (0.5, 1.0),
+    "tiers.share": (1.0, 1.0),
+    "privacy.secure_sum": "masked",
+    "privacy.secure.minimum": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -375,12 +382,15 @@ REFUSED = {
         (RECORD, {"privacy__tier_clip": (1.0,) * 4}),
     ],
     "privacy.adaptive.quantile": [(RECORD, {"privacy__adaptive__quantile": 0.5})],
-    "privacy.secure_sum": [(CLIENT, {"privacy__secure_sum": "masked"})],
     "privacy.secure.bits": [
-        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__bits": 25})
+        (CLIENT, {"privacy__secure_sum": "masked", "privacy__secure__bits": 25}),
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__bits": 25}),
     ],
     "privacy.secure.minimum": [
-        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 5})
+        (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 5}),
+        (CLIENT, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 4}),
+        # On average a cohort has one hospital of a tier, and less.
+        (BY_LOSS, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 2}),
     ],
     "execution.form": [(RECORD, {"execution__form": "sliced"})],
 }
@@ -412,6 +422,7 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
     [
         ({}, "privacy.clip"),
         ({}, "privacy.secure.bits"),
+        (SECRET, "privacy.secure.bound"),
         (RECORD, "privacy.sampling"),
         (RECORD, "privacy.adaptive.rate"),
         (CLIENT, "privacy.batches"),
@@ -431,6 +442,7 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     [
         *[(CLIENT, name) for name in names.METHODS if name != "fiarse"],
         *[(RECORD, name) for name in ("lora", "nefl", "dynamicfl")],
+        *[(SECRET, name) for name in ("heterofl", "inclusivefl", "fedrolex")],
     ],
 )
 def test_every_method_is_protected_in_the_round(base, name):

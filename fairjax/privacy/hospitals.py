@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from fairjax import aggregate, checks, keys
 from fairjax.privacy import clip as clipping
-from fairjax.privacy import noise
+from fairjax.privacy import noise, securesum
 from fairjax.privacy.means import Means
 from fairjax.types import (
     Cohort,
@@ -25,7 +25,7 @@ from fairjax.types import (
     Sent,
 )
 
-_CHANGE, _COUNT, _LOSSES = range(3)
+_CHANGE, _COUNT, _LOSSES, _MASKS = range(4)
 
 
 def central(
@@ -35,6 +35,7 @@ def central(
     noise_multiplier: float | Float[Array, ""],
     adaptive: clipping.Adaptive | None = None,
     means: Means | None = None,
+    secret: securesum.Sums | None = None,
 ) -> Protection:
     """DP-FedAvg under masks: client-level differential privacy by a trusted server.
 
@@ -56,6 +57,15 @@ def central(
     tier, by a fairness rule that sees noisy losses alone; D_j stays the public one, so
     that a larger factor is a larger step, up to the clip.
 
+    With `secret` hospitals send integers, and the server is trusted with their exact
+    sum alone, to which it adds the noise. They are rounded towards zero: no entry
+    grows, so that the norm stays C_t (rounded to the nearest, P entries could add
+    sqrt(P) / 2 steps to it). None saturates. Which coordinates have too few holders
+    follows from the population, not from who came: of one that fewer than the minimum
+    hold in an average cohort nothing is released, whoever comes. A cohort that by
+    chance has fewer is summed all the same, and the server sees that sum before its
+    noise: to leave it out would tell who came.
+
     Args:
         population: whose tiers, weights and sampling rate are public.
         clip: C_t of every tier; with `adaptive` where it starts.
@@ -65,6 +75,8 @@ def central(
             the norm which clipped it.
         means: what a rule that weighs by losses is shown; None: weights are the public
             ones, by no rule.
+        secret: sums in secret, rounded towards zero, of entries up to max_t C_t; None:
+            the server sees what it clips.
 
     Source: DP-FedAvg, McMahan et al. 2018, with the fixed denominator f~_f. Deviates:
     a denominator for every coordinate, and clips by tier.
@@ -89,7 +101,12 @@ def central(
             return public, public, rule_state
         assert scores.loss is not None
         addends = jax.vmap(means.centred)(cohort.tier, cohort.valid, scores.loss)
-        noisy = means.release(keys.at(key, _LOSSES), jnp.sum(addends, axis=0))
+        if secret is None:
+            sums = jnp.sum(addends, axis=0)
+        else:
+            masks = keys.at(key, _MASKS, _LOSSES)
+            sums = secret.sum_of(masks, cohort, addends, means.bound / 2)
+        noisy = means.release(keys.at(key, _LOSSES), sums)
         factors, rule_state = means.factors(rule, rule_state, noisy, scores.rate)
         return public * factors[cohort.tier], public, rule_state
 
@@ -106,7 +123,12 @@ def central(
         change = aggregate.scale(_change(sent), weight)
         change, norm = clipping.to_norm(change, bound)
         centred = jnp.where(norm <= bound, 0.5, -0.5)
-        return change, jnp.where(member.valid, centred, 0.0)
+        addend = change, jnp.where(member.valid, centred, 0.0)
+        if secret is None:
+            return addend
+        masks = keys.at(key, _MASKS, _CHANGE)
+        who, valid = member.client, member.valid
+        return secret.sent(masks, cohort, who, valid, addend, (jnp.max(clips), 0.5))
 
     def release(
         key: Key[Array, ""],
@@ -117,6 +139,10 @@ def central(
         public: Sent | None,
     ) -> tuple[Sent, Float[Array, "T"]]:
         assert public is not None
+        if secret is not None:
+            masks, bounds = keys.at(key, _MASKS, _CHANGE), (jnp.max(clips), 0.5)
+            sums = secret.summed(masks, cohort, valid, sums, bounds)
+            public = _held(public, secret.minimum / population.rate)
         change, centred = sums
         std = sigma * jnp.max(clips)
         num, tiers = noise.gaussian(keys.at(key, _CHANGE), change, std)
@@ -129,6 +155,16 @@ def central(
 
     start = jnp.asarray(clip, jnp.float32)
     return Protection(protect, release, lambda: start, population, weigh)
+
+
+def _held(public: Sent, minimum: float) -> Sent:
+    """Without denominators where fewer of the population hold a coordinate."""
+
+    def one(holders: Array, den: Array) -> Array:
+        return jnp.where(holders >= minimum, den, jnp.zeros_like(den))
+
+    tiers = {path: (num, one(num, den)) for path, (num, den) in public.tiers.items()}
+    return Sent(public.num, jax.tree.map(one, public.num, public.den), tiers)
 
 
 def others(adaptive: clipping.Adaptive | None, means: Means | None) -> dict[str, float]:

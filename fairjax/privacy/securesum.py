@@ -17,13 +17,15 @@ network. What it shows is the arithmetic of the protocol: that training on quant
 sums works, what a drop-out costs, and which parts of a model have too few holders to be
 summed in secret at all. Even the real protocol hides single changes, not what the sum
 says, and not who holds what: masks of sub-models, and weights by loss, are sent in the
-clear. Sums of overlapping cohorts can be subtracted from each other; only noise helps.
+clear (but not under client_dp, see `hospitals.central`). Sums of overlapping cohorts
+can be subtracted from each other; only noise helps.
 
 Source: Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving
 machine learning", without its cryptography.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,10 @@ from fairjax.types import Cohort, Member, Protection, Sent
 
 MODES = ("off", "quantized", "masked")
 
-_OWN, _PAIR = range(2)
+Rounding = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+Bounds = tuple[float | Float[Array, ""], ...]
+
+_OWN, _PAIR = 8, 9  # addresses below the round's key that no noise is drawn at
 
 
 def levels(bits: int) -> int:
@@ -52,23 +57,27 @@ def check_room(bits: int, clients: int) -> None:
 
 
 def quantise(
-    tree: PyTree[Float[Array, "..."]], bound: float, bits: int
+    tree: PyTree[Float[Array, "..."]],
+    bound: float | Float[Array, ""],
+    bits: int,
+    rounding: Rounding = jnp.round,
 ) -> PyTree[UInt32[Array, "..."]]:
     """Numbers in [-bound, bound] as integers modulo 2^32; what is outside saturates.
 
-    Rounding is off by half a step at most, so a sum of n by n / 2 steps.
+    Rounding to the nearest is off by half a step at most, so a sum of n by n / 2 steps;
+    towards zero (`jnp.trunc`) by a step, but then no number grows, and no norm.
     """
-    step = bound / levels(bits)
 
     def one(leaf: Array) -> Array:
-        whole = jnp.round(jnp.clip(leaf.astype(jnp.float32), -bound, bound) / step)
+        share = jnp.clip(leaf.astype(jnp.float32), -bound, bound) / bound
+        whole = rounding(share * levels(bits))
         return jax.lax.bitcast_convert_type(whole.astype(jnp.int32), jnp.uint32)
 
     return jax.tree.map(one, tree)
 
 
 def restore(
-    tree: PyTree[UInt32[Array, "..."]], bound: float, bits: int
+    tree: PyTree[UInt32[Array, "..."]], bound: float | Float[Array, ""], bits: int
 ) -> PyTree[Float[Array, "..."]]:
     """The sum that integers stand for, in float32."""
     step = bound / levels(bits)
@@ -154,6 +163,68 @@ def _bits(key: Key[Array, ""], like: PyTree[Array]) -> PyTree[Array]:
     return structure.unflatten(drawn)
 
 
+class Sums(NamedTuple):
+    """Vectors of a cohort, summed in secret; each a tuple of trees with bounds."""
+
+    mode: str
+    """"quantized" or "masked", of the same bytes."""
+    bits: int
+    """Of an addend."""
+    minimum: int
+    """Holders without whom a coordinate is not summed."""
+    rounding: Rounding = jnp.round
+
+    def sent(
+        self,
+        key: Key[Array, ""],
+        cohort: Cohort,
+        client: Int[Array, ""],
+        valid: Bool[Array, ""],
+        vector: tuple[PyTree[Array], ...],
+        bounds: Bounds,
+    ) -> tuple[PyTree[Array], ...]:
+        """What arrives from a client: nothing if it does not count."""
+        whole = tuple(
+            quantise(tree, bound, self.bits, self.rounding)
+            for tree, bound in zip(vector, bounds, strict=True)
+        )
+        if self.mode == "masked":
+            whole = mask(key, cohort, client, whole)
+        counts = valid.astype(jnp.uint32)
+        return jax.tree.map(lambda leaf: leaf * counts, whole)
+
+    def summed(
+        self,
+        key: Key[Array, ""],
+        cohort: Cohort,
+        arrived: Bool[Array, "K"],
+        total: tuple[PyTree[Array], ...],
+        bounds: Bounds,
+    ) -> tuple[PyTree[Array], ...]:
+        """The sum of the vectors of those who sent, from that of what arrived."""
+        if self.mode == "masked":
+            total = unmask(key, cohort, arrived, total)
+        return tuple(
+            restore(tree, bound, self.bits)
+            for tree, bound in zip(total, bounds, strict=True)
+        )
+
+    def sum_of(
+        self,
+        key: Key[Array, ""],
+        cohort: Cohort,
+        rows: Float[Array, "K n"],
+        bound: float,
+    ) -> Float[Array, "n"]:
+        """The sum of short vectors that the whole cohort sends."""
+
+        def one(client: Array, valid: Array, row: Array) -> tuple[Any, ...]:
+            return self.sent(key, cohort, client, valid, (row,), (bound,))
+
+        total = trees.sum_first(jax.vmap(one)(cohort.client, cohort.valid, rows))
+        return self.summed(key, cohort, cohort.valid, total, (bound,))[0]
+
+
 def secure(
     inner: Protection, *, mode: str, bound: float, bits: int, minimum: int
 ) -> Protection:
@@ -175,6 +246,7 @@ def secure(
     checks.positive("privacy.secure.bound", bound)
     checks.in_range("privacy.secure.bits", bits, 2, 24)
     checks.in_range("privacy.secure.minimum", minimum, 2)
+    secret, bounds = Sums(mode, bits, minimum), (bound, 1.0)
 
     def protect(
         key: Key[Array, ""],
@@ -185,12 +257,9 @@ def secure(
         weight: Float[Array, ""],
         base: Float[Array, ""],
     ) -> tuple[Any, Any]:
-        num, den = _split(inner.protect(key, state, cohort, member, sent, weight, base))
-        vector = quantise(num, bound, bits), quantise(den, 1.0, bits)
-        if mode == "masked":
-            vector = mask(key, cohort, member.client, vector)
+        vector = _split(inner.protect(key, state, cohort, member, sent, weight, base))
+        vector = secret.sent(key, cohort, member.client, member.valid, vector, bounds)
         counts = member.valid.astype(jnp.uint32)
-        vector = jax.tree.map(lambda leaf: leaf * counts, vector)
         held = jax.tree.map(
             lambda leaf: (leaf > 0).astype(jnp.uint32) * counts, _split(sent)[1]
         )
@@ -205,10 +274,7 @@ def secure(
         public: Sent | None,
     ) -> tuple[Sent, Any]:
         total, held = sums
-        if mode == "masked":
-            total = unmask(key, cohort, valid, total)
-        num = restore(total[0], bound, bits)
-        den = restore(total[1], 1.0, bits)
+        num, den = secret.summed(key, cohort, valid, total, bounds)
         enough = jax.tree.map(lambda holders: holders >= minimum, held)
         num, den = (
             jax.tree.map(

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fairjax import aggregate, checks, layout, round
-from fairjax.privacy import securesum
+from fairjax.fairness import weights
+from fairjax.privacy import hospitals, securesum
+from fairjax.privacy.clip import Adaptive
+from fairjax.privacy.means import Means
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cohort
+from fairjax.types import Cohort, Member, Population, Sent
 
 KEY = jax.random.key(5)
 BITS = 20
@@ -240,3 +243,121 @@ def test_settings_out_of_range_are_refused(field, value):
         securesum.secure(
             aggregate.OPEN, **({"mode": "masked"} | SECURE | {field: value})
         )
+
+
+# ---------------------------------------------------------------------- under client_dp
+
+P = 300
+
+
+def clipped_by(rounding, update, bits, clips, valid=True):
+    """The integers that a hospital sends, and the norm that they stand for."""
+    population = Population(jnp.zeros(1, jnp.int32), jnp.ones(1), 1.0)
+    secret = securesum.Sums("quantized", bits, 2, rounding)
+    protection = hospitals.central(
+        population, clip=clips, noise_multiplier=1.0, secret=secret
+    )
+    ones = jnp.ones((), jnp.int32)
+    member = Member(ones * 0, ones * 0, jnp.asarray(valid), ones, jnp.ones(2, int))
+    message = Sent({"a": jnp.asarray(update)}, {"a": jnp.ones(P)}, {})
+    one, start = jnp.ones(()), protection.init()
+    whole, _ = protection.protect(KEY, start, cohort(1), member, message, one, one)
+    integers = np.asarray(whole[0]["a"]).astype(np.uint32).view(np.int32)
+    norm = np.linalg.norm(integers.astype(np.int64))
+    return integers, norm * max(clips) / securesum.levels(bits)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    bits=st.sampled_from([4, 8, 20, 24]),
+    clip=st.floats(2.0**-10, 2.0**10, width=32),
+    flat=st.booleans(),
+)
+def test_integers_keep_the_norm_that_a_change_is_clipped_to(seed, bits, clip, flat):
+    """Of a tier whose clip is below the largest, on the largest one's grid."""
+    rng = np.random.default_rng(seed)
+    update = rng.normal(size=P) * 10.0 ** rng.uniform(-3, 3)
+    update = (np.sign(update) * 1e6 if flat else update).astype(np.float32)
+    _, norm = clipped_by(jnp.trunc, update, bits, (clip, 2 * clip))
+    assert norm <= clip * (1 + 1e-5)
+
+
+def test_rounded_to_the_nearest_many_small_entries_exceed_the_clip():
+    """The measurement of the test above finds what it is there to find."""
+    top = securesum.levels(8)
+    small = np.concatenate([[1.0], np.full(P - 1, 0.6 / top)]).astype(np.float32)
+    clip = float(np.linalg.norm(small))
+    for rounding, kept in ((jnp.trunc, True), (jnp.round, False)):
+        _, norm = clipped_by(rounding, small, 8, (clip,))
+        assert (norm <= clip * (1 + 1e-5)) == kept
+
+
+def test_who_does_not_count_sends_nothing_in_secret():
+    integers, norm = clipped_by(jnp.trunc, np.zeros(P, np.float32), 8, (1.0,), False)
+    assert norm == 0
+    assert not np.any(integers)
+
+
+TIERS = jnp.asarray([0, 1, 2, 1])
+
+
+def hidden(mode, minimum=1, noise=0.0):
+    """Changes, a count and losses of tiers, as open sums or as secret ones."""
+    model = fakes.small_mlp()
+    method = heterofl(model.axes, (0.25, 0.5, 1.0), scaler=False, masked_loss=False)
+    secret = None
+    if mode != "off":
+        secret = securesum.Sums(mode, BITS, minimum, jnp.trunc)
+    protection = hospitals.central(
+        Population(TIERS, jnp.ones(4), 1.0),
+        clip=(1.0,) * 3,
+        noise_multiplier=noise,
+        adaptive=Adaptive(expected=4.0, count_noise=1e-6),
+        means=Means(2.0, 1e-6, jnp.asarray([1.0, 2.0, 1.0]), jnp.asarray([10, 12, 23])),
+        secret=secret,
+    )
+    return fakes.spec(
+        model,
+        method._replace(private=heads_of_tiers),
+        rule=weights.term(t=1.0),
+        protection=protection,
+        epochs=1,
+    )
+
+
+def hidden_round(mode, valid=(True,) * 4, laid=None, **settings):
+    """A round in which hospital 1 drops out: its change is no number."""
+    data = fakes.federation()
+    broken = data.x.at[int(data.offset[1])].set(jnp.nan)
+    data = dataclasses.replace(data, x=broken)
+    spec = hidden(mode, **settings)
+    laid = layout.vmapped() if laid is None else laid
+    step = jax.jit(functools.partial(round.step, spec=spec, layout=laid))
+    state = fakes.start(spec, data)
+    new, info = step(state, data, fakes.cohort(valid=valid))
+    assert not info.valid[1]
+    return state, new
+
+
+def test_secret_sums_of_clipped_changes_are_the_open_ones():
+    """Counts and losses too, with copies of tiers, a padded slot and a drop-out."""
+    valid = (True, True, True, False)
+    _, plain = hidden_round("off", valid)
+    start, quantised = hidden_round("quantized", valid)
+    _, under_masks = hidden_round("masked", valid, layout.scanned())
+    for part in ("params", "private", "protection"):
+        whole, secret = getattr(quantised, part), getattr(under_masks, part)
+        assert fakes.equal(secret, whole)
+        assert fakes.gap(whole, getattr(plain, part)) < 1e-4
+    assert fakes.gap(quantised.params, start.params) > 1e-2
+
+
+def test_what_is_left_out_follows_from_the_population_whoever_comes():
+    """Of hidden0 one hospital holds the last eight units, three hold four more."""
+    for valid in ((True,) * 4, (False, True, True, False)):
+        start, new = hidden_round("quantized", valid, minimum=3, noise=1e-7)
+        moved = np.asarray(
+            new.params["hidden0"]["kernel"] - start.params["hidden0"]["kernel"]
+        )
+        assert np.all(moved[:, 8:] == 0)
+        assert np.all(np.any(moved[:, :8] != 0, axis=0))
