@@ -11,7 +11,7 @@ cohort holds on average, a public number. Centred, a hospital that is absent mov
 entry of the sums by B/2 at most, as one with other records does by B, twice that, even
 if it is of another tier. So z is the noise multiplier of this release. It joins that of
 the changes, see `clip.split`, though their weights follow from it: Gaussian releases of
-one sample compose adaptively. Under "zero_out" the theorems below say so. Under
+one sample compose adaptively. Under "zero_out" the source below says so. Under
 "replace_one" what is compared is a P_u - c P_0 - d P_v, Gaussians around the old and
 the new contribution, |u|, |v| <= r, with a, c, d >= 0 that an earlier release of the
 sample may have set; by Neyman and Pearson's lemma, of u with 0 and of u with v, no set
@@ -27,7 +27,7 @@ by which every hospital's own, public weight is multiplied. Inside a tier hospit
 differ by their records alone.
 
 Source: the noised sum, McMahan et al. 2018; centring, Andrew et al. 2021; sampling and
-adaptive composition, Zhu, Dong and Wang 2022, theorems 10 and 11.
+adaptive composition by dominating pairs, Zhu, Dong and Wang 2022.
 """
 
 from typing import Any, NamedTuple
