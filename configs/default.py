@@ -219,9 +219,8 @@ def get_config() -> ConfigDict:
     c.fairness.ordered.power = 0.5  # 1 is FedAvg; smaller moves weight to high losses
     c.fairness.gifair = ConfigDict()
     c.fairness.gifair.c = 0.5  # share of the largest admissible strength; 0 is FedAvg
-    c.fairness.gifair.groups = (
-        "client"  # whose losses are levelled: client, tier or hospital_group
-    )
+    # whose losses are levelled: client, tier or hospital_group
+    c.fairness.gifair.groups = "client"
     c.fairness.afl = ConfigDict()
     c.fairness.afl.rate = 0.1  # of the ascent, per nat; 0 is FedAvg
     c.fairness.agnostic = ConfigDict()
