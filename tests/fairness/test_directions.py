@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
 from fairjax import checks, layout, round
@@ -280,6 +283,46 @@ def test_fedce_is_its_published_rule(mode):
         b_of = changes["b"].astype(float)
         minus = [(w @ b_of - w[k] * b_of[k]) / (1 - w[k]) for k in range(clients)]
         errors.append(1 / (1 + np.exp(-np.sum(minus, axis=1))))
+
+
+@functools.cache
+def contributions(mode):
+    """Two rounds of weights, [2, K], of the same changes and errors."""
+    rule = contribution.fedce(mode=mode)
+
+    def run(changes, covers, error, valid, client):
+        state = rule.init({}, jnp.full(K, 10), 1)
+        scores = known(changes, covers)._replace(errors=lambda others: error)
+        who, each = Cohort(client, jnp.zeros(K, jnp.int32), valid), []
+        for _ in range(2):
+            got, state = rule.weigh(state, who, scores)
+            each.append(got)
+        return jnp.stack(each)
+
+    return jax.jit(run)
+
+
+@given(
+    st.sampled_from(["plus", "times"]),
+    st.integers(0, 2**16),
+    st.sampled_from([0.0, 1e-12, 1.0, 1e12]),
+    arrays(bool, K),
+    st.permutations(range(K)),
+    st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_fedce_weighs_as_all_rules_do(mode, seed, size, valid, order, dtype):
+    """Whatever the changes' size: a point on the simplex, by clients, not by slots."""
+    order, rng = np.array(order), np.random.default_rng(seed)
+    changes, covers = stack(seed)
+    changes = jax.tree.map(lambda leaf: jnp.asarray(size * leaf, dtype), changes)
+    covers = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), covers)
+    args = changes, covers, rng.random(K).astype(np.float32), valid, np.arange(K)
+    got = np.asarray(contributions(mode)(*args), np.float32)
+    assert np.all(got >= 0)
+    assert np.all(got[:, ~valid] == 0)
+    np.testing.assert_allclose(got.sum(1), valid.any(), rtol=1e-4)
+    other = contributions(mode)(*jax.tree.map(lambda leaf: leaf[order], args))
+    np.testing.assert_allclose(got[:, order], other, rtol=2e-2, atol=1e-5)
 
 
 def test_fedce_in_a_round_judges_the_others_model_on_validation_records():
