@@ -277,5 +277,6 @@ def table(results: dict[str, Any]) -> str:
 
 def _cell(figure: dict[str, float]) -> str:
     if figure["lowest"] == figure["highest"] == 1:
-        return f"{1000 * figure['seconds']:.3g} ms"
+        milliseconds = 1000 * figure["seconds"]
+        return f"{milliseconds:{',.0f' if milliseconds >= 100 else '.3g'}} ms"
     return f"{figure['ratio']:.2f} ({figure['lowest']:.2f}–{figure['highest']:.2f})"  # noqa: RUF001
