@@ -53,6 +53,7 @@ def test_roles_are_pinned():
         "LOCAL": 3,
         "RELEASE": 4,
         "EVALUATE": 5,
+        "ATTACK": 6,
     }
 
 
