@@ -95,13 +95,16 @@ def test_q_fedavg_is_its_published_formula(q, rate):
     changes, covers = stack()
     loss = np.array([0.5, 2.0, 1e-4, 1.0, 0.0])
     rule = directions.q_fedavg(q=q, learning_rate=0.1)
-    num, den, _, _ = direction(rule, everyone(), known(changes, covers, loss, rate))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = (jax.tree.map(np.float64, tree) for tree in (changes, covers))
+        scores = known(*wide, rate=rate)._replace(loss=jnp.asarray(loss))
+        num, den, _, _ = direction(rule, everyone(), scores)
     lipschitz, floored = 1 / (0.1 * rate), loss + 1e-10
     gradients = -lipschitz * flat(changes)
     h = q * floored ** (q - 1) * (gradients**2).sum(1) + lipschitz * floored**q
     upper = (floored[:, None] ** q * gradients).sum(0)
     lower = (h[:, None] * flat(covers)).sum(0)
-    np.testing.assert_allclose(moved(num, den), -upper / lower, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(moved(num, den), -upper / lower, rtol=1e-9, atol=1e-12)
 
 
 def test_q_fedavg_at_zero_is_the_plain_mean_of_all_clients():
