@@ -4,9 +4,9 @@
     .venv/bin/python scripts/train.py --config=configs/vit.py --workdir=runs/vit
 
 Needs a GPU beyond "smoke": the sizes have 5, 21, 85 and 1,259 million parameters, of
-which each client that is trained at the same time has a copy. Larger images are cut into the paper's patches by
---config.model.vit.patch=16, for example of MedMNIST's 224 x 224 files
-(--config.data.name=npz --config.data.path=bloodmnist_224.npz).
+which each client that is trained at the same time has a copy. Larger images are cut
+into the paper's patches by --config.model.vit.patch=16, for example of MedMNIST's
+224 x 224 files (--config.data.name=npz --config.data.path=bloodmnist_224.npz).
 """
 
 from configs import default

@@ -493,7 +493,6 @@ def _client(c: Any, facts: Facts) -> Guarantee:
 
     by_tier = functools.partial(np.bincount, facts.tiers, minlength=len(c.tiers.budget))
     records = by_tier(np.where(weight > 0, facts.counts, 0)).astype(np.int32)
-
     # Integers before the division: whole numbers stay whole.
     expected = by_tier(weight > 0) * (c.cohort or clients) / clients
 
