@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile(
     "ci", max_examples=25, deadline=None, derandomize=True, database=None
 )
-hypothesis.settings.register_profile("deep", max_examples=500, deadline=None)
+hypothesis.settings.register_profile("deep", max_examples=200, deadline=None)
 hypothesis.settings.load_profile("ci")
 
 
