@@ -8,15 +8,28 @@ rule is therefore shown
 
 over the cohort's hospitals k of tier t, with m_t the hospitals of the tier that a
 cohort holds on average, a public number. Centred, a hospital that is absent moves one
-entry of the sums by B/2 at most, as one with other records does by B, twice that, even
-if it is of another tier. So z is the noise multiplier of this release. It joins that of
-the changes, see `clip.split`, though their weights follow from it: Gaussian releases of
-one sample compose adaptively. Under "zero_out" the source below says so. Under
-"replace_one" what is compared is a P_u - c P_0 - d P_v, Gaussians around the old and
-the new contribution, |u|, |v| <= r, with a, c, d >= 0 that an earlier release of the
-sample may have set; by Neyman and Pearson's lemma, of u with 0 and of u with v, no set
-has more of it than a half-space has at v = -u, |u| = r. So the worst second release is
-the same after every first one.
+entry of the sums by B/2 at most, as one with other records of its own does by B, twice
+that. So z is the noise multiplier of this release. It joins that of the changes, see
+`clip.split`, though their weights follow from it, by this argument.
+
+Given who else is drawn, a Poisson round has the law (1 - q) P_0 + q P_U with one
+hospital's records, (1 - q) P_0 + q P_V with others ("replace_one"), P_0 without it
+("zero_out"). In units of its noise U and V move release i by at most r_i, in a
+direction that earlier releases of the round may decide; let m^2 = sum_i r_i^2.
+Gaussian releases compose adaptively: an event A with P_U(A) = t has
+
+    P_0(A) >= Phi(Phi^-1(t) - m),    P_V(A) >= Phi(Phi^-1(t) - 2 m).
+
+For alpha >= 1 the hockey-stick divergence is the supremum over A of
+
+    q P_U(A) - (alpha - 1)(1 - q) P_0(A) - alpha q P_V(A),
+
+largest where both are equalities, as they are for half-lines under N(m, 1), N(0, 1),
+N(-m, 1). For alpha < 1 the laws change places, with 1/alpha for alpha. So one release
+of noise multiplier 1/m, of contributions m and -m, dominates the round: the pair that
+the accountant composes. Of a fixed cohort the round, as a mechanism on its sample, is
+likewise dominated by one Gaussian release, and theorem 27 of Wang, Balle and
+Kasiviswanathan 2019, which `accounting` uses there, reads moments of that alone.
 
 What the rule makes of tiers is a function of what is released. It weighs them as if
 each were one client with the records of all its hospitals, which gives
@@ -26,8 +39,9 @@ each were one client with the records of all its hospitals, which gives
 by which every hospital's own, public weight is multiplied. Inside a tier hospitals
 differ by their records alone.
 
-Source: the noised sum, McMahan et al. 2018; centring, Andrew et al. 2021; sampling and
-adaptive composition by dominating pairs, Zhu, Dong and Wang 2022.
+Source: the noised sum, McMahan et al. 2018; centring, Andrew et al. 2021; adaptive
+composition of Gaussian trade-offs, Dong, Roth and Su 2022; dominating pairs of sampled
+mechanisms, Zhu, Dong and Wang 2022.
 """
 
 from typing import Any, NamedTuple

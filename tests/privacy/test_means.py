@@ -259,3 +259,41 @@ def test_the_round_moves_by_factors_of_tiers_from_losses_at_the_incoming_model()
     expected = sum(f * change for f, change in zip(factor, single, strict=True))
     np.testing.assert_allclose(moved_by, expected, atol=1e-6)
     assert np.abs(expected - np.asarray(whole)).max() > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [0.7, 1.0, 1.5, 4.0])
+@pytest.mark.parametrize(
+    ("rate", "first", "second"), [(0.1, 0.8, 1.2), (0.5, 0.5, 0.4)]
+)
+def test_no_second_release_of_a_sample_adds_more_than_its_noise(
+    alpha, rate, first, second
+):
+    """The docstring's bound under "replace_one": reached, and never exceeded.
+
+    What a hospital adds second may be anything of norm `second`, chosen for every value
+    that the first release takes.
+    """
+    grid, step = np.linspace(-8, 8, 241, retstep=True)
+
+    def law(mean):
+        return np.exp(-((grid - mean) ** 2) / 2) / np.sqrt(2 * np.pi)
+
+    def divergence(p, q):
+        return np.maximum(p - alpha * q, 0).sum(-1) * step
+
+    def mixture(one, two):
+        absent = law(0)[:, None] * law(0)
+        return (1 - rate) * absent + rate * law(one)[:, None] * law(two)
+
+    sizes = second * np.array([-1, 0, 0.5, 1])
+    worst = 0.0
+    for other in (-first, 0, first):
+        by_choice = [
+            divergence(mixture(first, v), mixture(other, w))
+            for v in sizes
+            for w in sizes
+        ]
+        worst = max(worst, np.max(by_choice, axis=0).sum() * step)
+    both = np.hypot(first, second)
+    pair = [(1 - rate) * law(0) + rate * law(sign * both) for sign in (1, -1)]
+    assert worst == pytest.approx(float(divergence(*pair)), abs=2e-4)
