@@ -40,7 +40,7 @@ from fairjax.data import federation
 from fairjax.keys import Role
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
-from fairjax.types import Cohort, Params, RunState
+from fairjax.types import Cohort, Federation, Params, RunState
 
 Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
@@ -214,6 +214,39 @@ def _best_state(
     return None if restored is None else jax.tree.map(jnp.asarray, restored[0])
 
 
+Step = Callable[[RunState], tuple[RunState, tuple[Cohort, round.RoundInfo]]]
+"""One round of a run: the next state, and what is reported of it."""
+
+
+def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled]:
+    """The round of a run, compiled once for states that are shaped like this one.
+
+    Records are arguments of the program and not constants in it, of which a compiler
+    makes copies.
+
+    Returns:
+        (step, the program behind it).
+    """
+    train, validation = jax.tree.map(jnp.asarray, run.splits.train), None
+    if "validation" in run.spec.rule.needs:
+        validation = jax.tree.map(jnp.asarray, run.splits.val)
+
+    def one_round(state: RunState, train: Federation, validation: Federation | None):
+        cohort = run.draw(state.key, state.round)
+        state, info = round.step(
+            state,
+            train,
+            cohort,
+            spec=run.spec,
+            layout=run.layout,
+            validation=validation,
+        )
+        return state, (cohort, info)
+
+    program = jax.jit(one_round).lower(state, train, validation).compile()
+    return lambda state: program(state, train, validation), program
+
+
 def _loop(
     run: specs.Run,
     state: RunState,
@@ -234,27 +267,10 @@ def _loop(
     measured_at = measure.compiled(run, state)
     if first >= last:
         return state, measured_at, {}
-    train_data = jax.tree.map(jnp.asarray, run.splits.train)
-    validation = None
-    if "validation" in run.spec.rule.needs:
-        validation = jax.tree.map(jnp.asarray, run.splits.val)
     rows = files.rows(workdir / "metrics.jsonl")
     if selected is not None:
         selected.keep_only(selection.best(rows, config["select"]))
-
-    def one_round(state: RunState) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
-        cohort = run.draw(state.key, state.round)
-        state, info = round.step(
-            state,
-            train_data,
-            cohort,
-            spec=run.spec,
-            layout=run.layout,
-            validation=validation,
-        )
-        return state, (cohort, info)
-
-    step = jax.jit(one_round).lower(state).compile()
+    step, program = compiled(run, state)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -306,7 +322,7 @@ def _loop(
                 checkpoints.save(number, state, {"round": number})
             show(number, row)
     spent = {
-        "simulation": _simulation(run, state, tiers, step),
+        "simulation": _simulation(run, state, tiers, program),
         "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},
     }
     return state, measured_at, spent
@@ -425,7 +441,10 @@ def _ledgers(
 
 
 def _simulation(
-    run: specs.Run, state: RunState, tiers: list[dict[str, Any]], step: Any
+    run: specs.Run,
+    state: RunState,
+    tiers: list[dict[str, Any]],
+    program: jax.stages.Compiled,
 ) -> dict[str, Any]:
     """What a round costs this machine, beside what it would cost the hospitals.
 
@@ -450,7 +469,7 @@ def _simulation(
         count * steps * (size * bill["flops_train"] + bill["flops_step"])
         for count, bill in zip(slots, tiers, strict=True)
     ]
-    memory = step.memory_analysis()
+    memory = program.memory_analysis()
     return {
         "form": run.form,
         "flops_per_round": sum(flops),

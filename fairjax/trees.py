@@ -34,8 +34,24 @@ def all_finite(tree: PyTree[Num[Array, "..."]]) -> Bool[Array, ""]:
 
 
 def sum_first(tree: PyTree[Num[Array, "K ..."]]) -> PyTree[Num[Array, "..."]]:
-    """The sum over the leading axis of every leaf."""
-    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), tree)
+    """The sum over the leading axis of every leaf.
+
+    On CPU as a product with ones: a sum over a leading axis XLA there fuses with the
+    products that it adds up, into a loop 5 to 60 times slower than either.
+    """
+
+    def product(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return plain(leaf)
+        return jnp.tensordot(jnp.ones(leaf.shape[0], leaf.dtype), leaf, 1)
+
+    def plain(leaf: Array) -> Array:
+        return jnp.sum(leaf, axis=0)
+
+    def by(one: Callable[[Array], Array]) -> Callable[[PyTree], PyTree]:
+        return lambda tree: jax.tree.map(one, tree)
+
+    return jax.lax.platform_dependent(tree, cpu=by(product), default=by(plain))
 
 
 def pick(tree: PyTree[Shaped[Array, "N ..."]], index: Any) -> PyTree:
