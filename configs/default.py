@@ -317,7 +317,7 @@ def get_config() -> ConfigDict:
     c.execution.slots = "padded"
     c.execution.batching = "auto"  # how a cohort runs: auto, vmap, scan or chunk
     c.execution.chunk = 8  # clients side by side, for chunk
-    c.execution.conv = "auto"  # lowering of convolutions: auto, xla or shift
+    c.execution.conv = "auto"  # lowering of convolutions: auto, xla, shift or forward
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1  # rounds between checkpoints

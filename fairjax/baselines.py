@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fairjax import hospitals, layout, metrics, specs
+from fairjax import hospitals, layout, metrics, names, specs
 from fairjax import workdir as files
 from fairjax.measure import Measured, everybody
 from fairjax.metrics import clients
@@ -50,6 +50,7 @@ def baselines(
         chunk=1,
         backend=jax.default_backend(),
         parameters=size,
+        convolutional=run.config["model"]["name"] in names.CONVOLUTIONAL,
         clients=len(tiers),
     )
     judge = functools.partial(

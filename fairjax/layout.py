@@ -8,7 +8,7 @@ program. Each is a `types.Layout`, that is, two functions; the round knows no mo
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,18 @@ def vmapped(reason: str = "") -> Layout:
     return Layout(stack, total, reason)
 
 
+def scanned(reason: str = "") -> Layout:
+    """One client after the other: the sums live in the carry, memory is that of one."""
+
+    def stack(one: One, slots: Any) -> Any:
+        return jax.lax.map(lambda slot: one(slot, None), slots)
+
+    def total(one: One, slots: Any) -> tuple[Any, Any]:
+        return _added(lambda slot: one(slot, None), slots)
+
+    return Layout(stack, total, reason)
+
+
 def chunked(size: int, reason: str = "") -> Layout:
     """Groups of `size` clients one after the other; the last group may be smaller."""
     checks.positive("execution.chunk", size)
@@ -52,34 +64,38 @@ def chunked(size: int, reason: str = "") -> Layout:
     def total(one: One, slots: Any) -> tuple[Any, Any]:
         clients = jax.tree.leaves(slots)[0].shape[0]
         whole = clients - clients % size
-        alone = lambda slot: one(slot, None)  # noqa: E731
-        group = jax.vmap(alone)
+
+        def group(rows: Any) -> tuple[Any, Any]:
+            addends, reports = jax.vmap(lambda slot: one(slot, None))(rows)
+            return trees.sum_first(addends), reports
+
+        if not whole:
+            return group(slots)
         head = jax.tree.map(
             lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), slots
         )
-        zero = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(alone, trees.pick(slots, 0))[0],
-        )
-
-        def body(sums: Any, rows: Any) -> tuple[Any, Any]:
-            addends, reports = group(rows)
-            return jax.tree.map(jnp.add, sums, trees.sum_first(addends)), reports
-
-        sums, reports = jax.lax.scan(body, zero, head)
+        sums, reports = _added(group, head)
         reports = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), reports)
         if whole == clients:
             return sums, reports
-        addends, rest = group(trees.pick(slots, slice(whole, None)))
-        sums = jax.tree.map(jnp.add, sums, trees.sum_first(addends))
-        return sums, _joined([reports, rest])
+        last, rest = group(trees.pick(slots, slice(whole, None)))
+        return jax.tree.map(jnp.add, sums, last), _joined([reports, rest])
 
     return Layout(stack, total, reason)
 
 
-def scanned(reason: str = "") -> Layout:
-    """One client after the other: the sums live in the carry, memory is that of one."""
-    return chunked(1, reason)
+def _added(one: Callable[[Any], tuple[Any, Any]], rows: Any) -> tuple[Any, Any]:
+    """(sum of the addends, stacked reports) of `one` over the rows, in their order."""
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(one, trees.pick(rows, 0))[0],
+    )
+
+    def body(sums: Any, row: Any) -> tuple[Any, Any]:
+        addend, report = one(row)
+        return jax.tree.map(jnp.add, sums, addend), report
+
+    return jax.lax.scan(body, zero, rows)
 
 
 def sliced(inner: Layout, slots: Sequence[int]) -> Layout:
@@ -120,7 +136,13 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def choose(
-    batching: str, *, chunk: int, backend: str, parameters: int, clients: int
+    batching: str,
+    *,
+    chunk: int,
+    backend: str,
+    parameters: int,
+    convolutional: bool,
+    clients: int,
 ) -> Layout:
     """The batching a config asks for; "auto" decides by backend and model size.
 
@@ -129,10 +151,13 @@ def choose(
         chunk: clients of a chunk, for "chunk".
         backend: "cpu", "gpu" or "tpu".
         parameters: P of the plain model.
+        convolutional: whether it has convolutions.
         clients: K, which a chunk never exceeds.
     """
     checks.one_of("execution.batching", batching, BATCHINGS)
     if batching == "auto":
+        if backend == "cpu" and convolutional:
+            return scanned("scan: on CPU, convolutions")
         if backend == "cpu" and parameters > SCAN_ABOVE:
             return scanned(
                 f"scan: on CPU, {parameters} parameters are above {SCAN_ABOVE}"

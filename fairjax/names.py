@@ -66,13 +66,20 @@ def _model(
         options = dict(c.model[name])
         options.pop("moments", None)
         if name in CONVOLUTIONAL:
-            backend = jax.default_backend()
-            options["lowering"] = layers.lowering(c.execution.conv, backend)
+            options["lowering"] = lowering(c)
         if name in RESIDUAL:
             options |= {"exits": family.exits, "steps": family.steps}
         return build(classes=classes, **options)
 
     return make
+
+
+def lowering(c: Any) -> str:
+    """The lowering of convolutions that the config asks for, on this machine."""
+    vmapped = c.execution.batching in ("vmap", "chunk")
+    of_records = c.privacy.mechanism == "record_dp"
+    backend = jax.default_backend()
+    return layers.lowering(c.execution.conv, backend, vmapped=vmapped or of_records)
 
 
 CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")

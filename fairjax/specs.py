@@ -330,8 +330,13 @@ def from_plain(config: dict[str, Any]) -> ConfigDict:
     )
 
 
-def build(config: ConfigDict) -> Run:
+def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     """Loads the data and turns names into functions.
+
+    Args:
+        config: see configs/default.py.
+        vmapped: the caller will vmap what is built over models: convolutions are then
+            lowered for that.
 
     Raises:
         InputError: as `check`, and for what only the data can tell: an unreadable file,
@@ -339,6 +344,10 @@ def build(config: ConfigDict) -> Run:
     """
     check(config)
     c: Any = config
+    if vmapped:
+        c = config.copy_and_resolve_references()
+        backend = jax.default_backend()
+        c.execution.conv = layers.lowering(c.execution.conv, backend, vmapped=True)
     splits = _splits(c)
     clients = len(splits.clients)
     if c.cohort > clients:
@@ -418,6 +427,7 @@ def build(config: ConfigDict) -> Run:
         chunk=c.execution.chunk,
         backend=jax.default_backend(),
         parameters=parameters,
+        convolutional=c.model.name in names.CONVOLUTIONAL,
         clients=cohort if draw is None else draw.slots,
     )
     form, why = layout.form(
@@ -436,8 +446,9 @@ def build(config: ConfigDict) -> Run:
         laid = layout.sliced(laid, slots)
     choices = {"execution.form": why, "execution.batching": laid.reason}
     if c.model.name in names.CONVOLUTIONAL:
-        conv = layers.lowering(c.execution.conv, jax.default_backend())
-        choices["execution.conv"] = f"{conv}: on {jax.default_backend()}"
+        conv, backend = names.lowering(c), jax.default_backend()
+        why = f"on {backend}" if c.execution.conv == "auto" else "asked for"
+        choices["execution.conv"] = f"{conv}: {why}"
     return Run(
         config=plain(config),
         splits=splits,

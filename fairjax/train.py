@@ -154,8 +154,14 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
     return state_of(params=params)
 
 
-def load(workdir: str | os.PathLike[str]) -> tuple[specs.Run, RunState]:
+def load(
+    workdir: str | os.PathLike[str], *, vmapped: bool = False
+) -> tuple[specs.Run, RunState]:
     """A run and its newest checkpoint.
+
+    Args:
+        workdir: of the run.
+        vmapped: as for `specs.build`.
 
     Raises:
         InputError: there is no run, or no readable checkpoint, in `workdir`.
@@ -165,7 +171,7 @@ def load(workdir: str | os.PathLike[str]) -> tuple[specs.Run, RunState]:
         config = json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise checks.InputError(f"{workdir}: expected a run; got {error}") from error
-    run = specs.build(specs.from_plain(config))
+    run = specs.build(specs.from_plain(config), vmapped=vmapped)
     if not (workdir / "checkpoints").is_dir():
         checks.fail(str(workdir), "a checkpoint", "none")
     with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:

@@ -84,7 +84,12 @@ def test_auto_chooses_by_backend_and_size_and_says_why(
     batching, backend, parameters, reason, looped
 ):
     laid = layout.choose(
-        batching, chunk=4, backend=backend, parameters=parameters, clients=K
+        batching,
+        chunk=4,
+        backend=backend,
+        parameters=parameters,
+        convolutional=False,
+        clients=K,
     )
     assert laid.reason.startswith(reason)
     assert loops(laid) == looped
@@ -92,15 +97,28 @@ def test_auto_chooses_by_backend_and_size_and_says_why(
         assert str(parameters) in laid.reason
 
 
+def chosen(batching, **given):
+    settings = {"backend": "cpu", "parameters": 1, "convolutional": False, "clients": K}
+    return layout.choose(batching, **settings | given)
+
+
+def test_convolutions_are_scanned_on_cpu_alone():
+    """There vmapped kernels cost more, at every size."""
+    small = {"chunk": 1, "convolutional": True}
+    assert chosen("auto", **small).reason == "scan: on CPU, convolutions"
+    assert chosen("auto", backend="gpu", **small).reason.startswith("vmap")
+    assert chosen("vmap", **small).reason == "vmap: asked for"
+
+
 def test_a_chunk_never_exceeds_the_cohort():
-    laid = layout.choose("chunk", chunk=64, backend="cpu", parameters=1, clients=K)
+    laid = chosen("chunk", chunk=64)
     assert laid.reason == f"chunks of {K}: asked for"
     assert fakes.equal(laid.total(one, SLOTS), loop())
 
 
 def test_names_and_sizes_that_mean_nothing_are_refused():
     with pytest.raises(checks.InputError, match=r'execution\.batching: .*"scan"'):
-        layout.choose("scna", chunk=1, backend="cpu", parameters=1, clients=1)
+        chosen("scna", chunk=1)
     for size in (0, -2):
         with pytest.raises(checks.InputError, match=r"execution\.chunk: .* > 0"):
             layout.chunked(size)

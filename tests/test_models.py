@@ -1,5 +1,7 @@
 """Models: their layers, their axes, and the same architecture at another size."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,9 +85,14 @@ def halved(name):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "shape"),
-    [(3, (2, 7, 5, 1)), (3, (2, 8, 3, 3)), (2, (1, 5, 4, 2)), (1, (1, 3, 2, 2))],
+    [
+        (3, (2, 7, 5, 1)),
+        (3, (2, 8, 3, layers.NARROW)),
+        (2, (1, 5, 4, layers.NARROW)),
+        (1, (1, 3, 2, 2)),
+    ],
 )
-def test_shifted_slices_are_the_convolution_values_and_gradients(
+def test_every_lowering_is_the_convolution_values_and_gradients(
     size, shape, stride, padding
 ):
     lost = size - 1 if padding == "VALID" else 0
@@ -97,33 +104,94 @@ def test_shifted_slices_are_the_convolution_values_and_gradients(
         y, back = jax.vjp(lambda *args: convolve(*args, stride, padding), x, kernel)
         return y, *back(cotangent)
 
-    shift, xla = jax.jit(
-        lambda: (run(layers.convolve_shift), run(layers.convolve_xla))
+    made = jax.jit(lambda: {k: run(f) for k, f in layers.CONVOLUTIONS.items()})()
+    xla = made.pop("xla")
+    for ours in made.values():
+        assert ours[0].shape == out
+        for mine, theirs in zip(ours, xla, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_gradients_of_gradients_are_those_of_the_convolution():
+    """Which inversion needs, as it differentiates through training."""
+    x, kernel = normal((2, 5, 4, layers.NARROW)), normal((3, 3, layers.NARROW, 2), 1)
+
+    def second(convolve):
+        def inner(x):
+            y = lambda kernel: jnp.sum(jnp.tanh(convolve(x, kernel)))  # noqa: E731
+            return jnp.sum(jax.grad(y)(kernel) ** 2)
+
+        return jax.grad(inner)(x)
+
+    ours, theirs = jax.jit(
+        lambda: (second(layers.convolve_forward), second(layers.convolve_xla))
     )()
-    assert shift[0].shape == out
-    for ours, theirs in zip(shift, xla, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_training_on_cpu_runs_no_slow_convolution(batched):
+    """In a loop XLA:CPU is quick at one layout alone, and slow at grouped ones."""
+    form = layers.lowering("auto", "cpu", vmapped=batched)
+    model, x = cnn(classes=3, channels=(8, 16), group_size=4, lowering=form), (2, 8, 8)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((*x, 1)))
+
+    def loss(params, x):
+        return jnp.sum(model.apply(params, x).logits ** 2)
+
+    def train(params, xs):
+        def step(params, x):
+            grads = jax.grad(loss)(params, x)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), None
+
+        return jax.lax.scan(step, params, xs)[0]
+
+    xs = jnp.zeros((2, *x, 1))
+    if batched:
+        train, xs = jax.vmap(train, (None, 0)), xs[None].repeat(2, 0)
+    text = jax.jit(train).lower(params, xs).compile().as_text()
+    found = set(re.findall(r"dim_labels=(\S+?)[,\s]", text))
+    assert found == (set() if batched else {"b01f_01io->b01f"})
+    assert "feature_group_count" not in text
 
 
 @pytest.mark.parametrize(
-    ("name", "backend", "expected"),
+    ("name", "backend", "vmapped", "expected"),
     [
-        ("auto", "cpu", "shift"),
-        ("auto", "gpu", "xla"),
-        ("auto", "tpu", "xla"),
-        ("xla", "cpu", "xla"),
-        ("shift", "gpu", "shift"),
+        ("auto", "cpu", False, "forward"),
+        ("auto", "cpu", True, "shift"),
+        ("auto", "gpu", False, "xla"),
+        ("auto", "tpu", True, "xla"),
+        ("xla", "cpu", False, "xla"),
+        ("shift", "gpu", False, "shift"),
     ],
 )
-def test_auto_lowers_by_backend(name, backend, expected):
-    assert layers.lowering(name, backend) == expected
+def test_auto_lowers_by_backend(name, backend, vmapped, expected):
+    assert layers.lowering(name, backend, vmapped=vmapped) == expected
 
 
-def test_a_network_is_the_same_under_both_lowerings():
+@pytest.mark.parametrize("other", ["xla", "forward"])
+def test_a_network_is_the_same_under_every_lowering(other):
     shift, params, x = drawn("cnn")
-    xla = cnn(classes=3, channels=(8, 16), group_size=4, lowering="xla")
+    same = cnn(classes=3, channels=(8, 16), group_size=4, lowering=other)
     np.testing.assert_allclose(
-        logits(shift, params, x), logits(xla, params, x), rtol=1e-4, atol=1e-5
+        logits(shift, params, x), logits(same, params, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_dense_layer_over_a_map_has_the_gradients_of_its_product():
+    x, kernel, g = normal((3, 2, 2, 4)), normal((2, 2, 4, 5), 1), normal((3, 5), 2)
+    given = {"kernel": kernel, "bias": jnp.zeros(5)}
+    y, back = jax.vjp(lambda x, p: layers.dense(p, x), x, given)
+    flat = kernel.reshape(-1, 5)
+    np.testing.assert_allclose(y, x.reshape(3, -1) @ flat, rtol=1e-5, atol=1e-5)
+    at_x, at_params = back(g)
+    np.testing.assert_allclose(at_x.reshape(3, -1), g @ flat.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        at_params["kernel"].reshape(-1, 5),
+        x.reshape(3, -1).T @ g,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

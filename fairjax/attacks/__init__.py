@@ -83,12 +83,12 @@ def opened(
         InputError: the config cannot run, or it comes with the folder of a run.
     """
     if config is None:
-        return load(workdir)
+        return load(workdir, vmapped=True)
     if (pathlib.Path(workdir) / "config.json").exists():
         what = "none with the folder of a run, which has its own"
         checks.fail("--config", what, str(workdir))
     specs.check(config, overridden)
-    run = specs.build(config)
+    run = specs.build(config, vmapped=True)
     return run, initial(run)
 
 

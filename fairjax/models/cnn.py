@@ -43,7 +43,7 @@ def cnn(
         group_size: channels of one norm group, the same at every width: a unit *is* a
             group, so that a narrower network normalises each kept group as the wide one
             does. 0: no norm, and a unit is one channel.
-        lowering: "xla" or "shift", see `layers`.
+        lowering: of `layers.CONVOLUTIONS`.
 
     Inputs are [B, H, W, channels]; the mean over space keeps channels sliceable.
     """

@@ -22,7 +22,7 @@ def lenet(
         classes: C.
         channels: of every convolution, axes "conv<i>".
         hidden: width of every dense layer before the head, axes "hidden<i>".
-        lowering: "xla" or "shift", see `layers`.
+        lowering: of `layers.CONVOLUTIONS`.
 
     Source: LeCun et al. 1998. Deviates: ReLU for tanh, maximum for mean pooling, a
     dense head for the radial units, full connections between the convolutions, and SAME
@@ -45,7 +45,7 @@ def two_conv(
         classes: C.
         channels: of both convolutions, axes "conv<i>".
         hidden: width of every dense layer before the head, axes "hidden<i>".
-        lowering: "xla" or "shift", see `layers`.
+        lowering: of `layers.CONVOLUTIONS`.
 
     Images have at least 6 x 6 pixels.
 

@@ -63,7 +63,7 @@ def resnet(
         exits: a head at the end of every stage, at the position of the stage's last
             block, which it goes with; else one head behind everything.
         steps: s is learnt per block, from 1; else it is 1.
-        lowering: "xla" or "shift", see `layers`.
+        lowering: of `layers.CONVOLUTIONS`.
 
     Raises:
         InputError: channels that are no whole norm groups, a stage without blocks, an
