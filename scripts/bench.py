@@ -2,10 +2,11 @@
 
     python scripts/bench.py --name=branches
 
-Writes benchmarks/<name>.json and from it the part between its markers in
-benchmarks/README.md.
+Writes benchmarks/<name>.json, or .jsonl where the figures are rows, and from it the
+part between its markers in benchmarks/README.md.
 """
 
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from typing import Any
 from absl import flags
 
 from benchmarks import bootstrap, branches
+from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
 from scripts.results import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHMARKS = {"bootstrap": bootstrap, "branches": branches}
+BENCHMARKS = {"bootstrap": bootstrap, "branches": branches, "peers": peers}
+ROWS = frozenset({"peers"})
+"""Those whose figures are rows, each with where it is from."""
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -28,15 +32,28 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.mark_flags_as_required(["name"], values)
 
 
-def filled(page: str, name: str, results: dict[str, Any]) -> str:
+def file(name: str) -> pathlib.Path:
+    """Where the figures of a benchmark lie."""
+    return FOLDER / f"{name}.{'jsonl' if name in ROWS else 'json'}"
+
+
+def read(name: str) -> Any:
+    """The figures of a benchmark as they were written."""
+    text = file(name).read_text()
+    if name in ROWS:
+        return [json.loads(line) for line in text.splitlines()]
+    return json.loads(text)
+
+
+def filled(page: str, name: str, results: Any) -> str:
     """The page with the table of a benchmark, and where its figures are from."""
-    versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "jax"))
+    about = results[0] if name in ROWS else results
+    versions = ", ".join(f"{k} {about['versions'][k]}" for k in ("python", "jax"))
     origin = (
-        f"`{results['command']}` on {results['machine']} ({results['device']}); "
-        f"{versions}."
+        f"`{about['command']}` on {about['machine']} ({about['device']}); {versions}."
     )
     body = f"{BENCHMARKS[name].table(results)}\n\n{origin}"
-    return fill(page, f"<!-- benchmarks/{name}.json -->", body)
+    return fill(page, f"<!-- benchmarks/{file(name).name} -->", body)
 
 
 def main(options: flags.FlagValues) -> None:
@@ -46,17 +63,20 @@ def main(options: flags.FlagValues) -> None:
     load = [os.getloadavg()[0]]
     figures = BENCHMARKS[name].measure()
     load.append(os.getloadavg()[0])
-    results = {
+    about = {
         "command": f"python scripts/bench.py --name={name}",
         "device": made["device"],
         "machine": made["machine"],
         "versions": made["versions"],
         "load_before_and_after": load,
-        **figures,
     }
-    write_json(FOLDER / f"{name}.json", results)
+    if name in ROWS:
+        rows = [json.dumps(row | about) for row in figures]
+        file(name).write_text("\n".join(rows) + "\n")
+    else:
+        write_json(file(name), about | figures)
     page = FOLDER / "README.md"
-    page.write_text(filled(page.read_text(), name, results))
+    page.write_text(filled(page.read_text(), name, read(name)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The work through the step that `train` compiles from a config.
+
+    python -m benchmarks.peers.ours <case> [field=value ...]
+
+Beyond what the peers do, a round here draws its cohort, shuffles every client's records
+and keeps masks, weights and counts.
+"""
+
+import ast
+import pathlib
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.peers import work
+from configs import default
+from fairjax import specs, train
+
+
+def config(name: str, path: pathlib.Path) -> specs.ConfigDict:
+    """The work of a case as a config, its records in an npz."""
+    case = work.CASES[name]
+    c = default.get_config()
+    c.cohort = case.cohort
+    c.data.name, c.data.path, c.data.normalise = "npz", str(path), "none"
+    c.data.partition.name, c.data.partition.val_fraction = "natural", 0.0
+    c.model.name = "two_conv" if case.channels else "mlp"
+    c.model.mlp.hidden = case.hidden
+    c.submodel.name = "fedavg"
+    c.tiers.budget = c.tiers.share = (1.0,)
+    c.local.batch_size, c.local.learning_rate = work.BATCH, work.RATE
+    return c
+
+
+def save(name: str, path: pathlib.Path) -> None:
+    """The records of a case; their first ones are the test split too."""
+    x, y = work.data(work.CASES[name])
+    clients, records = y.shape
+    who = np.array([f"hospital_{k:04d}" for k in range(clients)])
+    np.savez(
+        path,
+        train_images=x.reshape(-1, *x.shape[2:]),
+        train_labels=y.ravel(),
+        train_client=np.repeat(who, records),
+        test_images=x[:, 0],
+        test_labels=y[:, 0],
+        test_client=who,
+    )
+
+
+def main(name: str, *fields: str) -> None:
+    """Times a case."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "records.npz"
+        save(name, path)
+        c = config(name, path)
+        for field, value in (each.split("=", 1) for each in fields):
+            c.update_from_flattened_dict({field: ast.literal_eval(value)})
+        run = specs.build(c)
+    began = time.perf_counter()
+    state = train.initial(run)
+    step, _ = train.compiled(run, state)
+    compile_s = time.perf_counter() - began
+
+    def one_round(_: np.ndarray) -> None:
+        nonlocal state
+        state, _info = jax.block_until_ready(step(state))
+
+    work.timed(one_round, work.CASES[name], compile_s=compile_s, **run.choices)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

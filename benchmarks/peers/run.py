@@ -1,0 +1,119 @@
+"""The same federated work here, in other frameworks and by hand, side by side.
+
+    python scripts/bench.py --name=peers
+
+Every contender is a process of its own that is kept to one core, in turns; a peer's
+environment is made by pip when it is missing (runs/peers; PyTorch is large). About ten
+minutes.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+
+from benchmarks.rows import Row, pivot
+from fairjax import checks
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TURNS = 3
+CASES = ("lr", "mlp", "cnn")
+
+REQUIREMENTS = {
+    "pfl": ("torch==2.13.0", "pfl==0.6.0"),
+    "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0", "psutil"),
+}
+"""What is installed for whom."""
+
+CONTENDERS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
+    "fairjax": (None, "ours", ()),
+    "JAX by hand, a program a round": (None, "floor", ("round",)),
+    "JAX by hand, a program a client": (None, "floor", ("client",)),
+    "PyTorch loop": ("pfl", "torch_loop", ()),
+    "pfl 0.6.0": ("pfl", "pfl", ()),
+    "Flower 1.41.0": ("flower", "flower", ()),
+}
+"""Name -> (environment, module, further arguments)."""
+
+LEFT_OUT = {("cnn", "JAX by hand, a program a round")}
+"""Vmapped convolutions on CPU: 20 s a round."""
+ONCE = ("Flower 1.41.0",)
+"""Who takes one turn: each of its rounds takes seconds."""
+
+
+def python(environment: str | None) -> str:
+    """The interpreter of an environment, which is made if it is not there."""
+    if environment is None:
+        return sys.executable
+    folder = ROOT / "runs" / "peers" / environment
+    program = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, clear=True, with_pip=True)
+        install = [program, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, *REQUIREMENTS[environment]], check=True)
+        (folder / "ready").touch()
+    return str(program)
+
+
+def once(environment: str | None, module: str, arguments: Sequence[str]) -> Row:
+    """One process of one contender, on one core; its last line is its row."""
+
+    def keep_to_one_core() -> None:
+        with contextlib.suppress(AttributeError):  # macOS has no such call
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    command = [python(environment), "-m", f"benchmarks.peers.{module}", *arguments]
+    threads = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | threads,
+        preexec_fn=keep_to_one_core,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        checks.fail(" ".join(command), "exit code 0", f"{done.returncode}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def summary(turns: Sequence[Row]) -> Row:
+    """Medians over turns; the lowest and highest round of all of them."""
+    middle = ("median_s", "cpu_s_per_round", "peak_rss_mb")
+    row = turns[0] | {
+        name: statistics.median(turn[name] for turn in turns) for name in middle
+    }
+    row["turns"] = len(turns)
+    row["min_s"] = min(turn["min_s"] for turn in turns)
+    row["max_s"] = max(turn["max_s"] for turn in turns)
+    return row
+
+
+def measure() -> list[Row]:
+    """A row for every case and contender."""
+    rows = []
+    for case in CASES:
+        taken: dict[str, list[Row]] = {}
+        for turn in range(TURNS):
+            for name, (environment, module, rest) in CONTENDERS.items():
+                if (case, name) in LEFT_OUT or (turn and name in ONCE):
+                    continue
+                row = once(environment, module, (case, *rest))
+                taken.setdefault(name, []).append(row)
+        rows += [
+            {"case": case, "name": name} | summary(turns)
+            for name, turns in taken.items()
+        ]
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Seconds of a round, and how many times ours the others take."""
+    return pivot(rows, "a round, on one core", against="fairjax", memory=True)

@@ -1,0 +1,41 @@
+"""The work in plain PyTorch: clients one after the other, no framework.
+
+python -m benchmarks.peers.torch_loop <case>
+"""
+
+import sys
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.peers import network, work
+
+
+def main(name: str) -> None:
+    """Times a case."""
+    torch.set_num_threads(1)
+    case = work.CASES[name]
+    x, y = network.tensors(*work.data(case))
+    model = network.make(case)
+
+    def one_round(who: np.ndarray) -> None:
+        start = {key: leaf.clone() for key, leaf in model.state_dict().items()}
+        total = {key: torch.zeros_like(leaf) for key, leaf in start.items()}
+        for k in who:
+            model.load_state_dict(start)
+            optimizer = torch.optim.SGD(model.parameters(), work.RATE)
+            for at in range(0, case.records, work.BATCH):
+                rows = slice(at, at + work.BATCH)
+                optimizer.zero_grad()
+                cross_entropy(model(x[k, rows]), y[k, rows]).backward()
+                optimizer.step()
+            for key, leaf in model.state_dict().items():
+                total[key] += leaf / len(who)
+        model.load_state_dict(total)
+
+    work.timed(one_round, case)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
