@@ -21,7 +21,7 @@ from fairjax import checks, client, guarantees, keys, layout, names, round, sele
 from fairjax.data import datasets, federation
 from fairjax.fairness import compose, personal
 from fairjax.keys import Role
-from fairjax.models import layers
+from fairjax.models import adapt, layers
 from fairjax.submodels import axes, branches, fedavg, partial
 from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
 from fairjax.submodels.ladder import KINDS
@@ -188,6 +188,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("execution.batching", c.execution.batching, layout.BATCHINGS)
     checks.positive("execution.chunk", c.execution.chunk)
     checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
+    checks.one_of("execution.dtype", c.execution.dtype, adapt.DTYPES)
     checks.positive("checkpoint.every", c.checkpoint.every)
     checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
     _check_overridden(c, overridden)
@@ -369,7 +370,8 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         known = ", ".join(names.RESIDUAL)
         what = f"one of {known} for submodel.name {c.submodel.name}"
         checks.fail("model.name", what, c.model.name)
-    model = family.model(c, names.MODELS[c.model.name](c, len(splits.classes), family))
+    model = names.MODELS[c.model.name](c, len(splits.classes), family)
+    model = adapt.computing_in(c.execution.dtype, family.model(c, model))
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     axes.check(f"model {c.model.name}", shapes, model.axes)

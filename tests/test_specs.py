@@ -243,10 +243,33 @@ def test_schedules_over_rounds(name, expected):
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
     assert set(run.choices) == {f"execution.{n}" for n in ("form", "batching", "conv")}
-    assert run.choices["execution.batching"].startswith("vmap: ")
-    assert run.choices["execution.conv"] == "shift: on cpu"
+    assert run.choices["execution.batching"] == "scan: on CPU, convolutions"
+    assert run.choices["execution.conv"] == "forward: on cpu"
     wide = specs.build(changed(model__mlp__hidden=(2048,)))
     assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
+    assert "execution.conv" not in wide.choices
+
+
+@pytest.mark.parametrize(
+    ("fields", "vmapped"),
+    [
+        ({"execution__batching": "vmap"}, False),
+        ({"execution__batching": "chunk"}, False),
+        (
+            {
+                "submodel__name": "fedavg",
+                "privacy__mechanism": "record_dp",
+                "privacy__noise_multiplier": 1.0,
+            },
+            False,
+        ),
+        ({}, True),
+    ],
+)
+def test_kernels_that_are_vmapped_are_not_convolved(fields, vmapped):
+    config = changed(data__name="digits", model__name="cnn", **fields)
+    choice = specs.build(config, vmapped=vmapped).choices["execution.conv"]
+    assert choice.startswith("shift: ")
 
 
 @pytest.mark.parametrize("name", ["depthfl", "inclusivefl", "scalefl", "nefl"])

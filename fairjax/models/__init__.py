@@ -1,6 +1,11 @@
 """Architectures as `types.Model`; the only room that imports flax."""
 
-from fairjax.models.adapt import from_functions, from_linen, from_nnx
+from fairjax.models.adapt import (
+    computing_in,
+    from_functions,
+    from_linen,
+    from_nnx,
+)
 from fairjax.models.cnn import cnn
 from fairjax.models.convnet import lenet, two_conv
 from fairjax.models.mlp import mlp
@@ -10,6 +15,7 @@ from fairjax.models.vit import vit
 
 __all__ = [
     "cnn",
+    "computing_in",
     "from_functions",
     "from_linen",
     "from_nnx",

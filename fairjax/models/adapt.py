@@ -1,4 +1,4 @@
-"""Any flax module, or bare functions, as a `Model`.
+"""Any flax module, or bare functions, as a `Model`; a model in another precision.
 
 An adapted model runs masked with any axes that fit it; `submodels.axes.check` says
 whether they do. It runs sliced only if `resize` says how to build it smaller. Masked
@@ -10,11 +10,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from fairjax import checks
 from fairjax.types import Axes, Model, Outputs, Params, Size
+
+DTYPES = ("float32", "bfloat16")
 
 Resize = Callable[[Size], Model]
 
@@ -127,3 +130,36 @@ def from_nnx(
         return Outputs(logits, (logits,))
 
     return Model(init, apply, axes, resize)
+
+
+def computing_in(dtype: str, model: Model) -> Model:
+    """The model whose layers compute in `dtype`; nothing outside of them does.
+
+    Parameters and inputs are cast on their way in and logits to float32 on their way
+    out, so that gradients reach the parameters in their own precision: optimiser,
+    changes, sums over clients and losses stay what they are. Norms take their moments
+    in float32 (`layers`).
+
+    Args:
+        dtype: one of `DTYPES`; "float32" gives the model itself.
+        model: with float32 parameters.
+    """
+    if dtype == "float32":
+        return model
+
+    def cast(tree: Any, to: str) -> Any:
+        def one(leaf: Array) -> Array:
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(to) if floating else leaf
+
+        return jax.tree.map(one, tree)
+
+    def apply(params, x, **given):
+        outputs = model.apply(cast(params, dtype), cast(x, dtype), **given)
+        return cast(outputs, "float32")
+
+    def resize(size: Size) -> Model:
+        assert model.resize is not None
+        return computing_in(dtype, model.resize(size))
+
+    return model._replace(apply=apply, resize=None if model.resize is None else resize)

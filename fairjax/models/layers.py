@@ -268,6 +268,11 @@ def setting(
     return Setting(where, stats, kept.scale if train else None, active)
 
 
+def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In float32 at least: moments in less lose what they are to tell apart."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def scaled(
     x: Float[Array, "..."], scale: Float[Array, ""] | None
 ) -> Float[Array, "..."]:
@@ -341,10 +346,11 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015. Deviates: no running average hides inside; who wants
     other moments than the batch's gives them.
     """
+    x32 = wide(x)
     if moments is None:
-        moments = _moments(x, where)
-    y = (x - moments.mean) * jax.lax.rsqrt(moments.var + EPSILON)
-    return y * params["scale"] + params["bias"], moments
+        moments = _moments(x32, where)
+    y = (x32 - moments.mean) * jax.lax.rsqrt(moments.var + EPSILON)
+    return y.astype(x.dtype) * params["scale"] + params["bias"], moments
 
 
 def _moments(x: Float[Array, "B *space C"], where: Bool[Array, "B"] | None) -> Moments:
@@ -371,12 +377,12 @@ def group_norm(
     Source: Wu and He 2018. Deviates: the size of a group is fixed and not their number,
     so that a narrower network normalises each kept group as the wide one does.
     """
-    grouped = x.reshape(*x.shape[:-1], -1, group_size)
+    grouped = wide(x).reshape(*x.shape[:-1], -1, group_size)
     over = (*range(1, x.ndim - 1), x.ndim)
     y = (grouped - jnp.mean(grouped, axis=over, keepdims=True)) * jax.lax.rsqrt(
         jnp.var(grouped, axis=over, keepdims=True) + EPSILON
     )
-    return y.reshape(x.shape) * params["scale"] + params["bias"]
+    return y.reshape(x.shape).astype(x.dtype) * params["scale"] + params["bias"]
 
 
 def layer_norm(
@@ -400,12 +406,13 @@ def layer_norm(
 
     Source: Ba et al. 2016; the count is what makes it agree with its slice.
     """
+    x32 = wide(x)
     if active is None:
-        active = jnp.ones(x.shape[-1], x.dtype)
-    active = active.astype(x.dtype)
+        active = jnp.ones(x.shape[-1], x32.dtype)
+    active = active.astype(x32.dtype)
     count = jnp.maximum(jnp.sum(active), 1)
-    mean = jnp.sum(x * active, axis=-1, keepdims=True) / count
-    centred = (x - mean) * active
+    mean = jnp.sum(x32 * active, axis=-1, keepdims=True) / count
+    centred = (x32 - mean) * active
     var = jnp.sum(centred**2, axis=-1, keepdims=True) / count
     y = centred * jax.lax.rsqrt(var + EPSILON)
-    return y * params["scale"] + params["bias"]
+    return y.astype(x.dtype) * params["scale"] + params["bias"]

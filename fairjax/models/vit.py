@@ -164,6 +164,7 @@ def attention(params: Any, x: jax.Array, size: int) -> jax.Array:
         return h.reshape(*h.shape[:2], -1, size)
 
     scores = jnp.einsum("bqhd,bkhd->bhqk", heads("query"), heads("key"))
-    weights = jax.nn.softmax(scores / math.sqrt(size), axis=-1)
+    scores = layers.wide(scores) / math.sqrt(size)
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, heads("value"))
     return layers.dense(params["out"], mixed.reshape(*mixed.shape[:2], -1))

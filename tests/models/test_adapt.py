@@ -1,6 +1,7 @@
 """Foreign modules and bare functions train masked like a model of the house."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from fairjax import checks, client, models
 from fairjax.submodels import axes
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Axes, Examples, LeafAxes, Member
+from fairjax.types import Axes, Examples, LeafAxes, Member, Size
 from tests import fakes
 
 WIDTH = 8
@@ -148,3 +149,45 @@ def test_modules_with_state_of_their_own_are_refused():
     ):
         with pytest.raises(checks.InputError, match=r"nnx\.Param variables alone"):
             models.from_nnx(build, AXES)
+
+
+@pytest.fixture
+def promoting():
+    """flax's group norm does not promote strictly."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("promoting")
+def test_layers_compute_in_bfloat16_and_nothing_else_does():
+    model, x = fakes.small_cnn(), jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
+    half = models.computing_in("bfloat16", model)
+    params = model.init(jax.random.key(0), x)
+
+    def loss(params, model):
+        return jnp.mean(model.apply(params, x).logits ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params, half)
+    whole, exact = jax.value_and_grad(loss)(params, model)
+    assert value.dtype == jnp.float32
+    assert value == pytest.approx(float(whole), rel=0.05)
+    assert value != whole
+    for ours, theirs in zip(*map(jax.tree.leaves, (grads, exact)), strict=True):
+        assert ours.dtype == jnp.float32
+        error = np.linalg.norm(ours - theirs)
+        assert error < 0.2 * np.linalg.norm(theirs) + 1e-3
+    text = str(jax.make_jaxpr(lambda params: half.apply(params, x).logits)(params))
+    products = re.findall(r":(\w+)\[[\d,]*\] = (?:dot_general|conv_general)", text)
+    assert set(products) == {"bf16"}
+
+
+@pytest.mark.usefixtures("promoting")
+def test_precision_goes_with_the_size_and_float32_is_the_model_itself():
+    model = fakes.small_cnn()
+    assert models.computing_in("float32", model) is model
+    half, x = models.computing_in("bfloat16", model), jnp.ones((1, 8, 8, 2))
+    small = half.resize(Size({"conv0": 4, "conv1": 8}, {}))
+    params = small.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    text = str(jax.make_jaxpr(lambda params: small.apply(params, x).logits)(params))
+    assert "bf16" in text
