@@ -138,7 +138,7 @@ def steps(case: Case, form: Options) -> Callable[[], Any]:
     if form.families:
         # Of two tiers, so that slots stay when none of this one's is alive.
         number = (form.number, len(form.families))
-        options = {"branch_form": form.families, "inner": form.inner}
+        options = {"families": form.families, "inner": form.inner}
         method = dynamicfl(model.axes, number, **options)
     local = client.Local(
         model,

@@ -144,7 +144,7 @@ def get_config() -> ConfigDict:
     c.submodel.dynamicfl = ConfigDict()  # of ladder too, for its tiers with branches
     # family of every slot of a layer that fits it: 1x1, 1x1-KxK, 1x1-avg, 1xK, Kx1, KxK
     # beside convolutions, linear and lowrank beside matrices, scale beside both
-    c.submodel.dynamicfl.branch_form = (
+    c.submodel.dynamicfl.families = (
         "1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "linear", "lowrank",
     )  # fmt: skip
     c.submodel.dynamicfl.rank = 4  # inner width of lowrank

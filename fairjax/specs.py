@@ -241,8 +241,8 @@ def _check_submodel(c: Any) -> None:
             checks.in_range(where, share, 0, 1, open_low=True)
     checks.count("submodel.lora.rank", c.lora.rank)
     checks.positive("submodel.lora.alpha", c.lora.alpha)
-    for family in c.dynamicfl.branch_form:
-        checks.one_of("submodel.dynamicfl.branch_form", family, branches.FAMILIES)
+    for family in c.dynamicfl.families:
+        checks.one_of("submodel.dynamicfl.families", family, branches.FAMILIES)
     checks.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
     inner = c.dynamicfl.inner
     checks.in_range("submodel.dynamicfl.inner", inner, 0, 1, open_low=True)

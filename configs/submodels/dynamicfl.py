@@ -24,7 +24,7 @@ def get_config(preset: str = ""):
     c.tiers.budget = (1.0, 1.0, 1.0, 1.0)
     c.tiers.branches = (0, 1, 2, 3)
     c.local.learning_rate = 0.1
-    form = "submodel.dynamicfl.branch_form"
+    families = "submodel.dynamicfl.families"
     only = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "KxK")
     return default.preset(
         c,
@@ -32,5 +32,5 @@ def get_config(preset: str = ""):
         matched={"submodel.dynamicfl.matched": True},
         random={"submodel.dynamicfl.structure": "random"},
         fixed={"submodel.dynamicfl.structure": "fixed"},
-        **{f"only_{name}": {form: (name,) * 3} for name in only},
+        **{f"only_{name}": {families: (name,) * 3} for name in only},
     )

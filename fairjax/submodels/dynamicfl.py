@@ -52,7 +52,7 @@ def branched(
     axes: Axes,
     number: tuple[int, ...],
     *,
-    branch_form: tuple[str, ...] = Form().families,
+    families: tuple[str, ...] = Form().families,
     rank: int = Form().rank,
     inner: float = Form().inner,
     structure: str = "sensitivity",
@@ -74,7 +74,7 @@ def branched(
             memory. Tiers with branches hold the whole model.
         axes: unit axes of the plain model.
         number: branches per layer of every tier, smallest tier first.
-        branch_form: family of every slot of a layer, see `branches.Form`.
+        families: the family of every slot of a layer, see `branches.Form`.
         rank: inner width of family "lowrank".
         inner: inner width of family "1x1-KxK", as a share of its inputs.
         structure: "sensitivity": `plan` as it is; "random": with random numbers for
@@ -101,8 +101,8 @@ def branched(
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
     where = "submodel.dynamicfl"
-    for family in branch_form:
-        checks.one_of(f"{where}.branch_form", family, branches.FAMILIES)
+    for family in families:
+        checks.one_of(f"{where}.families", family, branches.FAMILIES)
     checks.count(f"{where}.rank", rank)
     checks.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
     checks.one_of(f"{where}.structure", structure, STRUCTURES)
@@ -114,9 +114,9 @@ def branched(
     assert method.memory is None
     if not any(number):
         return method
-    form = Form(branch_form, rank, inner)
+    form = Form(families, rank, inner)
     layers = branches.layers(axes, skip)
-    table = (len(layers), len(branch_form))
+    table = (len(layers), len(families))
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         wanted = jnp.asarray(number, jnp.int32)[member.tier]
@@ -165,7 +165,7 @@ def branched(
     def start(params: Params) -> Any:
         if not np.any(branches.admitted(params, layers, form)):
             what = f"a family that fits one of {', '.join(layers)}"
-            checks.fail(f"{where}.branch_form", what, branch_form)
+            checks.fail(f"{where}.families", what, families)
         return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
 
     return method._replace(
