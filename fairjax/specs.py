@@ -23,7 +23,7 @@ from fairjax.fairness import compose, personal
 from fairjax.keys import Role
 from fairjax.models import layers
 from fairjax.submodels import axes, branches, fedavg, partial
-from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
+from fairjax.submodels.dynamicfl import FORMS, SENSITIVITIES, STRUCTURES
 from fairjax.submodels.ladder import KINDS
 from fairjax.types import Cohort, Layout, Method, Model
 
@@ -247,6 +247,7 @@ def _check_submodel(c: Any) -> None:
     inner = c.dynamicfl.inner
     checks.in_range("submodel.dynamicfl.inner", inner, 0, 1, open_low=True)
     for field, known in {
+        "branch_form": FORMS,
         "structure": ("auto", *STRUCTURES),
         "sensitivity": tuple(SENSITIVITIES),
     }.items():

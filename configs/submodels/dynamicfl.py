@@ -29,7 +29,7 @@ def get_config(preset: str = ""):
     return default.preset(
         c,
         preset,
-        matched={"submodel.dynamicfl.matched": True},
+        matched={"submodel.dynamicfl.branch_form": "matched"},
         random={"submodel.dynamicfl.structure": "random"},
         fixed={"submodel.dynamicfl.structure": "fixed"},
         **{f"only_{name}": {families: (name,) * 3} for name in only},

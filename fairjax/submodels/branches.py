@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
@@ -482,54 +483,59 @@ def _shifted(base: Params, shift: Mapping[str, Array]) -> Params:
 # -------------------------------------------------------------- what branches amount to
 
 
-def multiplied(local: Local) -> Params:
-    """The base as it is, with the gradient that its branches would have given it.
-
-        gradient of the base = (I + sum_r alive_r J_r J_r') g,   J_r = d tau_r / d psi_r
-
-    where g is the gradient at the kernel. Under plain SGD this moves the kernel as one
-    step of `effective` does, and for families that are linear in psi as every step
-    does: such branches are a learning rate per direction of the kernel, and no more.
-    Branches themselves get no gradient.
+def pulled(gradient: Params, at: Branches) -> Branches:
+    """The gradient of branches beside a plain tree, J_r' G.
 
     Args:
-        local: a tree whose base is the whole plain kernel.
-
-    Source: the chain rule. It is the control that a claim for branches needs.
+        gradient: G, like the plain parameters.
+        at: the parameters psi at which J_r = d tau_r / d psi_r is taken.
     """
-    leaves = trees.named(local["base"])
-    moved: dict[str, Array] = {}
-    for layer, slots in local["branches"].items():
-        alive = local["alive"][layer]
-        weights = {slot: alive[column_of(slot)] for slot in slots}
-        bias = leaves.get(f"{layer}/bias")
-        plain = leaves[f"{layer}/kernel"], bias
-        kernel, bias = _multiplied(plain, dict(slots), weights)
-        moved[f"{layer}/kernel"] = kernel
-        if bias is not None:
-            moved[f"{layer}/bias"] = bias
-    return trees.map_named(lambda path, leaf: moved.get(path, leaf), local["base"])
+    leaves = trees.named(gradient)
+
+    def one(layer: str, slot: str, psi: Psi) -> Psi:
+        kernel, bias = leaves[f"{layer}/kernel"], leaves.get(f"{layer}/bias")
+        collapse = functools.partial(tau, family_of(slot), kernel=kernel.shape)
+        return jax.vjp(collapse, psi)[1]((kernel, bias))[0]
+
+    return {
+        layer: {slot: one(layer, slot, psi) for slot, psi in slots.items()}
+        for layer, slots in at.items()
+    }
 
 
-@jax.custom_vjp
-def _multiplied(plain: Any, slots: Any, alive: Any) -> Any:
-    return plain
+def scale_by_branches(
+    alive: Mapping[str, Float[Array, "R"]], at: Branches
+) -> optax.GradientTransformation:
+    """Turns the gradient at plain kernels and biases as branches beside them would.
 
+        P(G) = G + sum_r alive_r J_r J_r' G,    J_r = d tau_r / d psi_r
 
-def _multiplied_forward(plain: Any, slots: Any, alive: Any) -> tuple[Any, Any]:
-    return plain, (slots, alive)
+    Under plain SGD a step along P(G) moves W as one step of all its parts moves their
+    sum.
 
+    Args:
+        alive: {layer: 0/1 per slot, [R]}.
+        at: the parameters psi at which J is taken.
 
-def _multiplied_backward(residual: Any, gradient: Any) -> tuple[Any, None, None]:
-    slots, alive = residual
-    total = gradient
-    for slot, psi in slots.items():
-        collapse = functools.partial(tau, family_of(slot), kernel=gradient[0].shape)
-        _, back = jax.vjp(collapse, psi)
-        _, along = jax.jvp(collapse, (psi,), back(gradient))
-        factor = alive[slot].astype(gradient[0].dtype)
-        total = jax.tree.map(lambda t, a, f=factor: t + f * a, total, along)
-    return total, None, None
+    Returns:
+        A transformation without state, of trees like the plain parameters.
 
+    Source: the chain rule.
+    """
 
-_multiplied.defvjp(_multiplied_forward, _multiplied_backward)
+    def scaled(gradient: Params, _: Any = None) -> Params:
+        leaves = trees.named(gradient)
+        shift: dict[str, Array] = {}
+        for layer, slots in pulled(gradient, at).items():
+            kernel = leaves[f"{layer}/kernel"]
+            for slot, back in slots.items():
+                factor = alive[layer][column_of(slot)]
+                if _dead(factor):
+                    continue
+                collapse = functools.partial(tau, family_of(slot), kernel=kernel.shape)
+                back = _times(back, factor.astype(kernel.dtype))
+                _, along = jax.jvp(collapse, (at[layer][slot],), (back,))
+                _add(shift, layer, along)
+        return _shifted(gradient, shift)
+
+    return optax.stateless(scaled)

@@ -1,12 +1,14 @@
 """Rich hospitals train branches beside the plain model; what travels is their sum."""
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks, keys
@@ -24,6 +26,8 @@ from fairjax.types import (
     Size,
 )
 
+FORMS = ("collapsed", "matched")
+"""What a client trains, see `branched`."""
 STRUCTURES = ("sensitivity", "random", "fixed")
 """Who decides which branches are alive, see `branched`."""
 
@@ -52,6 +56,7 @@ def branched(
     axes: Axes,
     number: tuple[int, ...],
     *,
+    branch_form: str = "collapsed",
     families: tuple[str, ...] = Form().families,
     rank: int = Form().rank,
     inner: float = Form().inner,
@@ -59,7 +64,6 @@ def branched(
     sensitivity: str = "product",
     moved: float = 0.25,
     skip: tuple[str, ...] = ("attention", "patch"),
-    matched: bool = False,
 ) -> Method:
     """The method, whose tiers train branches beside the kernels they hold.
 
@@ -74,6 +78,9 @@ def branched(
             memory. Tiers with branches hold the whole model.
         axes: unit axes of the plain model.
         number: branches per layer of every tier, smallest tier first.
+        branch_form: "collapsed": train base and branches; "matched": the base alone,
+            with the gradient that branches as drawn would give it
+            (`branches.scale_by_branches`): the control.
         families: the family of every slot of a layer, see `branches.Form`.
         rank: inner width of family "lowrank".
         inner: inner width of family "1x1-KxK", as a share of its inputs.
@@ -85,8 +92,6 @@ def branched(
         moved: share of the branches that `plan` moves.
         skip: parts of paths whose layers have no branches: the paper leaves attention
             and the patch embedding alone.
-        matched: train no branches, and give the base the gradient that they would have
-            given it (`branches.multiplied`): the control.
 
     Raises:
         InputError: an unknown family, structure or sensitivity, a negative number;
@@ -101,6 +106,7 @@ def branched(
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
     where = "submodel.dynamicfl"
+    checks.one_of(f"{where}.branch_form", branch_form, FORMS)
     for family in families:
         checks.one_of(f"{where}.families", family, branches.FAMILIES)
     checks.count(f"{where}.rank", rank)
@@ -148,10 +154,21 @@ def branched(
             "branches": branches.living(local),
             "alive": jax.tree.map(jnp.zeros_like, local["alive"]),
         }
-        if matched:
+        if branch_form != "collapsed":
             local["base"] = held
             trained["branches"] = jax.tree.map(jnp.zeros_like, trained["branches"])
         return local, trained
+
+    def scaled(
+        optimizer: optax.GradientTransformation, local: PyTree
+    ) -> optax.GradientTransformation:
+        scale = branches.scale_by_branches(local["alive"], local["branches"])
+
+        def of_base(grads: PyTree, _: Any = None) -> PyTree:
+            base, _ = scale.update(grads["base"], optax.EmptyState())
+            return {**grads, "base": base}
+
+        return optax.chain(optax.stateless(of_base), optimizer)
 
     def observe(memory: Any, local: PyTree, grads: PyTree, context: Context) -> Any:
         mean = memory["sensitivity"]
@@ -168,10 +185,14 @@ def branched(
             checks.fail(f"{where}.families", what, families)
         return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
 
+    effective, optimizer = branches.effective, method.optimizer
+    if branch_form != "collapsed":
+        effective, optimizer = operator.itemgetter("base"), scaled
     return method._replace(
         units=units,
         enter=enter,
-        effective=branches.multiplied if matched else branches.effective,
+        effective=effective,
+        optimizer=optimizer,
         memory=Memory(start, observe=observe, plain=False),
     )
 

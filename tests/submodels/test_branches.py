@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -350,7 +351,7 @@ def test_no_two_branches_are_alike():
 
 @pytest.mark.parametrize("family", ["1x1", "1xK", "Kx1", "1x1-avg", "scale", "KxK"])
 def test_a_linear_branch_is_a_learning_rate(family):
-    """Several steps of branches are several steps of `multiplied`, to float order."""
+    """Several steps of branches are several steps of `scale_by_branches`."""
     assert _apart((family,) * 2, steps=4) < 1e-12
 
 
@@ -361,7 +362,7 @@ def test_a_sequence_is_one_for_its_first_step_alone():
 
 
 def _apart(families, steps, rate=0.05):
-    """Largest difference between training branches and `multiplied`, by plain SGD."""
+    """Largest difference between branches and `scale_by_branches`, by plain SGD."""
     form = Form(families)
     shape = (3, 3, 4, 4)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -385,10 +386,11 @@ def _apart(families, steps, rate=0.05):
             local = branches.expand(
                 jax.random.key(0), plain, alive, layers=("c",), form=form
             )
-            other = {**local, "base": plain}
+            scale = branches.scale_by_branches(local["alive"], local["branches"])
+            other = plain
             for _ in range(steps):
                 grads = jax.grad(lambda t: loss(branches.effective(t)))(local)
-                step = jax.grad(lambda t: loss(branches.multiplied(t)))(other)["base"]
+                step, _ = scale.update(jax.grad(loss)(other), optax.EmptyState())
                 move = lambda p, g: p - rate * g  # noqa: E731
                 local = {
                     "base": jax.tree.map(move, local["base"], grads["base"]),
@@ -397,8 +399,8 @@ def _apart(families, steps, rate=0.05):
                     ),
                     "alive": local["alive"],
                 }
-                other["base"] = jax.tree.map(move, other["base"], step)
-            return branches.effective(local), other["base"]
+                other = jax.tree.map(move, other, step)
+            return branches.effective(local), other
 
         one, two = run(plain)
         assert fakes.gap(one, plain) > 0.5 * rate

@@ -70,7 +70,9 @@ def local_trees(rule):
 # ---------------------------------------------------------------------- nothing is lost
 
 
-@pytest.mark.parametrize("options", [{}, {"matched": True}, {"structure": "fixed"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"branch_form": "matched"}, {"structure": "fixed"}]
+)
 def test_a_round_without_learning_rate_changes_nothing_at_all(options):
     spec = fakes.spec(MODEL, method(**options), optimizer=optax.sgd(0.0))
     state = fakes.start(spec, DATA)
@@ -148,8 +150,8 @@ def test_branches_of_linear_families_are_learning_rates():
     """The whole client update, against the control with the matched gradient."""
     form = ("linear", "linear")
     both = [
-        dynamicfl(MODEL.axes, (2,), families=form, structure="fixed", matched=control)
-        for control in (False, True)
+        dynamicfl(MODEL.axes, (2,), families=form, structure="fixed", branch_form=how)
+        for how in ("collapsed", "matched")
     ]
     ours, theirs = (trained(fakes.spec(MODEL, rule), 0)[0] for rule in both)
     assert fakes.gap(ours, theirs) < 1e-5
