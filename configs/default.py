@@ -142,8 +142,10 @@ def get_config() -> ConfigDict:
     c.submodel.lora.alpha = 16.0  # kernels change by alpha / rank * a b, at every tier
     c.submodel.lora.head = True  # train the head whole, beside the factors
     c.submodel.dynamicfl = ConfigDict()  # of ladder too, for its tiers with branches
-    # what a client trains: base and branches, whose sum is one kernel ("collapsed"), or
-    # the base alone with the gradient of branches as drawn ("matched", the control)
+    # what a client trains: base and branches, whose sum is one kernel ("collapsed"); the
+    # plain model by gradients that are as good as branches, at no cost, for families of
+    # one map under sgd ("preconditioned"); or by those of branches as drawn ("matched",
+    # the control)
     c.submodel.dynamicfl.branch_form = "collapsed"
     # family of every slot of a layer that fits it: 1x1, 1x1-KxK, 1x1-avg, 1xK, Kx1, KxK
     # beside convolutions, linear and lowrank beside matrices, scale beside both

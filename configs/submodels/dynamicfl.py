@@ -12,9 +12,9 @@ from configs import default
 def get_config(preset: str = ""):
     """Four hospitals' tiers on the digits; preset "smoke" runs 2 rounds.
 
-    Ablations: "matched" gives the gradient that the branches would give, without them;
-    "random" and "fixed" do without sensitivities; "only_<family>" has branches of one
-    family alone.
+    "preconditioned" has branches of linear families for free. Ablations: "matched"
+    gives the gradient that the branches would give, without them; "random" and "fixed"
+    do without sensitivities; "only_<family>" has branches of one family alone.
     """
     c = default.get_config()
     c.data.name = "digits"
@@ -29,6 +29,11 @@ def get_config(preset: str = ""):
     return default.preset(
         c,
         preset,
+        preconditioned={
+            "submodel.dynamicfl.branch_form": "preconditioned",
+            families: ("1x1", "1x1-avg", "1xK", "Kx1", "scale", "linear"),
+            "submodel.dynamicfl.sensitivity": "gradient",
+        },
         matched={"submodel.dynamicfl.branch_form": "matched"},
         random={"submodel.dynamicfl.structure": "random"},
         fixed={"submodel.dynamicfl.structure": "fixed"},

@@ -48,7 +48,9 @@ LINEAR = ("linear", "lowrank", "scale")
 """Families beside a matrix [I, O]."""
 FAMILIES = tuple(dict.fromkeys(CONV + LINEAR))
 SEQUENCES = ("1x1-KxK", "lowrank")
-"""Families of two maps, one after the other."""
+"""Families of two maps, one after the other: bilinear in their parameters."""
+ONE_MAP = tuple(family for family in FAMILIES if family not in SEQUENCES)
+"""The others: linear in their parameters."""
 
 Psi = Mapping[str, Array]
 """The parameters of one branch."""
@@ -258,21 +260,7 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
     One draw fills them all: random numbers for every branch by itself would be most of
     what a compiler has to do.
     """
-    wanted = {
-        layer.name: {
-            f"{column}_{family}": shapes(
-                family,
-                layer.kernel,
-                bias=layer.bias,
-                rank=form.rank,
-                inner=form.inner,
-                groups=layer.groups,
-            )
-            for column, family in enumerate(form.families)
-            if fits(family, layer.kernel, layer.groups)
-        }
-        for layer in layers
-    }
+    wanted = {layer.name: _slots(layer, form) for layer in layers}
     leaves, structure = jax.tree.flatten(wanted, is_leaf=_is_shape)
     ends = np.cumsum([math.prod(shape) for shape in leaves], dtype=int)
     numbers = jax.random.normal(key, (sum(map(math.prod, leaves)),))
@@ -287,6 +275,34 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
         return part / math.sqrt(math.prod(part.shape[:-1]))
 
     return trees.map_named(scaled, jax.tree.unflatten(structure, parts))
+
+
+def zeros(layers: Sequence[Layer], form: Form) -> Branches:
+    """The branches of `draw` with parameters that are all 0."""
+    return {
+        layer.name: jax.tree.map(
+            lambda shape, dtype=layer.dtype: jnp.zeros(shape, dtype),
+            _slots(layer, form),
+            is_leaf=_is_shape,
+        )
+        for layer in layers
+    }
+
+
+def _slots(layer: Layer, form: Form) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{"<slot>_<family>": `shapes`} of the slots that a layer has."""
+    return {
+        f"{column}_{family}": shapes(
+            family,
+            layer.kernel,
+            bias=layer.bias,
+            rank=form.rank,
+            inner=form.inner,
+            groups=layer.groups,
+        )
+        for column, family in enumerate(form.families)
+        if fits(family, layer.kernel, layer.groups)
+    }
 
 
 def _is_shape(node: object) -> bool:
@@ -306,11 +322,10 @@ def admitted(
     return table
 
 
-def bare(plain: Params, layers: Sequence[str], form: Form) -> Local:
-    """The local tree without branches."""
-    none = jnp.zeros(len(form.families))
-    alive = {layer.name: none for layer in present(plain, layers)}
-    return {"base": plain, "branches": {}, "alive": alive}
+def bare(plain: Params, alive: Float[Array, "L R"], layers: Sequence[str]) -> Local:
+    """The local tree without any parameters of branches."""
+    rows = {layer.name: alive[layer.row] for layer in present(plain, layers)}
+    return {"base": plain, "branches": {}, "alive": rows}
 
 
 def expand(
@@ -336,7 +351,8 @@ def expand(
         layers: from `layers`.
         form: families of the slots.
     """
-    return regroup(key, bare(plain, layers, form), alive, layers=layers, form=form)
+    before = bare(plain, jnp.zeros_like(alive), layers)
+    return regroup(key, before, alive, layers=layers, form=form)
 
 
 def regroup(
@@ -392,8 +408,7 @@ def regroup(
         if slots:
             branches[layer.name] = slots
     base = _shifted(local["base"], shift)
-    living = {layer.name: alive[layer.row] for layer in here}
-    return {"base": base, "branches": branches, "alive": living}
+    return {**bare(base, alive, layers), "branches": branches}
 
 
 def effective(local: Local) -> Params:
@@ -510,17 +525,36 @@ def scale_by_branches(
 
         P(G) = G + sum_r alive_r J_r J_r' G,    J_r = d tau_r / d psi_r
 
-    Under plain SGD a step along P(G) moves W as one step of all its parts moves their
-    sum.
+    where G is the gradient at a layer's kernel W and bias b. A step of SGD on base and
+    branches moves their sum along P(G). Where tau is linear in psi, J is constant and
+    every step does: such branches are a learning rate per direction of the kernel, and
+    no more. Living branches of a 3 x 3 kernel add to G, with c its centre,
+
+        1x1       G[c, i, o]                     at c
+        1xK, Kx1  G                              in the middle row, or column
+        1x1-avg   sum_uv G[u, v, i, o] / 81      at every tap
+        scale     G[c, o, o]                     at c on the diagonal
+        KxK       G                              everywhere
+
+    and each of them the gradient of the bias once more, as "linear" adds that of a
+    matrix.
+
+    What comes after must be linear in all gradients so far, and the same for every
+    leaf: then all of it is P's, or commutes with J. So are momentum, weight decay that
+    is added to the gradient, and rates that change; an adaptive rate per coordinate
+    (Adam) and clipping by a norm are not.
 
     Args:
-        alive: {layer: 0/1 per slot, [R]}.
-        at: the parameters psi at which J is taken.
+        alive: {layer: 0/1 per slot, [R]}; may be traced.
+        at: the parameters psi at which J is taken; `zeros` where J is constant. A
+            family of `SEQUENCES` moves with its psi: there P is exact for one step.
 
     Returns:
         A transformation without state, of trees like the plain parameters.
 
-    Source: the chain rule.
+    Edge cases: without a living branch P(G) is G.
+
+    Source: the chain rule, on the branches of Ding et al. 2021.
     """
 
     def scaled(gradient: Params, _: Any = None) -> Params:
