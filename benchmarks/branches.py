@@ -36,7 +36,8 @@ class Options(NamedTuple):
     families: tuple[str, ...]
     number: int
     """Alive per layer on average: as in a first round, bottom layers have them all."""
-    inner: float = 1.0
+    more: tuple[tuple[str, Any], ...] = ()
+    """Further options of `dynamicfl`."""
 
 
 FORMS = {
@@ -44,10 +45,17 @@ FORMS = {
     "0 of the 6": Options(ALL, 0),
     "2 of the 6": Options(ALL, 2),
     "6 of the 6": Options(ALL, 6),
-    "6 of the 6, 1x1-KxK of a quarter of the inner width": Options(ALL, 6, 0.25),
+    "6 of the 6, 1x1-KxK of a quarter of the inner width": Options(
+        ALL, 6, (("inner", 0.25),)
+    ),
     "2 of 2: 1x1, 1x1-KxK": Options(ALL[:2], 2),
     "5 of 5: all but 1x1-KxK": Options(
         tuple(name for name in ALL if name != "1x1-KxK"), 5
+    ),
+    "5 of 5, preconditioned": Options(
+        tuple(name for name in ALL if name in branches.ONE_MAP),
+        5,
+        (("branch_form", "preconditioned"), ("sensitivity", "gradient")),
     ),
 }
 """Branches alive of slots that there are. A client's program holds all slots."""
@@ -124,7 +132,7 @@ def against(seconds: dict[str, list[float]], unit: float = 1) -> dict[str, Any]:
 
 
 def steps(case: Case, form: Options) -> Callable[[], Any]:
-    """`client.update` for STEPS steps, compiled; collapsed if there are branches."""
+    """`client.update` for STEPS steps, compiled; collapsed unless it says otherwise."""
     model, rows = case.model(), case.batch * STEPS
     rng = np.random.default_rng(0)
     examples = Examples(
@@ -138,7 +146,7 @@ def steps(case: Case, form: Options) -> Callable[[], Any]:
     if form.families:
         # Of two tiers, so that slots stay when none of this one's is alive.
         number = (form.number, len(form.families))
-        options = {"branch_form": form.families, "inner": form.inner}
+        options = {"families": form.families, **dict(form.more)}
         method = dynamicfl(model.axes, number, **options)
     local = client.Local(
         model,

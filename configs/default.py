@@ -142,9 +142,14 @@ def get_config() -> ConfigDict:
     c.submodel.lora.alpha = 16.0  # kernels change by alpha / rank * a b, at every tier
     c.submodel.lora.head = True  # train the head whole, beside the factors
     c.submodel.dynamicfl = ConfigDict()  # of ladder too, for its tiers with branches
+    # what a client trains: base and branches, whose sum is one kernel ("collapsed"); the
+    # plain model by gradients that are as good as branches, at no cost, for families of
+    # one map under sgd ("preconditioned"); or by those of branches as drawn ("matched",
+    # the control)
+    c.submodel.dynamicfl.branch_form = "collapsed"
     # family of every slot of a layer that fits it: 1x1, 1x1-KxK, 1x1-avg, 1xK, Kx1, KxK
     # beside convolutions, linear and lowrank beside matrices, scale beside both
-    c.submodel.dynamicfl.branch_form = (
+    c.submodel.dynamicfl.families = (
         "1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "linear", "lowrank",
     )  # fmt: skip
     c.submodel.dynamicfl.rank = 4  # inner width of lowrank
@@ -155,7 +160,6 @@ def get_config() -> ConfigDict:
     c.submodel.dynamicfl.sensitivity = "product"  # |g psi|, "gradient" g^2 or "signed"
     c.submodel.dynamicfl.moved = 0.25  # share of the branches that move between rounds
     c.submodel.dynamicfl.skip = ("attention", "patch")  # layers without, by path part
-    c.submodel.dynamicfl.matched = False  # the control: their learning rates, no branch
     c.submodel.ladder = ConfigDict()
     # Per tier: width, depth (of its budget) or plain (all); (): width everywhere.
     c.submodel.ladder.kinds = ()

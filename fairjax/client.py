@@ -339,8 +339,7 @@ def update(
     nothing, optimiser state and memory included. A client without records takes none
     and its delta is 0.
     """
-    method, optimizer = local.method, local.optimizer
-    plan, dp = local.plan, local.dp
+    method, plan, dp = local.method, local.plan, local.dp
     base = axes.inside(kept, inside)
     if inside is not None:
         # A sliced network is its own forward pass: nothing of it is masked.
@@ -349,6 +348,7 @@ def update(
     start, trained = _enter(
         local, keys.at(key, _ENTER), params, base, memory, forward_mask, update_mask
     )
+    optimizer = method.optimizer(local.optimizer, start)
     incoming = method.effective(start)
     if anchor is not None:
         incoming = trees.multiply(anchor, forward_mask)

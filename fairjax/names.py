@@ -124,17 +124,22 @@ def branches_of(c: Any) -> tuple[int, ...]:
     return tuple(range(tiers))
 
 
+def structure_of(c: Any) -> str:
+    """Who decides which branches are alive."""
+    structure = c.submodel.dynamicfl.structure
+    if structure == "auto":
+        return "fixed" if c.model.name in TRANSFORMERS else "sensitivity"
+    return structure
+
+
 def _dynamicfl(c: Any) -> dict[str, Any]:
-    options = dict(c.submodel.dynamicfl)
-    if options["structure"] == "auto":
-        fixed = c.model.name in TRANSFORMERS
-        options["structure"] = "fixed" if fixed else "sensitivity"
+    options = {**c.submodel.dynamicfl, "structure": structure_of(c)}
     return {"number": branches_of(c), **options}
 
 
 def planned(c: Any) -> bool:
     """Whether it is by what they remember that clients have their branches."""
-    return METHODS[c.submodel.name].branches and _dynamicfl(c)["structure"] != "fixed"
+    return METHODS[c.submodel.name].branches and structure_of(c) != "fixed"
 
 
 METHODS: dict[str, Family] = {

@@ -22,8 +22,7 @@ from fairjax.data import datasets, federation
 from fairjax.fairness import compose, personal
 from fairjax.keys import Role
 from fairjax.models import adapt, layers
-from fairjax.submodels import axes, branches, fedavg, partial
-from fairjax.submodels.dynamicfl import SENSITIVITIES, STRUCTURES
+from fairjax.submodels import axes, branches, dynamicfl, fedavg, partial
 from fairjax.submodels.ladder import KINDS
 from fairjax.types import Cohort, Layout, Method, Model
 
@@ -182,6 +181,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
     _check_rule(c)
     guarantees.check(c)
+    _check_form(c)
 
     checks.one_of("execution.form", c.execution.form, layout.FORMS)
     checks.one_of("execution.slots", c.execution.slots, names.SLOTS)
@@ -242,19 +242,41 @@ def _check_submodel(c: Any) -> None:
             checks.in_range(where, share, 0, 1, open_low=True)
     checks.count("submodel.lora.rank", c.lora.rank)
     checks.positive("submodel.lora.alpha", c.lora.alpha)
-    for family in c.dynamicfl.branch_form:
-        checks.one_of("submodel.dynamicfl.branch_form", family, branches.FAMILIES)
+    for family in c.dynamicfl.families:
+        checks.one_of("submodel.dynamicfl.families", family, branches.FAMILIES)
     checks.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
     inner = c.dynamicfl.inner
     checks.in_range("submodel.dynamicfl.inner", inner, 0, 1, open_low=True)
     for field, known in {
-        "structure": ("auto", *STRUCTURES),
-        "sensitivity": tuple(SENSITIVITIES),
+        "branch_form": dynamicfl.FORMS,
+        "structure": ("auto", *dynamicfl.STRUCTURES),
+        "sensitivity": tuple(dynamicfl.SENSITIVITIES),
     }.items():
         checks.one_of(f"submodel.dynamicfl.{field}", c.dynamicfl[field], known)
     checks.in_range("submodel.dynamicfl.moved", c.dynamicfl.moved, 0, 1)
     for kind in c.ladder.kinds:
         checks.one_of("submodel.ladder.kinds", kind, KINDS)
+
+
+def _check_form(c: Any) -> None:
+    """Refuses what would part a plain model's gradients from those of branches."""
+    if not names.METHODS[c.submodel.name].branches:
+        return
+    options = c.submodel.dynamicfl
+    form, structure = options.branch_form, names.structure_of(c)
+    dynamicfl.check_form(form, options.families, structure, options.sensitivity)
+    if form != "preconditioned":
+        return
+    why = "with submodel.dynamicfl.branch_form preconditioned"
+    if c.local.optimizer != "sgd":
+        what = f"sgd {why}, which no adaptive rate keeps equal to branches"
+        checks.fail("local.optimizer", what, c.local.optimizer)
+    if c.local.clip:
+        what = f"0 {why}: branches have another gradient norm"
+        checks.fail("local.clip", what, c.local.clip)
+    if c.privacy.mechanism == "record_dp":
+        what = f"another than record_dp {why}: it clips a gradient norm"
+        checks.fail("privacy.mechanism", what, c.privacy.mechanism)
 
 
 def _check_rule(c: Any) -> None:

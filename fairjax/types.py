@@ -349,6 +349,11 @@ class Method(NamedTuple):
     a tuple: the mean change inside every tier, 0 where none of it covers the
     coordinate, and whether one does; `covered` may broadcast. A copy moves only where
     its own tier covers it."""
+    optimizer: Callable[
+        [optax.GradientTransformation, PyTree], optax.GradientTransformation
+    ] = lambda optimizer, local: optimizer
+    """(local optimiser, local tree of `enter`) -> the optimiser of the client's steps,
+    which is given the loss's gradient at that tree, where trained."""
     finish: "Finish | None" = None
     """None: masked mean through the server optimiser."""
     server: Callable[

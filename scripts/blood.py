@@ -77,7 +77,7 @@ METHODS = {
         {
             "submodel.name": "dynamicfl",
             "tiers.branches": (0, 1, 2),
-            "submodel.dynamicfl.matched": True,
+            "submodel.dynamicfl.branch_form": "matched",
             **MASKED,
         },
     ),

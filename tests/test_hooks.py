@@ -137,6 +137,20 @@ def test_a_width_narrowed_in_every_step():
     assert np.any(delta["hidden0"]["kernel"][:, 4:12])
 
 
+# ------------------------------------------------------- what the optimiser is given
+
+
+def test_what_the_optimiser_is_given():
+    """The gradient as the method turns it: twice of it is twice the learning rate."""
+
+    def optimizer(own, local):
+        return optax.chain(optax.scale(2.0), own)
+
+    rule = EVERYTHING._replace(optimizer=optimizer)
+    spec = fakes.spec(method=rule, optimizer=optax.sgd(0.05))
+    assert fakes.gap(alone(spec, 1), plainly()[1]) < 1e-7
+
+
 # ---------------------------------------------------------------------------- two exits
 
 

@@ -324,7 +324,7 @@ def test_budgets_may_change_in_mid_run():
     """A richer hospital gains branches, a poorer one loses them; no model is lost."""
     config = default.get_config()
     config.submodel.name = "dynamicfl"
-    config.submodel.dynamicfl.branch_form = ("linear", "lowrank", "linear")
+    config.submodel.dynamicfl.families = ("linear", "lowrank", "linear")
     config.model.mlp.hidden = (8, 8)
     config.local.learning_rate = 0.0
     config.data.partition.num_clients = 4
@@ -382,7 +382,7 @@ def test_a_schedule_keeps_a_slot_for_whoever_comes():
         ("tiers.branches", (0, 1), "4 values, as tiers.budget"),
         ("tiers.branches", (0, 2, 1, 3), "tiers.branches"),
         ("tiers.branches", (0, 0, 0, 1), "dynamicfl or ladder"),
-        ("submodel.dynamicfl.branch_form", ("2x2",), "1x1"),
+        ("submodel.dynamicfl.families", ("2x2",), "1x1"),
         ("submodel.dynamicfl.structure", "fix", "fixed"),
     ],
 )

@@ -12,9 +12,9 @@ from configs import default
 def get_config(preset: str = ""):
     """Four hospitals' tiers on the digits; preset "smoke" runs 2 rounds.
 
-    Ablations: "matched" gives the gradient that the branches would give, without them;
-    "random" and "fixed" do without sensitivities; "only_<family>" has branches of one
-    family alone.
+    "preconditioned" has branches of linear families for free. Ablations: "matched"
+    gives the gradient that the branches would give, without them; "random" and "fixed"
+    do without sensitivities; "only_<family>" has branches of one family alone.
     """
     c = default.get_config()
     c.data.name = "digits"
@@ -24,13 +24,18 @@ def get_config(preset: str = ""):
     c.tiers.budget = (1.0, 1.0, 1.0, 1.0)
     c.tiers.branches = (0, 1, 2, 3)
     c.local.learning_rate = 0.1
-    form = "submodel.dynamicfl.branch_form"
+    families = "submodel.dynamicfl.families"
     only = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "KxK")
     return default.preset(
         c,
         preset,
-        matched={"submodel.dynamicfl.matched": True},
+        preconditioned={
+            "submodel.dynamicfl.branch_form": "preconditioned",
+            families: ("1x1", "1x1-avg", "1xK", "Kx1", "scale", "linear"),
+            "submodel.dynamicfl.sensitivity": "gradient",
+        },
+        matched={"submodel.dynamicfl.branch_form": "matched"},
         random={"submodel.dynamicfl.structure": "random"},
         fixed={"submodel.dynamicfl.structure": "fixed"},
-        **{f"only_{name}": {form: (name,) * 3} for name in only},
+        **{f"only_{name}": {families: (name,) * 3} for name in only},
     )

@@ -385,7 +385,7 @@ def _guesses(run: specs.Run, state: RunState) -> _Guess:
     config: Any = specs.from_plain(run.config)
     options = config.submodel.dynamicfl
     layers = branches.layers(run.spec.local.model.axes, options.skip)
-    form = branches.Form(tuple(options.branch_form), options.rank)
+    form = branches.Form(tuple(options.families), options.rank)
     exists = branches.admitted(state.params, layers, form)
     wanted = [min(number * len(layers), exists.sum()) for number in run.branches]
     total = sum(math.comb(int(exists.sum()), int(number)) for number in wanted)

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
@@ -47,7 +48,9 @@ LINEAR = ("linear", "lowrank", "scale")
 """Families beside a matrix [I, O]."""
 FAMILIES = tuple(dict.fromkeys(CONV + LINEAR))
 SEQUENCES = ("1x1-KxK", "lowrank")
-"""Families of two maps, one after the other."""
+"""Families of two maps, one after the other: bilinear in their parameters."""
+ONE_MAP = tuple(family for family in FAMILIES if family not in SEQUENCES)
+"""The others: linear in their parameters."""
 
 Psi = Mapping[str, Array]
 """The parameters of one branch."""
@@ -257,21 +260,7 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
     One draw fills them all: random numbers for every branch by itself would be most of
     what a compiler has to do.
     """
-    wanted = {
-        layer.name: {
-            f"{column}_{family}": shapes(
-                family,
-                layer.kernel,
-                bias=layer.bias,
-                rank=form.rank,
-                inner=form.inner,
-                groups=layer.groups,
-            )
-            for column, family in enumerate(form.families)
-            if fits(family, layer.kernel, layer.groups)
-        }
-        for layer in layers
-    }
+    wanted = {layer.name: _slots(layer, form) for layer in layers}
     leaves, structure = jax.tree.flatten(wanted, is_leaf=_is_shape)
     ends = np.cumsum([math.prod(shape) for shape in leaves], dtype=int)
     numbers = jax.random.normal(key, (sum(map(math.prod, leaves)),))
@@ -286,6 +275,34 @@ def draw(key: Key[Array, ""], layers: Sequence[Layer], form: Form) -> Branches:
         return part / math.sqrt(math.prod(part.shape[:-1]))
 
     return trees.map_named(scaled, jax.tree.unflatten(structure, parts))
+
+
+def zeros(layers: Sequence[Layer], form: Form) -> Branches:
+    """The branches of `draw` with parameters that are all 0."""
+    return {
+        layer.name: jax.tree.map(
+            lambda shape, dtype=layer.dtype: jnp.zeros(shape, dtype),
+            _slots(layer, form),
+            is_leaf=_is_shape,
+        )
+        for layer in layers
+    }
+
+
+def _slots(layer: Layer, form: Form) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{"<slot>_<family>": `shapes`} of the slots that a layer has."""
+    return {
+        f"{column}_{family}": shapes(
+            family,
+            layer.kernel,
+            bias=layer.bias,
+            rank=form.rank,
+            inner=form.inner,
+            groups=layer.groups,
+        )
+        for column, family in enumerate(form.families)
+        if fits(family, layer.kernel, layer.groups)
+    }
 
 
 def _is_shape(node: object) -> bool:
@@ -305,11 +322,10 @@ def admitted(
     return table
 
 
-def bare(plain: Params, layers: Sequence[str], form: Form) -> Local:
-    """The local tree without branches."""
-    none = jnp.zeros(len(form.families))
-    alive = {layer.name: none for layer in present(plain, layers)}
-    return {"base": plain, "branches": {}, "alive": alive}
+def bare(plain: Params, alive: Float[Array, "L R"], layers: Sequence[str]) -> Local:
+    """The local tree without any parameters of branches."""
+    rows = {layer.name: alive[layer.row] for layer in present(plain, layers)}
+    return {"base": plain, "branches": {}, "alive": rows}
 
 
 def expand(
@@ -335,7 +351,8 @@ def expand(
         layers: from `layers`.
         form: families of the slots.
     """
-    return regroup(key, bare(plain, layers, form), alive, layers=layers, form=form)
+    before = bare(plain, jnp.zeros_like(alive), layers)
+    return regroup(key, before, alive, layers=layers, form=form)
 
 
 def regroup(
@@ -391,8 +408,7 @@ def regroup(
         if slots:
             branches[layer.name] = slots
     base = _shifted(local["base"], shift)
-    living = {layer.name: alive[layer.row] for layer in here}
-    return {"base": base, "branches": branches, "alive": living}
+    return {**bare(base, alive, layers), "branches": branches}
 
 
 def effective(local: Local) -> Params:
@@ -482,54 +498,78 @@ def _shifted(base: Params, shift: Mapping[str, Array]) -> Params:
 # -------------------------------------------------------------- what branches amount to
 
 
-def multiplied(local: Local) -> Params:
-    """The base as it is, with the gradient that its branches would have given it.
-
-        gradient of the base = (I + sum_r alive_r J_r J_r') g,   J_r = d tau_r / d psi_r
-
-    where g is the gradient at the kernel. Under plain SGD this moves the kernel as one
-    step of `effective` does, and for families that are linear in psi as every step
-    does: such branches are a learning rate per direction of the kernel, and no more.
-    Branches themselves get no gradient.
+def pulled(gradient: Params, at: Branches) -> Branches:
+    """The gradient of branches beside a plain tree, J_r' G.
 
     Args:
-        local: a tree whose base is the whole plain kernel.
-
-    Source: the chain rule. It is the control that a claim for branches needs.
+        gradient: G, like the plain parameters.
+        at: the parameters psi at which J_r = d tau_r / d psi_r is taken.
     """
-    leaves = trees.named(local["base"])
-    moved: dict[str, Array] = {}
-    for layer, slots in local["branches"].items():
-        alive = local["alive"][layer]
-        weights = {slot: alive[column_of(slot)] for slot in slots}
-        bias = leaves.get(f"{layer}/bias")
-        plain = leaves[f"{layer}/kernel"], bias
-        kernel, bias = _multiplied(plain, dict(slots), weights)
-        moved[f"{layer}/kernel"] = kernel
-        if bias is not None:
-            moved[f"{layer}/bias"] = bias
-    return trees.map_named(lambda path, leaf: moved.get(path, leaf), local["base"])
+    leaves = trees.named(gradient)
+
+    def one(layer: str, slot: str, psi: Psi) -> Psi:
+        kernel, bias = leaves[f"{layer}/kernel"], leaves.get(f"{layer}/bias")
+        collapse = functools.partial(tau, family_of(slot), kernel=kernel.shape)
+        return jax.vjp(collapse, psi)[1]((kernel, bias))[0]
+
+    return {
+        layer: {slot: one(layer, slot, psi) for slot, psi in slots.items()}
+        for layer, slots in at.items()
+    }
 
 
-@jax.custom_vjp
-def _multiplied(plain: Any, slots: Any, alive: Any) -> Any:
-    return plain
+def scale_by_branches(
+    alive: Mapping[str, Float[Array, "R"]], at: Branches
+) -> optax.GradientTransformation:
+    """Turns the gradient at plain kernels and biases as branches beside them would.
 
+        P(G) = G + sum_r alive_r J_r J_r' G,    J_r = d tau_r / d psi_r
 
-def _multiplied_forward(plain: Any, slots: Any, alive: Any) -> tuple[Any, Any]:
-    return plain, (slots, alive)
+    where G is the gradient at a layer's kernel W and bias b. A step of SGD on base and
+    branches moves their sum along P(G). Where tau is linear in psi, J is constant and
+    every step does: such branches are a learning rate per direction of the kernel, and
+    no more. Living branches of a 3 x 3 kernel add to G, with c its centre,
 
+        1x1       G[c, i, o]                     at c
+        1xK, Kx1  G                              in the middle row, or column
+        1x1-avg   sum_uv G[u, v, i, o] / 81      at every tap
+        scale     G[c, o, o]                     at c on the diagonal
+        KxK       G                              everywhere
 
-def _multiplied_backward(residual: Any, gradient: Any) -> tuple[Any, None, None]:
-    slots, alive = residual
-    total = gradient
-    for slot, psi in slots.items():
-        collapse = functools.partial(tau, family_of(slot), kernel=gradient[0].shape)
-        _, back = jax.vjp(collapse, psi)
-        _, along = jax.jvp(collapse, (psi,), back(gradient))
-        factor = alive[slot].astype(gradient[0].dtype)
-        total = jax.tree.map(lambda t, a, f=factor: t + f * a, total, along)
-    return total, None, None
+    and each of them the gradient of the bias once more, as "linear" adds that of a
+    matrix.
 
+    What comes after must be linear in all gradients so far, and the same for every
+    leaf: then all of it is P's, or commutes with J. So are momentum, weight decay that
+    is added to the gradient, and rates that change; an adaptive rate per coordinate
+    (Adam) and clipping by a norm are not.
 
-_multiplied.defvjp(_multiplied_forward, _multiplied_backward)
+    Args:
+        alive: {layer: 0/1 per slot, [R]}; may be traced.
+        at: the parameters psi at which J is taken; `zeros` where J is constant. A
+            family of `SEQUENCES` moves with its psi: there P is exact for one step.
+
+    Returns:
+        A transformation without state, of trees like the plain parameters.
+
+    Edge cases: without a living branch P(G) is G.
+
+    Source: the chain rule, on the branches of Ding et al. 2021.
+    """
+
+    def scaled(gradient: Params, _: Any = None) -> Params:
+        leaves = trees.named(gradient)
+        shift: dict[str, Array] = {}
+        for layer, slots in pulled(gradient, at).items():
+            kernel = leaves[f"{layer}/kernel"]
+            for slot, back in slots.items():
+                factor = alive[layer][column_of(slot)]
+                if _dead(factor):
+                    continue
+                collapse = functools.partial(tau, family_of(slot), kernel=kernel.shape)
+                back = _times(back, factor.astype(kernel.dtype))
+                _, along = jax.jvp(collapse, (at[layer][slot],), (back,))
+                _add(shift, layer, along)
+        return _shifted(gradient, shift)
+
+    return optax.stateless(scaled)

@@ -56,7 +56,7 @@ def ledger(
       does not.
     - `flops_step` of one local step, however many examples it has: the products of
       parameters with parameters (branches that are collapsed, low-rank factors), which
-      a deployed model has behind it.
+      a deployed model has behind it, and those of `Method.optimizer`.
     - `activation_floats` of one example: outputs of these products and of the norms in
       one forward pass, which the backward pass needs.
     - `optimizer_floats`: state of the local optimiser for the leaves that are trained.
@@ -148,6 +148,9 @@ def ledger(
         for size in sizes
     ]
     train, per_step = np.mean(steps, axis=0)
+    own = method.optimizer(optax.identity(), tree)
+    turned = _used(lambda grads: own.update(grads, own.init(tree), tree)[0], tree)
+    per_step += sum(adds for adds, _ in _products(turned))
     state = jax.tree.leaves(jax.eval_shape(optimizer.init, hot))
     return {
         "parameters": _held(params, received, lambda leaf: 1),

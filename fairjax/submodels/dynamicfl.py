@@ -1,17 +1,19 @@
 """Rich hospitals train branches beside the plain model; what travels is their sum."""
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks, keys
 from fairjax.submodels import branches
-from fairjax.submodels.branches import Form
+from fairjax.submodels.branches import Branches, Form
 from fairjax.types import (
     Axes,
     Context,
@@ -24,6 +26,8 @@ from fairjax.types import (
     Size,
 )
 
+FORMS = ("collapsed", "preconditioned", "matched")
+"""What a client trains, see `branched`."""
 STRUCTURES = ("sensitivity", "random", "fixed")
 """Who decides which branches are alive, see `branched`."""
 
@@ -52,14 +56,14 @@ def branched(
     axes: Axes,
     number: tuple[int, ...],
     *,
-    branch_form: tuple[str, ...] = Form().families,
+    branch_form: str = "collapsed",
+    families: tuple[str, ...] = Form().families,
     rank: int = Form().rank,
     inner: float = Form().inner,
     structure: str = "sensitivity",
     sensitivity: str = "product",
     moved: float = 0.25,
     skip: tuple[str, ...] = ("attention", "patch"),
-    matched: bool = False,
 ) -> Method:
     """The method, whose tiers train branches beside the kernels they hold.
 
@@ -74,7 +78,13 @@ def branched(
             memory. Tiers with branches hold the whole model.
         axes: unit axes of the plain model.
         number: branches per layer of every tier, smallest tier first.
-        branch_form: family of every slot of a layer, see `branches.Form`.
+        branch_form: "collapsed": train base and branches. "preconditioned": train the
+            plain model, by gradients that move it as branches would
+            (`branches.scale_by_branches`): the same at no cost, for families that are
+            linear in their parameters, under SGD and momentum. "matched": also the
+            plain model alone, by the gradient that branches as drawn would give it, of
+            any family: the control.
+        families: the family of every slot of a layer, see `branches.Form`.
         rank: inner width of family "lowrank".
         inner: inner width of family "1x1-KxK", as a share of its inputs.
         structure: "sensitivity": `plan` as it is; "random": with random numbers for
@@ -85,12 +95,11 @@ def branched(
         moved: share of the branches that `plan` moves.
         skip: parts of paths whose layers have no branches: the paper leaves attention
             and the patch embedding alone.
-        matched: train no branches, and give the base the gradient that they would have
-            given it (`branches.multiplied`): the control.
 
     Raises:
-        InputError: an unknown family, structure or sensitivity, a negative number;
-            from `Memory.init`, a model none of whose layers fits a family.
+        InputError: an unknown form, family, structure or sensitivity, or what
+            `check_form` refuses; a negative number; from `Memory.init`, a model none of
+            whose layers fits a family.
 
     Edge cases: with no branches this is the method itself, to the bit. A changed budget
     changes how many branches live in the next round; the model that the client received
@@ -101,12 +110,14 @@ def branched(
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
     where = "submodel.dynamicfl"
-    for family in branch_form:
-        checks.one_of(f"{where}.branch_form", family, branches.FAMILIES)
+    for family in families:
+        checks.one_of(f"{where}.families", family, branches.FAMILIES)
     checks.count(f"{where}.rank", rank)
     checks.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
     checks.one_of(f"{where}.structure", structure, STRUCTURES)
     checks.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
+    checks.one_of(f"{where}.branch_form", branch_form, FORMS)
+    check_form(branch_form, families, structure, sensitivity)
     checks.in_range(f"{where}.moved", moved, 0, 1)
     for count in number:
         checks.in_range("tiers.branches", count, 0)
@@ -114,9 +125,9 @@ def branched(
     assert method.memory is None
     if not any(number):
         return method
-    form = Form(branch_form, rank, inner)
+    form = Form(families, rank, inner)
     layers = branches.layers(axes, skip)
-    table = (len(layers), len(branch_form))
+    table = (len(layers), len(families))
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         wanted = jnp.asarray(number, jnp.int32)[member.tier]
@@ -142,20 +153,44 @@ def branched(
     ) -> tuple[PyTree, PyTree]:
         held = jax.tree.map(jnp.multiply, plain, forward)
         here = alive(keys.at(key, 0), held, kept.extra, memory)
-        local = branches.expand(keys.at(key, 1), held, here, layers=layers, form=form)
+        if branch_form == "preconditioned":
+            local = branches.bare(held, here, layers)
+        else:
+            draw = keys.at(key, 1)
+            local = branches.expand(draw, held, here, layers=layers, form=form)
         trained = {
             "base": update,
             "branches": branches.living(local),
             "alive": jax.tree.map(jnp.zeros_like, local["alive"]),
         }
-        if matched:
+        if branch_form != "collapsed":
             local["base"] = held
             trained["branches"] = jax.tree.map(jnp.zeros_like, trained["branches"])
         return local, trained
 
+    def at(local: PyTree) -> Branches:
+        if branch_form == "preconditioned":
+            return branches.zeros(branches.present(local["base"], layers), form)
+        return local["branches"]
+
+    def scaled(
+        optimizer: optax.GradientTransformation, local: PyTree
+    ) -> optax.GradientTransformation:
+        scale = branches.scale_by_branches(local["alive"], at(local))
+
+        def of_base(grads: PyTree, _: Any = None) -> PyTree:
+            base, _ = scale.update(grads["base"], optax.EmptyState())
+            return {**grads, "base": base}
+
+        return optax.chain(optax.stateless(of_base), optimizer)
+
     def observe(memory: Any, local: PyTree, grads: PyTree, context: Context) -> Any:
         mean = memory["sensitivity"]
-        now = _sensitivity(grads, local, SENSITIVITIES[sensitivity])
+        gradient, psi = grads["branches"], local["branches"]
+        if branch_form == "preconditioned" and structure == "sensitivity":
+            psi = at(local)
+            gradient = branches.pulled(grads["base"], psi)
+        now = _sensitivity(gradient, psi, local["alive"], SENSITIVITIES[sensitivity])
         now = _table(now, layers, like=mean)
         place = context.of_epoch.astype(mean.dtype)
         mean = jnp.where(place == 0, now, mean + (now - mean) / (place + 1))
@@ -165,15 +200,47 @@ def branched(
     def start(params: Params) -> Any:
         if not np.any(branches.admitted(params, layers, form)):
             what = f"a family that fits one of {', '.join(layers)}"
-            checks.fail(f"{where}.branch_form", what, branch_form)
+            checks.fail(f"{where}.families", what, families)
         return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
 
+    effective, optimizer = branches.effective, method.optimizer
+    if branch_form != "collapsed":
+        effective, optimizer = operator.itemgetter("base"), scaled
     return method._replace(
         units=units,
         enter=enter,
-        effective=branches.multiplied if matched else branches.effective,
+        effective=effective,
+        optimizer=optimizer,
         memory=Memory(start, observe=observe, plain=False),
     )
+
+
+def check_form(
+    branch_form: str, families: tuple[str, ...], structure: str, sensitivity: str
+) -> None:
+    """Refuses branches that no gradient of the plain model can stand for.
+
+    Args:
+        branch_form: as of `branched`, as are the others.
+        families: of the slots.
+        structure: which branches are alive.
+        sensitivity: of a branch.
+
+    Raises:
+        InputError: "preconditioned" with a family that is not linear in its parameters,
+            or with a sensitivity that asks for their values.
+    """
+    if branch_form != "preconditioned":
+        return
+    where, why = "submodel.dynamicfl", "with branch_form preconditioned"
+    for family in families:
+        if family not in branches.ONE_MAP:
+            what = f"families linear in their parameters {why}: "
+            what += ", ".join(branches.ONE_MAP)
+            checks.fail(f"{where}.families", what, family)
+    if structure == "sensitivity" and sensitivity != "gradient":
+        what = f"gradient {why}, or structure random or fixed: no branch has values"
+        checks.fail(f"{where}.sensitivity", what, sensitivity)
 
 
 # ---------------------------------------------------------------------- which are alive
@@ -188,14 +255,17 @@ SENSITIVITIES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def _sensitivity(
-    grads: PyTree, local: PyTree, of: Callable
+    gradient: Branches,
+    psi: Branches,
+    alive: dict[str, Float[Array, "R"]],
+    of: Callable,
 ) -> dict[str, Float[Array, "R"]]:
     """The sensitivity of every layer's branches in one step; 0 where there is none."""
     found = {}
-    for layer, slots in local["branches"].items():
-        row = jnp.zeros_like(local["alive"][layer])
-        for slot, psi in slots.items():
-            parts = jax.tree.map(of, grads["branches"][layer][slot], psi)
+    for layer, slots in psi.items():
+        row = jnp.zeros_like(alive[layer])
+        for slot, values in slots.items():
+            parts = jax.tree.map(of, gradient[layer][slot], values)
             total = jnp.stack(jax.tree.leaves(parts)).sum()
             row = row.at[branches.column_of(slot)].set(total.astype(row.dtype))
         found[layer] = row

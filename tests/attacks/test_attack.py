@@ -152,7 +152,7 @@ def test_a_search_goes_through_every_tier_and_structure(pictures, tmp_path):
     branched = {
         "submodel.name": "dynamicfl",
         "tiers.branches": (0, 1),
-        "submodel.dynamicfl.branch_form": ("linear", "lowrank", "linear"),
+        "submodel.dynamicfl.families": ("linear", "lowrank", "linear"),
     }
     run, state = opened(pictures, tmp_path, **branched)
     guess = reconstruction._guesses(run, state)

@@ -26,7 +26,7 @@ PARAMS = MODEL.init(jax.random.key(0), X)
 BANK = {"tier": {}, "client": {}, "row": {}}
 FEDAVG = fedavg(MODEL.axes)
 HETEROFL = heterofl(MODEL.axes, (0.5, 1.0), scaler=True, masked_loss=False)
-DYNAMICFL = dynamicfl(MODEL.axes, (0, 2), branch_form=("linear", "lowrank", "lowrank"))
+DYNAMICFL = dynamicfl(MODEL.axes, (0, 2), families=("linear", "lowrank", "lowrank"))
 
 
 def local_of(method, steps=1):

@@ -49,7 +49,7 @@ LADDER = {
     "blocks": (),
     "number": (0, 0, 2),
 }
-BRANCHES = {"branch_form": ("1xK", "1x1-avg", "linear", "lowrank"), "rank": 2}
+BRANCHES = {"families": ("1xK", "1x1-avg", "linear", "lowrank"), "rank": 2}
 
 METHODS = {
     "fedavg": lambda axes: fedavg(axes),

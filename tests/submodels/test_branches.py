@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -348,9 +349,58 @@ def test_no_two_branches_are_alike():
 # --------------------------------------------------------------- learning rate, or more
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_branches_make_of_a_gradient(dtype):
+    """3 x 3 kernels with each set of branches, and a matrix with both of its own."""
+    form = Form((*branches.ONE_MAP, "KxK"))
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(dtype is np.float64):
+        g = {
+            "c": {"kernel": rng.normal(size=(3, 3, 2, 2)), "bias": rng.normal(size=2)},
+            "m": {"kernel": rng.normal(size=(2, 2))},
+            "other": {"kernel": rng.normal(size=(2, 3))},
+        }
+        g = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), g)
+        at = branches.zeros(branches.present(g, ("c", "m")), form)
+
+        @jax.jit
+        def turned(alive):
+            turn = branches.scale_by_branches({"c": alive, "m": alive}, at)
+            return turn.update(g, turn.init(g))[0]
+
+        def expected(alive):
+            on = dict.fromkeys(form.families, 0.0)
+            for family, living in zip(form.families, alive, strict=True):
+                on[family] += living
+            kernel = np.asarray(g["c"]["kernel"])
+            more = on["KxK"] * kernel
+            more[1, 1] += on["1x1"] * kernel[1, 1]
+            more[1] += on["1xK"] * kernel[1]
+            more[:, 1] += on["Kx1"] * kernel[:, 1]
+            more += on["1x1-avg"] * kernel.sum((0, 1)) / 81
+            more[1, 1] += on["scale"] * np.diag(np.diag(kernel[1, 1]))
+            # All but "linear" stand beside the convolution, with a bias each.
+            number = sum(on.values()) - on["linear"]
+            bias, matrix = np.asarray(g["c"]["bias"]), np.asarray(g["m"]["kernel"])
+            return {
+                "c": {"kernel": kernel + more, "bias": (1 + number) * bias},
+                "m": {
+                    "kernel": matrix * (1 + on["linear"])
+                    + on["scale"] * np.diag(np.diag(matrix))
+                },
+                "other": g["other"],
+            }
+
+        sets = [*np.eye(8), np.ones(8), rng.integers(0, 2, 8)]
+        for alive in np.asarray(sets, np.float32):
+            bound = 1e-6 if dtype is np.float32 else 1e-14
+            assert relative(turned(jnp.asarray(alive)), expected(alive)) < bound
+        assert fakes.equal(turned(jnp.zeros(8)), g)
+
+
 @pytest.mark.parametrize("family", ["1x1", "1xK", "Kx1", "1x1-avg", "scale", "KxK"])
 def test_a_linear_branch_is_a_learning_rate(family):
-    """Several steps of branches are several steps of `multiplied`, to float order."""
+    """Several steps of branches are several steps of `scale_by_branches`."""
     assert _apart((family,) * 2, steps=4) < 1e-12
 
 
@@ -361,7 +411,7 @@ def test_a_sequence_is_one_for_its_first_step_alone():
 
 
 def _apart(families, steps, rate=0.05):
-    """Largest difference between training branches and `multiplied`, by plain SGD."""
+    """Largest difference between branches and `scale_by_branches`, by plain SGD."""
     form = Form(families)
     shape = (3, 3, 4, 4)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -385,10 +435,11 @@ def _apart(families, steps, rate=0.05):
             local = branches.expand(
                 jax.random.key(0), plain, alive, layers=("c",), form=form
             )
-            other = {**local, "base": plain}
+            scale = branches.scale_by_branches(local["alive"], local["branches"])
+            other = plain
             for _ in range(steps):
                 grads = jax.grad(lambda t: loss(branches.effective(t)))(local)
-                step = jax.grad(lambda t: loss(branches.multiplied(t)))(other)["base"]
+                step, _ = scale.update(jax.grad(loss)(other), optax.EmptyState())
                 move = lambda p, g: p - rate * g  # noqa: E731
                 local = {
                     "base": jax.tree.map(move, local["base"], grads["base"]),
@@ -397,8 +448,8 @@ def _apart(families, steps, rate=0.05):
                     ),
                     "alive": local["alive"],
                 }
-                other["base"] = jax.tree.map(move, other["base"], step)
-            return branches.effective(local), other["base"]
+                other = jax.tree.map(move, other, step)
+            return branches.effective(local), other
 
         one, two = run(plain)
         assert fakes.gap(one, plain) > 0.5 * rate

@@ -30,7 +30,7 @@ def table(alive):
 
 
 def method(number=NUMBER, **options):
-    return dynamicfl(MODEL.axes, number, branch_form=FORM, **options)
+    return dynamicfl(MODEL.axes, number, families=FORM, **options)
 
 
 def trained(spec, tier, who=0, memory=None, rate=1.0):
@@ -70,7 +70,9 @@ def local_trees(rule):
 # ---------------------------------------------------------------------- nothing is lost
 
 
-@pytest.mark.parametrize("options", [{}, {"matched": True}, {"structure": "fixed"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"branch_form": "matched"}, {"structure": "fixed"}]
+)
 def test_a_round_without_learning_rate_changes_nothing_at_all(options):
     spec = fakes.spec(MODEL, method(**options), optimizer=optax.sgd(0.0))
     state = fakes.start(spec, DATA)
@@ -148,10 +150,8 @@ def test_branches_of_linear_families_are_learning_rates():
     """The whole client update, against the control with the matched gradient."""
     form = ("linear", "linear")
     both = [
-        dynamicfl(
-            MODEL.axes, (2,), branch_form=form, structure="fixed", matched=control
-        )
-        for control in (False, True)
+        dynamicfl(MODEL.axes, (2,), families=form, structure="fixed", branch_form=how)
+        for how in ("collapsed", "matched")
     ]
     ours, theirs = (trained(fakes.spec(MODEL, rule), 0)[0] for rule in both)
     assert fakes.gap(ours, theirs) < 1e-5
@@ -341,7 +341,7 @@ def test_a_ladder_reaches_below_and_above_the_plain_model():
         cut=(),
         blocks=(),
         number=(0, 0, 2),
-        branch_form=FORM,
+        families=FORM,
     )
     spec = fakes.spec(model, rule, epochs=1)
     state = fakes.start(spec, DATA)
@@ -395,12 +395,12 @@ def test_branches_cost_a_step_and_no_record():
     ("build", "words"),
     [
         (lambda: method((0, -1, 2)), "tiers.branches: expected a finite number >= 0"),
-        (lambda: dynamicfl(MODEL.axes, (1,), branch_form=("2x2",)), "branch_form"),
+        (lambda: dynamicfl(MODEL.axes, (1,), families=("2x2",)), "families"),
         (lambda: method(structure="fix"), "fixed"),
         (lambda: method(sensitivity="norm"), "submodel.dynamicfl.sensitivity"),
         (lambda: method(moved=1.5), "submodel.dynamicfl.moved"),
         (
-            lambda: dynamicfl(MODEL.axes, (1,), branch_form=("1x1",)).memory.init(
+            lambda: dynamicfl(MODEL.axes, (1,), families=("1x1",)).memory.init(
                 fakes.drawn(MODEL, DATA.x[:1])
             ),
             "a family that fits one of hidden0, hidden1",
