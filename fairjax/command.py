@@ -5,12 +5,16 @@ file that fails with a traceback or a paragraph; here each becomes one line that
 where, what was expected, what came and the nearest name.
 """
 
+import hashlib
+import os
 import pathlib
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -35,6 +39,7 @@ def run(
         argv: the command line; None: this process's.
     """
     logging.set_verbosity(logging.ERROR)
+    keep_programs()
     argv = list(sys.argv if argv is None else argv)
     try:
         main(parse(define, argv))
@@ -42,6 +47,30 @@ def run(
         line = " ".join(str(error).split())
         print(f"{pathlib.Path(argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def keep_programs() -> None:
+    """Keeps what is compiled for the next process, in the user's cache folder.
+
+    That is $XDG_CACHE_HOME/fairjax, or ~/.cache/fairjax, with a folder for every kind
+    of processor: a program has its instructions. JAX_COMPILATION_CACHE_DIR names
+    another folder; JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = pathlib.Path(home).expanduser() / "fairjax" / _processor()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """A name for the instructions that this machine has."""
+    known = platform.machine()
+    about = pathlib.Path("/proc/cpuinfo")
+    if about.exists():
+        lines = about.read_text().splitlines()
+        known += next((line for line in lines if line.startswith("flags")), "")
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
 def parse(define: Define, argv: Sequence[str]) -> flags.FlagValues:

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -291,3 +292,31 @@ def test_overridden_fields_are_those_of_the_command_line(monkeypatch, tmp_path):
     )
     assert sorted(command.overridden(options)) == ["local.steps", "rounds"]
     assert (options.config.rounds, options.config.local.steps) == (3, 4)
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """JAX's folder of compiled programs, which is as it was afterwards."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_kept_in_the_users_cache_by_processor(
+    cache, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command.keep_programs()
+    here = pathlib.Path(cache())
+    assert here.parent == tmp_path / "fairjax"
+    monkeypatch.setattr(command.platform, "machine", lambda: "another")
+    command.keep_programs()
+    assert pathlib.Path(cache()).parent == here.parent
+    assert pathlib.Path(cache()) != here
+
+
+def test_a_folder_of_programs_that_the_user_names_is_left_alone(cache):
+    before = cache()
+    command.keep_programs()
+    assert cache() == before
