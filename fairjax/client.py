@@ -509,10 +509,12 @@ def update_sliced(
         anchor=None if anchor is None else axes.take(anchor, model.axes, inside),
         inside=inside,
     )
-    whole = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, small)
-    delta, cover = (
-        axes.put(tree, model.axes, inside, params) for tree in (delta, whole)
-    )
+    delta = axes.put(delta, model.axes, inside, params)
+    if local.method.leave is None:
+        _, cover = masks(local, params, kept)
+    else:
+        cover = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, small)
+        cover = axes.put(cover, model.axes, inside, params)
     return delta, cover, memory, info
 
 

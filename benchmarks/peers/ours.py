@@ -2,8 +2,9 @@
 
     python -m benchmarks.peers.ours <case> [field=value ...]
 
-Beyond what the peers do, a round here draws its cohort, shuffles every client's records
-and keeps masks, weights and counts.
+Fields are the config's, or the case's own as work.clients=100. Beyond what the peers
+do, a round here draws its cohort, shuffles every client's records and keeps masks,
+weights and counts.
 """
 
 import ast
@@ -11,18 +12,20 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.peers import work
+from benchmarks.peers.work import Case
 from configs import default
 from fairjax import specs, train
 
 
-def config(name: str, path: pathlib.Path) -> specs.ConfigDict:
+def config(case: Case, path: pathlib.Path) -> specs.ConfigDict:
     """The work of a case as a config, its records in an npz."""
-    case = work.CASES[name]
     c = default.get_config()
     c.cohort = case.cohort
     c.data.name, c.data.path, c.data.normalise = "npz", str(path), "none"
@@ -35,9 +38,9 @@ def config(name: str, path: pathlib.Path) -> specs.ConfigDict:
     return c
 
 
-def save(name: str, path: pathlib.Path) -> None:
+def save(case: Case, path: pathlib.Path) -> None:
     """The records of a case; their first ones are the test split too."""
-    x, y = work.data(work.CASES[name])
+    x, y = work.data(case)
     clients, records = y.shape
     who = np.array([f"hospital_{k:04d}" for k in range(clients)])
     np.savez(
@@ -51,25 +54,41 @@ def save(name: str, path: pathlib.Path) -> None:
     )
 
 
-def main(name: str, *fields: str) -> None:
-    """Times a case."""
+def build(name: str, fields: Sequence[str]) -> tuple[Case, specs.Run]:
+    """A case, and its run with some fields changed."""
+    case, changed = work.CASES[name], {}
+    for field, text in (each.split("=", 1) for each in fields):
+        value = ast.literal_eval(text)
+        if field.startswith("work."):
+            case = case._replace(**{field.removeprefix("work."): value})
+        else:
+            changed[field] = value
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "records.npz"
-        save(name, path)
-        c = config(name, path)
-        for field, value in (each.split("=", 1) for each in fields):
-            c.update_from_flattened_dict({field: ast.literal_eval(value)})
-        run = specs.build(c)
+        save(case, path)
+        c = config(case, path)
+        c.update_from_flattened_dict(changed)
+        return case, specs.build(c)
+
+
+def main(name: str, *fields: str) -> None:
+    """Times a case."""
+    case, run = build(name, fields)
     began = time.perf_counter()
     state = train.initial(run)
     step, _ = train.compiled(run, state)
-    compile_s = time.perf_counter() - began
+    more: dict[str, Any] = {
+        "compile_s": time.perf_counter() - began,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "flops_train": [bill["flops_train"] for bill in train.bills(run, state)],
+        "choices": run.choices,
+    }
 
     def one_round(_: np.ndarray) -> None:
         nonlocal state
         state, _info = jax.block_until_ready(step(state))
 
-    work.timed(one_round, work.CASES[name], compile_s=compile_s, **run.choices)
+    work.timed(one_round, case, **more)
 
 
 if __name__ == "__main__":

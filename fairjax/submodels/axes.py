@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from fairjax import checks
+from fairjax import checks, trees
 from fairjax.types import Axes, Kept, LeafAxes, Masks, Params, Size, Units
 
 _Like = Array | jax.ShapeDtypeStruct
@@ -149,11 +149,10 @@ def take(params: Params, axes: Axes, inside: Part) -> Params:
 
     def one(leaf: LeafAxes, param: Array) -> Array:
         for dim, name in enumerate(leaf.dims):
-            if name is not None and name in inside.index:
-                entries = _entries(
-                    inside.index[name], param.shape[dim], axes.units[name]
-                )
-                param = jnp.take(param, entries, axis=dim)
+            if name is None or _whole(name, axes, inside):
+                continue
+            entries = _entries(inside.index[name], param.shape[dim], axes.units[name])
+            param = jnp.take(param, entries, axis=dim)
         return param
 
     def dropped(leaf: LeafAxes) -> bool:
@@ -183,12 +182,36 @@ def take(params: Params, axes: Axes, inside: Part) -> Params:
 
 
 def put(small: Params, axes: Axes, inside: Part, like: Params) -> Params:
-    """Scatters a sliced tree into zeros of the full shapes: the adjoint of `take`.
+    """Spreads a sliced tree over zeros of the full shapes: the adjoint of `take`.
 
     <take(p), s> = <p, put(s)> for all p and s; put(take(p)) = p * mask.
     """
-    zeros = jax.tree.map(jnp.zeros_like, like)
-    return jax.linear_transpose(lambda full: take(full, axes, inside), zeros)(small)[0]
+    held = trees.named(small)
+
+    def one(path: str, leaf: LeafAxes, param: Array) -> Array:
+        if path not in held:
+            return jnp.zeros_like(param)
+        part = held[path]
+        for dim, name in enumerate(leaf.dims):
+            if name is None or _whole(name, axes, inside):
+                continue
+            entries = _entries(inside.index[name], param.shape[dim], axes.units[name])
+            # Read from where a full entry comes from, or 0: XLA:CPU is slow at writing
+            # single entries.
+            number = jnp.arange(entries.shape[0], dtype=jnp.int32)
+            source = jnp.full(param.shape[dim], entries.shape[0], jnp.int32)
+            source = source.at[entries].set(number)
+            part = jnp.take(part, source, axis=dim, mode="fill", fill_value=0)
+        return part
+
+    paths = trees.named(axes.tree, is_leaf=_is_leaf)
+    return trees.map_named(lambda path, param: one(path, paths[path], param), like)
+
+
+def _whole(name: str, axes: Axes, inside: Part) -> bool:
+    """Whether all units of an axis are kept, in their order."""
+    index = inside.index.get(name)
+    return index is None or index.shape[0] == axes.units[name]
 
 
 def check(where: str, params: PyTree[_Like], axes: Axes) -> None:
