@@ -21,8 +21,7 @@ verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"
 
 bench: venv
-	$(BIN)/python scripts/bench.py --name=branches
-	$(BIN)/python scripts/bench.py --name=bootstrap
+	for name in peers tiers scale loop branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done
 
 lint: venv
 	$(BIN)/ruff check .

@@ -14,16 +14,25 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import bootstrap, branches
+from benchmarks import bootstrap, branches, loop, scale, tiers
 from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
 from scripts.results import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
-BENCHMARKS = {"bootstrap": bootstrap, "branches": branches, "peers": peers}
-ROWS = frozenset({"peers"})
+BENCHMARKS = {
+    "bootstrap": bootstrap,
+    "branches": branches,
+    "loop": loop,
+    "peers": peers,
+    "scale": scale,
+    "tiers": tiers,
+}
+ROWS = frozenset({"loop", "peers", "scale", "tiers"})
 """Those whose figures are rows, each with where it is from."""
+DRAWN = frozenset({"scale"})
+"""Those with a figure, <name>.png."""
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -75,6 +84,8 @@ def main(options: flags.FlagValues) -> None:
         file(name).write_text("\n".join(rows) + "\n")
     else:
         write_json(file(name), about | figures)
+    if name in DRAWN:
+        BENCHMARKS[name].draw(read(name), FOLDER / f"{name}.png")
     page = FOLDER / "README.md"
     page.write_text(filled(page.read_text(), name, read(name)))
 

@@ -60,8 +60,17 @@ def python(environment: str | None) -> str:
     return str(program)
 
 
-def once(environment: str | None, module: str, arguments: Sequence[str]) -> Row:
-    """One process of one contender, on one core; its last line is its row."""
+def once(
+    environment: str | None, module: str, arguments: Sequence[str], flags: str = ""
+) -> Row:
+    """One process of one contender, on one core; its last line is its row.
+
+    Args:
+        environment: whose interpreter; None: this one.
+        module: of this package.
+        arguments: of the module.
+        flags: XLA_FLAGS; with any, the process has all cores.
+    """
 
     def keep_to_one_core() -> None:
         with contextlib.suppress(AttributeError):  # macOS has no such call
@@ -72,8 +81,8 @@ def once(environment: str | None, module: str, arguments: Sequence[str]) -> Row:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | threads,
-        preexec_fn=keep_to_one_core,
+        env=os.environ | threads | {"XLA_FLAGS": flags},
+        preexec_fn=None if flags else keep_to_one_core,
         capture_output=True,
         text=True,
         check=False,

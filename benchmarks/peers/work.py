@@ -50,9 +50,8 @@ def data(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Records [clients, records, *shape] around a drawn centre of their class."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, case.classes, (case.clients, case.records)).astype(np.int32)
-    centre = rng.normal(size=(case.classes, *case.shape))
-    x = 0.5 * centre[y] + rng.normal(size=(*y.shape, *case.shape))
-    return x.astype(np.float32), y
+    centre = rng.standard_normal((case.classes, *case.shape), np.float32) / 2
+    return centre[y] + rng.standard_normal((*y.shape, *case.shape), np.float32), y
 
 
 def cohorts(case: Case) -> np.ndarray:
