@@ -38,6 +38,9 @@ def get_config() -> ConfigDict:
     c.data.group = ()
     # "pooled": by all training records; "client": by the hospital's own; "none"
     c.data.normalise = "pooled"
+    # of images in training: "crop" (moved by up to an eighth of their side), "flip" (left
+    # and right); in this order, drawn for every record and step
+    c.data.augment = ()
     c.data.partition = ConfigDict()
     c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet
     c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet

@@ -6,6 +6,7 @@ coordinates it speaks for.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -108,6 +109,8 @@ class Local(NamedTuple):
     with released codes: an answer then depends on what else is asked)."""
     dp: records.Records | None = None
     """Record-level differential privacy of the local steps; None: plain gradients."""
+    augment: Callable[[Array, Array], Array] | None = None
+    """(key, inputs of a batch) -> those that a step trains on; None: as they are."""
 
 
 class ClientInfo(NamedTuple):
@@ -372,6 +375,8 @@ def update(
             rows = batch(examples, order, step, plan.batch_size)
         else:
             rows = records.batch(keys.at(step_key, _DRAW), examples, plan.longest, dp)
+        if local.augment is not None:
+            rows = rows._replace(x=local.augment(keys.at(step_key, _AUGMENT), rows.x))
         narrowed, here = kept, base
         if method.inner is not None:
             narrowed = method.inner(keys.at(step_key, _NARROW), step, kept)
@@ -454,7 +459,7 @@ def update(
 
 
 _ENTER, _ORDER, _STEP = range(3)
-_NARROW, _MODEL, _OBJECTIVE, _DRAW, _NOISE = range(5)
+_NARROW, _MODEL, _OBJECTIVE, _DRAW, _NOISE, _AUGMENT = range(6)
 
 
 def update_sliced(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
 from fairjax import checks, client, guarantees, keys, layout, names, round, selection
-from fairjax.data import datasets, federation
+from fairjax.data import augment, datasets, federation
 from fairjax.fairness import compose, personal
 from fairjax.keys import Role
 from fairjax.models import adapt, layers
@@ -109,6 +109,8 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         if not isinstance(entry, str):
             checks.fail("data.group", "names of csv columns", entry)
     checks.one_of("data.normalise", c.data.normalise, names.NORMALISATIONS)
+    for name in c.data.augment:
+        checks.one_of("data.augment", name, augment.AUGMENTS)
     part = c.data.partition
     checks.one_of("data.partition.name", part.name, names.PARTITIONS)
     checks.positive("data.partition.num_clients", part.num_clients)
@@ -388,6 +390,8 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     if c.model.name not in names.FOR_TABLES and splits.train.x.ndim != 4:
         what = f"one of {', '.join(names.FOR_TABLES)} for a table"
         checks.fail("model.name", what, c.model.name)
+    if c.data.augment and splits.train.x.ndim != 4:
+        checks.fail("data.augment", "() for a table", c.data.augment)
     if family.blocks and c.model.name not in names.RESIDUAL:
         known = ", ".join(names.RESIDUAL)
         what = f"one of {known} for submodel.name {c.submodel.name}"
@@ -492,6 +496,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
                 plan,
                 c.model[c.model.name].get("moments", "static"),
                 guarantee.records,
+                augment.chain(c.data.augment),
             ),
             rule=rule,
             protection=guarantee.protection,
