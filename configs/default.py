@@ -325,6 +325,8 @@ def get_config() -> ConfigDict:
     c.execution.batching = "auto"  # how a cohort runs: auto, vmap, scan or chunk
     c.execution.chunk = 8  # clients side by side, for chunk
     c.execution.conv = "auto"  # lowering of convolutions: auto, xla, shift or forward
+    # local steps that one turn of a client's loop computes: more is more to compile
+    c.execution.unroll = 1
     # what layers compute in: float32 or bfloat16 (for GPU and TPU; a CPU emulates it);
     # parameters, losses and sums over clients are float32 always
     c.execution.dtype = "float32"

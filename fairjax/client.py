@@ -111,6 +111,8 @@ class Local(NamedTuple):
     """Record-level differential privacy of the local steps; None: plain gradients."""
     augment: Callable[[Array, Array], Array] | None = None
     """(key, inputs of a batch) -> those that a step trains on; None: as they are."""
+    unroll: int = 1
+    """Steps that one turn of the loop over steps computes."""
 
 
 class ClientInfo(NamedTuple):
@@ -441,7 +443,10 @@ def update(
 
     steps = jnp.arange(plan.steps, dtype=jnp.int32)
     (end, _, memory), (step_losses, extras) = jax.lax.scan(
-        one_step, (start, optimizer.init(start), memory), steps
+        one_step,
+        (start, optimizer.init(start), memory),
+        steps,
+        unroll=min(local.unroll, plan.steps),
     )
     delta, cover = _leave(local, start, end, update_mask)
     if method.memory is not None:

@@ -190,6 +190,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("execution.batching", c.execution.batching, layout.BATCHINGS)
     checks.positive("execution.chunk", c.execution.chunk)
     checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
+    checks.positive("execution.unroll", c.execution.unroll)
     checks.one_of("execution.dtype", c.execution.dtype, adapt.DTYPES)
     checks.positive("checkpoint.every", c.checkpoint.every)
     checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
@@ -497,6 +498,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
                 c.model[c.model.name].get("moments", "static"),
                 guarantee.records,
                 augment.chain(c.data.augment),
+                c.execution.unroll,
             ),
             rule=rule,
             protection=guarantee.protection,
