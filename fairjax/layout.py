@@ -4,21 +4,28 @@
 CPU for small dense models. `scan` runs them one after the other in the memory of one.
 `chunk` scans over vmapped groups. Any of them may run `sliced`: the cohort's slots come
 in runs of one tier, and every run trains dense networks of that tier's size, all in one
-program. Each is a `types.Layout`, that is, two functions; the round knows no more.
+program. Any of them may be `sharded`: the slots are dealt to the devices of a mesh, of
+one process or of many. Each is a `types.Layout`, that is, two functions; the round
+knows no more.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import Array, Bool
 
 from fairjax import checks, trees
 from fairjax.types import Layout, One
 
 FORMS = ("auto", "masked", "sliced")
 BATCHINGS = ("auto", "vmap", "scan", "chunk")
+
+CLIENTS = "clients"
+"""The mesh axis over which the slots of a cohort are dealt."""
 
 SCAN_ABOVE = 1 << 15
 """Parameters above which "auto" scans on CPU: batched products of larger per-client
@@ -129,6 +136,116 @@ def sliced(inner: Layout, slots: Sequence[int]) -> Layout:
         return jax.tree.map(lambda *leaves: sum(leaves), *sums), _joined(reports)
 
     return Layout(stack, total, inner.reason)
+
+
+def sharded(inner: Layout) -> Layout:
+    """Deals the slots to D devices, each of which lays its own as `inner`.
+
+    It works inside of `on_devices` alone, which says which devices.
+
+    K slots are cut into D runs of ceil(K / D). Slots that the last ones lack repeat the
+    cohort's last slot, and what comes of them is dropped: their addends are 0, their
+    reports cut off.
+
+    Devices send each other their sums and reports, and every device adds the D sums up
+    in the order of the mesh. So all of them hold the same bits, whatever network and
+    algorithm carried these; a `psum` adds in an order of its own, which may be another
+    one between processes than inside of one. The price is room for D sums.
+
+    Guarantees: the same bits in every run on D devices, in one process or in many;
+        across D those of float order.
+    """
+
+    def dealt(slots: Any) -> tuple[int, Any, Bool[Array, "slots"]]:
+        """(K, this device's slots, which of them are real)."""
+        clients = jax.tree.leaves(slots)[0].shape[0]
+        each = -(-clients // jax.lax.axis_size(CLIENTS))
+        slot = jax.lax.axis_index(CLIENTS) * each + jnp.arange(each, dtype=jnp.int32)
+        mine = trees.pick(slots, jnp.minimum(slot, clients - 1))
+        return clients, mine, slot < clients
+
+    def gathered(rows: Any, clients: int) -> Any:
+        rows = jax.tree.map(
+            lambda leaf: jax.lax.all_gather(leaf, CLIENTS, tiled=True), rows
+        )
+        return trees.pick(rows, slice(clients))
+
+    def stack(one: One, slots: Any) -> Any:
+        clients, mine, _ = dealt(slots)
+        return gathered(inner.stack(one, mine), clients)
+
+    def total(one: One, slots: Any) -> tuple[Any, Any]:
+        def counted(slot: Any, tier: int | None) -> tuple[Any, Any]:
+            slot, real = slot
+            addend, report = one(slot, tier)
+            zero = jax.tree.map(jnp.zeros_like, addend)
+            return trees.select(real, addend, zero), report
+
+        def add(sums: Any, other: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, other), None
+
+        clients, mine, real = dealt(slots)
+        sums, reports = inner.total(counted, (mine, real))
+        sums = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, CLIENTS), sums)
+        first, others = trees.pick(sums, 0), trees.pick(sums, slice(1, None))
+        return jax.lax.scan(add, first, others)[0], gathered(reports, clients)
+
+    return Layout(stack, total, inner.reason)
+
+
+Program = TypeVar("Program", bound=Callable[..., Any])
+
+
+def on_devices(program: Program, mesh: Mesh | None) -> Program:
+    """A function of arrays that every device of a mesh runs on all of its arguments.
+
+    Its arguments and results are whole on every device: the model, the records, every
+    hospital's state. Only what a `sharded` layout deals inside differs between them, so
+    rounds that do not shard are computed D times over, alike.
+
+    Args:
+        program: any function of `round.step`, of positional arguments.
+        mesh: of one axis, "clients", see `mesh_of`; None: the function as it is.
+    """
+    if mesh is None:
+        return program
+    # Once for the whole round, and not around the clients alone: a client's function
+    # reads the round's arrays, and what a `shard_map` closes over must not be typed by
+    # the mesh. That results are alike on all devices is by construction, not by type.
+    return jax.shard_map(
+        program,
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+
+
+def mesh_of(devices: int) -> Mesh | None:
+    """The mesh of so many devices, of all processes; None: one device, without a mesh.
+
+    Args:
+        devices: 0: all there are.
+
+    Raises:
+        InputError: more than there are, or, of several processes, not all.
+    """
+    there = jax.device_count()
+    checks.in_range("execution.devices", devices, 0)
+    if devices > there:
+        checks.fail("execution.devices", f"at most the {there} that there are", devices)
+    if jax.process_count() > 1 and devices not in (0, there):
+        what = f"0: all {there} devices of {jax.process_count()} processes"
+        checks.fail("execution.devices", what, devices)
+    count = devices or there
+    if count == 1:
+        return None
+    return jax.make_mesh(
+        (count,),
+        (CLIENTS,),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:count],
+    )
 
 
 def _joined(parts: Sequence[Any]) -> Any:
