@@ -4,16 +4,21 @@ Orbax names the newest step even when its files are broken, and while such a ste
 it drops every save at or below it without a word. So restoring walks back to the newest
 step that reads whole and moves the others aside, and a save that was dropped is an
 error.
+
+Of several processes the first alone opens the folder. What it saves are arrays on its
+host, which orbax takes for its own: of those on a device it would ask the others for
+their shares.
 """
 
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from fairjax import checks
+from fairjax import checks, trees
 
 
 class Checkpoints:
@@ -33,8 +38,16 @@ class Checkpoints:
         """Steps that could not be read, each with the reason."""
 
     def _open(self) -> ocp.CheckpointManager:
+        self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, enable_async_checkpointing=True
+            max_to_keep=self._keep,
+            enable_async_checkpointing=True,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0,
+                active_processes={0},
+                barrier_sync_key_prefix=self._directory.name,
+            ),
         )
         return ocp.CheckpointManager(
             self._directory,
@@ -52,7 +65,7 @@ class Checkpoints:
             RuntimeError: orbax dropped the step.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_on_host(state)),
             meta=ocp.args.JsonSave(meta | {"tree": checks.describe(state)}),
         )
         if not self._manager.save(round, args=items, force=True):
@@ -82,9 +95,9 @@ class Checkpoints:
             # Orbax would cast another dtype without a word.
             where = f"{self._directory / str(step)}: state"
             checks.same_structure(where, meta.pop("tree"), checks.describe(like))
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            target = ocp.args.StandardRestore(_on_host(like))
             try:
-                return self._read(step, state=ocp.args.StandardRestore(target)), meta
+                return trees.typed(self._read(step, state=target), like), meta
             except Exception as error:
                 self._set_aside(step, error)
         return None
@@ -126,3 +139,7 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _on_host(state: Any) -> Any:
+    return jax.tree.map(np.asarray, trees.raw(state))

@@ -54,6 +54,30 @@ def sum_first(tree: PyTree[Num[Array, "K ..."]]) -> PyTree[Num[Array, "..."]]:
     return jax.lax.platform_dependent(tree, cpu=by(product), default=by(plain))
 
 
+def raw(tree: PyTree) -> PyTree:
+    """The tree with every random key as the numbers that it is made of."""
+
+    def one(leaf: Any) -> Any:
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def typed(tree: PyTree, like: PyTree) -> PyTree:
+    """The inverse of `raw`, by a tree that has keys in the same places."""
+
+    def one(leaf: Any, as_was: Any) -> Any:
+        if not _is_key(as_was):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(as_was))
+
+    return jax.tree.map(one, tree, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
 def pick(tree: PyTree[Shaped[Array, "N ..."]], index: Any) -> PyTree:
     """Row `index` (or rows) of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
