@@ -330,6 +330,8 @@ def get_config() -> ConfigDict:
     # what layers compute in: float32 or bfloat16 (for GPU and TPU; a CPU emulates it);
     # parameters, losses and sums over clients are float32 always
     c.execution.dtype = "float32"
+    # devices that a cohort is dealt to; 0: all there are, of all processes
+    c.execution.devices = 1
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1  # rounds between checkpoints

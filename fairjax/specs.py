@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
@@ -48,6 +49,9 @@ class Run:
     """K."""
     spec: round.Spec
     layout: Layout
+    """For a program on the devices of `mesh`."""
+    mesh: Mesh | None
+    """See `layout.on_devices`."""
     form: str
     """"masked" or "sliced"."""
     slots: tuple[int, ...] | None
@@ -192,6 +196,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
     checks.positive("execution.unroll", c.execution.unroll)
     checks.one_of("execution.dtype", c.execution.dtype, adapt.DTYPES)
+    checks.in_range("execution.devices", c.execution.devices, 0)
     checks.positive("checkpoint.every", c.checkpoint.every)
     checks.in_range("checkpoint.keep", c.checkpoint.keep, 2)
     _check_overridden(c, overridden)
@@ -374,6 +379,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         c = config.copy_and_resolve_references()
         backend = jax.default_backend()
         c.execution.conv = layers.lowering(c.execution.conv, backend, vmapped=True)
+    mesh = layout.mesh_of(c.execution.devices)
     splits = _splits(c)
     clients = len(splits.clients)
     if c.cohort > clients:
@@ -459,6 +465,8 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         convolutional=c.model.name in names.CONVOLUTIONAL,
         clients=cohort if draw is None else draw.slots,
     )
+    if mesh is not None:
+        laid = layout.sharded(laid)
     form, why = layout.form(
         c.execution.form,
         obstacle=_not_sliced(model, method, guarantee),
@@ -473,7 +481,12 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     if form == "sliced":
         assert slots is not None
         laid = layout.sliced(laid, slots)
-    choices = {"execution.form": why, "execution.batching": laid.reason}
+    asked = "asked for" if c.execution.devices else "all that there are"
+    choices = {
+        "execution.form": why,
+        "execution.batching": laid.reason,
+        "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
+    }
     if c.model.name in names.CONVOLUTIONAL:
         conv, backend = names.lowering(c), jax.default_backend()
         why = f"on {backend}" if c.execution.conv == "auto" else "asked for"
@@ -511,6 +524,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
             validated=int(np.max(splits.val.count)),
         ),
         layout=laid,
+        mesh=mesh,
         form=form,
         slots=slots,
         guarantee=guarantee,

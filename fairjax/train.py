@@ -25,7 +25,9 @@ from fairjax import (
     baselines,
     checks,
     final,
+    hosts,
     keys,
+    layout,
     measure,
     principles,
     report,
@@ -47,7 +49,10 @@ Log = Callable[[int, dict[str, Any]], None]
 
 
 class Result(NamedTuple):
-    """What a finished run hands back."""
+    """What a finished run hands back; of several processes, to the first.
+
+    The others get the state, and of the rest nothing.
+    """
 
     state: RunState
     metrics: dict[str, Any]
@@ -68,6 +73,9 @@ def train(
 ) -> Result:
     """Runs a config to its last round, or goes on where the workdir stands.
 
+    Of several processes (`hosts.join`) all call it alike; the first one's `workdir` is
+    that of the run.
+
     Args:
         config: see configs/default.py.
         workdir: created when missing; the files are those of README, "What a run
@@ -81,27 +89,34 @@ def train(
         InputError: the config, the data or the workdir cannot be used; nothing has been
             written then.
     """
-    specs.check(config, overridden)
     workdir = pathlib.Path(workdir)
-    files.check(workdir, specs.plain(config))
-    run = specs.build(config)
-    state = start = beginning(run) if params is None else initial(run, params)
+    with hosts.together():
+        specs.check(config, overridden)
+        if hosts.first():
+            files.check(workdir, specs.plain(config))
+        run = specs.build(config)
+        state = start = beginning(run) if params is None else initial(run, params)
+    hosts.alike("config and data", json.dumps([run.config, run.splits.hash]))
+    if not hosts.first():
+        return Result(_lend(run, state), {}, {}, workdir)
 
-    files.create(workdir)
     keep = run.config["checkpoint"]["keep"]
-    with (
-        Checkpoints(workdir / "checkpoints", keep=keep) as checkpoints,
-        _selected(run, workdir) as selected,
-    ):
-        files.write_json(workdir / "config.json", run.config)
-        files.write_json(workdir / "provenance.json", files.provenance())
-        # Of the first state: a continued run pays what an uninterrupted one does.
-        tiers, whole = bills(run, state), whole_bill(run, state)
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state = jax.tree.map(jnp.asarray, restored[0])
-        for name in ("metrics.jsonl", "clients.jsonl"):
-            files.truncate(workdir / name, int(state.round))
+    with contextlib.ExitStack() as opened:
+        with hosts.together():
+            files.create(workdir)
+            checkpoints = opened.enter_context(
+                Checkpoints(workdir / "checkpoints", keep=keep)
+            )
+            selected = opened.enter_context(_selected(run, workdir))
+            files.write_json(workdir / "config.json", run.config)
+            files.write_json(workdir / "provenance.json", files.provenance())
+            # Of the first state: a continued run pays what an uninterrupted one does.
+            tiers, whole = bills(run, state), whole_bill(run, state)
+            restored = checkpoints.restore(state)
+            if restored is not None:
+                state = jax.tree.map(jnp.asarray, restored[0])
+            for name in ("metrics.jsonl", "clients.jsonl"):
+                files.truncate(workdir / name, int(state.round))
         state, measured_at, spent = _loop(
             run, state, tiers, workdir, checkpoints, selected, log, profile
         )
@@ -119,6 +134,7 @@ def train(
     console.print(report.table(workdir))
     console.print(report.headline(workdir), soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)
+    hosts.meet("finished")
     return Result(state, summary["metrics"], summary, workdir)
 
 
@@ -157,7 +173,7 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
 def load(
     workdir: str | os.PathLike[str], *, vmapped: bool = False
 ) -> tuple[specs.Run, RunState]:
-    """A run and its newest checkpoint.
+    """A run and its newest checkpoint, on one device.
 
     Args:
         workdir: of the run.
@@ -171,6 +187,8 @@ def load(
         config = json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise checks.InputError(f"{workdir}: expected a run; got {error}") from error
+    # What it was trained on may be elsewhere.
+    config["execution"]["devices"] = 1
     run = specs.build(specs.from_plain(config), vmapped=vmapped)
     if not (workdir / "checkpoints").is_dir():
         checks.fail(str(workdir), "a checkpoint", "none")
@@ -228,14 +246,14 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     """The round of a run, compiled once for states that are shaped like this one.
 
     Records are arguments of the program and not constants in it, of which a compiler
-    makes copies.
+    makes copies. They are whole on every device, as the state is.
 
     Returns:
         (step, the program behind it).
     """
-    train, validation = jax.tree.map(jnp.asarray, run.splits.train), None
+    train, validation = hosts.spread(run.splits.train, run.mesh), None
     if "validation" in run.spec.rule.needs:
-        validation = jax.tree.map(jnp.asarray, run.splits.val)
+        validation = hosts.spread(run.splits.val, run.mesh)
 
     def one_round(state: RunState, train: Federation, validation: Federation | None):
         cohort = run.draw(state.key, state.round)
@@ -249,8 +267,25 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
         )
         return state, (cohort, info)
 
-    program = jax.jit(one_round).lower(state, train, validation).compile()
+    program = jax.jit(layout.on_devices(one_round, run.mesh))
+    program = program.lower(state, train, validation).compile()
+    # Who compiles faster waits here: see `hosts.join`.
+    hosts.meet("compiled")
     return lambda state: program(state, train, validation), program
+
+
+def _lend(run: specs.Run, state: RunState) -> RunState:
+    """What every process but the first does: its devices' part of every round."""
+    with hosts.together():
+        pass  # the first opens its folder
+    state = hosts.spread(hosts.sent(state), run.mesh)
+    left = range(int(state.round), run.guarantee.allowed(run.config["rounds"]))
+    if left:
+        step, _ = compiled(run, state)
+        for _ in left:
+            state, _ = jax.block_until_ready(step(state))
+    hosts.meet("finished")
+    return hosts.here(state)
 
 
 def _loop(
@@ -271,12 +306,13 @@ def _loop(
         print(limit)
     started = time.perf_counter()
     measured_at = measure.compiled(run, state)
+    spread = hosts.spread(hosts.sent(state), run.mesh)
     if first >= last:
         return state, measured_at, {}
     rows = files.rows(workdir / "metrics.jsonl")
     if selected is not None:
         selected.keep_only(selection.best(rows, config["select"]))
-    step, program = compiled(run, state)
+    step, program = compiled(run, spread)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -301,7 +337,8 @@ def _loop(
             if number == first + 5:
                 profiling.close()
             started = time.perf_counter()
-            state, (cohort, info) = jax.block_until_ready(step(state))
+            spread, reported = jax.block_until_ready(step(spread))
+            state, (cohort, info) = hosts.here((spread, reported))
             round_s = time.perf_counter() - started
             busy += round_s
             row = {"round": number} | _round_row(run, cohort, info)
@@ -456,20 +493,23 @@ def _simulation(
 
     Masked, every slot computes what the richest tier does, at full width; sliced, at
     its tier's size, whatever a method narrows a step to. Padded steps and slots compute
-    too.
+    too, also those that fill devices up. Bytes are those of one device.
     """
     local = run.spec.local
     method = local.method._replace(narrow=None)
-    if run.form == "masked":
-        full = local._replace(method=method._replace(size=None))
-        last = len(tiers) - 1
-        tiers = [*_ledgers(run, full, state, range(last, last + 1))] * len(tiers)
-    elif local.method.narrow is not None:
-        widest = local._replace(method=method)
-        tiers = [*_ledgers(run, widest, state, range(len(tiers)))]
     slots = run.slots or federation.slots(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )
+    if run.form == "masked":
+        full = local._replace(method=method._replace(size=None))
+        last = len(tiers) - 1
+        tiers = [*_ledgers(run, full, state, range(last, last + 1))]
+        slots = (sum(slots),)
+    elif local.method.narrow is not None:
+        widest = local._replace(method=method)
+        tiers = [*_ledgers(run, widest, state, range(len(tiers)))]
+    devices = 1 if run.mesh is None else run.mesh.size
+    slots = [-(-count // devices) * devices for count in slots]
     steps, size = local.plan.steps, local.plan.batch_size
     flops = [
         count * steps * (size * bill["flops_train"] + bill["flops_step"])

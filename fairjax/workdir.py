@@ -35,7 +35,7 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     differing = [
         field
         for field in specs.differences(config, theirs)
-        if not field.startswith("checkpoint.")
+        if not field.startswith("checkpoint.") and field != "execution.devices"
     ]
     if differing == ["rounds"]:
         if config["rounds"] > theirs["rounds"] and specs.extendable(theirs):

@@ -4,7 +4,9 @@
     python scripts/train.py --config=configs/digits.py:smoke --workdir=runs/digits \
         --config.rounds=20 --config.tiers.budget='(0.5, 1.0)'
 
-The same command again goes on where the run stands.
+The same command again goes on where the run stands. With `--distributed` every process
+of a SLURM job or TPU pod runs it; elsewhere `--coordinator`, `--processes` and
+`--process` say who they are.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fairjax import command
+from fairjax import checks, command, hosts
 from fairjax.train import train
 
 
@@ -21,11 +23,20 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("profile", False, "Profile rounds 2 to 4.", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "One of many.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of 0.", flag_values=values)
+    flags.DEFINE_integer("processes", None, "How many.", flag_values=values)
+    flags.DEFINE_integer("process", None, "Which one, from 0.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], values)
 
 
 def main(options: flags.FlagValues) -> None:
     """Trains."""
+    given = [options[name].value for name in ("coordinator", "processes", "process")]
+    if options.distributed:
+        hosts.join(*given)
+    elif any(value is not None for value in given):
+        checks.fail("--distributed", "True for one of many processes", False)
     train(
         options.config,
         options.workdir,

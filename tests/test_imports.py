@@ -18,7 +18,7 @@ FLOORS = [
     {"privacy"},
     {"client"},
     {"fairness"},
-    {"round", "layout", "principles", "selection"},
+    {"round", "layout", "principles", "selection", "hosts"},
     {"hospitals"},
     {"data", "checkpoint", "names", "guarantees"},
     {"specs"},

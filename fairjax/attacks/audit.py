@@ -76,7 +76,6 @@ def audit(run: specs.Run, settings: Audit) -> dict[str, Any]:
         # Cohorts do not enter: a record's hospital alone, in every round.
         return Cohort(*(leaf[None] for leaf in member[:3]))
 
-    @jax.jit
     def scores(drawn, data):
         return canaries.scores(
             drawn,
@@ -90,6 +89,7 @@ def audit(run: specs.Run, settings: Audit) -> dict[str, Any]:
             chunk=settings.chunk,
         )
 
+    scores = jax.jit(layout.on_devices(scores, run.mesh))
     key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
     drawn = jax.random.split(key, (2, settings.runs))
     made = [

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fairjax import keys, losses, measure, metrics, round, specs
+from fairjax import keys, layout, losses, measure, metrics, round, specs
 from fairjax import workdir as files
 from fairjax.attacks import observed, shadows
 from fairjax.keys import Role
@@ -156,7 +156,10 @@ def _scores(
         "validation": validation,
     }
 
-    @jax.jit
+    def compiled(program):
+        return jax.jit(layout.on_devices(program, run.mesh))
+
+    @compiled
     def shadowed(drawn: Array):
         logits, inside = shadows.train(
             drawn,
@@ -177,7 +180,7 @@ def _scores(
 
     sees = run.guarantee.mechanism == "local_dp"
 
-    @jax.jit
+    @compiled
     def followed(start: RunState):
         return observed.alignments(
             start,
