@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What does not ask for more runs on the first of them.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # Most of a test is XLA compiling a program that then runs once. `make verify` compiles
 # as users do.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":

@@ -61,6 +61,8 @@ LINES = {
     "--config.local.prox=a": ["--config.local.prox: expected float; got 'a'"],
     "--config.local.steps=a": ["--config.local.steps: expected int; got 'a'"],
     "--config.robust.finite_guard=perhaps": ["finite_guard: expected bool"],
+    "--processes=2": ["--distributed: expected True for one of many processes"],
+    "--distributed": ["--distributed: expected SLURM, a TPU pod or --coordinator"],
     "--profile=perhaps": ["--profile: expected bool; got 'perhaps'"],
     "--confg=x": ["--confg: expected a flag", 'mean "config"'],
     "stray": ["command line: expected flags only; got 'stray'"],
@@ -145,6 +147,8 @@ FIELDS = {
     "fairness.q_ffl.q=2.0": "fairness.q_ffl.q: expected fairness.rule='q_ffl'",
     "model.cnn.group_size=2": "model.cnn.group_size: expected model.name='cnn'",
     "execution.batching=vmp": 'Did you mean "vmap"?',
+    "execution.devices=-1": "execution.devices: expected a finite number >= 0",
+    "execution.devices=999": "execution.devices: expected at most the 4 that there are",
     "checkpoint.keep=1": "checkpoint.keep: expected a finite number >= 2; got 1",
 }
 
