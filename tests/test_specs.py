@@ -242,7 +242,11 @@ def test_schedules_over_rounds(name, expected):
 
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
-    assert set(run.choices) == {f"execution.{n}" for n in ("form", "batching", "conv")}
+    named = ("form", "batching", "conv", "devices")
+    assert set(run.choices) == {f"execution.{n}" for n in named}
+    assert run.choices["execution.devices"] == "1: asked for"
+    everything = specs.build(changed(execution__devices=0))
+    assert everything.choices["execution.devices"] == "4: all that there are"
     assert run.choices["execution.batching"] == "scan: on CPU, convolutions"
     assert run.choices["execution.conv"] == "forward: on cpu"
     wide = specs.build(changed(model__mlp__hidden=(2048,)))
