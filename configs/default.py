@@ -327,6 +327,12 @@ def get_config() -> ConfigDict:
     c.execution.conv = "auto"  # lowering of convolutions: auto, xla, shift or forward
     # local steps that one turn of a client's loop computes: more is more to compile
     c.execution.unroll = 1
+    # where training records lie: "device"; "host", from where every round is given those
+    # of its cohort, sent while the round before computes; "auto": host if they take more
+    # than `memory`
+    c.execution.records = "auto"
+    # MiB of a device that training records may take; 0: half of what the device reports
+    c.execution.memory = 0.0
     # what layers compute in: float32 or bfloat16 (for GPU and TPU; a CPU emulates it);
     # parameters, losses and sums over clients are float32 always
     c.execution.dtype = "float32"

@@ -7,7 +7,7 @@ it.
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -25,7 +25,9 @@ from fairjax.keys import Role
 from fairjax.models import adapt, layers
 from fairjax.submodels import axes, branches, dynamicfl, fedavg, partial
 from fairjax.submodels.ladder import KINDS
-from fairjax.types import Cohort, Layout, Method, Model
+from fairjax.types import Cohort, Layout, Method, Model, Rule
+
+RECORDS = ("auto", "device", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Run:
     """"masked" or "sliced"."""
     slots: tuple[int, ...] | None
     """Slots of every tier in a cohort; None where tiers come mixed."""
+    records: str
+    """Where training records lie: "device" or "host"."""
     guarantee: guarantees.Guarantee
     """Of the run's privacy."""
     choices: dict[str, str]
@@ -195,6 +199,8 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("execution.chunk", c.execution.chunk)
     checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
     checks.positive("execution.unroll", c.execution.unroll)
+    checks.one_of("execution.records", c.execution.records, RECORDS)
+    checks.in_range("execution.memory", c.execution.memory, 0)
     checks.one_of("execution.dtype", c.execution.dtype, adapt.DTYPES)
     checks.in_range("execution.devices", c.execution.devices, 0)
     checks.positive("checkpoint.every", c.checkpoint.every)
@@ -481,11 +487,13 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     if form == "sliced":
         assert slots is not None
         laid = layout.sliced(laid, slots)
+    records, whence = _records(c, splits, model, rule, sample)
     asked = "asked for" if c.execution.devices else "all that there are"
     choices = {
         "execution.form": why,
         "execution.batching": laid.reason,
         "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
+        "execution.records": whence,
     }
     if c.model.name in names.CONVOLUTIONAL:
         conv, backend = names.lowering(c), jax.default_backend()
@@ -527,9 +535,51 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         mesh=mesh,
         form=form,
         slots=slots,
+        records=records,
         guarantee=guarantee,
         choices=choices,
     )
+
+
+def _records(
+    c: Any,
+    splits: federation.Splits,
+    model: Model,
+    rule: Rule,
+    sample: jax.ShapeDtypeStruct,
+) -> tuple[str, str]:
+    """Where training records lie, as (place, reason)."""
+    train = splits.train
+    size = sum(leaf.nbytes for leaf in (train.x, train.y, train.group)) / 2**20
+    limit, whose = c.execution.memory, "execution.memory"
+    if not limit:
+        told = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        limit, whose = (told or math.inf) / 2 / 2**20, "half of the device"
+    asked = c.execution.records
+    over = size > limit
+    if asked == "device" or (asked == "auto" and not over):
+        why = "asked for" if asked == "device" else f"{size:.3g} MiB"
+        return "device", f"device: {why}"
+    obstacle = None
+    if jax.eval_shape(_moments_of(model), jax.random.key(0), sample) is not None:
+        obstacle = "batch norms take moments of all records"
+    elif rule.keeps is not None or rule.personal is not None:
+        obstacle = f"rule {c.fairness.rule} keeps models at hospitals"
+    elif c.baselines:
+        obstacle = "baselines train every hospital alone"
+    if obstacle is not None and asked == "host":
+        checks.fail("execution.records", f"device: {obstacle}", "host")
+    if obstacle is not None:
+        return "device", f"device: {obstacle}"
+    why = f"{size:.3g} MiB are above {limit:.3g}, {whose}"
+    return "host", f"host: {'asked for' if asked == 'host' else why}"
+
+
+def _moments_of(model: Model) -> Callable[[Array, Array], Any]:
+    def stats(key: Array, x: Array) -> Any:
+        return model.apply(model.init(key, x), x, train=True).stats
+
+    return stats
 
 
 def _slots(

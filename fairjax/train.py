@@ -38,7 +38,7 @@ from fairjax import (
 from fairjax import workdir as files
 from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
-from fairjax.data import federation
+from fairjax.data import federation, feed
 from fairjax.keys import Role
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
@@ -246,12 +246,13 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     """The round of a run, compiled once for states that are shaped like this one.
 
     Records are arguments of the program and not constants in it, of which a compiler
-    makes copies. They are whole on every device, as the state is.
+    makes copies. They are whole on every device, as the state is, or those of the
+    round's cohort (`data.feed`).
 
     Returns:
         (step, the program behind it).
     """
-    train, validation = hosts.spread(run.splits.train, run.mesh), None
+    records, validation = _fed(run, state), None
     if "validation" in run.spec.rule.needs:
         validation = hosts.spread(run.splits.val, run.mesh)
 
@@ -268,10 +269,36 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
         return state, (cohort, info)
 
     program = jax.jit(layout.on_devices(one_round, run.mesh))
-    program = program.lower(state, train, validation).compile()
+    given = records(int(hosts.here(state.round)))
+    program = program.lower(state, given, validation).compile()
     # Who compiles faster waits here: see `hosts.join`.
     hosts.meet("compiled")
-    return lambda state: program(state, train, validation), program
+
+    def step(state: RunState):
+        # Whole records are asked for no round: its number is still being computed.
+        whole = run.records == "device"
+        now = given if whole else records(int(hosts.here(state.round)))
+        return program(state, now, validation)
+
+    return step, program
+
+
+def _fed(run: specs.Run, state: RunState) -> Callable[[int], Federation]:
+    """Rounds finished -> the records of the coming round, on its devices."""
+    if run.records == "device":
+        everything = hosts.spread(run.splits.train, run.mesh)
+        return lambda finished: everything
+    poisson, slots = run.guarantee.draw, run.cohort
+    if poisson is not None:
+        slots = max(poisson.slots, sum(poisson.by_tier))
+    length = feed.rows(np.asarray(run.splits.train.count), slots)
+    key, draw = hosts.here(state.key), jax.jit(run.draw)
+
+    def records(finished: int) -> Federation:
+        cohort = draw(key, jnp.asarray(finished, jnp.int32))
+        return hosts.spread(feed.block(run.splits.train, cohort, length), run.mesh)
+
+    return feed.Feed(records, run.guarantee.allowed(run.config["rounds"]))
 
 
 def _lend(run: specs.Run, state: RunState) -> RunState:

@@ -700,3 +700,42 @@ def test_a_checkpoint_holds_the_whole_state(finished):
     assert meta == {"round": 3}
     keys = [jax.random.key_data(s.key) for s in (state, result.state)]
     assert jnp.array_equal(*keys)
+
+
+# ------------------------------------------------------------------ records on the host
+
+
+def test_a_run_on_records_by_cohort_is_the_run_on_all(finished, tmp_path):
+    """Also from where it was continued: the records asked for first are another's."""
+    fields = {"execution__records": "host"}
+    part = train(small(rounds=2, **fields), tmp_path / "run")
+    assert part.summary["metrics"]["round"] == 2
+    whole = train(small(**fields), tmp_path / "run")
+    assert untimed(whole.workdir / "metrics.jsonl") == untimed(
+        finished[0].workdir / "metrics.jsonl"
+    )
+    assert fakes.equal(whole.state.params, finished[0].state.params)
+
+
+def test_records_lie_on_the_host_where_the_device_has_no_room():
+    size = "execution__memory"
+    assert specs.build(small()).choices["execution.records"].startswith("device: ")
+    choice = specs.build(small(**{size: 0.001})).choices["execution.records"]
+    assert choice.startswith("host: ")
+    assert choice.endswith(" MiB are above 0.001, execution.memory")
+
+
+@pytest.mark.parametrize(
+    ("fields", "obstacle"),
+    [
+        ({"model__name": "resmlp", "model__resmlp__width": 8}, "batch norms"),
+        ({"fairness__rule": "ditto"}, "rule ditto keeps"),
+        ({"baselines": True}, "baselines"),
+    ],
+)
+def test_records_are_refused_the_host_where_all_are_read(fields, obstacle):
+    auto = small(execution__memory=0.001, **fields)
+    assert specs.build(auto).choices["execution.records"].startswith("device: ")
+    message = rf"^execution\.records: expected device: {obstacle}"
+    with pytest.raises(checks.InputError, match=message):
+        specs.build(small(execution__records="host", **fields))
