@@ -329,9 +329,10 @@ def get_config() -> ConfigDict:
     c.execution.unroll = 1
     # where training records lie: "device"; "host", from where every round is given those
     # of its cohort, sent while the round before computes; "auto": host if they take more
-    # than `memory`
+    # than half of `memory`
     c.execution.records = "auto"
-    # MiB of a device that training records may take; 0: half of what the device reports
+    # MiB of a device that a run may take; 0: what the device reports, if it does. With
+    # batching auto a round that takes more runs in chunks that do not
     c.execution.memory = 0.0
     # what layers compute in: float32 or bfloat16 (for GPU and TPU; a CPU emulates it);
     # parameters, losses and sums over clients are float32 always

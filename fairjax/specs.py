@@ -52,6 +52,10 @@ class Run:
     spec: round.Spec
     layout: Layout
     """For a program on the devices of `mesh`."""
+    chunked: Callable[[int], Layout] | None
+    """The same with so many clients side by side; None where that is settled."""
+    memory: float
+    """MiB of a device that the run may take; infinity without a limit."""
     mesh: Mesh | None
     """See `layout.on_devices`."""
     form: str
@@ -471,8 +475,6 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         convolutional=c.model.name in names.CONVOLUTIONAL,
         clients=cohort if draw is None else draw.slots,
     )
-    if mesh is not None:
-        laid = layout.sharded(laid)
     form, why = layout.form(
         c.execution.form,
         obstacle=_not_sliced(model, method, guarantee),
@@ -484,10 +486,20 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     slots = None
     if form == "sliced" or c.execution.slots == "stratified":
         slots = _slots(c, tiers, changes, cohort) if draw is None else draw.by_tier
-    if form == "sliced":
-        assert slots is not None
-        laid = layout.sliced(laid, slots)
-    records, whence = _records(c, splits, model, rule, sample)
+
+    def spread(inner: Layout) -> Layout:
+        if mesh is not None:
+            inner = layout.sharded(inner)
+        return (
+            inner if slots is None or form != "sliced" else layout.sliced(inner, slots)
+        )
+
+    def chunked(size: int) -> Layout:
+        return spread(layout.chunked(size))
+
+    side_by_side = laid.reason.startswith("vmap: ")
+    memory = _memory(c)
+    records, whence = _records(c, memory, splits, model, rule, sample)
     asked = "asked for" if c.execution.devices else "all that there are"
     choices = {
         "execution.form": why,
@@ -531,7 +543,9 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
             groups=groups,
             validated=int(np.max(splits.val.count)),
         ),
-        layout=laid,
+        layout=spread(laid),
+        chunked=chunked if c.execution.batching == "auto" and side_by_side else None,
+        memory=memory,
         mesh=mesh,
         form=form,
         slots=slots,
@@ -541,8 +555,16 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     )
 
 
+def _memory(c: Any) -> float:
+    if c.execution.memory:
+        return c.execution.memory
+    told = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return math.inf if told is None else told / 2**20
+
+
 def _records(
     c: Any,
+    memory: float,
     splits: federation.Splits,
     model: Model,
     rule: Rule,
@@ -551,13 +573,8 @@ def _records(
     """Where training records lie, as (place, reason)."""
     train = splits.train
     size = sum(leaf.nbytes for leaf in (train.x, train.y, train.group)) / 2**20
-    limit, whose = c.execution.memory, "execution.memory"
-    if not limit:
-        told = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        limit, whose = (told or math.inf) / 2 / 2**20, "half of the device"
     asked = c.execution.records
-    over = size > limit
-    if asked == "device" or (asked == "auto" and not over):
+    if asked == "device" or (asked == "auto" and size <= memory / 2):
         why = "asked for" if asked == "device" else f"{size:.3g} MiB"
         return "device", f"device: {why}"
     obstacle = None
@@ -571,7 +588,7 @@ def _records(
         checks.fail("execution.records", f"device: {obstacle}", "host")
     if obstacle is not None:
         return "device", f"device: {obstacle}"
-    why = f"{size:.3g} MiB are above {limit:.3g}, {whose}"
+    why = f"{size:.3g} MiB are above half of {memory:.3g}"
     return "host", f"host: {'asked for' if asked == 'host' else why}"
 
 

@@ -42,7 +42,7 @@ from fairjax.data import federation, feed
 from fairjax.keys import Role
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
-from fairjax.types import Cohort, Federation, Params, RunState
+from fairjax.types import Cohort, Federation, Layout, Params, RunState
 
 Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
@@ -256,21 +256,28 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     if "validation" in run.spec.rule.needs:
         validation = hosts.spread(run.splits.val, run.mesh)
 
-    def one_round(state: RunState, train: Federation, validation: Federation | None):
-        cohort = run.draw(state.key, state.round)
-        state, info = round.step(
-            state,
-            train,
-            cohort,
-            spec=run.spec,
-            layout=run.layout,
-            validation=validation,
-        )
-        return state, (cohort, info)
+    def program_of(laid: Layout) -> jax.stages.Compiled:
+        def one_round(state, train, validation):
+            cohort = run.draw(state.key, state.round)
+            state, info = round.step(
+                state,
+                train,
+                cohort,
+                spec=run.spec,
+                layout=laid,
+                validation=validation,
+            )
+            return state, (cohort, info)
 
-    program = jax.jit(layout.on_devices(one_round, run.mesh))
+        on_all = jax.jit(layout.on_devices(one_round, run.mesh))
+        return on_all.lower(state, given, validation).compile()
+
     given = records(int(hosts.here(state.round)))
-    program = program.lower(state, given, validation).compile()
+    program, size = program_of(run.layout), run.cohort
+    while run.chunked is not None and size > 1 and _takes(program) > run.memory:
+        size = -(-size // 2)
+        print(f"execution.batching = chunks of {size}: {run.memory:.3g} MiB allowed")
+        program = program_of(run.chunked(size))
     # Who compiles faster waits here: see `hosts.join`.
     hosts.meet("compiled")
 
@@ -281,6 +288,14 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
         return program(state, now, validation)
 
     return step, program
+
+
+def _takes(program: jax.stages.Compiled) -> float:
+    """MiB of a device while a program runs; 0 where its backend does not say."""
+    held = program.memory_analysis()
+    parts = ("argument", "output", "temp")
+    sizes = (getattr(held, f"{part}_size_in_bytes", 0) for part in parts)
+    return sum(sizes) / 2**20
 
 
 def _fed(run: specs.Run, state: RunState) -> Callable[[int], Federation]:

@@ -242,7 +242,7 @@ def test_schedules_over_rounds(name, expected):
 
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
-    named = ("form", "batching", "conv", "devices")
+    named = ("form", "batching", "conv", "devices", "records")
     assert set(run.choices) == {f"execution.{n}" for n in named}
     assert run.choices["execution.devices"] == "1: asked for"
     everything = specs.build(changed(execution__devices=0))
@@ -252,6 +252,7 @@ def test_auto_is_resolved_and_explained():
     wide = specs.build(changed(model__mlp__hidden=(2048,)))
     assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
     assert "execution.conv" not in wide.choices
+    assert wide.chunked is run.chunked is None
 
 
 @pytest.mark.parametrize(

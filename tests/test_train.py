@@ -722,7 +722,7 @@ def test_records_lie_on_the_host_where_the_device_has_no_room():
     assert specs.build(small()).choices["execution.records"].startswith("device: ")
     choice = specs.build(small(**{size: 0.001})).choices["execution.records"]
     assert choice.startswith("host: ")
-    assert choice.endswith(" MiB are above 0.001, execution.memory")
+    assert choice.endswith(" MiB are above half of 0.001")
 
 
 @pytest.mark.parametrize(
@@ -739,3 +739,28 @@ def test_records_are_refused_the_host_where_all_are_read(fields, obstacle):
     message = rf"^execution\.records: expected device: {obstacle}"
     with pytest.raises(checks.InputError, match=message):
         specs.build(small(execution__records="host", **fields))
+
+
+def test_a_round_that_takes_too_much_memory_runs_in_chunks_that_do_not(
+    capsys, monkeypatch
+):
+    run = specs.build(small(cohort=4, execution__memory=1.0))
+    state = initial(run)
+    whole, _ = train_module.compiled(run, state)
+    assert "chunks" not in capsys.readouterr().out
+    # Of clients side by side, as many as still fit.
+    monkeypatch.setattr(train_module, "_takes", lambda program: next(taken))
+    taken = iter([2.0, 1.1, 0.9])
+    halves, _ = train_module.compiled(run, state)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        "execution.batching = chunks of 2",
+        "execution.batching = chunks of 1",
+    ]
+    assert fakes.gap(whole(state)[0].params, halves(state)[0].params) < 1e-6
+
+
+def test_what_is_asked_for_is_not_chunked():
+    run = specs.build(small(execution__batching="vmap", execution__memory=1e-6))
+    _, program = train_module.compiled(run, initial(run))
+    assert train_module._takes(program) > 1e-3

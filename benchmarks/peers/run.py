@@ -7,7 +7,6 @@ environment is made by pip when it is missing (runs/peers; PyTorch is large). Ab
 minutes.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import sys
 import venv
 from collections.abc import Sequence
 
+from benchmarks.peers import work
 from benchmarks.rows import Row, pivot
 from fairjax import checks
 
@@ -71,18 +71,14 @@ def once(
         arguments: of the module.
         flags: XLA_FLAGS; with any, the process has all cores.
     """
-
-    def keep_to_one_core() -> None:
-        with contextlib.suppress(AttributeError):  # macOS has no such call
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
     command = [python(environment), "-m", f"benchmarks.peers.{module}", *arguments]
-    threads = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    if not flags:
+        settings |= {"OMP_NUM_THREADS": "1", work.ONE_CORE: "1"}
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | threads | {"XLA_FLAGS": flags},
-        preexec_fn=None if flags else keep_to_one_core,
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         check=False,

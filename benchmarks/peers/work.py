@@ -45,6 +45,11 @@ CASES = {
 WARM = 3
 """Rounds before the clock starts."""
 
+ONE_CORE = "BENCHMARK_ON_ONE_CORE"
+"""Set in the environment of a process that is to keep to one."""
+if ONE_CORE in os.environ and hasattr(os, "sched_setaffinity"):  # macOS has none
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
 
 def data(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Records [clients, records, *shape] around a drawn centre of their class."""
