@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import bootstrap, branches, loop, scale, tiers
+from benchmarks import bootstrap, branches, gpu, loop, scale, tiers
 from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
@@ -24,12 +24,13 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHMARKS = {
     "bootstrap": bootstrap,
     "branches": branches,
+    "gpu": gpu,
     "loop": loop,
     "peers": peers,
     "scale": scale,
     "tiers": tiers,
 }
-ROWS = frozenset({"loop", "peers", "scale", "tiers"})
+ROWS = frozenset({"gpu", "loop", "peers", "scale", "tiers"})
 """Those whose figures are rows, each with where it is from."""
 DRAWN = frozenset({"scale"})
 """Those with a figure, <name>.png."""

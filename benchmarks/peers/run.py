@@ -61,7 +61,12 @@ def python(environment: str | None) -> str:
 
 
 def once(
-    environment: str | None, module: str, arguments: Sequence[str], flags: str = ""
+    environment: str | None,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    flags: str = "",
+    platform: str = "cpu",
 ) -> Row:
     """One process of one contender, on one core; its last line is its row.
 
@@ -70,10 +75,11 @@ def once(
         module: of this package.
         arguments: of the module.
         flags: XLA_FLAGS; with any, the process has all cores.
+        platform: JAX_PLATFORMS; "": what JAX finds, with all cores.
     """
     command = [python(environment), "-m", f"benchmarks.peers.{module}", *arguments]
-    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-    if not flags:
+    settings = {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    if platform == "cpu" and not flags:
         settings |= {"OMP_NUM_THREADS": "1", work.ONE_CORE: "1"}
     done = subprocess.run(
         command,

@@ -1,6 +1,8 @@
 """The work in plain PyTorch: clients one after the other, no framework.
 
-python -m benchmarks.peers.torch_loop <case>
+    python -m benchmarks.peers.torch_loop <case> [resnet18 <clients a round>]
+
+On the GPU if there is one.
 """
 
 import sys
@@ -12,12 +14,16 @@ from torch.nn.functional import cross_entropy
 from benchmarks.peers import network, work
 
 
-def main(name: str) -> None:
+def main(name: str, model_name: str = "", cohort: str = "") -> None:
     """Times a case."""
     torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     case = work.CASES[name]
-    x, y = network.tensors(*work.data(case))
-    model = network.make(case)
+    if cohort:
+        case = case._replace(cohort=int(cohort))
+    x, y = (part.to(device) for part in network.tensors(*work.data(case)))
+    model = network.resnet18(case.classes) if model_name else network.make(case)
+    model = model.to(device)
 
     def one_round(who: np.ndarray) -> None:
         start = {key: leaf.clone() for key, leaf in model.state_dict().items()}
@@ -33,6 +39,8 @@ def main(name: str) -> None:
             for key, leaf in model.state_dict().items():
                 total[key] += leaf / len(who)
         model.load_state_dict(total)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     work.timed(one_round, case)
 

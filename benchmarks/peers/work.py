@@ -70,6 +70,17 @@ def cohorts(case: Case) -> np.ndarray:
     )
 
 
+def clock(run: Callable[[], Any], times: int = 10) -> float:
+    """Median seconds of a call, after a first one."""
+    run()
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
 def report(
     rounds: list[float], cpu: float, peak_mb: float | None = None, **more: Any
 ) -> None:
