@@ -73,7 +73,7 @@ def measure() -> list[Row]:
     rows = []
     for case, name, fields in points():
         given = [f"{field}={value!r}" for field, value in fields.items()]
-        row = run.once(None, "ours", ("cnn", *given), platform="")
+        row = run.once(None, "benchmarks.peers.ours", ("cnn", *given), platform="")
         images = fields["cohort"] * run.work.CASES["cnn"].records
         # A cohort has as many hospitals of every tier.
         flops = images * sum(row["flops_train"]) / len(row["flops_train"])
@@ -89,7 +89,9 @@ def measure() -> list[Row]:
         )
     for cohort in COHORTS:
         case = f"ResNet-18, {cohort} hospitals, one tier"
-        row = run.once("pfl", "torch_loop", ("cnn", "resnet18", str(cohort)))
+        row = run.once(
+            "pfl", "benchmarks.peers.torch_loop", ("cnn", "resnet18", str(cohort))
+        )
         images = cohort * run.work.CASES["cnn"].records
         more = {"images_per_s": images / row["median_s"]}
         rows.append({"case": case, "name": "PyTorch, one by one"} | row | more)

@@ -7,6 +7,7 @@ below a millisecond with it after every one and after every 200.
 """
 
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -59,7 +60,8 @@ def measured(case: str) -> None:
 def measure() -> list[Row]:
     """A row for every case."""
     return [
-        {"case": case, "name": "fairjax"} | run.once(None, "loop", (str(number),))
+        {"case": case, "name": "fairjax"}
+        | run.once(None, "benchmarks.loop", (str(number),))
         for number, case in enumerate(CASES)
     ]
 
@@ -77,3 +79,7 @@ def table(rows: list[Row]) -> str:
             f"| {whole / step:.2f} |"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    measured([*CASES][int(sys.argv[1])])

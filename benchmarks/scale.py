@@ -53,7 +53,9 @@ def measure() -> list[Row]:
             flags = ""
             if axis == "devices":
                 flags = f"--xla_force_host_platform_device_count={point}"
-            row = run.once(None, "ours", (case, *fields(axis, point)), flags=flags)
+            row = run.once(
+                None, "benchmarks.peers.ours", (case, *fields(axis, point)), flags=flags
+            )
             rows.append({"case": axis, "name": "fairjax", "point": point} | row)
     return rows
 

@@ -32,7 +32,7 @@ def measure() -> list[Row]:
     for case in CASES:
         for _ in range(TURNS):
             for form in FORMS:
-                row = run.once(None, "ours", (case, *fields(form)))
+                row = run.once(None, "benchmarks.peers.ours", (case, *fields(form)))
                 taken.setdefault((case, form), []).append(row)
     return [
         {"case": case, "name": form} | run.summary(turns)

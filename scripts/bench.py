@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import bootstrap, branches, gpu, loop, scale, tiers
+from benchmarks import bootstrap, branches, gpu, loop, precision, scale, tiers
 from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
@@ -27,10 +27,11 @@ BENCHMARKS = {
     "gpu": gpu,
     "loop": loop,
     "peers": peers,
+    "precision": precision,
     "scale": scale,
     "tiers": tiers,
 }
-ROWS = frozenset({"gpu", "loop", "peers", "scale", "tiers"})
+ROWS = frozenset({"gpu", "loop", "peers", "precision", "scale", "tiers"})
 """Those whose figures are rows, each with where it is from."""
 DRAWN = frozenset({"scale"})
 """Those with a figure, <name>.png."""

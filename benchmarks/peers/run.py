@@ -31,12 +31,12 @@ REQUIREMENTS = {
 """What is installed for whom."""
 
 CONTENDERS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
-    "fairjax": (None, "ours", ()),
-    "JAX by hand, a program a round": (None, "floor", ("round",)),
-    "JAX by hand, a program a client": (None, "floor", ("client",)),
-    "PyTorch loop": ("pfl", "torch_loop", ()),
-    "pfl 0.6.0": ("pfl", "pfl", ()),
-    "Flower 1.41.0": ("flower", "flower", ()),
+    "fairjax": (None, "benchmarks.peers.ours", ()),
+    "JAX by hand, a program a round": (None, "benchmarks.peers.floor", ("round",)),
+    "JAX by hand, a program a client": (None, "benchmarks.peers.floor", ("client",)),
+    "PyTorch loop": ("pfl", "benchmarks.peers.torch_loop", ()),
+    "pfl 0.6.0": ("pfl", "benchmarks.peers.pfl", ()),
+    "Flower 1.41.0": ("flower", "benchmarks.peers.flower", ()),
 }
 """Name -> (environment, module, further arguments)."""
 
@@ -72,12 +72,12 @@ def once(
 
     Args:
         environment: whose interpreter; None: this one.
-        module: of this package.
+        module: its dotted name.
         arguments: of the module.
         flags: XLA_FLAGS; with any, the process has all cores.
         platform: JAX_PLATFORMS; "": what JAX finds, with all cores.
     """
-    command = [python(environment), "-m", f"benchmarks.peers.{module}", *arguments]
+    command = [python(environment), "-m", module, *arguments]
     settings = {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     if platform == "cpu" and not flags:
         settings |= {"OMP_NUM_THREADS": "1", work.ONE_CORE: "1"}
