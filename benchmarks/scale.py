@@ -17,7 +17,7 @@ from benchmarks.rows import Row, seconds
 
 AXES: dict[str, tuple[str, Sequence[int], str]] = {
     "clients": ("lr", (10, 100, 1_000, 10_000, 100_000), "hospitals, 10 a round"),
-    "cohort": ("lr", (10, 100, 1_000), "hospitals a round, of 10,000"),
+    "work.cohort": ("lr", (10, 100, 1_000), "hospitals a round, of 10,000"),
     "tiers": ("dense", (1, 2, 4, 8), "tiers of HeteroFL, sliced, 8 hospitals a round"),
     "width": ("dense", (64, 256, 1_024), "units of both hidden layers"),
     "devices": ("dense", (1, 2, 4), "simulated devices, 8 hospitals a round"),
@@ -29,10 +29,14 @@ def fields(axis: str, point: int) -> list[str]:
     """A point as fields of a case and its config."""
     tiers = tuple(round((t + 1) / point, 3) for t in range(point))
     named = {
-        "clients": {"work.clients": point, "cohort": 10, "work.rounds": 100},
-        "cohort": {"work.clients": 10_000, "cohort": point, "work.rounds": 100},
+        "clients": {"work.clients": point, "work.cohort": 10, "work.rounds": 100},
+        "work.cohort": {
+            "work.clients": 10_000,
+            "work.cohort": point,
+            "work.rounds": 100,
+        },
         "tiers": {
-            "cohort": 8,
+            "work.cohort": 8,
             "submodel.name": "heterofl",
             "tiers.budget": tiers,
             "tiers.share": (1.0,) * point,
@@ -40,7 +44,7 @@ def fields(axis: str, point: int) -> list[str]:
             "execution.form": "sliced",
         },
         "width": {"model.mlp.hidden": (point, point), "work.rounds": 10},
-        "devices": {"cohort": 8, "execution.devices": point},
+        "devices": {"work.cohort": 8, "execution.devices": point},
     }
     return [f"{field}={value!r}" for field, value in named[axis].items()]
 
