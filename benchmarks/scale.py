@@ -17,7 +17,7 @@ from benchmarks.rows import Row, seconds
 
 AXES: dict[str, tuple[str, Sequence[int], str]] = {
     "clients": ("lr", (10, 100, 1_000, 10_000, 100_000), "hospitals, 10 a round"),
-    "work.cohort": ("lr", (10, 100, 1_000), "hospitals a round, of 10,000"),
+    "cohort": ("lr", (10, 100, 1_000), "hospitals a round, of 10,000"),
     "tiers": ("dense", (1, 2, 4, 8), "tiers of HeteroFL, sliced, 8 hospitals a round"),
     "width": ("dense", (64, 256, 1_024), "units of both hidden layers"),
     "devices": ("dense", (1, 2, 4), "simulated devices, 8 hospitals a round"),
