@@ -30,7 +30,7 @@ def fields(axis: str, point: int) -> list[str]:
     tiers = tuple(round((t + 1) / point, 3) for t in range(point))
     named = {
         "clients": {"work.clients": point, "work.cohort": 10, "work.rounds": 100},
-        "work.cohort": {
+        "cohort": {
             "work.clients": 10_000,
             "work.cohort": point,
             "work.rounds": 100,
