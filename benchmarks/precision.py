@@ -2,8 +2,7 @@
 
     python scripts/bench.py --name=precision
 
-Four minutes on 2 CPU cores, which emulate bfloat16: its speed here says nothing of an
-accelerator's.
+Four minutes on 2 CPU cores. Seconds on a CPU say nothing of an accelerator's.
 """
 
 import pathlib

@@ -334,7 +334,7 @@ def get_config() -> ConfigDict:
     # MiB of a device that a run may take; 0: what the device reports, if it does. With
     # batching auto a round that takes more runs in chunks that do not
     c.execution.memory = 0.0
-    # what layers compute in: float32 or bfloat16 (for GPU and TPU; a CPU emulates it);
+    # what layers compute in: float32 or bfloat16 (meant for GPU and TPU);
     # parameters, losses and sums over clients are float32 always
     c.execution.dtype = "float32"
     # devices that a cohort is dealt to; 0: all there are, of all processes
