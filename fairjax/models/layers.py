@@ -270,7 +270,7 @@ def setting(
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """In float32 at least: moments in less lose what they are to tell apart."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def scaled(
