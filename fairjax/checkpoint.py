@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -97,7 +98,8 @@ class Checkpoints:
             checks.same_structure(where, meta.pop("tree"), checks.describe(like))
             target = ocp.args.StandardRestore(_on_host(like))
             try:
-                return trees.typed(self._read(step, state=target), like), meta
+                read = jax.tree.map(jnp.asarray, self._read(step, state=target))
+                return trees.typed(read, like), meta
             except Exception as error:
                 self._set_aside(step, error)
         return None
