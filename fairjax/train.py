@@ -255,6 +255,7 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     records, validation = _fed(run, state), None
     if "validation" in run.spec.rule.needs:
         validation = hosts.spread(run.splits.val, run.mesh)
+    given = records(state), validation
 
     def program_of(laid: Layout) -> jax.stages.Compiled:
         def one_round(state, train, validation):
@@ -270,9 +271,8 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
             return state, (cohort, info)
 
         on_all = jax.jit(layout.on_devices(one_round, run.mesh))
-        return on_all.lower(state, given, validation).compile()
+        return on_all.lower(state, *given).compile()
 
-    given = records(int(hosts.here(state.round)))
     program, size = program_of(run.layout), run.cohort
     while run.chunked is not None and size > 1 and _takes(program) > run.memory:
         size = -(-size // 2)
@@ -281,13 +281,7 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     # Who compiles faster waits here: see `hosts.join`.
     hosts.meet("compiled")
 
-    def step(state: RunState):
-        # Whole records are asked for no round: its number is still being computed.
-        whole = run.records == "device"
-        now = given if whole else records(int(hosts.here(state.round)))
-        return program(state, now, validation)
-
-    return step, program
+    return lambda state: program(state, records(state), validation), program
 
 
 def _takes(program: jax.stages.Compiled) -> float:
@@ -298,11 +292,12 @@ def _takes(program: jax.stages.Compiled) -> float:
     return sum(sizes) / 2**20
 
 
-def _fed(run: specs.Run, state: RunState) -> Callable[[int], Federation]:
-    """Rounds finished -> the records of the coming round, on its devices."""
+def _fed(run: specs.Run, state: RunState) -> Callable[[RunState], Federation]:
+    """The run so far -> the records of its next round, on the run's devices."""
     if run.records == "device":
+        # The same for every round: nobody waits for the state to be computed.
         everything = hosts.spread(run.splits.train, run.mesh)
-        return lambda finished: everything
+        return lambda state: everything
     poisson, slots = run.guarantee.draw, run.cohort
     if poisson is not None:
         slots = max(poisson.slots, sum(poisson.by_tier))
@@ -313,7 +308,8 @@ def _fed(run: specs.Run, state: RunState) -> Callable[[int], Federation]:
         cohort = draw(key, jnp.asarray(finished, jnp.int32))
         return hosts.spread(feed.block(run.splits.train, cohort, length), run.mesh)
 
-    return feed.Feed(records, run.guarantee.allowed(run.config["rounds"]))
+    ahead = feed.Feed(records, run.guarantee.allowed(run.config["rounds"]))
+    return lambda state: ahead(int(hosts.here(state.round)))
 
 
 def _lend(run: specs.Run, state: RunState) -> RunState:

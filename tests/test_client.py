@@ -351,23 +351,7 @@ def test_scaler_divides_hidden_activations_in_training_only():
 
 
 def test_unrolling_the_loop_over_steps_changes_no_result():
-    spec, data = fakes.spec(), fakes.federation()
-    params = fakes.drawn(spec.local.model, data.x[:1])
-
-    def trained(unroll):
-        return jax.jit(
-            lambda: client.update(
-                jax.random.key(1),
-                params,
-                None,
-                Kept(),
-                Examples(data.x, data.y, data.offset[0], data.count[0]),
-                member=fakes.member(data=data),
-                round=jnp.zeros((), jnp.int32),
-                local=spec.local._replace(unroll=unroll),
-            )
-        )()
-
-    one, several = trained(1), trained(4)
+    local, data = fakes.spec().local, fakes.federation()
+    one, several = (run_client(local._replace(unroll=n), data)[1] for n in (1, 4))
     assert fakes.gap(one[0], several[0]) < 1e-6
     np.testing.assert_allclose(one[3].loss, several[3].loss, rtol=1e-5)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_client import run_client
 
 from configs import default
-from fairjax import checks, client, specs
+from fairjax import checks, specs
 from fairjax.data import augment
-from fairjax.types import Examples, Kept
 from tests import fakes
 
 IMAGE = jax.random.normal(jax.random.key(0), (16, 8, 3))
@@ -53,22 +53,10 @@ def test_changes_are_chained_in_order_with_keys_of_their_own():
 
 def test_steps_train_on_what_the_change_gives():
     """Of records set to 0 the first kernel learns nothing, the last bias does."""
-    data, spec = fakes.federation(), fakes.spec()
 
     def trained(augment):
-        params = fakes.drawn(spec.local.model, data.x[:1])
-        return jax.jit(
-            lambda: client.update(
-                jax.random.key(1),
-                params,
-                None,
-                Kept(),
-                Examples(data.x, data.y, data.offset[0], data.count[0]),
-                member=fakes.member(data=data),
-                round=jnp.zeros((), jnp.int32),
-                local=spec.local._replace(augment=augment),
-            )[0]
-        )()
+        local = fakes.spec().local._replace(augment=augment)
+        return run_client(local, fakes.federation())[1][0]
 
     nothing = trained(lambda key, x: jnp.zeros_like(x))
     assert not np.any(nothing["hidden0"]["kernel"])
