@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
     c.data.group = ()
     # "pooled": by all training records; "client": by the hospital's own; "none"
     c.data.normalise = "pooled"
-    # of images in training: "crop" (moved by up to an eighth of their side), "flip" (left
-    # and right); in this order, drawn for every record and step
+    # what changes images in training, in the order named: "crop" (moved by up to an eighth
+    # of their side), "flip" (left and right); drawn for every record and step
     c.data.augment = ()
     c.data.partition = ConfigDict()
     c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet

@@ -490,9 +490,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     def spread(inner: Layout) -> Layout:
         if mesh is not None:
             inner = layout.sharded(inner)
-        return (
-            inner if slots is None or form != "sliced" else layout.sliced(inner, slots)
-        )
+        return layout.sliced(inner, slots) if form == "sliced" and slots else inner
 
     def chunked(size: int) -> Layout:
         return spread(layout.chunked(size))
