@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
 
 RESNET = Case(
-    lambda: resnet(classes=10, lowering="shift"),
+    lambda: resnet(classes=10, lowering="forward"),
     (32, 32, 3),
     16,
     {
@@ -94,7 +94,7 @@ CASES = {
         batch=64, convolutions={}, forms=("plain", "2 of the 6", "6 of the 6")
     ),
     "CNN, 28 x 28, batch 16": Case(
-        lambda: cnn(classes=10, channels=(16, 32), group_size=4, lowering="shift"),
+        lambda: cnn(classes=10, channels=(16, 32), group_size=4, lowering="forward"),
         (28, 28, 3),
         16,
         {(28, 3, 16, 1): 1, (14, 16, 32, 1): 1},
