@@ -316,6 +316,32 @@ def get_config() -> ConfigDict:
 
     c.robust = ConfigDict()
     c.robust.finite_guard = True  # leave out a client whose change is not finite
+    # how changes become one: "mean", the weighted one of the fairness rule; by coordinate
+    # "median" or "trimmed_mean" over who holds it, without weights; by distance "krum",
+    # one hospital's, or "multi_krum", the weighted mean of those that lie together
+    c.robust.fold = "mean"
+    c.robust.hostile = 1  # liars that a cohort may have, for krum and multi_krum
+    c.robust.trimmed_mean = ConfigDict()
+    c.robust.trimmed_mean.beta = 0.1  # share that is cut off at either end
+    # largest norm of a change, in running medians of its tier's; 0: none
+    c.robust.norm_bound = 0.0
+    # largest weight of a hospital, in equal shares 1 / K, where a norm bound or a fold by
+    # distance is in force: no loss or count that it claims buys more; 0: none
+    c.robust.weight_cap = 3.0
+    # ((name, share of hospitals, probability in a round), ..): what goes wrong, for
+    # research. Absences drop_before, drop_during, drop_after, straggler; uploads nan, inf,
+    # sign_flip, scaling, gaussian, free_rider; claims inflated_count, inflated_loss;
+    # records label_flip, corrupted; impostor: says that it is of the richest tier
+    c.robust.faults = ()
+    c.robust.strength = ConfigDict()  # of faults
+    c.robust.strength.sign_flip = 1.0  # times the change, reversed
+    c.robust.strength.scaling = 10.0  # times the change
+    c.robust.strength.gaussian = 1.0  # norm of the noise, in norms of the change
+    c.robust.strength.inflated_count = 10.0  # times the records
+    c.robust.strength.inflated_loss = 10.0  # times the loss
+    c.robust.deadline = ConfigDict()  # of stragglers
+    c.robust.deadline.most = 1.5  # usual times of a round; later uploads are dropped
+    c.robust.deadline.spread = 0.5  # standard deviation of the logarithm of their time
 
     c.execution = ConfigDict()
     c.execution.form = "auto"  # masked at full width, or sliced to each tier's size
@@ -331,6 +357,9 @@ def get_config() -> ConfigDict:
     # of its cohort, sent while the round before computes; "auto": host if they take more
     # than half of `memory`
     c.execution.records = "auto"
+    # training images on the device: "uint8", read by the step that they train; "float32",
+    # as the model takes them; "auto": uint8 where all hospitals normalise bytes alike
+    c.execution.pixels = "auto"
     # MiB of a device that a run may take; 0: what the device reports, if it does. With
     # batching auto a round that takes more runs in chunks that do not
     c.execution.memory = 0.0

@@ -48,6 +48,18 @@ def weigh(sent: Sent, weight: Float[Array, ""], base: Float[Array, ""]) -> Sent:
     )
 
 
+def change(sent: Sent) -> tuple[Params, dict[str, Array]]:
+    """The vector that a client sends: of the plain model and of its tier's copies."""
+    return sent.num, {path: num for path, (num, _) in sent.tiers.items()}
+
+
+def changed(sent: Sent, change: tuple[Params, dict[str, Array]]) -> Sent:
+    """What is sent with another vector in its place."""
+    num, tiers = change
+    dens = {path: den for path, (_, den) in sent.tiers.items()}
+    return Sent(num, sent.den, {path: (tiers[path], dens[path]) for path in dens})
+
+
 OPEN = Protection(
     protect=lambda key, state, cohort, member, sent, weight, base: weigh(
         sent, weight, base

@@ -22,6 +22,7 @@ class Role(enum.IntEnum):
     RELEASE = 4
     EVALUATE = 5
     ATTACK = 6
+    FAULT = 7
 
 
 def at(key: Key[Array, ""], *address: int | Int[Array, ""]) -> Key[Array, ""]:

@@ -14,10 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fairjax import checks, hospitals, metrics, round, specs
+from fairjax import (
+    checks,
+    defences,
+    hospitals,
+    keys,
+    metrics,
+    private,
+    round,
+    specs,
+    trees,
+)
 from fairjax import workdir as files
+from fairjax.keys import Role
 from fairjax.metrics import clients
-from fairjax.types import Cohort, Federation, Member, RunState
+from fairjax.types import Cohort, Federation, Kept, Member, RunState
 
 
 class Measured(NamedTuple):
@@ -222,3 +233,50 @@ def evaluator(
         return metrics.summary(full, own, np.asarray(tiers)), (full, own)
 
     return measure
+
+
+def withstands(run: specs.Run, start: RunState, state: RunState) -> dict[str, Any]:
+    """summary.json's "robust": how many liars the run bears, and whom it left out.
+
+    Args:
+        run: the run.
+        start: its first state, at whose round the rings of coordinates are taken.
+        state: its last one.
+    """
+    asked, local = run.config["robust"], run.spec.local
+    members = representatives(run)
+    key = keys.at(start.key, Role.UNITS, start.round)
+
+    def kept(tier: int) -> Kept:
+        member = trees.pick(members, tier)
+        params = private.gather(start.private, start.params, member)
+        return local.method.units(key, start.round, params, member)
+
+    tiers = range(len(run.budget))
+    hospitals = [int(np.sum(run.tiers == tier)) for tier in tiers]
+    rings = defences.rings(
+        run.config,
+        start.params,
+        [kept(tier) for tier in tiers],
+        hospitals,
+        run.cohort,
+        local=local,
+    )
+    came, entered = (np.asarray(leaf) for leaf in state.attendance)
+    # Sums of shares in float32.
+    short = np.flatnonzero(entered < came * (1 - 1e-5))
+    return {
+        "fold": asked["fold"],
+        "norm_bound": asked["norm_bound"],
+        "rings": [ring._asdict() for ring in rings],
+        "faults": [
+            {"name": fault.name, "hospitals": int(fault.hospitals.sum())}
+            | {"rate": fault.rate, "strength": fault.strength}
+            for fault in run.faults
+        ],
+        "refused": [
+            {"client": run.splits.clients[k], "came": int(came[k])}
+            | {"entered": float(entered[k])}
+            for k in short
+        ],
+    }

@@ -24,7 +24,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 from fairjax import aggregate, client, keys, metrics, private, trees
 from fairjax.fairness import simplex
 from fairjax.keys import Role
+from fairjax.robust.faults import Sending
 from fairjax.types import (
+    Attendance,
     Block,
     Cohort,
     Examples,
@@ -57,6 +59,8 @@ class Spec:
     """Rounds finished -> factor on the local learning rate."""
     finite_guard: bool = True
     """Leave out a client whose change or loss is not finite."""
+    sending: Sending | None = None
+    """What becomes of changes on their way; None: they arrive as they are."""
     denominator: str = "cover"
     """What a coordinate's changes are divided by, see `fairjax.aggregate`: "cover" or
     "fixed". A protection may have weights and denominators of its own."""
@@ -76,7 +80,7 @@ class RoundInfo(NamedTuple):
     weights: Float[Array, "K"]
     """Weights in force, 0 for padded and refused clients."""
     valid: Bool[Array, "K"]
-    """Clients whose change entered the model."""
+    """Clients whose change, or a part of it, entered the model."""
     coverage: Float[Array, ""]
     """Share of the parameter coordinates that somebody covered."""
     clients: client.ClientInfo
@@ -140,6 +144,7 @@ def init(
         private=private.init(method, start, clients, tiers),
         personal=None if spec.rule.personal is None else each(start),
         protection=spec.protection.init(),
+        attendance=Attendance(jnp.zeros(clients, jnp.int32), jnp.zeros(clients)),
         key=key,
     )
 
@@ -175,6 +180,7 @@ def step(
     cohort = _admitted(method, records, cohort)
     rate = spec.schedule(state.round)
     units_key = keys.at(state.key, Role.UNITS, state.round)
+    fault_key = keys.at(state.key, Role.FAULT, state.round)
     slots = _slots(state, records, cohort)
     group = None if spec.attribute is None else records.group[:, spec.attribute]
 
@@ -199,14 +205,22 @@ def step(
         delta, cover, memory, info = update(
             slot.key, params, slot.memory, kept, examples, local=local, **settings
         )
-        counts = slot.member.valid
+        moves = slot.member.valid
         if spec.finite_guard:
-            counts = counts & info.finite
-            # where, not a product: 0 * NaN is NaN.
-            delta = jax.tree.map(
-                lambda leaf: jnp.where(counts, leaf, jnp.zeros_like(leaf)), delta
+            moves = moves & info.finite
+        counts = moves
+        if spec.sending is not None:
+            delta, info, arrives, stays = spec.sending(
+                fault_key, slot.member, delta, cover, info
             )
-        memory = trees.select(counts, memory, slot.memory)
+            counts, moves = counts & arrives, moves & stays
+            if spec.finite_guard:
+                counts = counts & info.finite
+        # where, not a product: 0 * NaN is NaN.
+        delta = jax.tree.map(
+            lambda leaf: jnp.where(counts, leaf, jnp.zeros_like(leaf)), delta
+        )
+        memory = trees.select(moves, memory, slot.memory)
         personal = slot.personal
         if rule.personal is not None:
             change, _, _, own = update(
@@ -249,7 +263,7 @@ def step(
     losses = None if cells is None else client.mean_loss(cells)
     scores = Scores(slots.member.count, losses, cells, rate)
     slots = slots._replace(told=rule.tell(state.rule, cohort, scores))
-    stacked = bool(rule.needs - {"loss"})
+    stacked = bool(rule.needs - {"loss"}) or protection.fold is not None
     if not stacked:
         weights, base, rule_state = weigh(cohort, scores)
         slots = slots._replace(weight=weights, base=base)
@@ -271,7 +285,8 @@ def step(
         weights, base, rule_state = weigh(cohort_left, scores)
         own = private.own(state.private, deltas)
         left = slots.member._replace(valid=counts)
-        sums = trees.sum_first(jax.vmap(protect)(deltas, covers, weights, base, left))
+        fold = protection.fold or trees.sum_first
+        sums = fold(jax.vmap(protect)(deltas, covers, weights, base, left))
         if rule.combine is not None:
             *combined, rule_state = rule.combine(
                 rule_state, cohort_left, scores, weights
@@ -303,7 +318,11 @@ def step(
     finish = method.finish or aggregate.finish
     params, server = finish(spec.server, state.server, state.params, num, den)
 
-    weights = simplex.over_valid(weights, counts)
+    entered = counts.astype(jnp.float32)
+    if protection.entered is not None:
+        entered = protection.entered(state.protection, cohort, counts, sums)
+    valid = counts & (entered > 0)
+    weights = simplex.over_valid(weights, valid)
     memory, personal = kept
     new_state = dataclasses.replace(
         state,
@@ -317,10 +336,11 @@ def step(
         ),
         personal=_scatter(state.personal, personal, cohort),
         protection=protected,
+        attendance=_attended(state.attendance, cohort, entered),
     )
     loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
     coverage = aggregate.coverage(den, params)
-    return new_state, RoundInfo(loss, weights, counts, coverage, info, losses)
+    return new_state, RoundInfo(loss, weights, valid, coverage, info, losses)
 
 
 def run(
@@ -469,6 +489,16 @@ def _scatter(bank: Any, rows: Any, cohort: Cohort) -> Any:
         return copies.at[slot].set(values, mode="drop")
 
     return jax.tree.map(one, bank, rows)
+
+
+def _attended(
+    so_far: Attendance, cohort: Cohort, entered: Float[Array, "K"]
+) -> Attendance:
+    slot = jnp.where(cohort.valid, cohort.client, len(so_far.came))
+    return Attendance(
+        so_far.came.at[slot].add(1, mode="drop"),
+        so_far.entered.at[slot].add(entered, mode="drop"),
+    )
 
 
 def calibrate(

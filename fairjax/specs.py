@@ -18,16 +18,29 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
-from fairjax import checks, client, guarantees, keys, layout, names, round, selection
-from fairjax.data import augment, datasets, federation
+from fairjax import (
+    checks,
+    client,
+    defences,
+    guarantees,
+    keys,
+    layout,
+    names,
+    round,
+    selection,
+)
+from fairjax.data import augment, datasets, federation, pixels
 from fairjax.fairness import compose, personal
 from fairjax.keys import Role
 from fairjax.models import adapt, layers
+from fairjax.robust import faults as injected
+from fairjax.robust.faults import Fault
 from fairjax.submodels import axes, branches, dynamicfl, fedavg, partial
 from fairjax.submodels.ladder import KINDS
-from fairjax.types import Cohort, Layout, Method, Model, Rule
+from fairjax.types import Cohort, Federation, Layout, Method, Model, Rule
 
 RECORDS = ("auto", "device", "host")
+PIXELS = ("auto", "uint8", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +77,12 @@ class Run:
     """Slots of every tier in a cohort; None where tiers come mixed."""
     records: str
     """Where training records lie: "device" or "host"."""
+    pixels: pixels.Pixels | None
+    """Of what is on a device while a run trains; None: inputs as they are."""
     guarantee: guarantees.Guarantee
     """Of the run's privacy."""
+    faults: tuple[Fault, ...]
+    """What goes wrong at hospitals."""
     choices: dict[str, str]
     """What every "auto" stands for here, and why."""
 
@@ -82,19 +99,22 @@ class Run:
 
         It follows from the run's key and the round alone.
         """
+        fault_key = keys.at(key, Role.FAULT, finished)
         key = keys.at(key, Role.COHORT)
         drawn = self.guarantee.draw
         if drawn is not None:
             slots = drawn.laid(self.form == "sliced")
-            return federation.poisson(key, finished, self.tiers, drawn.rate, slots)
-        return federation.sample(
-            key,
-            finished,
-            self.tiers_at(finished) if self.changes else self.tiers,
-            self.cohort,
-            slots=self.slots,
-            law=self.config["execution"]["slots"],
-        )
+            cohort = federation.poisson(key, finished, self.tiers, drawn.rate, slots)
+        else:
+            cohort = federation.sample(
+                key,
+                finished,
+                self.tiers_at(finished) if self.changes else self.tiers,
+                self.cohort,
+                slots=self.slots,
+                law=self.config["execution"]["slots"],
+            )
+        return injected.present(fault_key, self.faults, cohort)
 
 
 def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
@@ -195,6 +215,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
     _check_rule(c)
     guarantees.check(c)
+    defences.check(c, names.rule(c))
     _check_form(c)
 
     checks.one_of("execution.form", c.execution.form, layout.FORMS)
@@ -204,6 +225,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.one_of("execution.conv", c.execution.conv, names.CONVOLUTIONS)
     checks.positive("execution.unroll", c.execution.unroll)
     checks.one_of("execution.records", c.execution.records, RECORDS)
+    checks.one_of("execution.pixels", c.execution.pixels, PIXELS)
     checks.in_range("execution.memory", c.execution.memory, 0)
     checks.one_of("execution.dtype", c.execution.dtype, adapt.DTYPES)
     checks.in_range("execution.devices", c.execution.devices, 0)
@@ -341,6 +363,8 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
         owner = rest.partition(".")[0]
         if group == "privacy":
             guarantees.check_used(path, owner, c)
+        if group == "robust":
+            defences.check_used(path, c)
         if group not in in_use:
             continue
         field, chosen, table = in_use[group]
@@ -353,22 +377,21 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
 
 def plain(config: ConfigDict) -> dict[str, Any]:
     """The config as nested dicts that JSON can hold (tuples become lists)."""
-    return jax.tree.map(
-        lambda leaf: list(leaf) if isinstance(leaf, tuple) else leaf,
-        config.to_dict(),
-        is_leaf=lambda leaf: leaf is None or isinstance(leaf, tuple),
-    )
+    return _remade(config.to_dict(), tuple, list)
 
 
 def from_plain(config: dict[str, Any]) -> ConfigDict:
     """The inverse of `plain`."""
-    return ConfigDict(
-        jax.tree.map(
-            lambda leaf: tuple(leaf) if isinstance(leaf, list) else leaf,
-            config,
-            is_leaf=lambda leaf: leaf is None or isinstance(leaf, list),
-        )
-    )
+    return ConfigDict(_remade(config, list, tuple))
+
+
+def _remade(value: Any, old: type, new: type) -> Any:
+    """Sequences of one type as those of another, however deep."""
+    if isinstance(value, dict):
+        return {name: _remade(inner, old, new) for name, inner in value.items()}
+    if isinstance(value, old):
+        return new(_remade(inner, old, new) for inner in value)
+    return value
 
 
 def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
@@ -392,6 +415,9 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     mesh = layout.mesh_of(c.execution.devices)
     splits = _splits(c)
     clients = len(splits.clients)
+    faults = defences.faults(c, clients)
+    train = injected.corrupted(splits.train, faults, c.seed)
+    splits = dataclasses.replace(splits, train=train)
     if c.cohort > clients:
         checks.fail("cohort", f"at most the {clients} hospitals", c.cohort)
     counts = np.asarray(splits.train.count)
@@ -402,6 +428,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         assign=c.tiers.assign,
         seed=c.seed,
     )
+    tiers = injected.claimed_tiers(tiers, faults, len(c.tiers.budget) - 1)
 
     family = names.METHODS[c.submodel.name]
     if c.model.name not in names.FOR_TABLES and splits.train.x.ndim != 4:
@@ -415,6 +442,8 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         checks.fail("model.name", what, c.model.name)
     model = names.MODELS[c.model.name](c, len(splits.classes), family)
     model = adapt.computing_in(c.execution.dtype, family.model(c, model))
+    bytes_, stored = _pixels(c, splits)
+    model = pixels.reading(bytes_, model)
     sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
     axes.check(f"model {c.model.name}", shapes, model.axes)
@@ -462,6 +491,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     )
     if guarantee.shown:
         rule = compose.over_tiers(rule, guarantee.shown)
+    rule = injected.claiming(defences.rule(c, rule), faults)
     if rule.everyone and cohort < clients:
         what = f"0 (all hospitals) for rule {c.fairness.rule}"
         checks.fail("cohort", what, c.cohort)
@@ -497,13 +527,15 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
 
     side_by_side = laid.reason.startswith("vmap: ")
     memory = _memory(c)
-    records, whence = _records(c, memory, splits, model, rule, sample)
+    train = pixels.packed(bytes_, splits.train)
+    records, whence = _records(c, memory, train, model, rule, sample)
     asked = "asked for" if c.execution.devices else "all that there are"
     choices = {
         "execution.form": why,
         "execution.batching": laid.reason,
         "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
         "execution.records": whence,
+        "execution.pixels": stored,
     }
     if c.model.name in names.CONVOLUTIONAL:
         conv, backend = names.lowering(c), jax.default_backend()
@@ -528,14 +560,15 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
                 plan,
                 c.model[c.model.name].get("moments", "static"),
                 guarantee.records,
-                augment.chain(c.data.augment),
+                augment.chain(c.data.augment, bytes_),
                 c.execution.unroll,
             ),
             rule=rule,
-            protection=guarantee.protection,
+            protection=defences.protection(c, guarantee.protection, cohort),
             server=method.server(server, cohort / clients),
             schedule=names.SCHEDULES[c.local.schedule](c.rounds),
             finite_guard=c.robust.finite_guard,
+            sending=injected.sending(faults, defences.deadline(c)),
             denominator=c.fairness.denominator,
             attribute=attribute,
             groups=groups,
@@ -548,7 +581,9 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         form=form,
         slots=slots,
         records=records,
+        pixels=bytes_,
         guarantee=guarantee,
+        faults=tuple(faults),
         choices=choices,
     )
 
@@ -560,16 +595,29 @@ def _memory(c: Any) -> float:
     return math.inf if told is None else told / 2**20
 
 
+def _pixels(c: Any, splits: federation.Splits) -> tuple[pixels.Pixels | None, str]:
+    """How bytes are read on the device, as (line, reason); None where none are."""
+    asked = c.execution.pixels
+    if asked != "float32" and splits.pixels is not None:
+        why = "asked for" if asked == "uint8" else "the data are bytes"
+        return splits.pixels, f"uint8: {why}"
+    obstacle = "the data are no bytes"
+    if c.data.normalise == "client" and splits.train.x.ndim == 4:
+        obstacle = "every hospital normalises by itself"
+    if asked == "uint8":
+        checks.fail("execution.pixels", f"float32: {obstacle}", asked)
+    return None, f"float32: {'asked for' if asked == 'float32' else obstacle}"
+
+
 def _records(
     c: Any,
     memory: float,
-    splits: federation.Splits,
+    train: Federation,
     model: Model,
     rule: Rule,
     sample: jax.ShapeDtypeStruct,
 ) -> tuple[str, str]:
     """Where training records lie, as (place, reason)."""
-    train = splits.train
     size = sum(leaf.nbytes for leaf in (train.x, train.y, train.group)) / 2**20
     asked = c.execution.records
     if asked == "device" or (asked == "auto" and size <= memory / 2):

@@ -38,7 +38,7 @@ from fairjax import (
 from fairjax import workdir as files
 from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
-from fairjax.data import federation, feed
+from fairjax.data import federation, feed, pixels
 from fairjax.keys import Role
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
@@ -122,7 +122,7 @@ def train(
         )
         chosen = _best_state(run, state, workdir, selected)
 
-    summary = _summary(run, state, tiers, whole, workdir, spent)
+    summary = _summary(run, start, state, tiers, whole, workdir, spent)
     summary["final"] = final.final(run, measured_at, state, chosen)
     if run.config["baselines"]:
         summary["baselines"] = baselines.baselines(
@@ -294,19 +294,20 @@ def _takes(program: jax.stages.Compiled) -> float:
 
 def _fed(run: specs.Run, state: RunState) -> Callable[[RunState], Federation]:
     """The run so far -> the records of its next round, on the run's devices."""
+    train = pixels.packed(run.pixels, run.splits.train)
     if run.records == "device":
         # The same for every round: nobody waits for the state to be computed.
-        everything = hosts.spread(run.splits.train, run.mesh)
+        everything = hosts.spread(train, run.mesh)
         return lambda state: everything
     poisson, slots = run.guarantee.draw, run.cohort
     if poisson is not None:
         slots = max(poisson.slots, sum(poisson.by_tier))
-    length = feed.rows(np.asarray(run.splits.train.count), slots)
+    length = feed.rows(np.asarray(train.count), slots)
     key, draw = hosts.here(state.key), jax.jit(run.draw)
 
     def records(finished: int) -> Federation:
         cohort = draw(key, jnp.asarray(finished, jnp.int32))
-        return hosts.spread(feed.block(run.splits.train, cohort, length), run.mesh)
+        return hosts.spread(feed.block(train, cohort, length), run.mesh)
 
     ahead = feed.Feed(records, run.guarantee.allowed(run.config["rounds"]))
     return lambda state: ahead(int(hosts.here(state.round)))
@@ -563,6 +564,7 @@ def _simulation(
 
 def _summary(
     run: specs.Run,
+    start: RunState,
     state: RunState,
     tiers: list[dict[str, Any]],
     whole: dict[str, int],
@@ -580,6 +582,7 @@ def _summary(
         "metrics": rows[-1],
         "tiers": tiers,
         "privacy": run.guarantee.summary(int(state.round)),
+        "robust": measure.withstands(run, start, state),
         "principles": principles.measure(
             rows,
             tiers,

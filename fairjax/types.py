@@ -483,6 +483,14 @@ class Protection(NamedTuple):
     coordinate, shaped as masks are, den q sum w m, what a cohort sends on average."""
     init: Callable[[], PyTree] = tuple
     """Its state before the first round (a clipping norm that adapts)."""
+    fold: Callable[[PyTree], PyTree] | None = None
+    """What `protect` gave of every client, [K, ...] a leaf -> what `release` is given
+    in place of their sum (a median); None: the sum, for which no stack is needed."""
+    entered: (
+        Callable[[PyTree, Cohort, Bool[Array, "K"], PyTree], Float[Array, "K"]] | None
+    ) = None
+    """(state, cohort, who of it counts, sums) -> what share of every client's change is
+    in the sums, 0 for none; None: all of those that count."""
     population: Population | None = None
     """None: no public sums."""
     weigh: (
@@ -518,6 +526,15 @@ class Layout(NamedTuple):
 # -------------------------------------------------------------------------------- state
 
 
+class Attendance(NamedTuple):
+    """What became of every hospital's changes so far."""
+
+    came: Int[Array, "N"]
+    """Rounds in which it was to train."""
+    entered: Float[Array, "N"]
+    """Sum over them of the share of its change that entered the model."""
+
+
 @jax.tree_util.register_dataclass
 @no_type_check
 @dataclasses.dataclass(frozen=True)
@@ -538,4 +555,5 @@ class RunState:
     """Every client's personal model, [N, ...] a leaf; None for rules without."""
     protection: PyTree[Array]
     """Of `Spec.protection`."""
+    attendance: Attendance
     key: Key[Array, ""]

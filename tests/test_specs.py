@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import pathlib
 import re
 
@@ -222,6 +223,16 @@ def test_differences_name_the_fields():
     assert specs.differences(ours, ours) == []
 
 
+def test_tuples_in_tuples_survive_json():
+    fields = {"tiers__schedule": ((3, 1, 0),), "robust__faults": (("nan", 0.5, 1.0),)}
+    config = changed(**fields)
+    stored = json.loads(json.dumps(specs.plain(config)))
+    assert stored == specs.plain(config)
+    assert specs.differences(stored, specs.plain(config)) == []
+    assert specs.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
+    specs.check(specs.from_plain(stored))
+
+
 def test_only_a_constant_schedule_can_be_extended():
     can = {
         name: specs.extendable(specs.plain(changed(local__schedule=name)))
@@ -242,7 +253,7 @@ def test_schedules_over_rounds(name, expected):
 
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
-    named = ("form", "batching", "conv", "devices", "records")
+    named = ("form", "batching", "conv", "devices", "records", "pixels")
     assert set(run.choices) == {f"execution.{n}" for n in named}
     assert run.choices["execution.devices"] == "1: asked for"
     everything = specs.build(changed(execution__devices=0))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from fairjax import keys
+from fairjax.data import pixels
+from fairjax.data.pixels import Pixels
 
 Augment = Callable[[Key[Array, ""], Float[Array, "B H W I"]], Float[Array, "B H W I"]]
 """(key, images) -> images."""
@@ -39,12 +41,19 @@ def crop(key: Key[Array, ""], x: Float[Array, "B H W I"]) -> Float[Array, "B H W
 AUGMENTS: dict[str, Augment] = {"crop": crop, "flip": flip}
 
 
-def chain(names: Sequence[str]) -> Augment | None:
-    """The named changes in turn, each with a key of its own; None for ()."""
+def chain(names: Sequence[str], bytes_: Pixels | None = None) -> Augment | None:
+    """The named changes in turn, each with a key of its own; None for ().
+
+    Args:
+        names: of `AUGMENTS`.
+        bytes_: how images that are bytes are read first.
+    """
     if not names:
         return None
 
     def augment(key: Array, x: Array) -> Array:
+        if bytes_ is not None:
+            x = pixels.read(bytes_, x)
         for number, name in enumerate(names):
             x = AUGMENTS[name](keys.at(key, number), x)
         return x

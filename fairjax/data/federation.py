@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from fairjax import checks
 from fairjax.data import partition as laws
+from fairjax.data.pixels import Pixels
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 from fairjax.privacy import poisson as sampling
 from fairjax.types import Block, Cohort, Federation
@@ -41,6 +42,8 @@ class Splits:
     """SHA-256 of who owns which record in which split, and of what decided it."""
     source: str
     notes: tuple[str, ...]
+    pixels: Pixels | None
+    """How inputs were made of bytes, where they were and all hospitals' alike."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,7 @@ def build(
         empty = [names[i] for i in np.flatnonzero(trained == 0)]
         checks.fail("data", "training records at every hospital", f"none at {empty[0]}")
 
-    x = _normalised(table, owner, split, len(names), normalise)
+    x, pixels = _normalised(table, owner, split, len(names), normalise)
     group = table.group
     if group is None:
         group = np.zeros((len(table.y), 0), np.int32)
@@ -167,6 +170,7 @@ def build(
         hash=digest.hexdigest(),
         source=table.source,
         notes=(*table.notes, *notes),
+        pixels=pixels,
     )
 
 
@@ -255,25 +259,27 @@ def _normalised(
     split: Int[np.ndarray, "E"],
     clients: int,
     normalise: str,
-) -> Float[np.ndarray, "E ..."]:
+) -> tuple[Float[np.ndarray, "E ..."], Pixels | None]:
     """Imputed and standardised float32 inputs: images by channel, tables by column."""
-    if table.x.dtype == np.uint8:
-        x = table.x.astype(np.float32) / np.float32(table.scale)
-    else:
-        x = table.x.astype(np.float32)
+    bytes_ = table.x.dtype == np.uint8
+    x = table.x.astype(np.float32)
+    if bytes_:
+        x = x / np.float32(table.scale)
     train = split == TRAIN
-    pooled = _moments(x[train], (np.zeros(x.shape[-1]), np.ones(x.shape[-1])))
+    neutral = np.zeros(x.shape[-1], np.float32), np.ones(x.shape[-1], np.float32)
+    pooled = _moments(x[train], neutral)
     if normalise != "client":
         x = np.where(np.isnan(x), pooled[0], x)
-        if normalise == "pooled":
-            x = (x - pooled[0]) / pooled[1]
-        return x.astype(np.float32)
+        mean, deviation = pooled if normalise == "pooled" else neutral
+        x = ((x - mean) / deviation).astype(np.float32)
+        step = 1 / (np.float32(table.scale) * deviation)
+        return x, Pixels(-mean / deviation, step) if bytes_ else None
     out = np.empty_like(x)
     for client in range(clients):
         mine = owner == client
         mean, deviation = _moments(x[mine & train], pooled)
         out[mine] = (np.where(np.isnan(x[mine]), mean, x[mine]) - mean) / deviation
-    return out
+    return out, None
 
 
 def _moments(

@@ -1,11 +1,11 @@
 """Rules out of rules: several at once, with a cap, after a warm-up, over tiers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks
 from fairjax.fairness import simplex
@@ -59,22 +59,35 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
     )
 
 
-def capped(rule: Rule, cap: float) -> Rule:
-    """No client weighs more than `cap` times its share of the cohort's records.
+Shares = Callable[[Scores, Bool[Array, "K"]], Float[Array, "K"]]
+"""(scores, who is valid) -> a simplex point over the valid clients."""
 
-        w <- the nearest point of {x : sum x = 1, 0 <= x_k <= cap p_k},  p_k = n_k / n
 
-    (Euclidean). cap = 1 is FedAvg. What is carried by the rule does not know of it.
+def capped(
+    rule: Rule,
+    cap: float,
+    *,
+    shares: Shares = simplex.by_records,
+    field: str = "fairness.cap",
+) -> Rule:
+    """No client weighs more than `cap` times its share of the cohort.
+
+        w <- the nearest point of {x : sum x = 1, 0 <= x_k <= cap p_k}
+
+    (Euclidean), p_k by default the share of the records, n_k / n: cap = 1 is then
+    FedAvg. What is carried by the rule does not know of it.
 
     Args:
         rule: one that weighs.
         cap: from 1.
+        shares: p.
+        field: of the config.
 
     Raises:
         InputError: `cap` is below 1, or the rule does not weigh or has a direction.
     """
-    checks.in_range("fairness.cap", cap, 1)
-    inner = _weights_of(rule, "fairness.cap", cap)
+    checks.in_range(field, cap, 1)
+    inner = _weights_of(rule, field, cap)
 
     def weigh(
         state: PyTree, cohort: Cohort, scores: Scores
@@ -84,7 +97,7 @@ def capped(rule: Rule, cap: float) -> Rule:
         valid = cohort.valid
         if scores.loss is not None:
             valid = simplex.known(scores, valid)
-        high = jnp.minimum(cap * simplex.by_records(scores, valid), 1)
+        high = jnp.minimum(cap * shares(scores, valid), 1)
         low = jnp.zeros_like(weights)
         return simplex.project(weights, low, high.astype(weights.dtype)), state
 

@@ -34,6 +34,11 @@ def by_records(scores: Scores, valid: Bool[Array, "K"]) -> Float[Array, "K"]:
     return softmax(log_count(scores), valid)
 
 
+def alike(scores: Scores, valid: Bool[Array, "K"]) -> Float[Array, "K"]:
+    """1 / K over the valid clients."""
+    return softmax(jnp.zeros(valid.shape), valid)
+
+
 def over_valid(
     weights: Float[Array, "K"], valid: Bool[Array, "K"]
 ) -> Float[Array, "K"]:

@@ -40,11 +40,7 @@ def size() -> Rule:
 
 def uniform() -> Rule:
     """w_k = 1 / K over the valid clients: every hospital counts the same."""
-    return _stateless(
-        lambda cohort, scores: simplex.softmax(
-            jnp.zeros(cohort.valid.shape), cohort.valid
-        )
-    )
+    return _stateless(lambda cohort, scores: simplex.alike(scores, cohort.valid))
 
 
 def q_ffl(*, q: float) -> Rule:

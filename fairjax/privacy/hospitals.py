@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from fairjax import aggregate, checks, keys
+from fairjax import aggregate, checks, keys, trees
 from fairjax.privacy import clip as clipping
 from fairjax.privacy import noise, securesum
 from fairjax.privacy.means import Means
@@ -120,7 +120,7 @@ def central(
         base: Float[Array, ""],
     ) -> Any:
         bound = clips[member.tier]
-        change = aggregate.scale(_change(sent), weight)
+        change = aggregate.scale(aggregate.change(sent), weight)
         change, norm = clipping.to_norm(change, bound)
         centred = jnp.where(norm <= bound, 0.5, -0.5)
         addend = change, jnp.where(member.valid, centred, 0.0)
@@ -154,7 +154,9 @@ def central(
         return Sent(num, public.den, shares), clips
 
     start = jnp.asarray(clip, jnp.float32)
-    return Protection(protect, release, lambda: start, population, weigh)
+    return Protection(
+        protect, release, lambda: start, population=population, weigh=weigh
+    )
 
 
 def _held(public: Sent, minimum: float) -> Sent:
@@ -208,19 +210,11 @@ def local(*, clip: Sequence[float], noise_multiplier: float) -> Protection:
         base: Float[Array, ""],
     ) -> Sent:
         bound = bounds[member.tier]
-        change, _ = clipping.to_norm(_change(sent), bound)
+        change, _ = clipping.to_norm(aggregate.change(sent), bound)
         own = keys.at(key, _CHANGE, member.client)
         noisy = noise.gaussian(own, change, noise_multiplier * bound)
         cover = sent.den, {path: den for path, (_, den) in sent.tiers.items()}
-        num, tiers = jax.tree.map(lambda n, m: n * m.astype(n.dtype), noisy, cover)
-        upload = Sent(
-            num, sent.den, {path: (tiers[path], cover[1][path]) for path in tiers}
-        )
+        upload = aggregate.changed(sent, trees.multiply(noisy, cover))
         return aggregate.weigh(upload, weight, base)
 
     return aggregate.OPEN._replace(protect=protect)
-
-
-def _change(sent: Sent) -> tuple[Any, dict[str, Array]]:
-    """The vector that a hospital sends."""
-    return sent.num, {path: num for path, (num, _) in sent.tiers.items()}

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from fairjax import checks, keys, trees
+from fairjax import aggregate, checks, keys, trees
 from fairjax.types import Cohort, Member, Protection, Sent
 
 MODES = ("off", "quantized", "masked")
@@ -292,7 +292,5 @@ def secure(
 
 def _split(sent: Sent) -> tuple[Any, Any]:
     """All numerators and all denominators."""
-    return (
-        (sent.num, {path: num for path, (num, _) in sent.tiers.items()}),
-        (sent.den, {path: den for path, (_, den) in sent.tiers.items()}),
-    )
+    dens = {path: den for path, (_, den) in sent.tiers.items()}
+    return aggregate.change(sent), (sent.den, dens)

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fairjax.report import figures, final, formats, markup, principles, privacy
+from fairjax.report import figures, final, formats, markup, principles, privacy, robust
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
 from fairjax.report.run import Row, Run
@@ -85,6 +85,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         Section("weights", "Weights over time", drawn["weights"]),
         Section("tiers", "Cost per tier", drawn["tiers"] + _tiers(run)),
         Section("privacy", "Privacy", privacy.section(run), optional=True),
+        Section("robust", "Faults and liars", robust.section(run), optional=True),
         Section("principles", "Five principles", _principles(run), optional=True),
         Section("data", "Data", _data(run, drawn["data"])),
         Section("unknown", "Not estimated", final.not_estimated(run), optional=True),

@@ -1,0 +1,237 @@
+"""From a config to what a run withstands, and to what it is made to withstand.
+
+`robust.fold`, `norm_bound` and `weight_cap` are the defences, `robust.faults` what goes
+wrong. Combinations that cannot hold are refused: a median of single uploads under a
+secure sum, which shows nobody any of them, or a rule's weights in a fold without.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from fairjax import checks, client
+from fairjax.fairness import compose, simplex
+from fairjax.robust import faults as injected
+from fairjax.robust import folds
+from fairjax.robust.faults import Deadline, Fault
+from fairjax.types import Kept, Params, Protection, Rule
+
+UNWEIGHTED = ("median", "trimmed_mean")
+"""Folds in which weights have no say."""
+BY_DISTANCE = ("krum", "multi_krum")
+NEUTRAL = (
+    "size", "uniform", "propfair", "logit_adjust", "ditto", "fedbn", "private_head",
+)  # fmt: skip
+"""Rules whose weights may be ignored: they are the default ones, or none."""
+
+
+def check(c: Any, made: Rule) -> None:
+    """Refuses what no data could make hold, by the name of the field.
+
+    Args:
+        c: a config.
+        made: its fairness rule.
+    """
+    r = c.robust
+    fold = checks.one_of("robust.fold", r.fold, folds.FOLDS)
+    checks.in_range("robust.norm_bound", r.norm_bound, 0)
+    if r.weight_cap:
+        checks.in_range("robust.weight_cap", r.weight_cap, 1)
+    checks.in_range("robust.hostile", r.hostile, 0)
+    beta = r.trimmed_mean.beta
+    checks.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
+    for name, strength in r.strength.items():
+        checks.in_range(f"robust.strength.{name}", strength, 0)
+    checks.positive("robust.deadline.most", r.deadline.most)
+    checks.in_range("robust.deadline.spread", r.deadline.spread, 0)
+    _check_faults(c, made)
+    for field, neutral in (("fold", "mean"), ("norm_bound", 0.0)):
+        if r[field] != neutral:
+            _check_seen(c, f"robust.{field}", neutral)
+    if fold == "mean":
+        return
+    if not r.finite_guard:
+        what = f"True with robust.fold {fold}, in which a NaN has no place"
+        checks.fail("robust.finite_guard", what, False)
+    if made.combine is not None:
+        what = f"mean with rule {c.fairness.rule}, which combines changes itself"
+        checks.fail("robust.fold", what, fold)
+    if fold not in UNWEIGHTED:
+        return
+    for part in c.fairness.rule.split("+"):
+        if part not in NEUTRAL:
+            what = f"one of {', '.join(NEUTRAL)} with robust.fold {fold}, in which "
+            checks.fail("fairness.rule", what + "weights have no say", part)
+    if c.fairness.denominator == "fixed":
+        what = f"cover with robust.fold {fold}, in which weights have no say"
+        checks.fail("fairness.denominator", what, "fixed")
+
+
+def _check_seen(c: Any, field: str, neutral: Any) -> None:
+    got = _value(c, field)
+    if c.privacy.secure_sum != "off":
+        what = f"{neutral} with privacy.secure_sum, under which nobody sees an upload"
+        checks.fail(field, what, got)
+    if c.privacy.mechanism == "client_dp":
+        what = f"{neutral} with client_dp, whose clip and noise are those of a sum"
+        checks.fail(field, what, got)
+
+
+def _value(c: Any, field: str) -> Any:
+    for part in field.split("."):
+        c = c[part]
+    return c
+
+
+def _check_faults(c: Any, made: Rule) -> None:
+    where = "robust.faults"
+    for entry in c.robust.faults:
+        if not isinstance(entry, tuple) or len(entry) != 3:
+            checks.fail(where, "(name, share of hospitals, rate) for each", entry)
+        name, share, rate = entry
+        if not isinstance(name, str):
+            checks.fail(where, "a name first", name)
+        checks.one_of(where, name, injected.FAULTS)
+        checks.in_range(f"{where} share of {name}", share, 0, 1, open_low=True)
+        checks.in_range(f"{where} rate of {name}", rate, 0, 1, open_low=True)
+        if name in injected.PERMANENT and rate != 1:
+            what = f"1 for {name}, which is in every round"
+            checks.fail(f"{where} rate of {name}", what, rate)
+    named = [entry[0] for entry in c.robust.faults]
+    for name in named:
+        if named.count(name) > 1:
+            checks.fail(where, "every fault once", name)
+        if name in injected.CLAIMS and c.privacy.mechanism == "client_dp":
+            what = f"no {name} with client_dp, whose weights are public"
+            checks.fail(where, what, name)
+    if "inflated_loss" in named and "loss" not in made.needs:
+        what = "a rule that reads losses for inflated_loss in robust.faults"
+        checks.fail("fairness.rule", what, c.fairness.rule)
+
+
+def check_used(path: str, c: Any) -> None:
+    """Refuses a field of robust that was set by hand and that nothing reads."""
+    r = c.robust
+    _, group, *rest = path.split(".")
+    named = [entry[0] for entry in r.faults]
+    if group == "strength" and rest[0] not in named:
+        checks.fail(path, "robust.faults with it for this option", tuple(r.faults))
+    if group == "deadline" and "straggler" not in named:
+        checks.fail(path, "a straggler in robust.faults", tuple(r.faults))
+    if group == "trimmed_mean" and r.fold != "trimmed_mean":
+        checks.fail(path, "robust.fold 'trimmed_mean' for this option", r.fold)
+    if group == "hostile" and r.fold not in BY_DISTANCE:
+        what = f"robust.fold {' or '.join(BY_DISTANCE)} for this option"
+        checks.fail(path, what, r.fold)
+
+
+# ----------------------------------------------------------------------------- defences
+
+
+def protection(c: Any, inner: Protection, cohort: int) -> Protection:
+    """What stands between changes and model: the run's privacy, a fold, a norm bound.
+
+    Args:
+        c: a checked config.
+        inner: of the run's privacy.
+        cohort: K.
+
+    Raises:
+        InputError: a cohort that is too small for what the fold assumes.
+    """
+    r = c.robust
+    if r.fold in BY_DISTANCE and cohort < 2 * r.hostile + 3:
+        what = f"at most {(cohort - 3) // 2} with a cohort of {cohort}: K >= 2 f + 3"
+        checks.fail("robust.hostile", what, r.hostile)
+    if r.fold == "median":
+        inner = folds.folded(inner, folds.median())
+    elif r.fold == "trimmed_mean":
+        inner = folds.folded(inner, folds.trimmed_mean(**r.trimmed_mean))
+    elif r.fold in BY_DISTANCE:
+        fold = folds.krum if r.fold == "krum" else folds.multi_krum
+        inner = folds.folded(inner, fold(hostile=r.hostile))
+    if r.norm_bound:
+        tiers = len(c.tiers.budget)
+        inner = folds.bounded(inner, factor=r.norm_bound, tiers=tiers)
+    return inner
+
+
+def rule(c: Any, made: Rule) -> Rule:
+    """A fairness rule whose weights no hospital can raise above the cap."""
+    r = c.robust
+    guarded = r.norm_bound or r.fold in BY_DISTANCE
+    if not guarded or not r.weight_cap or made.weigh is None or made.combine:
+        return made
+    field = "robust.weight_cap"
+    return compose.capped(made, r.weight_cap, shares=simplex.alike, field=field)
+
+
+class Ring(NamedTuple):
+    """Coordinates that the same tiers hold, and how many liars among them they bear."""
+
+    tiers: tuple[int, ...]
+    parameters: int
+    hospitals: int
+    """Of those tiers."""
+    holders: int
+    """Of a cohort on average, rounded down."""
+    breakdown: int
+
+
+def rings(
+    c: Any,
+    params: Params,
+    kept: Sequence[Kept],
+    hospitals: Sequence[int],
+    cohort: int,
+    *,
+    local: client.Local,
+) -> list[Ring]:
+    """The coverage rings of a run's first round, that of the most tiers first.
+
+    Args:
+        c: a plain or a checked config.
+        params: the plain model.
+        kept: what one client of every tier keeps.
+        hospitals: of every tier.
+        cohort: K.
+        local: the local problem.
+    """
+    r = c["robust"]
+    settings = {"hostile": r["hostile"], "beta": r["trimmed_mean"]["beta"]}
+    masks = [client.masks(local, params, each)[1] for each in kept]
+    found = []
+    for tiers, parameters in folds.rings(params, masks):
+        number = sum(hospitals[tier] for tier in tiers)
+        holders = number * cohort // max(sum(hospitals), 1)
+        bears = folds.breakdown(r["fold"], holders, **settings)
+        found.append(Ring(tiers, parameters, number, holders, bears))
+    return found
+
+
+# ------------------------------------------------------------------------------- faults
+
+
+def faults(c: Any, clients: int) -> list[Fault]:
+    """The faults of a checked config, for N hospitals."""
+    return [
+        Fault(
+            name,
+            injected.hospitals(share, clients, c.seed),
+            float(rate),
+            float(c.robust.strength.get(name, 1.0)),
+        )
+        for name, share, rate in c.robust.faults
+    ]
+
+
+def deadline(c: Any) -> Deadline:
+    """Of the stragglers among them."""
+    return Deadline(**c.robust.deadline)
+
+
+def struck(found: Sequence[Fault], clients: int) -> Bool[np.ndarray, "N"]:
+    """The hospitals that any fault may strike."""
+    return np.any([np.zeros(clients, bool), *(f.hospitals for f in found)], axis=0)

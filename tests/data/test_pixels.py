@@ -1,0 +1,114 @@
+"""Images as bytes: what a model reads is what it was given as floats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from fairjax import checks, specs, train
+from fairjax.data import augment, federation, pixels
+from fairjax.data.table import Table
+from fairjax.submodels import axes
+from fairjax.types import Size
+from tests import fakes
+
+BYTES = np.random.default_rng(0).integers(0, 256, (60, 3, 2, 2)).astype(np.uint8)
+LINE = pixels.Pixels(np.float32([-0.7, 0]), np.float32([0.013, 1 / 255]))
+
+
+def built(x=BYTES, normalise="pooled"):
+    labels = np.arange(len(x), dtype=np.int32) % 2
+    free = np.full(len(x), -1, np.int8)
+    table = Table("own", x, labels, free, ("a", "b"), "made up", scale=255.0)
+    settings = {"num_clients": 3, "alpha": 1.0, "min_size": 1, "seed": 0}
+    cuts = {"test_fraction": 0.2, "val_fraction": 0.0}
+    return federation.build(
+        table, partition="iid", normalise=normalise, **settings, **cuts
+    )
+
+
+@pytest.mark.parametrize("normalise", ["pooled", "none"])
+def test_bytes_are_packed_and_read_as_they_were(normalise):
+    splits = built(normalise=normalise)
+    data = pixels.packed(splits.pixels, splits.train)
+    assert data.x.dtype == np.uint8
+    known = {image.tobytes() for image in BYTES}
+    assert all(image.tobytes() in known for image in data.x)
+    read = pixels.read(splits.pixels, data.x)
+    np.testing.assert_allclose(read, splits.train.x, rtol=0, atol=1e-6)
+    assert read.dtype == jnp.float32
+
+
+def test_every_byte_comes_back():
+    every = np.stack([np.arange(256, dtype=np.uint8)] * 2, axis=1)
+    data = fakes.federation()
+    host = np.asarray(every * LINE.step + LINE.low)
+    back = pixels.packed(LINE, type(data)(host, *jax.tree.leaves(data)[1:]))
+    np.testing.assert_array_equal(back.x, every)
+
+
+def test_only_bytes_that_all_hospitals_read_alike_have_a_line():
+    assert built(normalise="client").pixels is None
+    assert built(BYTES.astype(np.float32)).pixels is None
+    data = fakes.federation()
+    assert pixels.packed(None, data) is data
+    model = fakes.small_mlp()
+    assert pixels.reading(None, model) is model
+
+
+def test_a_model_takes_bytes_and_floats_at_every_size():
+    model = pixels.reading(LINE, fakes.small_cnn())
+    x = BYTES[:4]
+    floats = pixels.read(LINE, x)
+    assert pixels.read(LINE, floats) is floats
+    params = fakes.drawn(model, floats)
+    assert fakes.equal(model.apply(params, x), model.apply(params, floats))
+    size = Size(axes.prefix_sizes(model.axes, 0.5), {})
+    part = model.resize(size)
+    params = fakes.drawn(part, floats)
+    assert fakes.equal(part.apply(params, x), part.apply(params, floats))
+
+
+def test_bytes_are_read_before_they_are_changed():
+    change = augment.chain(("crop",), LINE)
+    x = jnp.full((64, 16, 16, 2), 255, jnp.uint8)
+    seen = np.unique(change(jax.random.key(0), x)[..., 0])
+    np.testing.assert_allclose(seen, [0, LINE.low[0] + 255 * LINE.step[0]], atol=1e-6)
+
+
+def digits(stored):
+    config = default.get_config()
+    config.data.name = "digits"
+    config.data.augment = ("crop",)
+    config.model.name = "cnn"
+    config.model.cnn.channels = (8,)
+    config.cohort = 2
+    config.execution.pixels = stored
+    return specs.build(config)
+
+
+def test_a_round_on_bytes_is_the_round_on_floats():
+    ended = []
+    for stored in ("auto", "float32"):
+        run = digits(stored)
+        state = train.initial(run)
+        step, program = train.compiled(run, state)
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(program.args_info)}
+        assert (jnp.dtype("uint8") in kinds) == (stored == "auto")
+        ended.append(step(state)[0])
+    assert fakes.gap(ended[0].params, ended[1].params) < 1e-5
+    assert run.choices["execution.pixels"] == "float32: asked for"
+    assert digits("uint8").choices["execution.pixels"] == "uint8: asked for"
+
+
+def test_bytes_are_refused_where_there_are_none():
+    config = default.get_config()
+    assert specs.build(config).choices["execution.pixels"].startswith("float32: ")
+    config.execution.pixels = "uint8"
+    message = r"^execution\.pixels: expected float32: the data are no bytes; got"
+    with pytest.raises(checks.InputError, match=message):
+        specs.build(config)
+    config.execution.pixels = "unit8"
+    with pytest.raises(checks.InputError, match=r'execution\.pixels: .*"uint8"'):
+        specs.check(config)

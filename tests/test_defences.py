@@ -1,0 +1,227 @@
+"""Defences and faults of a config: refusals, and runs that tell what happened."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from outline import Outline
+from test_train import small
+from workdirs import fake_run
+
+from fairjax import checks, command, defences, measure, report, specs
+from fairjax import train as train_module
+from fairjax.fairness import weights
+from fairjax.report import markup, robust
+from fairjax.train import train
+from fairjax.types import Scores
+from tests import fakes
+
+FLIP = (("sign_flip", 0.25, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"robust__fold": "medean"}, 'robust.fold: .*Did you mean "median"'),
+        ({"robust__norm_bound": -1.0}, "robust.norm_bound: expected a finite number"),
+        ({"robust__weight_cap": 0.5}, "robust.weight_cap: expected a finite number"),
+        ({"robust__hostile": -1}, "robust.hostile"),
+        ({"robust__trimmed_mean__beta": 0.5}, "robust.trimmed_mean.beta"),
+        ({"robust__strength__scaling": -1.0}, "robust.strength.scaling"),
+        ({"robust__deadline__most": 0.0}, "robust.deadline.most"),
+        ({"robust__faults": (("nan", 0.5),)}, "robust.faults: expected .name, share"),
+        ({"robust__faults": ("nan",)}, "robust.faults: expected .name, share"),
+        ({"robust__faults": ((1, 0.5, 1.0),)}, "robust.faults: expected a name first"),
+        (
+            {"robust__faults": (("sign_flop", 0.5, 1.0),)},
+            'robust.faults: .*Did you mean "sign_flip"',
+        ),
+        ({"robust__faults": (("nan", 0.0, 1.0),)}, "robust.faults share of nan"),
+        ({"robust__faults": (("nan", 0.5, 1.5),)}, "robust.faults rate of nan"),
+        (
+            {"robust__faults": (("label_flip", 0.5, 0.5),)},
+            "robust.faults rate of label_flip: expected 1",
+        ),
+        ({"robust__faults": FLIP * 2}, "robust.faults: expected every fault once"),
+        (
+            {"robust__faults": (("inflated_loss", 0.5, 1.0),)},
+            "fairness.rule: expected a rule that reads losses",
+        ),
+        (
+            {"robust__fold": "median", "robust__finite_guard": False},
+            "robust.finite_guard: expected True with robust.fold median",
+        ),
+        (
+            {"robust__fold": "krum", "fairness__rule": "fedmgda"},
+            "robust.fold: expected mean with rule fedmgda",
+        ),
+        (
+            {"robust__fold": "trimmed_mean", "fairness__rule": "q_ffl"},
+            "fairness.rule: expected one of .* with robust.fold trimmed_mean",
+        ),
+        (
+            {"robust__fold": "median", "fairness__denominator": "fixed"},
+            "fairness.denominator: expected cover with robust.fold median",
+        ),
+        (
+            {
+                "robust__fold": "krum",
+                "privacy__secure_sum": "masked",
+                "submodel__name": "fedavg",
+            },
+            "robust.fold: expected mean with privacy.secure_sum",
+        ),
+        (
+            {
+                "robust__norm_bound": 1.0,
+                "privacy__secure_sum": "quantized",
+                "submodel__name": "fedavg",
+            },
+            "robust.norm_bound: expected 0.0 with privacy.secure_sum",
+        ),
+        (
+            {
+                "robust__fold": "median",
+                "privacy__mechanism": "client_dp",
+                "privacy__noise_multiplier": 1.0,
+                "fairness__denominator": "fixed",
+            },
+            "robust.fold: expected mean with client_dp",
+        ),
+        (
+            {
+                "robust__faults": (("inflated_count", 0.5, 1.0),),
+                "privacy__mechanism": "client_dp",
+                "privacy__noise_multiplier": 1.0,
+                "fairness__denominator": "fixed",
+            },
+            "robust.faults: expected no inflated_count with client_dp",
+        ),
+    ],
+)
+def test_what_cannot_hold_is_refused_by_name(fields, message):
+    with pytest.raises(checks.InputError, match=f"^{message}"):
+        specs.check(small(**fields))
+
+
+def test_a_cohort_too_small_for_its_liars_is_refused():
+    config = small(robust__fold="krum", robust__hostile=1, cohort=4)
+    message = r"^robust\.hostile: expected at most 0 with a cohort of 4: K >= 2 f \+ 3"
+    with pytest.raises(checks.InputError, match=message):
+        specs.build(config)
+    assert specs.build(small(robust__fold="krum", robust__hostile=0, cohort=4))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("robust.strength.scaling", {}),
+        ("robust.deadline.most", {"robust__faults": FLIP}),
+        ("robust.trimmed_mean.beta", {"robust__fold": "median"}),
+        ("robust.hostile", {"robust__fold": "median"}),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(path, fields):
+    with pytest.raises(checks.InputError, match=rf"^{re.escape(path)}: expected"):
+        specs.check(small(**fields), overridden=(path,))
+
+
+def test_options_in_use_are_taken():
+    fields = {"robust__fold": "trimmed_mean", "robust__faults": FLIP}
+    config = small(**fields)
+    used = ("robust.strength.sign_flip", "robust.trimmed_mean.beta", "robust.fold")
+    specs.check(config, overridden=used)
+    assert command.fields_of(config)
+
+
+def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
+    scores = Scores(jnp.asarray([1, 1, 1, 97], jnp.int32))
+    cohort = fakes.cohort()
+    for fields, most in (
+        ({"robust__norm_bound": 1.0}, 0.75),
+        ({"robust__fold": "krum"}, 0.75),
+        ({"robust__norm_bound": 1.0, "robust__weight_cap": 2.0}, 0.5),
+        ({"robust__norm_bound": 1.0, "robust__weight_cap": 0.0}, 0.97),
+        ({}, 0.97),
+    ):
+        rule = defences.rule(small(**fields), weights.size())
+        found, _ = rule.weigh((), cohort, scores)
+        np.testing.assert_allclose(found[3], most, rtol=1e-6)
+        np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
+
+
+# --------------------------------------------------------------------------- whole runs
+
+
+def test_what_goes_wrong_follows_from_the_run_key():
+    """Who is struck, who stays away, and who claims which tier and labels."""
+    entries = (
+        ("drop_before", 1.0, 0.5),
+        ("label_flip", 0.25, 1.0),
+        ("impostor", 0.5, 1.0),
+    )
+    config = small(robust__faults=entries, cohort=0)
+    run, plain = specs.build(config), specs.build(small(cohort=0))
+    struck = {fault.name: fault.hospitals for fault in run.faults}
+    assert [struck[name].sum() for name, *_ in entries] == [4, 1, 2]
+    assert np.all(run.tiers[struck["impostor"]] == 3)
+    honest = ~struck["impostor"]
+    np.testing.assert_array_equal(run.tiers[honest], plain.tiers[honest])
+    changed = np.asarray(run.splits.train.labels) != np.asarray(
+        plain.splits.train.labels
+    )
+    np.testing.assert_array_equal(changed.any(axis=1), struck["label_flip"])
+    np.testing.assert_array_equal(run.splits.test.y, plain.splits.test.y)
+    key = jax.random.key(config.seed)
+    came = [np.asarray(run.draw(key, jnp.asarray(n)).valid) for n in range(20)]
+    again = [np.asarray(specs.build(config).draw(key, jnp.asarray(3)).valid)]
+    np.testing.assert_array_equal(came[3], again[0])
+    assert 20 < np.sum(came) < 60
+
+
+@pytest.mark.usefixtures("unfinal")
+def test_a_run_names_the_hospital_that_sends_no_numbers(tmp_path):
+    faults = (("nan", 0.25, 1.0), ("drop_after", 1.0, 0.3))
+    config = small(
+        robust__faults=faults, robust__fold="median", cohort=0, baselines=False
+    )
+    result = train(config, tmp_path / "run")
+    told = result.summary["robust"]
+    run, _ = train_module.load(tmp_path / "run")
+    (who,) = np.flatnonzero(run.faults[0].hospitals)
+    by = {row["client"]: row for row in told["refused"]}
+    assert by[run.splits.clients[who]] == {
+        "client": run.splits.clients[who],
+        "came": 3,
+        "entered": 0.0,
+    }
+    assert told["fold"] == "median"
+    assert [fault["name"] for fault in told["faults"]] == ["nan", "drop_after"]
+    rings = told["rings"]
+    assert [ring["hospitals"] for ring in rings] == [4, 3, 2, 1]
+    assert [ring["breakdown"] for ring in rings] == [1, 1, 0, 0]
+    total = sum(leaf.size for leaf in jax.tree.leaves(result.state.params))
+    assert sum(ring["parameters"] for ring in rings) == total
+    page = Outline(tmp_path / "run" / "report.html")
+    assert run.splits.clients[who] in page.cells
+    assert "median over the hospitals that hold it" in page.text
+    entered = sum(row["cohort/valid"] for row in report.read(tmp_path / "run").metrics)
+    np.testing.assert_allclose(entered, result.state.attendance.entered.sum())
+
+
+def test_an_undisturbed_run_has_nobody_to_name():
+    run = specs.build(small())
+    state = train_module.initial(run)
+    step, _ = train_module.compiled(run, state)
+    after = step(state)[0]
+    told = measure.withstands(run, state, after)
+    assert told["refused"] == told["faults"] == []
+    assert [ring["breakdown"] for ring in told["rings"]] == [0] * 4
+
+
+def test_the_page_says_nothing_of_a_run_without_faults_or_defences(tmp_path):
+    workdir = fake_run(tmp_path / "run", ["north", "south"])
+    assert robust.section(report.read(workdir)) == ""
+    assert markup.Section("robust", "Faults", "", optional=True)
