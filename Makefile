@@ -15,7 +15,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# What `make test` samples, whole: masked against sliced, every combination of names, full sizes, many more examples.
+# What `make test` samples, whole: masked against sliced, any three names together, full sizes, many more examples.
 verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"
