@@ -42,9 +42,14 @@ def get_config() -> ConfigDict:
     # of their side), "flip" (left and right); drawn for every record and step
     c.data.augment = ()
     c.data.partition = ConfigDict()
-    c.data.partition.name = "iid"  # natural (the data's hospitals), iid or dirichlet
-    c.data.partition.num_clients = 8  # hospitals, for iid and dirichlet
-    c.data.partition.alpha = 0.5  # dirichlet concentration: small is skewed
+    # natural (the data's hospitals); iid; skewed labels: dirichlet, pathological (some
+    # classes each), shards (records in order of their class); skewed sizes: quantity;
+    # dirichlet_overlap: no partition, the law of DynamicFL's released code
+    c.data.partition.name = "iid"
+    c.data.partition.num_clients = 8  # hospitals, for all but natural
+    c.data.partition.alpha = 0.5  # Dirichlet concentration: small is skewed
+    c.data.partition.shards = 2  # of a hospital, for shards
+    c.data.partition.classes = 2  # of a hospital, for pathological
     # training records that every simulated hospital must get; natural: hospitals with
     # fewer records are left out
     c.data.partition.min_size = 2
@@ -177,6 +182,8 @@ def get_config() -> ConfigDict:
     c.tiers.branches = ()
     c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
     c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
+    # of the tiers with what they are assigned by: 1 is its strict order, 0 is random
+    c.tiers.correlation = 1.0
     # ((round, hospital, tier), ..): from that round on; hospitals as in clients.jsonl, from 0
     c.tiers.schedule = ()
 

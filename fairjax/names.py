@@ -281,7 +281,6 @@ SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
     "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
 }
 
-PARTITIONS = ("natural", "iid", "dirichlet")
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")

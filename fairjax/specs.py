@@ -144,10 +144,12 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     for name in c.data.augment:
         checks.one_of("data.augment", name, augment.AUGMENTS)
     part = c.data.partition
-    checks.one_of("data.partition.name", part.name, names.PARTITIONS)
+    checks.one_of("data.partition.name", part.name, federation.LAWS)
     checks.positive("data.partition.num_clients", part.num_clients)
     checks.positive("data.partition.alpha", part.alpha)
     checks.positive("data.partition.min_size", part.min_size)
+    checks.count("data.partition.shards", part.shards)
+    checks.count("data.partition.classes", part.classes)
     checks.in_range(
         "data.partition.test_fraction",
         part.test_fraction,
@@ -191,6 +193,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
         checks.in_range("tiers.share", share, 0)
     checks.positive("sum of tiers.share", math.fsum(c.tiers.share))
     checks.one_of("tiers.assign", c.tiers.assign, names.ASSIGNMENTS)
+    checks.in_range("tiers.correlation", c.tiers.correlation, 0, 1)
     _check_schedule(c)
     last = len(c.tiers.budget) - 1
     checks.in_range("submodel.fedavg.tier", c.submodel.fedavg.tier, 0, last)
@@ -427,6 +430,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         share=tuple(c.tiers.share),
         assign=c.tiers.assign,
         seed=c.seed,
+        correlation=c.tiers.correlation,
     )
     tiers = injected.claimed_tiers(tiers, faults, len(c.tiers.budget) - 1)
 
@@ -734,6 +738,8 @@ def _splits(c: Any) -> federation.Splits:
         val_fraction=part.val_fraction,
         normalise=c.data.normalise,
         seed=c.seed,
+        shards=part.shards,
+        classes=part.classes,
     )
 
 

@@ -602,6 +602,7 @@ def _summary(
             "clients": len(splits.clients),
             "classes": list(splits.classes),
             "hospitals": federation.hospitals(splits, run.tiers),
+            "tier_by_size": federation.by_size(run.tiers, splits.train.count),
             "source": splits.source,
             "notes": list(splits.notes),
         },

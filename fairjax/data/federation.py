@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jaxtyping import Array, Float, Int, Key
 
 from fairjax import checks
@@ -21,6 +22,11 @@ from fairjax.data.pixels import Pixels
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 from fairjax.privacy import poisson as sampling
 from fairjax.types import Block, Cohort, Federation
+
+LAWS = (
+    "natural", "iid", "dirichlet", "dirichlet_overlap", "shards", "pathological",
+    "quantity",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,34 +73,42 @@ def build(
     val_fraction: float,
     normalise: str,
     seed: int,
+    shards: int = 2,
+    classes: int = 2,
 ) -> Splits:
     """Deals a table to hospitals and cuts every hospital's records.
 
     Args:
         table: the records.
-        partition: "natural", "iid" or "dirichlet".
-        num_clients: N of "iid" and "dirichlet".
-        alpha: concentration of "dirichlet".
-        min_size: training records that every client of "dirichlet" must get; hospitals
-            of "natural" with fewer records are left out.
+        partition: one of `LAWS`.
+        num_clients: N of all laws but "natural".
+        alpha: concentration of "dirichlet", "dirichlet_overlap" and "quantity".
+        min_size: training records that every client of "dirichlet" and "quantity" must
+            get; hospitals of "natural" with fewer records are left out.
         test_fraction: share of a hospital's records that are cut for testing,
             stratified by label, where the table fixes no test split.
         val_fraction: the same for validation; a fixed validation split is kept.
         normalise: "pooled", "client" or "none".
         seed: of every draw.
+        shards: of a client, for "shards".
+        classes: of a client, for "pathological".
 
     Raises:
         InputError: no column of hospitals for "natural", or none that is large enough,
             more clients than records or patients, a patient in two fixed splits, a
-            hospital without training records.
+            hospital without training records, hospitals that overlap without a fixed
+            test split.
     """
+    rng = np.random.default_rng([seed, 0])
+    overlapping = None
     if partition == "natural":
         table = _large_enough(table, min_size)
-    rng = np.random.default_rng([seed, 0])
+    if partition == "dirichlet_overlap":
+        table, overlapping = _overlapping(rng, table, num_clients, alpha)
     units = _units(table)
     cuts = {} if np.any(units.split == TEST) else {TEST: test_fraction}
     cuts |= {} if np.any(units.split == VAL) else {VAL: val_fraction}
-    least = min_size if partition == "dirichlet" else 1
+    least = min_size if partition in ("dirichlet", "quantity") else 1
     if partition == "natural":
         assert table.client is not None
         owner, names = laws.natural(table.client)
@@ -115,20 +129,30 @@ def build(
         names = tuple(
             f"hospital_{i:0{len(str(num_clients - 1))}d}" for i in range(num_clients)
         )
-        if partition == "iid":
-            unit_owner, notes = laws.iid(rng, units.split, num_clients), ()
+        notes = ()
+        of_labels = rng, units.label, units.split, num_clients
+        if overlapping is not None:
+            unit_owner = overlapping
+        elif partition == "iid":
+            unit_owner = laws.iid(rng, units.split, num_clients)
+        elif partition == "shards":
+            unit_owner = laws.shards(*of_labels, shards)
+        elif partition == "pathological":
+            unit_owner = laws.pathological(*of_labels, classes)
         else:
-            unit_owner, notes = laws.dirichlet(
-                rng,
-                units.label,
-                units.split,
-                num_clients,
-                alpha=alpha,
-                counts=units.count,
-                trains=trains,
-                min_size=min_size,
-                kept=1.0 - sum(cuts.values()),
-            )
+            sizes: dict[str, Any] = {
+                "alpha": alpha,
+                "counts": units.count,
+                "trains": trains,
+                "min_size": min_size,
+                "kept": 1.0 - sum(cuts.values()),
+            }
+            if partition == "quantity":
+                unit_owner, notes = laws.quantity(
+                    rng, units.split, num_clients, **sizes
+                )
+            else:
+                unit_owner, notes = laws.dirichlet(*of_labels, **sizes)
         owner = unit_owner[units.of_record]
     split = _cut(units, unit_owner, len(names), cuts, least, seed)
     split = split[units.of_record]
@@ -156,6 +180,7 @@ def build(
         test_fraction,
         val_fraction,
         seed,
+        *{"shards": [shards], "pathological": [classes]}.get(partition, []),
     ]
     digest.update(json.dumps([table.name, *decided]).encode())
     digest.update(owner.astype("<i4").tobytes() + split.astype("<i4").tobytes())
@@ -172,6 +197,23 @@ def build(
         notes=(*table.notes, *notes),
         pixels=pixels,
     )
+
+
+def _overlapping(
+    rng: np.random.Generator, table: Table, clients: int, alpha: float
+) -> tuple[Table, Int[np.ndarray, "M"]]:
+    """A table that repeats the records which hospitals share, and the owner of each."""
+    if table.patient is not None or not np.any(table.split == TEST):
+        what = "dirichlet: hospitals that overlap need records that are patients, and "
+        what += "a fixed test split that nothing is trained on"
+        checks.fail("data.partition.name", what, "dirichlet_overlap")
+    rows, owner = laws.dirichlet_overlap(
+        rng, table.y, table.split, clients, alpha=alpha
+    )
+    shared = len(rows) - len(np.unique(rows))
+    left = len(table.y) - len(np.unique(rows))
+    note = f"hospitals overlap: {shared} records twice, {left} at no hospital"
+    return dataclasses.replace(table.rows(rows), notes=(*table.notes, note)), owner
 
 
 def _large_enough(table: Table, least: int) -> Table:
@@ -377,6 +419,7 @@ def assign_tiers(
     share: Sequence[float],
     assign: str,
     seed: int,
+    correlation: float = 1.0,
 ) -> Int[np.ndarray, "N"]:
     """The budget tier of every hospital.
 
@@ -388,6 +431,9 @@ def assign_tiers(
         assign: which hospitals are poor: "random"; "by_size": those with the fewest
             records; "by_label": those with the smallest share of the last class.
         seed: of the random order.
+        correlation: rho of "by_size" and "by_label". Hospitals are sorted by
+            rho z + sqrt(1 - rho^2) e, with z the normal score of their rank and e
+            standard normal: 1 is the strict order, 0 a random one.
     """
     clients = len(counts)
     sizes = laws.largest_remainder(np.asarray(share, float), clients)
@@ -396,16 +442,26 @@ def assign_tiers(
             sizes[sizes.argmax()] -= 1
             sizes[tier] += 1
     shuffled = np.random.default_rng([seed, 2]).permutation(clients)
-    if assign == "by_size":
-        order = shuffled[np.argsort(counts[shuffled], kind="stable")]
-    elif assign == "by_label":
+    order = shuffled
+    if assign != "random":
         last = labels[:, -1] / np.maximum(labels.sum(1), 1)
-        order = shuffled[np.argsort(last[shuffled], kind="stable")]
-    else:
-        order = shuffled
+        by = counts if assign == "by_size" else last
+        order = shuffled[np.argsort(by[shuffled], kind="stable")]
+        score = scipy.stats.norm.ppf((np.arange(clients) + 0.5) / clients)
+        noise = np.random.default_rng([seed, 5]).standard_normal(clients)
+        mixed = correlation * score + np.sqrt(1 - correlation**2) * noise
+        order = order[np.argsort(mixed, kind="stable")]
     tiers = np.empty(clients, np.int32)
     tiers[order] = np.repeat(np.arange(len(sizes)), sizes)
     return tiers
+
+
+def by_size(tiers: Int[np.ndarray, "N"], counts: Int[Block, "N"]) -> float | None:
+    """Spearman's correlation of tiers with records; None if either is all alike."""
+    if min(len(np.unique(tiers)), len(np.unique(counts))) < 2:
+        return None
+    ranks = [scipy.stats.rankdata(each) for each in (tiers, np.asarray(counts))]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def slots(

@@ -102,6 +102,145 @@ def dirichlet(
     return owner, (note,)
 
 
+def quantity(
+    rng: np.random.Generator,
+    split: Int[np.ndarray, "U"],
+    clients: int,
+    *,
+    alpha: float,
+    counts: Int[np.ndarray, "U"],
+    trains: np.ndarray,
+    min_size: int,
+    kept: float = 1.0,
+) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
+    """Sizes by Dir(alpha 1_N), content iid: `dirichlet` as if there were one class.
+
+    Source: "quantity skew" of Li et al. 2022 (NIID-Bench).
+    """
+    return dirichlet(
+        rng,
+        np.zeros_like(split),
+        split,
+        clients,
+        alpha=alpha,
+        counts=counts,
+        trains=trains,
+        min_size=min_size,
+        kept=kept,
+    )
+
+
+def shards(
+    rng: np.random.Generator,
+    label: Int[np.ndarray, "U"],
+    split: Int[np.ndarray, "U"],
+    clients: int,
+    each: int,
+) -> Int[np.ndarray, "U"]:
+    """Units in order of their class, cut into shards of which every client gets some.
+
+    There are N times `each` shards in every split; their sizes differ by one at most,
+    so that no unit is left over. Shard number s of every split goes to the same client.
+
+    Args:
+        rng: the source of draws.
+        label: class of every unit.
+        split: fixed split of every unit.
+        clients: N.
+        each: shards of a client.
+
+    Source: McMahan et al. 2017, section 3: 2 shards each.
+    """
+    owner = np.empty(len(label), np.int32)
+    dealt = rng.permutation(clients * each) % clients
+    for part in np.unique(split):
+        members = rng.permutation(np.flatnonzero(split == part))
+        members = members[np.argsort(label[members], kind="stable")]
+        for who, shard in zip(dealt, np.array_split(members, len(dealt)), strict=True):
+            owner[shard] = who
+    return owner
+
+
+def pathological(
+    rng: np.random.Generator,
+    label: Int[np.ndarray, "U"],
+    split: Int[np.ndarray, "U"],
+    clients: int,
+    each: int,
+) -> Int[np.ndarray, "U"]:
+    """Every client has `each` classes, and shares each with the others that have it.
+
+    Client j has class j mod C and others drawn at random; units of a class are dealt
+    evenly to its clients. Where N < C, the classes that nobody has yet are drawn first,
+    so that no unit is left over.
+
+    Args:
+        rng: the source of draws.
+        label: class of every unit.
+        split: fixed split of every unit.
+        clients: N.
+        each: classes of a client.
+
+    Raises:
+        InputError: more classes each than there are, or too few to have them all.
+
+    Source: "#C = k" of Li et al. 2022 (NIID-Bench), whose classes that nobody draws are
+    lost.
+    """
+    classes = int(label.max()) + 1
+    where = "data.partition.classes"
+    if each > classes:
+        checks.fail(where, f"at most the {classes} that there are", each)
+    if clients * each < classes:
+        what = f"at least {-(-classes // clients)} for {clients} hospitals to have all"
+        checks.fail(where, f"{what} {classes}", each)
+    has = np.zeros((classes, clients), bool)
+    has[np.arange(clients) % classes, np.arange(clients)] = True
+    for client in rng.permutation(clients):
+        others = rng.permutation(np.flatnonzero(~has[:, client]))
+        nobodys = others[~has[others].any(axis=1)]
+        drawn = [*nobodys, *np.setdiff1d(others, nobodys, assume_unique=True)]
+        has[drawn[: each - 1], client] = True
+    return _allot(rng, label, split, has / has.sum(axis=1, keepdims=True))
+
+
+def dirichlet_overlap(
+    rng: np.random.Generator,
+    label: Int[np.ndarray, "U"],
+    split: Int[np.ndarray, "U"],
+    clients: int,
+    *,
+    alpha: float,
+) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
+    """Label skew by client in which clients share units: no partition.
+
+    Client j has floor(U / N) units of a split, by q_j ~ Dir(alpha 1_C) over classes:
+    floor(q_jc n) of class c, what is left of the last class, each drawn from all units
+    of the class, whoever else has them; fewer where the class has no more. Units may be
+    nobody's.
+
+    Returns:
+        (units, client of each), a unit once for every client that has it.
+
+    Source: the released code of DynamicFL (Zhang et al. 2025), whose figures rest on
+    it, with a generator that is seeded. For comparison with them alone: `dirichlet` is
+    the disjoint law.
+    """
+    classes = int(label.max()) + 1
+    shares = rng.dirichlet(np.full(classes, alpha), clients)
+    units, owner = [], []
+    for part in np.unique(split):
+        pools = [np.flatnonzero((split == part) & (label == c)) for c in range(classes)]
+        size = sum(map(len, pools)) // clients
+        for client, share in enumerate(shares):
+            counts = np.floor(share * size).astype(int)
+            counts[-1] = size - counts[:-1].sum()
+            for pool, count in zip(pools, counts, strict=True):
+                units.append(rng.permutation(pool)[:count])
+                owner.append(np.full(len(units[-1]), client, np.int32))
+    return np.concatenate(units), np.concatenate(owner)
+
+
 def _allot(
     rng: np.random.Generator,
     label: Int[np.ndarray, "U"],

@@ -49,6 +49,9 @@ def build(records, *, partition="natural", **more) -> federation.Splits:
     return federation.build(records, partition=partition, **options | more)
 
 
+DISJOINT = [law for law in federation.LAWS if law != "dirichlet_overlap"]
+
+
 def parts(splits):
     return {name: getattr(splits, name) for name in ("train", "val", "test")}
 
@@ -79,7 +82,7 @@ def fixed(rows, *codes, seed=0):
 # ------------------------------------------------------------------------- flat records
 
 
-@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+@pytest.mark.parametrize("law", DISJOINT)
 def test_offsets_counts_and_labels_describe_the_flat_records(law):
     records = table()
     splits = build(records, partition=law)
@@ -109,9 +112,44 @@ def test_natural_clients_are_the_hospitals_and_others_are_numbered():
     assert many[-1] == "hospital_10"
 
 
-@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+@pytest.mark.parametrize("law", DISJOINT)
 def test_every_record_is_in_one_split_at_one_hospital(law):
     split_of(build(table(), partition=law), 240)
+
+
+def test_overlapping_hospitals_repeat_records_inside_their_split():
+    records = table(client=None, split=fixed(240, TRAIN, TEST))
+    splits = build(records, partition="dirichlet_overlap")
+    kept = {name: set(numbers(part)) for name, part in parts(splits).items()}
+    assert not kept["train"] & kept["test"]
+    every = np.concatenate([numbers(part) for part in parts(splits).values()])
+    (note,) = splits.notes
+    twice, nobodys = len(every) - len(set(every)), 240 - len(set(every))
+    assert note == f"hospitals overlap: {twice} records twice, {nobodys} at no hospital"
+    assert twice > 0
+    np.testing.assert_array_equal(splits.train.y, records.y[numbers(splits.train)])
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"split": fixed(240, TRAIN, TEST), "patient": np.arange(240) // 2}]
+)
+def test_hospitals_do_not_overlap_where_a_test_record_could_be_trained_on(columns):
+    message = r"^data\.partition\.name: expected dirichlet: hospitals that overlap"
+    with pytest.raises(checks.InputError, match=message):
+        build(table(**columns), partition="dirichlet_overlap")
+
+
+def test_the_hash_tells_apart_how_many_shards_or_classes_there_were():
+    hashes = [
+        build(table(), partition=law, **more).hash
+        for law in ("shards", "pathological")
+        for more in ({}, {"shards": 3, "classes": 3})
+    ]
+    assert len(set(hashes)) == 4
+    assert (
+        build(table(), partition="iid").hash
+        == build(table(), partition="iid", shards=3).hash
+    )
 
 
 SEX, AGE = Attribute("sex", ("f", "m")), Attribute("age", ("young", "middle", "old"))
@@ -123,7 +161,7 @@ def grouped(**columns) -> Table:
     return table(group=index, groups=(SEX, AGE), **columns)
 
 
-@pytest.mark.parametrize("law", ["natural", "iid", "dirichlet"])
+@pytest.mark.parametrize("law", DISJOINT)
 def test_every_record_keeps_its_groups(law):
     records = grouped()
     splits = build(records, partition=law)
@@ -687,6 +725,26 @@ def test_by_label_the_smallest_share_of_the_last_class_is_in_the_smallest_tier()
 def test_the_seed_decides_who_is_poor_among_equals(assign):
     drawn = {tuple(tiers_of([7] * 30, assign=assign, seed=s % 3)) for s in range(6)}
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_tiers_follow_sizes_as_closely_as_asked_for(rho):
+    """Of 3 equal tiers cut from a score that has Pearson's rho with that of sizes."""
+    counts = np.random.default_rng(0).permutation(300)
+    found = []
+    for seed in range(20):
+        tiers = federation.assign_tiers(
+            counts,
+            np.ones((300, 2), int),
+            share=(1.0, 1.0, 1.0),
+            assign="by_size",
+            seed=seed,
+            correlation=rho,
+        )
+        found.append(federation.by_size(tiers, counts))
+    expected = {0.0: 0.0, 0.5: 0.45, 1.0: 0.943}[rho]
+    assert abs(np.mean(found) - expected) < 0.04
+    assert federation.by_size(np.zeros(3, int), np.arange(3)) is None
 
 
 def test_random_tiers_do_not_follow_the_number_of_records():

@@ -222,3 +222,89 @@ def test_the_assignment_of_a_seed_is_the_recorded_one(law, recorded):
     else:
         owner, *_ = dirichlet(label, split, 12, alpha=1e-3, min_size=2)
     assert hashlib.sha256(owner.astype("<i4")).hexdigest()[:16] == recorded
+
+
+# --------------------------------------------------------------- other kinds of skew
+
+
+def test_sizes_are_skewed_and_contents_are_not():
+    label, split = cohort(rows=6000)
+    everything = np.ones(len(label), bool)
+    settings = {"counts": everything.astype(int), "trains": everything, "min_size": 1}
+    rng = np.random.default_rng(0)
+    owner, _ = partition.quantity(rng, split, 5, alpha=0.5, **settings)
+    sizes = np.bincount(owner, minlength=5)
+    assert sizes.max() > 3 * sizes.min() > 0
+    large = sizes > 200
+    held = shares(label, owner, 5)[:, large] * np.bincount(label)[:, None]
+    of_class = held / held.sum(axis=0)
+    assert np.all(np.abs(of_class - 1 / 3) < 0.12)
+
+
+@given(seeds, st.integers(2, 9), st.integers(1, 3))
+def test_shards_hold_neighbouring_classes_and_lose_nobody(seed, clients, each):
+    label, split = cohort(rows=211, classes=4, splits=(TRAIN, TEST), seed=seed)
+    rng = np.random.default_rng(seed)
+    owner = partition.shards(rng, label, split, clients, each)
+    assert set(owner) == set(range(clients))
+    for part in (TRAIN, TEST):
+        mine = split == part
+        sizes = np.bincount(owner[mine], minlength=clients)
+        assert sizes.max() - sizes.min() <= each
+        for client in range(clients):
+            # A shard of one in a row spans two classes unless classes are smaller.
+            number = len(np.unique(label[mine & (owner == client)]))
+            smallest = np.bincount(label[mine]).min()
+            shard = -(-mine.sum() // (clients * each))
+            assert number <= each * (2 if shard <= smallest else 4)
+
+
+def test_the_same_client_has_alike_shards_in_every_split():
+    label, split = cohort(rows=4000, classes=8, splits=(TRAIN, TEST))
+    owner = partition.shards(np.random.default_rng(1), label, split, 8, 1)
+    held = [shares(label[split == p], owner[split == p], 8) for p in (TRAIN, TEST)]
+    assert np.all(np.abs(held[0] - held[1]) < 0.25)
+
+
+@given(seeds, st.integers(2, 12), st.integers(1, 4))
+def test_clients_have_as_many_classes_as_asked_for(seed, clients, each):
+    label, split = cohort(rows=900, classes=4, splits=(TRAIN, TEST), seed=seed)
+    rng = np.random.default_rng(seed)
+    if clients * each < 4:
+        with pytest.raises(checks.InputError, match=r"data\.partition\.classes"):
+            partition.pathological(rng, label, split, clients, each)
+        return
+    owner = partition.pathological(rng, label, split, clients, each)
+    held = shares(label, owner, clients) > 0
+    assert held.sum(axis=0).tolist() == [each] * clients
+    assert np.all(held[np.arange(clients) % 4, np.arange(clients)])
+    for c in range(4):
+        counts = np.bincount(owner[label == c], minlength=clients)[held[c]]
+        assert counts.max() - counts.min() <= 2
+
+
+def test_more_classes_each_than_there_are_is_refused():
+    label, split = cohort()
+    with pytest.raises(checks.InputError, match="at most the 3 that there are"):
+        partition.pathological(np.random.default_rng(0), label, split, 5, 4)
+
+
+def test_overlapping_clients_are_equal_in_size_and_share_units():
+    """The law of the released code: sizes by hand, every draw without repetition."""
+    label, split = cohort(rows=3000, splits=(TRAIN, TEST))
+    rng = np.random.default_rng(0)
+    unit, owner = partition.dirichlet_overlap(rng, label, split, 6, alpha=0.5)
+    shares_of = np.random.default_rng(0).dirichlet(np.full(3, 0.5), 6)
+    for part in (TRAIN, TEST):
+        size = np.sum(split == part) // 6
+        pool = np.bincount(label[split == part])
+        for client in range(6):
+            mine = unit[(owner == client) & (split[unit] == part)]
+            assert len(mine) == len(set(mine))
+            wanted = np.floor(shares_of[client] * size).astype(int)
+            wanted[-1] = size - wanted[:-1].sum()
+            got = np.bincount(label[mine], minlength=3)
+            np.testing.assert_array_equal(got, np.minimum(wanted, pool))
+    times = np.bincount(unit, minlength=3000)
+    assert times.max() > 1
+    assert times.min() == 0
