@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
     c.data.partition.name = "iid"
     c.data.partition.num_clients = 8  # hospitals, for all but natural
     c.data.partition.alpha = 0.5  # Dirichlet concentration: small is skewed
+    # of who has which records, of the tiers and of whom faults strike; not given: seed
+    c.data.partition.seed = placeholder(int)
     c.data.partition.shards = 2  # of a hospital, for shards
     c.data.partition.classes = 2  # of a hospital, for pathological
     # training records that every simulated hospital must get; natural: hospitals with

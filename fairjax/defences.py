@@ -214,12 +214,12 @@ def rings(
 # ------------------------------------------------------------------------------- faults
 
 
-def faults(c: Any, clients: int) -> list[Fault]:
-    """The faults of a checked config, for N hospitals."""
+def faults(c: Any, clients: int, seed: int) -> list[Fault]:
+    """The faults of a checked config, for N hospitals; the seed says which of them."""
     return [
         Fault(
             name,
-            injected.hospitals(share, clients, c.seed),
+            injected.hospitals(share, clients, seed),
             float(rate),
             float(c.robust.strength.get(name, 1.0)),
         )

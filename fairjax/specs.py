@@ -6,9 +6,11 @@ it.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection
-from typing import Any
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,14 @@ from fairjax.types import Cohort, Federation, Layout, Method, Model, Rule
 
 RECORDS = ("auto", "device", "host")
 PIXELS = ("auto", "uint8", "float32")
+VALUES = (
+    "local.learning_rate",
+    "server.learning_rate",
+    "fairness.q_ffl.q",
+    "fairness.term.t",
+    "privacy.noise_multiplier",
+)
+"""Fields that are numbers of a program and not its shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,8 @@ class Run:
     cohort: int
     """K."""
     spec: round.Spec
+    with_values: Callable[[Mapping[str, Any]], round.Spec]
+    """{field of `VALUES`: value, traced or not} -> the spec with these."""
     layout: Layout
     """For a program on the devices of `mesh`."""
     chunked: Callable[[int], Layout] | None
@@ -131,6 +143,8 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     c: Any = config
     c.lock()
     checks.in_range("seed", c.seed, 0, 2**31 - 1)
+    if c.data.partition.seed is not None:
+        checks.in_range("data.partition.seed", c.data.partition.seed, 0, 2**31 - 1)
     checks.positive("rounds", c.rounds)
     checks.in_range("cohort", c.cohort, 0)
     checks.positive("eval_every", c.eval_every)
@@ -415,25 +429,135 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         c = config.copy_and_resolve_references()
         backend = jax.default_backend()
         c.execution.conv = layers.lowering(c.execution.conv, backend, vmapped=True)
+    facts = _facts(c)
+    splits, tiers, cohort = facts.splits, facts.tiers, facts.cohort
+    model, bytes_, stored = _model(c, splits)
+    spec, guarantee = _spec(c, facts, model)
+    method, draw = spec.local.method, guarantee.draw
+    sample = _sample(splits)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    laid = layout.choose(
+        c.execution.batching,
+        chunk=c.execution.chunk,
+        backend=jax.default_backend(),
+        parameters=parameters,
+        convolutional=c.model.name in names.CONVOLUTIONAL,
+        clients=cohort if draw is None else draw.slots,
+    )
+    form, why = layout.form(
+        c.execution.form,
+        obstacle=_not_sliced(model, method, guarantee),
+        parameters=parameters,
+    )
+    changes = tuple(sorted(tuple(change) for change in c.tiers.schedule))
+    for _, who, _ in changes:
+        checks.in_range("tiers.schedule hospital", who, 0, len(tiers) - 1)
+    slots = None
+    if form == "sliced" or c.execution.slots == "stratified":
+        slots = _slots(c, tiers, changes, cohort) if draw is None else draw.by_tier
     mesh = layout.mesh_of(c.execution.devices)
+
+    def spread(inner: Layout) -> Layout:
+        if mesh is not None:
+            inner = layout.sharded(inner)
+        return layout.sliced(inner, slots) if form == "sliced" and slots else inner
+
+    def chunked(size: int) -> Layout:
+        return spread(layout.chunked(size))
+
+    side_by_side = laid.reason.startswith("vmap: ")
+    memory = _memory(c)
+    train = pixels.packed(bytes_, splits.train)
+    records, whence = _records(c, memory, train, model, spec.rule, sample)
+    asked = "asked for" if c.execution.devices else "all that there are"
+    choices = {
+        "execution.form": why,
+        "execution.batching": laid.reason,
+        "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
+        "execution.records": whence,
+        "execution.pixels": stored,
+    }
+    if c.model.name in names.CONVOLUTIONAL:
+        conv, backend = names.lowering(c), jax.default_backend()
+        why = f"on {backend}" if c.execution.conv == "auto" else "asked for"
+        choices["execution.conv"] = f"{conv}: {why}"
+    return Run(
+        config=plain(config),
+        splits=splits,
+        tiers=tiers,
+        hospital_groups=facts.hospital_groups,
+        group_of=facts.group_of,
+        changes=changes,
+        budget=tuple(c.tiers.budget),
+        branches=names.branches_of(c),
+        cohort=cohort,
+        spec=spec,
+        with_values=lambda values: _spec(_with(c, values), facts, model)[0],
+        layout=spread(laid),
+        chunked=chunked if c.execution.batching == "auto" and side_by_side else None,
+        memory=memory,
+        mesh=mesh,
+        form=form,
+        slots=slots,
+        records=records,
+        pixels=bytes_,
+        guarantee=guarantee,
+        faults=facts.faults,
+        choices=choices,
+    )
+
+
+class _Facts(NamedTuple):
+    """What the data and who owns them say."""
+
+    splits: federation.Splits
+    tiers: Int[np.ndarray, "N"]
+    cohort: int
+    faults: tuple[Fault, ...]
+    attribute: int | None
+    """Column of the patient attribute that the rule asks for."""
+    hospital_groups: tuple[str, ...]
+    group_of: tuple[int, ...]
+
+
+def _facts(c: Any) -> _Facts:
     splits = _splits(c)
     clients = len(splits.clients)
-    faults = defences.faults(c, clients)
-    train = injected.corrupted(splits.train, faults, c.seed)
-    splits = dataclasses.replace(splits, train=train)
     if c.cohort > clients:
         checks.fail("cohort", f"at most the {clients} hospitals", c.cohort)
-    counts = np.asarray(splits.train.count)
+    faults = defences.faults(c, clients, _data_seed(c))
+    train = injected.corrupted(splits.train, faults, _data_seed(c))
+    splits = dataclasses.replace(splits, train=train)
     tiers = federation.assign_tiers(
-        counts,
-        np.asarray(splits.train.labels),
+        np.asarray(train.count),
+        np.asarray(train.labels),
         share=tuple(c.tiers.share),
         assign=c.tiers.assign,
-        seed=c.seed,
+        seed=_data_seed(c),
         correlation=c.tiers.correlation,
     )
     tiers = injected.claimed_tiers(tiers, faults, len(c.tiers.budget) - 1)
+    attribute = _attribute(c, splits)
+    named, group_of = _hospital_groups(c, splits)
+    return _Facts(
+        splits, tiers, c.cohort or clients, tuple(faults), attribute, named, group_of
+    )
 
+
+def _data_seed(c: Any) -> int:
+    """Of who owns what, which tier a hospital is of, and which go wrong."""
+    return c.seed if c.data.partition.seed is None else c.data.partition.seed
+
+
+def _sample(splits: federation.Splits) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
+
+
+def _model(
+    c: Any, splits: federation.Splits
+) -> tuple[Model, pixels.Pixels | None, str]:
+    """The network that travels, how it reads bytes, and why so."""
     family = names.METHODS[c.submodel.name]
     if c.model.name not in names.FOR_TABLES and splits.train.x.ndim != 4:
         what = f"one of {', '.join(names.FOR_TABLES)} for a table"
@@ -448,15 +572,22 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     model = adapt.computing_in(c.execution.dtype, family.model(c, model))
     bytes_, stored = _pixels(c, splits)
     model = pixels.reading(bytes_, model)
-    sample = jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), _sample(splits))
     axes.check(f"model {c.model.name}", shapes, model.axes)
-    attribute = _attribute(c, splits)
-    groups = 0 if attribute is None else len(splits.groups[attribute].values)
-    hospital_groups, group_of = _hospital_groups(c, splits)
-    rule = names.rule(c, names.Groups(groups, group_of))
-    method = personal.keep(family.method(c, model.axes), rule)
+    return model, bytes_, stored
 
+
+def _spec(
+    c: Any, facts: _Facts, model: Model
+) -> tuple[round.Spec, guarantees.Guarantee]:
+    """What a round does; the fields of `VALUES` may be traced."""
+    splits, cohort = facts.splits, facts.cohort
+    clients, counts = len(splits.clients), np.asarray(splits.train.count)
+    groups = 0
+    if facts.attribute is not None:
+        groups = len(splits.groups[facts.attribute].values)
+    rule = names.rule(c, names.Groups(groups, facts.group_of))
+    method = personal.keep(names.METHODS[c.submodel.name].method(c, model.axes), rule)
     if method.objective is not None and c.local.class_weights != "none":
         what = f"none while submodel {c.submodel.name} sets the objective"
         checks.fail("local.class_weights", what, c.local.class_weights)
@@ -476,120 +607,64 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         epochs=None if stepped else c.local.epochs,
         steps=c.local.steps,
     )
-    cohort = c.cohort or clients
     if "validation" in rule.needs and not np.all(splits.val.count):
         what = f"above 0 for rule {c.fairness.rule}: every hospital validates"
         checks.fail("data.partition.val_fraction", what, c.data.partition.val_fraction)
     guarantee = guarantees.build(
         c,
         guarantees.Facts(
-            tiers,
+            facts.tiers,
             counts,
             splits.clients,
             len(splits.classes),
             model,
             method,
             rule,
-            sample,
+            _sample(splits),
         ),
     )
     if guarantee.shown:
         rule = compose.over_tiers(rule, guarantee.shown)
-    rule = injected.claiming(defences.rule(c, rule), faults)
+    rule = injected.claiming(defences.rule(c, rule), facts.faults)
     if rule.everyone and cohort < clients:
         what = f"0 (all hospitals) for rule {c.fairness.rule}"
         checks.fail("cohort", what, c.cohort)
-    draw = guarantee.draw
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    laid = layout.choose(
-        c.execution.batching,
-        chunk=c.execution.chunk,
-        backend=jax.default_backend(),
-        parameters=parameters,
-        convolutional=c.model.name in names.CONVOLUTIONAL,
-        clients=cohort if draw is None else draw.slots,
+    bytes_, _ = _pixels(c, splits)
+    local = client.Local(
+        model,
+        method,
+        rule.wrap(objective),
+        optimizer,
+        plan,
+        c.model[c.model.name].get("moments", "static"),
+        guarantee.records,
+        augment.chain(c.data.augment, bytes_),
+        c.execution.unroll,
     )
-    form, why = layout.form(
-        c.execution.form,
-        obstacle=_not_sliced(model, method, guarantee),
-        parameters=parameters,
+    spec = round.Spec(
+        local=local,
+        rule=rule,
+        protection=defences.protection(c, guarantee.protection, cohort),
+        server=method.server(server, cohort / clients),
+        schedule=names.SCHEDULES[c.local.schedule](c.rounds),
+        finite_guard=c.robust.finite_guard,
+        sending=injected.sending(facts.faults, defences.deadline(c)),
+        denominator=c.fairness.denominator,
+        attribute=facts.attribute,
+        groups=groups,
+        validated=int(np.max(splits.val.count)),
     )
-    changes = tuple(sorted(tuple(change) for change in c.tiers.schedule))
-    for _, who, _ in changes:
-        checks.in_range("tiers.schedule hospital", who, 0, clients - 1)
-    slots = None
-    if form == "sliced" or c.execution.slots == "stratified":
-        slots = _slots(c, tiers, changes, cohort) if draw is None else draw.by_tier
+    return spec, guarantee
 
-    def spread(inner: Layout) -> Layout:
-        if mesh is not None:
-            inner = layout.sharded(inner)
-        return layout.sliced(inner, slots) if form == "sliced" and slots else inner
 
-    def chunked(size: int) -> Layout:
-        return spread(layout.chunked(size))
-
-    side_by_side = laid.reason.startswith("vmap: ")
-    memory = _memory(c)
-    train = pixels.packed(bytes_, splits.train)
-    records, whence = _records(c, memory, train, model, rule, sample)
-    asked = "asked for" if c.execution.devices else "all that there are"
-    choices = {
-        "execution.form": why,
-        "execution.batching": laid.reason,
-        "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
-        "execution.records": whence,
-        "execution.pixels": stored,
-    }
-    if c.model.name in names.CONVOLUTIONAL:
-        conv, backend = names.lowering(c), jax.default_backend()
-        why = f"on {backend}" if c.execution.conv == "auto" else "asked for"
-        choices["execution.conv"] = f"{conv}: {why}"
-    return Run(
-        config=plain(config),
-        splits=splits,
-        tiers=tiers,
-        hospital_groups=hospital_groups,
-        group_of=group_of,
-        changes=changes,
-        budget=tuple(c.tiers.budget),
-        branches=names.branches_of(c),
-        cohort=cohort,
-        spec=round.Spec(
-            local=client.Local(
-                model,
-                method,
-                rule.wrap(objective),
-                optimizer,
-                plan,
-                c.model[c.model.name].get("moments", "static"),
-                guarantee.records,
-                augment.chain(c.data.augment, bytes_),
-                c.execution.unroll,
-            ),
-            rule=rule,
-            protection=defences.protection(c, guarantee.protection, cohort),
-            server=method.server(server, cohort / clients),
-            schedule=names.SCHEDULES[c.local.schedule](c.rounds),
-            finite_guard=c.robust.finite_guard,
-            sending=injected.sending(faults, defences.deadline(c)),
-            denominator=c.fairness.denominator,
-            attribute=attribute,
-            groups=groups,
-            validated=int(np.max(splits.val.count)),
-        ),
-        layout=spread(laid),
-        chunked=chunked if c.execution.batching == "auto" and side_by_side else None,
-        memory=memory,
-        mesh=mesh,
-        form=form,
-        slots=slots,
-        records=records,
-        pixels=bytes_,
-        guarantee=guarantee,
-        faults=tuple(faults),
-        choices=choices,
-    )
+def _with(c: Any, values: Mapping[str, Any]) -> Any:
+    """The config with other values, traced ones too."""
+    c = c.copy_and_resolve_references()
+    with c.unlocked(), c.ignore_type():
+        for path, value in values.items():
+            *groups, field = path.split(".")
+            functools.reduce(operator.getitem, groups, c)[field] = value
+    return c
 
 
 def _memory(c: Any) -> float:
@@ -737,7 +812,7 @@ def _splits(c: Any) -> federation.Splits:
         test_fraction=part.test_fraction,
         val_fraction=part.val_fraction,
         normalise=c.data.normalise,
-        seed=c.seed,
+        seed=_data_seed(c),
         shards=part.shards,
         classes=part.classes,
     )
