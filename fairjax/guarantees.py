@@ -35,6 +35,7 @@ from fairjax.types import (
     Population,
     Protection,
     Rule,
+    Scalar,
     Scores,
 )
 
@@ -107,6 +108,9 @@ class Guarantee:
     """None: cohorts of a fixed size."""
     shown: tuple[int, ...] = ()
     """Training records of every tier, where the rule is shown tiers; (): hospitals."""
+    noised: Callable[[Scalar], tuple[Protection, Records | None]] | None = None
+    """Another noise multiplier, traced or not -> (protection, records) with it, where
+    nothing else is released; what is accounted for stays that of this guarantee."""
 
     @functools.cached_property
     def _spending(self) -> dict[Mechanism, Callable[[int], float]]:
@@ -403,8 +407,9 @@ def _secured(c: Any, facts: Facts, guarantee: Guarantee) -> Guarantee:
         protection = securesum.secure(
             protection, mode=p.secure_sum, **p.secure.to_dict()
         )
+    noised = guarantee.noised if guarantee.mechanism == "client_dp" else None
     return dataclasses.replace(
-        guarantee, protection=protection, secure_sum=p.secure_sum
+        guarantee, protection=protection, secure_sum=p.secure_sum, noised=noised
     )
 
 
@@ -530,10 +535,23 @@ def _client(c: Any, facts: Facts) -> Guarantee:
             named[f"tier {tier}"] = Mechanism(own, **law)
         return named
 
-    sigma = _sigma(c, settings, parties)
     population = Population(
         jnp.asarray(facts.tiers), jnp.asarray(weight, jnp.float32), rate
     )
+
+    beside = adaptive is not None or bool(_by_loss(c))
+
+    def protection(sigma: Scalar, means: Means | None = None) -> Protection:
+        return hospitals.central(
+            population,
+            clip=clips,
+            noise_multiplier=sigma,
+            adaptive=adaptive,
+            means=means,
+            secret=secret,
+        )
+
+    sigma = _sigma(c, settings, parties)
     return Guarantee(
         "client_dp",
         "hospital",
@@ -543,16 +561,10 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         budget=p.epsilon,
         on_budget=p.on_budget,
         public=_public(c, "number of hospitals and their weights"),
-        protection=hospitals.central(
-            population,
-            clip=clips,
-            noise_multiplier=sigma,
-            adaptive=adaptive,
-            means=means(sigma),
-            secret=secret,
-        ),
+        protection=protection(sigma, means(sigma)),
         draw=draw,
         shown=tuple(records.tolist()) if _by_loss(c) else (),
+        noised=None if beside else lambda sigma: (protection(sigma), None),
         **settings,
     )
 
@@ -564,17 +576,19 @@ def _weights(facts: Facts) -> Float[np.ndarray, "N"]:
     depends on sizes, which are public, and not on the cohort. A rule by losses, which
     are not public, begins from records.
     """
-    clients = len(facts.tiers)
-    ids = jnp.arange(clients, dtype=jnp.int32)
-    tiers, counts = jnp.asarray(facts.tiers), jnp.asarray(facts.counts)
-    labels = jnp.ones((clients, facts.classes), jnp.int32)
-    members = Member(ids, tiers, jnp.ones(clients, bool), counts, labels)
-    cohort = Cohort(ids, tiers, jax.vmap(facts.method.admits)(members))
-    scores = Scores(counts)
-    weights = simplex.by_records(scores, cohort.valid)
-    if facts.rule.weigh is not None and not facts.rule.needs:
-        weights, _ = facts.rule.weigh((), cohort, scores)
-    return np.asarray(weights) * int(np.sum(cohort.valid))
+    # Also where the noise is traced: nothing here hangs on it.
+    with jax.ensure_compile_time_eval():
+        clients = len(facts.tiers)
+        ids = jnp.arange(clients, dtype=jnp.int32)
+        tiers, counts = jnp.asarray(facts.tiers), jnp.asarray(facts.counts)
+        labels = jnp.ones((clients, facts.classes), jnp.int32)
+        members = Member(ids, tiers, jnp.ones(clients, bool), counts, labels)
+        cohort = Cohort(ids, tiers, jax.vmap(facts.method.admits)(members))
+        scores = Scores(counts)
+        weights = simplex.by_records(scores, cohort.valid)
+        if facts.rule.weigh is not None and not facts.rule.needs:
+            weights, _ = facts.rule.weigh((), cohort, scores)
+        return np.asarray(weights) * int(np.sum(cohort.valid))
 
 
 def _record(c: Any, facts: Facts) -> Guarantee:
@@ -609,6 +623,9 @@ def _record(c: Any, facts: Facts) -> Guarantee:
             named[name] = Mechanism(sigma, neighbours=neighbours, **law)
         return named
 
+    def noised(sigma: Scalar) -> tuple[Protection, Records]:
+        return aggregate.OPEN, Records(p.clip, sigma, size, slots, p.microbatch)
+
     sigma = _sigma(c, settings, parties)
     return Guarantee(
         "record_dp",
@@ -619,7 +636,8 @@ def _record(c: Any, facts: Facts) -> Guarantee:
         budget=p.epsilon,
         on_budget=p.on_budget,
         public=_public(c, "number of training records of every hospital"),
-        records=Records(p.clip, sigma, size, slots, p.microbatch),
+        records=noised(sigma)[1],
+        noised=noised,
         **settings,
     )
 
@@ -634,6 +652,9 @@ def _local(c: Any, facts: Facts) -> Guarantee:
         each = Mechanism(sigma, neighbours="replace_one")
         return {f"tier {tier}": each for tier in np.unique(facts.tiers)}
 
+    def protection(sigma: Scalar) -> Protection:
+        return hospitals.local(clip=clips, noise_multiplier=sigma)
+
     sigma = _sigma(c, settings, parties)
     return Guarantee(
         "local_dp",
@@ -644,6 +665,7 @@ def _local(c: Any, facts: Facts) -> Guarantee:
         budget=p.epsilon,
         on_budget=p.on_budget,
         public=_public(c, "number of training records of every hospital"),
-        protection=hospitals.local(clip=clips, noise_multiplier=sigma),
+        protection=protection(sigma),
+        noised=lambda sigma: (protection(sigma), None),
         **settings,
     )

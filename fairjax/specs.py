@@ -493,7 +493,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         branches=names.branches_of(c),
         cohort=cohort,
         spec=spec,
-        with_values=lambda values: _spec(_with(c, values), facts, model)[0],
+        with_values=lambda values: _with_values(c, values, facts, model),
         layout=spread(laid),
         chunked=chunked if c.execution.batching == "auto" and side_by_side else None,
         memory=memory,
@@ -657,14 +657,26 @@ def _spec(
     return spec, guarantee
 
 
-def _with(c: Any, values: Mapping[str, Any]) -> Any:
-    """The config with other values, traced ones too."""
-    c = c.copy_and_resolve_references()
+def _with_values(
+    c: Any, values: Mapping[str, Any], facts: _Facts, model: Model
+) -> round.Spec:
+    c, values = c.copy_and_resolve_references(), dict(values)
+    # Noise is accounted for by numbers that are not traced.
+    sigma = values.pop("privacy.noise_multiplier", None)
     with c.unlocked(), c.ignore_type():
         for path, value in values.items():
             *groups, field = path.split(".")
             functools.reduce(operator.getitem, groups, c)[field] = value
-    return c
+    spec, guarantee = _spec(c, facts, model)
+    if sigma is None:
+        return spec
+    assert guarantee.noised is not None
+    inner, records = guarantee.noised(sigma)
+    return dataclasses.replace(
+        spec,
+        local=spec.local._replace(dp=records),
+        protection=defences.protection(c, inner, facts.cohort),
+    )
 
 
 def _memory(c: Any) -> float:

@@ -5,10 +5,12 @@ whatever step a run is continued from, its log rows are there; rows beyond it ar
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -48,6 +50,12 @@ Log = Callable[[int, dict[str, Any]], None]
 """(round, row of metrics.jsonl): a place to forward metrics to."""
 
 
+Step = Callable[[RunState], tuple[RunState, tuple[Cohort, round.RoundInfo]]]
+"""One round of a run: the next state, and what is reported of it."""
+Compile = Callable[[specs.Run, RunState], tuple[Step, jax.stages.Compiled]]
+"""(run, its state) -> (step, the program behind it)."""
+
+
 class Result(NamedTuple):
     """What a finished run hands back; of several processes, to the first.
 
@@ -70,6 +78,7 @@ def train(
     log: Log | None = None,
     profile: bool = False,
     overridden: Collection[str] = (),
+    compile: Compile | None = None,
 ) -> Result:
     """Runs a config to its last round, or goes on where the workdir stands.
 
@@ -84,6 +93,7 @@ def train(
         log: called with every row of metrics.jsonl.
         profile: write a JAX profile of rounds 2 to 4 to workdir/profile.
         overridden: fields set by hand, see `specs.check`.
+        compile: gives the step of the run; None: `compiled`.
 
     Raises:
         InputError: the config, the data or the workdir cannot be used; nothing has been
@@ -118,7 +128,15 @@ def train(
             for name in ("metrics.jsonl", "clients.jsonl"):
                 files.truncate(workdir / name, int(state.round))
         state, measured_at, spent = _loop(
-            run, state, tiers, workdir, checkpoints, selected, log, profile
+            run,
+            state,
+            tiers,
+            workdir,
+            checkpoints,
+            selected,
+            log,
+            profile,
+            compile or compiled,
         )
         chosen = _best_state(run, state, workdir, selected)
 
@@ -238,8 +256,19 @@ def _best_state(
     return None if restored is None else jax.tree.map(jnp.asarray, restored[0])
 
 
-Step = Callable[[RunState], tuple[RunState, tuple[Cohort, round.RoundInfo]]]
-"""One round of a run: the next state, and what is reported of it."""
+def one_round(run: specs.Run, spec: round.Spec) -> Callable[..., Any]:
+    """(state, records, validation records or None) -> what a `Step` gives."""
+
+    def once(
+        state: RunState, train: Federation, validation: Federation | None
+    ) -> tuple[RunState, tuple[Cohort, round.RoundInfo]]:
+        cohort = run.draw(state.key, state.round)
+        state, info = round.step(
+            state, train, cohort, spec=spec, layout=run.layout, validation=validation
+        )
+        return state, (cohort, info)
+
+    return once
 
 
 def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled]:
@@ -258,19 +287,8 @@ def compiled(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled
     given = records(state), validation
 
     def program_of(laid: Layout) -> jax.stages.Compiled:
-        def one_round(state, train, validation):
-            cohort = run.draw(state.key, state.round)
-            state, info = round.step(
-                state,
-                train,
-                cohort,
-                spec=run.spec,
-                layout=laid,
-                validation=validation,
-            )
-            return state, (cohort, info)
-
-        on_all = jax.jit(layout.on_devices(one_round, run.mesh))
+        once = one_round(dataclasses.replace(run, layout=laid), run.spec)
+        on_all = jax.jit(layout.on_devices(once, run.mesh))
         return on_all.lower(state, *given).compile()
 
     program, size = program_of(run.layout), run.cohort
@@ -336,6 +354,7 @@ def _loop(
     selected: Checkpoints | None,
     log: Log | None,
     profile: bool,
+    compile: Compile,
 ) -> tuple[RunState, measure.Measure, dict[str, Any]]:
     """The rounds that are left; what they cost this machine is {} if none is."""
     config = run.config
@@ -351,7 +370,7 @@ def _loop(
     rows = files.rows(workdir / "metrics.jsonl")
     if selected is not None:
         selected.keep_only(selection.best(rows, config["select"]))
-    step, program = compiled(run, spread)
+    step, program = compile(run, spread)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")
@@ -459,7 +478,9 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
         return "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if v is not None)
 
     console = Console()
-    if not console.is_terminal:
+    # A terminal shows one bar at a time; beside other runs a run has none.
+    alone = threading.current_thread() is threading.main_thread()
+    if not console.is_terminal or not alone:
 
         def show(number: int, row: dict[str, Any]) -> None:
             if "eval/accuracy" in row:

@@ -26,6 +26,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped
 Block = Array | np.ndarray
 """A federation stays on the host, as NumPy arrays, until a run moves it."""
 
+Scalar = float | Float[Array, ""]
+"""A number, or one that is traced."""
+
 Params = PyTree[Array]
 Masks = PyTree[Array]
 """Like params; every leaf broadcasts to its parameter, so that no tier costs a copy of

@@ -27,7 +27,8 @@ FLOORS = [
     {"measure"},
     {"final", "baselines"},
     {"train", "command"},
-    {"sweep", "attacks"},
+    {"lanes", "attacks"},
+    {"sweep"},
 ]
 # Only these may touch disk, clock, TFDS, orbax or ml_collections.
 EDGES = {
@@ -41,6 +42,7 @@ EDGES = {
     "baselines",
     "train",
     "command",
+    "lanes",
     "sweep",
     "attacks",
 }

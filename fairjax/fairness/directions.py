@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks
 from fairjax.fairness import simplex
-from fairjax.types import Cohort, Masks, Params, Rule, Scores
+from fairjax.types import Cohort, Masks, Params, Rule, Scalar, Scores
 
 _BOTH = frozenset({"loss", "update"})
 _FLOOR = 1e-10
@@ -51,7 +51,7 @@ def _anybody(covers: Masks, weights: Float[Array, "K"]) -> Masks:
 # ----------------------------------------------------------------------------- q-FedAvg
 
 
-def q_fedavg(*, q: float, learning_rate: float) -> Rule:
+def q_fedavg(*, q: float, learning_rate: Scalar) -> Rule:
     """q-FedAvg: every client's step divided by an estimate of its Lipschitz constant.
 
         g_k = -L d_k,   L = 1 / (local learning rate of the round),

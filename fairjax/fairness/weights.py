@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax import checks
 from fairjax.fairness import simplex
-from fairjax.types import Cohort, Rule, Scores
+from fairjax.types import Cohort, Rule, Scalar, Scores
 
 LOSS = frozenset({"loss"})
 
@@ -43,7 +43,7 @@ def uniform() -> Rule:
     return _stateless(lambda cohort, scores: simplex.alike(scores, cohort.valid))
 
 
-def q_ffl(*, q: float) -> Rule:
+def q_ffl(*, q: Scalar) -> Rule:
     """w_k proportional to n_k F_k^q, F_k the loss of client k at the incoming model.
 
     q = 0 is FedAvg; a larger q moves weight to the clients that are served worst, and
@@ -62,7 +62,7 @@ def q_ffl(*, q: float) -> Rule:
     return _stateless(weigh, "loss")
 
 
-def term(*, t: float) -> Rule:
+def term(*, t: Scalar) -> Rule:
     """w_k proportional to n_k exp(t F_k): the gradient's weights under a tilted loss.
 
         (1 / t) log sum_k p_k exp(t F_k)

@@ -21,6 +21,7 @@ from fairjax.types import (
     Population,
     Protection,
     Rule,
+    Scalar,
     Scores,
     Sent,
 )
@@ -32,7 +33,7 @@ def central(
     population: Population,
     *,
     clip: Sequence[float],
-    noise_multiplier: float | Float[Array, ""],
+    noise_multiplier: Scalar,
     adaptive: clipping.Adaptive | None = None,
     means: Means | None = None,
     secret: securesum.Sums | None = None,
@@ -179,7 +180,7 @@ def others(adaptive: clipping.Adaptive | None, means: Means | None) -> dict[str,
     return named
 
 
-def local(*, clip: Sequence[float], noise_multiplier: float) -> Protection:
+def local(*, clip: Sequence[float], noise_multiplier: Scalar) -> Protection:
     """Local differential privacy: every hospital noises its own upload.
 
         u_k = m_k (d_k min(1, C_t / |m_k d_k|) + N(0, (sigma C_t)^2))

@@ -1,0 +1,219 @@
+"""Several runs as lanes of one program: seeds, and numbers that no shape rests on.
+
+Every run is `train` in a thread of its own, with its folder, logs and checkpoints as
+ever. Only its rounds are not its own: the lanes' states meet, one program that is
+vmapped over them computes a round of all, and they part again. A lane that has ended,
+or that goes on from another round than the others, holds nobody up.
+"""
+
+import pathlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fairjax import checks, hosts, specs, trees
+from fairjax.data import pixels
+from fairjax.train import Result, Step, one_round, train
+from fairjax.types import RunState
+
+VARIED = ("seed", *specs.VALUES)
+"""Fields in which the lanes of a program may differ."""
+
+
+def key(config: ConfigDict) -> str:
+    """What lanes of one program have in common, as text."""
+    plain = specs.plain(config)
+    others = [path for path in _flat(plain) if path not in VARIED]
+    return repr([(path, _flat(plain)[path]) for path in others])
+
+
+def train_all(
+    configs: Sequence[ConfigDict], workdirs: Sequence[pathlib.Path]
+) -> list[Result | BaseException]:
+    """Trains runs side by side in one program; what each came to, in order.
+
+    One that fails stops no other, and its exception stands in its place.
+
+    Args:
+        configs: alike but for `VARIED`.
+        workdirs: one each.
+
+    Raises:
+        InputError: configs that one program cannot train; nothing has been written.
+    """
+    lanes = Lanes(configs)
+    ended: list[Any] = [None] * len(configs)
+
+    def one(lane: int) -> None:
+        try:
+            ended[lane] = train(
+                configs[lane], workdirs[lane], compile=lanes.compiled(lane)
+            )
+        except BaseException as error:
+            ended[lane] = error
+        finally:
+            lanes.leave(lane)
+
+    threads = [
+        threading.Thread(target=one, args=(lane,), name=f"lane {lane}")
+        for lane in range(len(configs))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ended
+
+
+class Lanes:
+    """The program of several runs, and where their states meet.
+
+    Args:
+        configs: alike but for `VARIED`.
+
+    Raises:
+        InputError: they differ in more, in seeds without `data.partition.seed`, or in
+            noise that other releases of a round share; or one asks for several devices
+            or for records on the host.
+    """
+
+    def __init__(self, configs: Sequence[ConfigDict]):
+        self._run = specs.build(configs[0], vmapped=True)
+        self._values = _values(configs)
+        _check(configs, self._run, self._values)
+        self._changed = threading.Condition()
+        self._number = len(configs)
+        self._open = set(range(self._number))
+        self._given: dict[int, RunState] = {}
+        self._done: dict[int, Any] = {}
+        self._handed: dict[int, RunState] = {}
+        """What every lane was given last: parts of `_states`."""
+        self._states: Any = None
+        self._program: jax.stages.Compiled | None = None
+
+    def compiled(
+        self, lane: int
+    ) -> Callable[[specs.Run, RunState], tuple[Step, jax.stages.Compiled]]:
+        """`train.compiled` for a lane."""
+
+        def compile(
+            run: specs.Run, state: RunState
+        ) -> tuple[Step, jax.stages.Compiled]:
+            with self._changed:
+                if self._program is None:
+                    self._prepare(state)
+                assert self._program is not None
+            return lambda state: self._meet(lane, state), self._program
+
+        return compile
+
+    def leave(self, lane: int) -> None:
+        """The lane needs no more rounds: the others do not wait for it."""
+        with self._changed:
+            self._open.discard(lane)
+            self._go()
+
+    def _prepare(self, state: RunState) -> None:
+        run, number = self._run, self._number
+        records = pixels.packed(run.pixels, run.splits.train)
+        self._records = hosts.spread(records, None)
+        self._validation = None
+        if "validation" in run.spec.rule.needs:
+            self._validation = hosts.spread(run.splits.val, None)
+
+        def one(state: RunState, values: Mapping[str, Any], train: Any, val: Any):
+            return one_round(run, run.with_values(values))(state, train, val)
+
+        def rounds(states: RunState, values: Mapping[str, Any], train: Any, val: Any):
+            after = jax.vmap(one, (0, 0, None, None))(states, values, train, val)
+            # In parts, which costs one call in place of one for every leaf.
+            return after[0], [trees.pick(after, lane) for lane in range(number)]
+
+        states = jax.tree.map(lambda leaf: jnp.stack([leaf] * number), state)
+        given = states, self._values, self._records, self._validation
+        self._program = jax.jit(rounds).lower(*given).compile()
+
+    def _meet(self, lane: int, state: RunState) -> Any:
+        with self._changed:
+            self._given[lane] = state
+            self._go()
+            self._changed.wait_for(lambda: lane in self._done)
+            result = self._done.pop(lane)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _go(self) -> None:
+        """Whoever comes last computes the round."""
+        if not self._open or not self._open <= self._given.keys():
+            return
+        given, self._given = self._given, {}
+        try:
+            self._done |= self._round(given)
+        except BaseException as error:
+            self._done |= dict.fromkeys(given, error)
+        self._changed.notify_all()
+
+    def _round(self, given: Mapping[int, RunState]) -> dict[int, Any]:
+        states, lanes = self._states, range(self._number)
+        if any(given.get(lane) is not self._handed.get(lane) for lane in lanes):
+            anyone = next(iter(given.values()))
+            each = [given.get(lane, anyone) for lane in lanes]
+            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        assert self._program is not None
+        self._states, parts = self._program(
+            states, self._values, self._records, self._validation
+        )
+        self._handed = {lane: parts[lane][0] for lane in given}
+        return {lane: tuple(parts[lane]) for lane in given}
+
+
+def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
+    """The fields that differ, [R] each; all of them if none does."""
+    each = {
+        path: [_flat(specs.plain(config))[path] for config in configs]
+        for path in specs.VALUES
+    }
+    return {
+        path: jnp.asarray(values, jnp.float32)
+        for path, values in each.items()
+        if path == specs.VALUES[0] or len(set(values)) > 1
+    }
+
+
+def _check(
+    configs: Sequence[ConfigDict], run: specs.Run, values: Mapping[str, Any]
+) -> None:
+    first = specs.plain(configs[0])
+    for config in configs[1:]:
+        differing = specs.differences(first, specs.plain(config))
+        for path in differing:
+            if path not in VARIED:
+                what = f"the same in all runs of a program, but for {', '.join(VARIED)}"
+                checks.fail(path, what, _flat(specs.plain(config))[path])
+        seed = specs.plain(config)["data"]["partition"]["seed"]
+        if "seed" in differing and seed is None:
+            what = "a number, so that runs of other seeds share their records"
+            checks.fail("data.partition.seed", what, None)
+    noise = "privacy.noise_multiplier"
+    if noise in values and run.guarantee.noised is None:
+        what = "the same in all runs where more than changes is noised, or summed in "
+        checks.fail(noise, what + "secret", first["privacy"]["noise_multiplier"])
+    if run.mesh is not None:
+        devices = first["execution"]["devices"]
+        checks.fail("execution.devices", "1 for runs that share a program", devices)
+    if run.records == "host":
+        what = "device for runs that share a program"
+        checks.fail("execution.records", what, first["execution"]["records"])
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        path = f"{prefix}{name}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
