@@ -222,26 +222,39 @@ def _selected(
     return Checkpoints(workdir / "selected", keep=1, about=about(run))
 
 
+def _leading(workdir: pathlib.Path, criterion: str) -> list[dict[str, Any]]:
+    """The row of the best round so far; none without one."""
+    rows = files.rows(workdir / "metrics.jsonl")
+    best = selection.best(rows, criterion)
+    return [row for row in rows if row["round"] == best]
+
+
 def _select(
-    selected: Checkpoints, rows: list[dict[str, Any]], criterion: str, state: RunState
-) -> None:
-    """Keeps the state if the round of the last row is the best so far."""
-    number = rows[-1]["round"]
-    if f"val/{criterion}" in rows[-1] and selection.best(rows, criterion) == number:
-        selected.save(number, state)
-        # Whole before the round's own checkpoint begins: a run that goes on from there
-        # finds it.
-        selected.wait()
+    selected: Checkpoints,
+    leading: list[dict[str, Any]],
+    row: dict[str, Any],
+    criterion: str,
+    state: RunState,
+) -> list[dict[str, Any]]:
+    """Keeps the state if its round is the best so far; the row of the one that is."""
+    if selection.best([*leading, row], criterion) != row["round"]:
+        return leading
+    selected.save(row["round"], state)
+    # Whole before the round's own checkpoint begins: a run that goes on from there
+    # finds it.
+    selected.wait()
+    return [row]
 
 
 def _best_state(
     run: specs.Run, state: RunState, workdir: pathlib.Path
 ) -> RunState | None:
     """The state of the round that the validation split selects."""
-    best = selection.best(files.rows(workdir / "metrics.jsonl"), run.config["select"])
-    if best is None:
+    leading = _leading(workdir, run.config["select"])
+    if not leading:
         return None
-    found = checkpoint.newest(workdir / "selected", state, about(run), round=best)
+    steps, number = workdir / "selected", leading[0]["round"]
+    found = checkpoint.newest(steps, state, about(run), round=number)
     return None if found is None else found.state
 
 
@@ -358,9 +371,9 @@ def _loop(
     spread = hosts.spread(hosts.sent(state), run.mesh)
     if first >= last:
         return state, measured_at, {}
-    rows = files.rows(workdir / "metrics.jsonl")
+    leading = _leading(workdir, config["select"])
     if selected is not None:
-        selected.keep_only(selection.best(rows, config["select"]))
+        selected.keep_only(leading[0]["round"] if leading else None)
     step, program = compiled(run, spread)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
@@ -406,9 +419,8 @@ def _loop(
             row["time/round_s"] = round_s
             row = {name: files.number(value) for name, value in row.items()}
             files.write_lines(rounds_file, [row])
-            rows.append(row)
             if selected is not None:
-                _select(selected, rows, config["select"], state)
+                leading = _select(selected, leading, row, config["select"], state)
             if log is not None:
                 log(number, row)
             stop = hosts.some(told())
