@@ -1,126 +1,166 @@
 """Whole runs on disk: one orbax step per saved round, and the newest one that is valid.
 
-Orbax names the newest step even when its files are broken, and while such a step exists
-it drops every save at or below it without a word. So restoring walks back to the newest
-step that reads whole and moves the others aside, and a save that was dropped is an
-error.
+A step says what it holds, and is believed if it holds it: item "meta" has a digest of
+itself and one of the state's bytes, taken before orbax is given them and compared with
+what orbax gives back, whatever happened in between. Orbax renames a step to its number
+when it is written, so that half a step has no number.
+
+While a step exists, valid or not, orbax drops every save at or below it without a word.
+So who goes on from an older step moves the newer ones aside, and a save that was
+dropped is an error.
 
 Of several processes the first alone opens the folder. What it saves are arrays on its
 host, which orbax takes for its own: of those on a device it would ask the others for
 their shares.
 """
 
+import contextlib
+import hashlib
+import json
+import os
 import pathlib
-from typing import Any
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from fairjax import checks, trees
 
+FORMAT = 1
+"""Of a step; raised when the same state comes to mean something else."""
 
-class Checkpoints:
-    """The checkpoint folder of one run; use it as a context manager.
+
+class About(NamedTuple):
+    """What steps say of their run."""
+
+    decides: Mapping[str, Any]
+    """What decides what a state means, {name: value}: a step in which it is another is
+    refused."""
+    versions: Mapping[str, str]
+    """{package: version}: others in a step are only told."""
+
+
+class Found(NamedTuple):
+    """A step that was read."""
+
+    state: Any
+    round: int
+    skipped: Mapping[int, str]
+    """{step: why} of the newer ones, which are not valid."""
+
+
+def newest(
+    directory: pathlib.Path, like: Any, about: About, *, round: int | None = None
+) -> Found | None:
+    """The newest step that is valid; None where there is no step. Nothing is written.
+
+    A step is valid if all of it can be read, it is what was saved, and it is finite
+    wherever `like` is. Those that are not are passed over, and told on stderr.
 
     Args:
-        directory: created when missing.
-        keep: newest steps that stay on disk; with 1 there is none to fall back on.
+        directory: of the steps; one that is missing has none.
+        like: the run's first state, or any later one.
+        about: what the steps must say of their run.
+        round: only the step of that round counts.
+
+    Raises:
+        InputError: a step is valid, but of another run, format, tree, shape or dtype;
+            or there are steps and none is valid.
     """
+    skipped: dict[int, str] = {}
+    for step in _steps(directory):
+        if round not in (None, step):
+            continue
+        path = directory / str(step)
+        try:
+            state, versions = _read(path, like, about)
+        except checks.InputError:
+            raise
+        except Exception as error:  # orbax 0.12 raises a bare one for a short file
+            if not path.exists():  # its run goes on, and has removed it meanwhile
+                return newest(directory, like, about, round=round)
+            skipped[step] = " ".join(str(error).split())[:200] or repr(error)
+            print(f"{path}: skipped: {skipped[step]}", file=sys.stderr)
+            continue
+        others = {n: v for n, v in versions.items() if v != about.versions.get(n)}
+        if others:
+            said = ", ".join(f"{name} {version}" for name, version in others.items())
+            print(f"{path}: written by other versions: {said}", file=sys.stderr)
+        return Found(state, step, skipped)
+    if skipped:
+        said = "; ".join(f"{step}: {why}" for step, why in skipped.items())
+        raise checks.InputError(f"{directory}: expected a valid step; got {said}")
+    return None
 
-    def __init__(self, directory: pathlib.Path, *, keep: int):
-        checks.count("keep", keep)
-        self._directory = directory.absolute()
-        self._keep = keep
-        self._manager = self._open()
-        self.skipped: list[str] = []
-        """Steps that could not be read, each with the reason."""
 
-    def _open(self) -> ocp.CheckpointManager:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            enable_async_checkpointing=True,
-            create=False,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0,
-                active_processes={0},
-                barrier_sync_key_prefix=self._directory.name,
-            ),
-        )
-        return ocp.CheckpointManager(
-            self._directory,
-            options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-        )
-
-    def save(self, round: int, state: Any, meta: dict[str, Any]) -> None:
-        """Saves in the background; returns once the state has been copied.
-
-        Raises:
-            RuntimeError: orbax dropped the step.
-        """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_on_host(state)),
-            meta=ocp.args.JsonSave(meta | {"tree": checks.describe(state)}),
-        )
-        if not self._manager.save(round, args=items, force=True):
-            raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
-
-    def restore(
-        self, like: Any, *, round: int | None = None
-    ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest step that reads whole as (state, meta), or None without one.
-
-        With `round` only the step of that round counts.
-
-        Newer steps that cannot be read are renamed to "invalid-<step>" and named in
-        `skipped`.
-
-        Raises:
-            InputError: the newest readable step holds another tree, shape or dtype.
-        """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            if round not in (None, step):
-                continue
-            try:
-                meta = self._read(step, meta=ocp.args.JsonRestore())
-            except Exception as error:  # orbax 0.12 raises a bare one for a short file
-                self._set_aside(step, error)
-                continue
-            # Orbax would cast another dtype without a word.
-            where = f"{self._directory / str(step)}: state"
-            checks.same_structure(where, meta.pop("tree"), checks.describe(like))
-            target = ocp.args.StandardRestore(_on_host(like))
-            try:
-                read = jax.tree.map(jnp.asarray, self._read(step, state=target))
-                return trees.typed(read, like), meta
-            except Exception as error:
-                self._set_aside(step, error)
-        return None
-
-    def _read(self, step: int, **item: Any) -> Any:
-        restored = self._manager.restore(step, args=ocp.args.Composite(**item))
-        return restored[next(iter(item))]
-
-    def _set_aside(self, step: int, error: Exception) -> None:
-        reason = str(error).strip().split("\n")[0]
-        self.skipped.append(f"{step}: {reason}")
-        logging.warning("checkpoint %d skipped: %s", step, reason)
-        self._manager.close()
-        source = self._directory / str(step)
-        target = self._directory / f"invalid-{step}"
+def set_aside(directory: pathlib.Path, steps: Iterable[int]) -> None:
+    """Renames steps to "invalid-<step>"."""
+    for step in steps:
+        target = directory / f"invalid-{step}"
         count = 0
         while target.exists():
             count += 1
-            target = self._directory / f"invalid-{step}.{count}"
-        source.rename(target)
-        self._manager = self._open()
+            target = directory / f"invalid-{step}.{count}"
+        (directory / str(step)).rename(target)
+
+
+class Checkpoints:
+    """The checkpoint folder of one run, to write in; use it as a context manager.
+
+    Args:
+        directory: created when missing; what a save that was killed left there is
+            removed.
+        keep: newest steps that stay on disk; with 1 there is none to fall back on.
+        about: what the steps say of their run.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int, about: About):
+        checks.count("keep", keep)
+        self._directory = directory.absolute()
+        self._about = about
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            # Orbax tells saves apart by a count of the process: those of runs beside
+            # each other (`lanes`) would be mixed up.
+            enable_async_checkpointing=_in_main_thread(),
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=_alone(self._directory),
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=_handlers()
+        )
+
+    def save(self, round: int, state: Any) -> None:
+        """Saves in the background; returns once the state has been copied.
+
+        Raises:
+            OSError: this save, or the one before, failed; older steps stay.
+            RuntimeError: orbax dropped the step.
+        """
+        host = _on_host(state)
+        meta = {
+            "format": FORMAT,
+            "round": round,
+            "tree": checks.describe(state),
+            "state": _digest(host),
+            **self._about._asdict(),
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(host),
+            meta=ocp.args.JsonSave(meta | {"meta": _seal(meta)}),
+        )
+        with _failing(self._directory):
+            saved = self._manager.save(round, args=items, force=True)
+        if not saved:
+            raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
 
     def keep_only(self, round: int | None) -> None:
         """Removes every step but that of one round; None removes all.
@@ -132,15 +172,124 @@ class Checkpoints:
                 self._manager.delete(step)
 
     def wait(self) -> None:
-        """Returns when every save is whole on disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save is whole on disk.
+
+        Raises:
+            OSError: the last one failed; older steps stay.
+        """
+        with _failing(self._directory):
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _failing(self._directory):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _failing(directory: pathlib.Path) -> Iterator[None]:
+    """Raises what the system refused as `OSError`, also where tensorstore was told."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(directory)
+        raise
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(directory)) from error
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """Newest first."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    steps = [int(name) for name in names if name.isdecimal()]
+    return sorted((step for step in steps if str(step) in names), reverse=True)
+
+
+def _read(path: pathlib.Path, like: Any, about: About) -> tuple[Any, Mapping[str, str]]:
+    """(state, versions) of a step that is valid; any error says that it is not."""
+    handler = ocp.CompositeCheckpointHandler(**_handlers())
+    alone, first = _alone(path.parent), _on_host(like)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+
+        def item(**how: Any) -> Any:
+            composite = ocp.args.Composite(**how)
+            (read,) = reader.restore(path.absolute(), composite).values()
+            return read
+
+        meta = item(meta=ocp.args.JsonRestore())
+        if meta.pop("meta", None) != _seal(meta) or meta["round"] != int(path.name):
+            raise ValueError("its description is not the one that was written")
+        _of_this_run(path, meta, like, about)
+        host = item(state=ocp.args.StandardRestore(first))
+    if _digest(host) != meta["state"]:
+        raise ValueError("its state is not the one that was written")
+    leaves = zip(jax.tree.leaves_with_path(host), jax.tree.leaves(first), strict=True)
+    for (where, leaf), begun in leaves:
+        if _finite(begun) and not _finite(leaf):
+            raise ValueError(f"{jax.tree_util.keystr(where)} is NaN or infinite")
+    return trees.typed(jax.tree.map(jnp.asarray, host), like), meta["versions"]
+
+
+def _of_this_run(
+    path: pathlib.Path, meta: Mapping[str, Any], like: Any, about: About
+) -> None:
+    """Refuses a step that is what was saved, but not of this run."""
+    if meta["format"] != FORMAT:
+        version = meta["versions"].get("fairjax")
+        what = f"{meta['format']}, of fairjax {version}"
+        raise checks.InputError(f"{path}: expected format {FORMAT}; got {what}")
+    ours, theirs = about.decides, meta["decides"]
+    others = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+    if others:
+        raise checks.InputError(
+            f"{path}: expected a state of this run; got one with other values of "
+            f"{', '.join(others)}"
+        )
+    # Orbax would cast another dtype without a word.
+    checks.same_structure(f"{path}: state", meta["tree"], checks.describe(like))
+
+
+def _seal(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(host: Any) -> str:
+    """Of all leaves' bytes, in order; dtypes and shapes are in "tree"."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(host):
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _finite(leaf: np.ndarray) -> bool:
+    # JAX's word for it: NumPy does not know bfloat16.
+    return not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(np.isfinite(leaf).all())
+
+
+def _handlers() -> dict[str, Any]:
+    return {
+        "state": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _alone(directory: pathlib.Path) -> ocp.options.MultiprocessingOptions:
+    """Asks no other process for anything."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix=directory.name
+    )
 
 
 def _on_host(state: Any) -> Any:

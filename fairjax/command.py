@@ -1,8 +1,14 @@
-"""From a command line to a checked config, from a refusal to one line and exit code 2.
+"""From a command line to a checked config, from what goes wrong to one line and a code.
 
 absl and ml_collections answer a misspelt field, a value of the wrong type or a config
 file that fails with a traceback or a paragraph; here each becomes one line that says
-where, what was expected, what came and the nearest name.
+where, what was expected, what came and the nearest name. Scripts exit with
+
+    0     done
+    1     the machine failed: a full disk, too little memory, a process that is gone;
+          one line. Or an error of the program: a traceback
+    2     something the user gave cannot be used, and nothing was done; one line
+    75    told to stop by SIGTERM or SIGINT, or Ctrl-C, see `preemption`; one line
 """
 
 import hashlib
@@ -10,6 +16,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +26,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fairjax import checks
+from fairjax.preemption import EXIT, Stopped
 
 Define = Callable[[flags.FlagValues, Sequence[str]], None]
 """(values, argv) -> None: adds a script's flags to `values`. A config flag is given
@@ -31,22 +39,61 @@ _ILLEGAL = re.compile(r"flag --(?P<flag>[\w.]+)=(?P<value>.*?): ", re.DOTALL)
 def run(
     main: Callable[[Any], None], define: Define, argv: Sequence[str] | None = None
 ) -> None:
-    """Parses flags, runs `main`, and exits with code 2 on anything a user got wrong.
+    """Parses flags and runs `main`; what goes wrong is told as the module says.
 
     Args:
         main: takes the parsed flags.
         define: adds the script's flags, see `Define`.
         argv: the command line; None: this process's.
     """
-    logging.set_verbosity(logging.ERROR)
+    # Orbax raises what it logs as errors.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unraisable
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_programs()
     argv = list(sys.argv if argv is None else argv)
+    script = pathlib.Path(argv[0]).name
     try:
         main(parse(define, argv))
-    except checks.InputError as error:
-        line = " ".join(str(error).split())
-        print(f"{pathlib.Path(argv[0]).name}: {line}", file=sys.stderr)
-        sys.exit(2)
+    except (Exception, KeyboardInterrupt) as error:
+        told = outcome(error)
+        if told is None:
+            raise
+        line, code = told
+        print(f"{script}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        if jax.distributed.is_initialized() and not isinstance(error, Stopped):
+            # At its exit JAX would wait for the others, who may wait for this one.
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
+
+
+def outcome(error: BaseException) -> tuple[str, int] | None:
+    """What a script says and exits with; None for an error of the program."""
+    if isinstance(error, checks.InputError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return f"{error if str(error) else 'stopped'}; the same command goes on", EXIT
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 1
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if "RESOURCE_EXHAUSTED" in str(error):
+        less = (
+            "execution.batching=chunk with a smaller execution.chunk, "
+            "execution.dtype=bfloat16 and execution.form=sliced take less"
+        )
+        return f"the device has not enough memory: {less} ({error})", 1
+    if jax.distributed.is_initialized():
+        return f"another process is gone, see what it said ({error})", 1
+    return None
+
+
+def _unraisable(error: Any) -> None:
+    """Keeps quiet about what ends after orbax gave up on the rest of a step."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def keep_programs() -> None:

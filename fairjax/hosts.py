@@ -40,6 +40,9 @@ def join(
     Raises:
         InputError: nothing says who the others are, or they do not come.
     """
+    # JAX would take SIGTERM for itself, and agree on a round by what it is asked: orbax
+    # asks too, of other rounds. See `preemption`, and `some`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
@@ -89,6 +92,13 @@ def alike(where: str, value: str) -> None:
     mine = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     if np.any(multihost_utils.process_allgather(mine) != mine):
         checks.fail(where, "the same in all processes", "others in some")
+
+
+def some(told: bool) -> bool:
+    """Whether one of the processes says so; all ask, and all are told the same."""
+    if jax.process_count() == 1:
+        return told
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(told))))
 
 
 def sent(tree: PyTree) -> PyTree:

@@ -27,8 +27,8 @@ VARIED = ("seed", *specs.VALUES)
 def key(config: ConfigDict) -> str:
     """What lanes of one program have in common, as text."""
     plain = specs.plain(config)
-    others = [path for path in _flat(plain) if path not in VARIED]
-    return repr([(path, _flat(plain)[path]) for path in others])
+    others = [path for path in specs.flat(plain) if path not in VARIED]
+    return repr([(path, specs.flat(plain)[path]) for path in others])
 
 
 def train_all(
@@ -49,14 +49,15 @@ def train_all(
     ended: list[Any] = [None] * len(configs)
 
     def one(lane: int) -> None:
-        try:
-            ended[lane] = train(
-                configs[lane], workdirs[lane], compile=lanes.compiled(lane)
-            )
-        except BaseException as error:
-            ended[lane] = error
-        finally:
-            lanes.leave(lane)
+        with lanes.turn:
+            try:
+                ended[lane] = train(
+                    configs[lane], workdirs[lane], compile=lanes.compiled(lane)
+                )
+            except BaseException as error:
+                ended[lane] = error
+            finally:
+                lanes.leave(lane)
 
     threads = [
         threading.Thread(target=one, args=(lane,), name=f"lane {lane}")
@@ -85,7 +86,9 @@ class Lanes:
         self._run = specs.build(configs[0], vmapped=True)
         self._values = _values(configs)
         _check(configs, self._run, self._values)
-        self._changed = threading.Condition()
+        self.turn = threading.Condition()
+        """Held by the one lane that computes something of its own; the others wait for
+        it, or for a round."""
         self._number = len(configs)
         self._open = set(range(self._number))
         self._given: dict[int, RunState] = {}
@@ -103,19 +106,17 @@ class Lanes:
         def compile(
             run: specs.Run, state: RunState
         ) -> tuple[Step, jax.stages.Compiled]:
-            with self._changed:
-                if self._program is None:
-                    self._prepare(state)
-                assert self._program is not None
+            if self._program is None:
+                self._prepare(state)
+            assert self._program is not None
             return lambda state: self._meet(lane, state), self._program
 
         return compile
 
     def leave(self, lane: int) -> None:
         """The lane needs no more rounds: the others do not wait for it."""
-        with self._changed:
-            self._open.discard(lane)
-            self._go()
+        self._open.discard(lane)
+        self._go()
 
     def _prepare(self, state: RunState) -> None:
         run, number = self._run, self._number
@@ -138,11 +139,10 @@ class Lanes:
         self._program = jax.jit(rounds).lower(*given).compile()
 
     def _meet(self, lane: int, state: RunState) -> Any:
-        with self._changed:
-            self._given[lane] = state
-            self._go()
-            self._changed.wait_for(lambda: lane in self._done)
-            result = self._done.pop(lane)
+        self._given[lane] = state
+        self._go()
+        self.turn.wait_for(lambda: lane in self._done)
+        result = self._done.pop(lane)
         if isinstance(result, BaseException):
             raise result
         return result
@@ -156,7 +156,7 @@ class Lanes:
             self._done |= self._round(given)
         except BaseException as error:
             self._done |= dict.fromkeys(given, error)
-        self._changed.notify_all()
+        self.turn.notify_all()
 
     def _round(self, given: Mapping[int, RunState]) -> dict[int, Any]:
         states, lanes = self._states, range(self._number)
@@ -175,7 +175,7 @@ class Lanes:
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
     """The fields that differ, [R] each; all of them if none does."""
     each = {
-        path: [_flat(specs.plain(config))[path] for config in configs]
+        path: [specs.flat(specs.plain(config))[path] for config in configs]
         for path in specs.VALUES
     }
     return {
@@ -194,7 +194,7 @@ def _check(
         for path in differing:
             if path not in VARIED:
                 what = f"the same in all runs of a program, but for {', '.join(VARIED)}"
-                checks.fail(path, what, _flat(specs.plain(config))[path])
+                checks.fail(path, what, specs.flat(specs.plain(config))[path])
         seed = specs.plain(config)["data"]["partition"]["seed"]
         if "seed" in differing and seed is None:
             what = "a number, so that runs of other seeds share their records"
@@ -209,11 +209,3 @@ def _check(
     if run.records == "host":
         what = "device for runs that share a program"
         checks.fail("execution.records", what, first["execution"]["records"])
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in plain.items():
-        path = f"{prefix}{name}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat

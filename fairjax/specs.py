@@ -7,6 +7,8 @@ it.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
@@ -30,6 +32,7 @@ from fairjax import (
     names,
     round,
     selection,
+    trees,
 )
 from fairjax.data import augment, datasets, federation, pixels
 from fairjax.fairness import compose, personal
@@ -39,7 +42,7 @@ from fairjax.robust import faults as injected
 from fairjax.robust.faults import Fault
 from fairjax.submodels import axes, branches, dynamicfl, fedavg, partial
 from fairjax.submodels.ladder import KINDS
-from fairjax.types import Cohort, Federation, Layout, Method, Model, Rule
+from fairjax.types import Cohort, Federation, Layout, LeafAxes, Method, Model, Rule
 
 RECORDS = ("auto", "device", "host")
 PIXELS = ("auto", "uint8", "float32")
@@ -839,16 +842,44 @@ def extendable(config: dict[str, Any]) -> bool:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Dotted paths of the fields in which two plain configs differ."""
-
-    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                out |= flat(value, f"{prefix}{name}.")
-            else:
-                out[prefix + name] = value
-        return out
-
     a, b = flat(ours), flat(theirs)
     missing = object()
     return sorted(p for p in a.keys() | b if a.get(p, missing) != b.get(p, missing))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A plain config as {dotted path: value}."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What decides what a state of the run means, by name, as JSON can hold it.
+
+    The fields of the config, but for how it is executed and saved, where its data lie
+    and, if the run may be extended, its rounds; how the data are cut; and a digest of
+    every tier's sub-model: the model's axes and what the tier keeps of them.
+    """
+    fields = {
+        path: value
+        for path, value in flat(run.config).items()
+        if path.partition(".")[0] not in ("execution", "checkpoint")
+        and path not in ("data.data_dir", "data.path")
+        and not (path == "rounds" and extendable(run.config))
+    }
+    model, method = run.spec.local.model, run.spec.local.method
+    leaves = trees.named(model.axes.tree, is_leaf=lambda x: isinstance(x, LeafAxes))
+
+    def submodel(tier: int) -> str:
+        size = None if method.size is None else method.size(tier)
+        cut = [leaves, model.axes._replace(tree=None), size]
+        cut += [run.budget[tier], run.branches[tier]]
+        return hashlib.sha256(json.dumps(cut, sort_keys=True).encode()).hexdigest()
+
+    tiers = {f"tier {t}": submodel(t) for t in range(len(run.budget))}
+    return fields | {"data": run.splits.hash} | tiers

@@ -173,7 +173,7 @@ def run(
     """Runs what is not finished, each in a process of its own.
 
     What a run prints is appended to <name>.log beside its folder. One that fails stops
-    no other; an exception here, as Ctrl-C is, stops all.
+    no other; an exception here, as Ctrl-C is, stops all after the rounds in hand.
 
     Args:
         points: see `points`.
@@ -196,7 +196,11 @@ def run(
                 flags = [*point.flags, f"--workdir={workdir / point.name}"]
                 with _log(workdir, point.name).open("ab") as log:
                     running[point.name] = subprocess.Popen(
-                        [*program, *flags], stdout=log, stderr=subprocess.STDOUT
+                        [*program, *flags],
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        # Ctrl-C reaches a whole group, and a run is told to stop once.
+                        process_group=0,
                     )
             time.sleep(0.05)
             for name, process in list(running.items()):

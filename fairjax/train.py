@@ -25,12 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fairjax import (
     baselines,
+    checkpoint,
     checks,
     final,
     hosts,
     keys,
     layout,
     measure,
+    preemption,
     principles,
     report,
     round,
@@ -83,7 +85,7 @@ def train(
     """Runs a config to its last round, or goes on where the workdir stands.
 
     Of several processes (`hosts.join`) all call it alike; the first one's `workdir` is
-    that of the run.
+    that of the run. If one is told to stop, all do.
 
     Args:
         config: see configs/default.py.
@@ -96,8 +98,10 @@ def train(
         compile: gives the step of the run; None: `compiled`.
 
     Raises:
-        InputError: the config, the data or the workdir cannot be used; nothing has been
-            written then.
+        InputError: the config, the data, the workdir or what was saved in it cannot be
+            used; nothing has been written then.
+        Stopped: a signal came while rounds ran (`preemption`); the same call goes on.
+        OSError: the workdir cannot be written any more; what is saved stays.
     """
     workdir = pathlib.Path(workdir)
     with hosts.together():
@@ -110,23 +114,27 @@ def train(
     if not hosts.first():
         return Result(_lend(run, state), {}, {}, workdir)
 
-    keep = run.config["checkpoint"]["keep"]
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as opened:
         with hosts.together():
-            files.create(workdir)
-            checkpoints = opened.enter_context(
-                Checkpoints(workdir / "checkpoints", keep=keep)
-            )
-            selected = opened.enter_context(_selected(run, workdir))
-            files.write_json(workdir / "config.json", run.config)
-            files.write_json(workdir / "provenance.json", files.provenance())
+            held.enter_context(files.held(workdir))
+            # Another process may have trained here since.
+            files.check(workdir, run.config)
             # Of the first state: a continued run pays what an uninterrupted one does.
             tiers, whole = bills(run, state), whole_bill(run, state)
-            restored = checkpoints.restore(state)
-            if restored is not None:
-                state = jax.tree.map(jnp.asarray, restored[0])
+            steps = workdir / "checkpoints"
+            found = checkpoint.newest(steps, state, about(run))
+            files.write_json(workdir / "config.json", run.config)
+            files.write_json(workdir / "provenance.json", files.provenance())
+            if found is not None:
+                state = found.state
+                checkpoint.set_aside(steps, found.skipped)
             for name in ("metrics.jsonl", "clients.jsonl"):
                 files.truncate(workdir / name, int(state.round))
+            keep = run.config["checkpoint"]["keep"]
+            checkpoints = opened.enter_context(
+                Checkpoints(steps, keep=keep, about=about(run))
+            )
+            selected = opened.enter_context(_selected(run, workdir))
         state, measured_at, spent = _loop(
             run,
             state,
@@ -138,16 +146,17 @@ def train(
             profile,
             compile or compiled,
         )
-        chosen = _best_state(run, state, workdir, selected)
+        opened.close()  # what is written now speaks of steps that are whole
+        chosen = _best_state(run, state, workdir)
 
-    summary = _summary(run, start, state, tiers, whole, workdir, spent)
-    summary["final"] = final.final(run, measured_at, state, chosen)
-    if run.config["baselines"]:
-        summary["baselines"] = baselines.baselines(
-            run, start, state, measured_at(state)[0]
-        )
-    files.write_json(workdir / "summary.json", summary)
-    page = report.write(workdir)
+        summary = _summary(run, start, state, tiers, whole, workdir, spent)
+        summary["final"] = final.final(run, measured_at, state, chosen)
+        if run.config["baselines"]:
+            summary["baselines"] = baselines.baselines(
+                run, start, state, measured_at(state)[0]
+            )
+        files.write_json(workdir / "summary.json", summary)
+        page = report.write(workdir)
     console = Console()
     console.print(report.table(workdir))
     console.print(report.headline(workdir), soft_wrap=True)
@@ -156,11 +165,16 @@ def train(
     return Result(state, summary["metrics"], summary, workdir)
 
 
+def about(run: specs.Run) -> checkpoint.About:
+    """What the steps of a run say of it."""
+    return checkpoint.About(specs.identity(run), files.versions())
+
+
 def beginning(run: specs.Run) -> RunState:
     """The state of a run before its first round, with the model that the config names.
 
     Raises:
-        InputError: there is no run, or no readable checkpoint, in `model.init_from`.
+        InputError: there is no run, or no valid checkpoint, in `model.init_from`.
     """
     init_from = run.config["model"]["init_from"]
     params = None if init_from is None else load(init_from)[1].params
@@ -191,14 +205,14 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
 def load(
     workdir: str | os.PathLike[str], *, vmapped: bool = False
 ) -> tuple[specs.Run, RunState]:
-    """A run and its newest checkpoint, on one device.
+    """A run and its newest valid checkpoint, on one device; only reads.
 
     Args:
         workdir: of the run.
         vmapped: as for `specs.build`.
 
     Raises:
-        InputError: there is no run, or no readable checkpoint, in `workdir`.
+        InputError: there is no run, or no valid checkpoint, in `workdir`.
     """
     workdir = pathlib.Path(workdir)
     try:
@@ -208,13 +222,10 @@ def load(
     # What it was trained on may be elsewhere.
     config["execution"]["devices"] = 1
     run = specs.build(specs.from_plain(config), vmapped=vmapped)
-    if not (workdir / "checkpoints").is_dir():
+    found = checkpoint.newest(workdir / "checkpoints", initial(run), about(run))
+    if found is None:
         checks.fail(str(workdir), "a checkpoint", "none")
-    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
-        restored = checkpoints.restore(initial(run))
-    if restored is None:
-        checks.fail(str(workdir), "a readable checkpoint", "none")
-    return run, jax.tree.map(jnp.asarray, restored[0])
+    return run, found.state
 
 
 # ----------------------------------------------------------------------------- the loop
@@ -226,34 +237,43 @@ def _selected(
     """Where the best round's state is kept; None without validation records."""
     if not run.splits.rows["val"]:
         return contextlib.nullcontext()
-    return Checkpoints(workdir / "selected", keep=1)
+    return Checkpoints(workdir / "selected", keep=1, about=about(run))
+
+
+def _leading(workdir: pathlib.Path, criterion: str) -> list[dict[str, Any]]:
+    """The row of the best round so far; none without one."""
+    rows = files.rows(workdir / "metrics.jsonl")
+    best = selection.best(rows, criterion)
+    return [row for row in rows if row["round"] == best]
 
 
 def _select(
-    selected: Checkpoints, rows: list[dict[str, Any]], criterion: str, state: RunState
-) -> None:
-    """Keeps the state if the round of the last row is the best so far."""
-    number = rows[-1]["round"]
-    if f"val/{criterion}" in rows[-1] and selection.best(rows, criterion) == number:
-        selected.save(number, state, {"round": number})
-        # Whole before the round's own checkpoint begins: a run that goes on from there
-        # finds it.
-        selected.wait()
+    selected: Checkpoints,
+    leading: list[dict[str, Any]],
+    row: dict[str, Any],
+    criterion: str,
+    state: RunState,
+) -> list[dict[str, Any]]:
+    """Keeps the state if its round is the best so far; the row of the one that is."""
+    if selection.best([*leading, row], criterion) != row["round"]:
+        return leading
+    selected.save(row["round"], state)
+    # Whole before the round's own checkpoint begins: a run that goes on from there
+    # finds it.
+    selected.wait()
+    return [row]
 
 
 def _best_state(
-    run: specs.Run,
-    state: RunState,
-    workdir: pathlib.Path,
-    selected: Checkpoints | None,
+    run: specs.Run, state: RunState, workdir: pathlib.Path
 ) -> RunState | None:
     """The state of the round that the validation split selects."""
-    rows = files.rows(workdir / "metrics.jsonl")
-    best = selection.best(rows, run.config["select"])
-    if selected is None or best is None:
+    leading = _leading(workdir, run.config["select"])
+    if not leading:
         return None
-    restored = selected.restore(state, round=best)
-    return None if restored is None else jax.tree.map(jnp.asarray, restored[0])
+    steps, number = workdir / "selected", leading[0]["round"]
+    found = checkpoint.newest(steps, state, about(run), round=number)
+    return None if found is None else found.state
 
 
 def one_round(run: specs.Run, spec: round.Spec) -> Callable[..., Any]:
@@ -339,8 +359,11 @@ def _lend(run: specs.Run, state: RunState) -> RunState:
     left = range(int(state.round), run.guarantee.allowed(run.config["rounds"]))
     if left:
         step, _ = compiled(run, state)
-        for _ in left:
-            state, _ = jax.block_until_ready(step(state))
+        with preemption.deferred() as told:
+            for finished in left:
+                state, _ = jax.block_until_ready(step(state))
+                if hosts.some(told()):
+                    raise preemption.Stopped(f"stopped after round {finished + 1}")
     hosts.meet("finished")
     return hosts.here(state)
 
@@ -367,9 +390,9 @@ def _loop(
     spread = hosts.spread(hosts.sent(state), run.mesh)
     if first >= last:
         return state, measured_at, {}
-    rows = files.rows(workdir / "metrics.jsonl")
+    leading = _leading(workdir, config["select"])
     if selected is not None:
-        selected.keep_only(selection.best(rows, config["select"]))
+        selected.keep_only(leading[0]["round"] if leading else None)
     step, program = compile(run, spread)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
@@ -384,8 +407,9 @@ def _loop(
 
     busy = 0.0
     with (
-        (workdir / "metrics.jsonl").open("a") as rounds_file,
-        (workdir / "clients.jsonl").open("a") as clients_file,
+        preemption.deferred() as told,
+        files.appended(workdir / "metrics.jsonl") as rounds_file,
+        files.appended(workdir / "clients.jsonl") as clients_file,
         _progress(first, last) as show,
         contextlib.ExitStack() as profiling,
     ):
@@ -414,14 +438,17 @@ def _loop(
             row["time/round_s"] = round_s
             row = {name: files.number(value) for name, value in row.items()}
             files.write_lines(rounds_file, [row])
-            rows.append(row)
             if selected is not None:
-                _select(selected, rows, config["select"], state)
+                leading = _select(selected, leading, row, config["select"], state)
             if log is not None:
                 log(number, row)
-            if number % config["checkpoint"]["every"] == 0 or number == last:
-                checkpoints.save(number, state, {"round": number})
+            stop = hosts.some(told())
+            if stop or number % config["checkpoint"]["every"] == 0 or number == last:
+                files.sync(rounds_file, clients_file)
+                checkpoints.save(number, state)
             show(number, row)
+            if stop:
+                raise preemption.Stopped(f"stopped after round {number}")
     spent = {
         "simulation": _simulation(run, state, tiers, program),
         "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -11,12 +12,14 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
 
 from fairjax import checks, specs
+
+_LOCK, _NEW = ".lock", ".new"
 
 
 def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
@@ -25,7 +28,8 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         checks.fail("--workdir", "a folder", str(workdir))
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        begun = {_LOCK, path.name + _NEW}  # by a run that was killed as it began
+        if workdir.exists() and {each.name for each in workdir.iterdir()} - begun:
             checks.fail("--workdir", "an empty folder or that of a run", str(workdir))
         return
     try:
@@ -58,9 +62,48 @@ def create(workdir: pathlib.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise checks.InputError(
-            f"--workdir: expected a folder that can be written; got {error.strerror}"
-        ) from error
+        raise _unwritable(error) from error
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps every other process from training in it meanwhile.
+
+    By flock on a file in it: the kernel lets go of it when the process ends, however it
+    ends. On NFS the server has the lock, and frees that of a machine that is gone after
+    its lease; a mount with local_lock=flock or nolock keeps out the processes of one
+    machine alone. Where there are no locks the run says so and goes on without.
+
+    Raises:
+        InputError: the folder cannot be written, or another process trains in it.
+    """
+    create(workdir)
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context((workdir / _LOCK).open("a+"))
+        except OSError as error:
+            raise _unwritable(error) from error
+        file.seek(0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise checks.InputError(
+                f"--workdir: expected a run that nobody trains; got {workdir}, which "
+                f"process {file.read()} does"
+            ) from error
+        except OSError as error:
+            line = f"{workdir}: not locked, see that no other process trains in it: "
+            print(line + str(error.strerror), file=sys.stderr)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _unwritable(error: OSError) -> checks.InputError:
+    return checks.InputError(
+        f"--workdir: expected a folder that can be written; got {error.strerror}"
+    )
 
 
 def truncate(path: pathlib.Path, round: int) -> None:
@@ -78,8 +121,10 @@ def truncate(path: pathlib.Path, round: int) -> None:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
+    temporary = path.with_name(path.name + _NEW)
+    with temporary.open("w") as file, _named(path):
+        file.write(text)
+        sync(file)
     os.replace(temporary, path)
 
 
@@ -88,10 +133,35 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+@contextlib.contextmanager
+def appended(path: pathlib.Path) -> Iterator[TextIO]:
+    """A file of rows, to write more; whoever continues a run cuts it to whole rows."""
+    with _named(path), path.open("a") as file:
+        yield file
+
+
 def write_lines(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends one JSON line per row, at once."""
-    file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    file.flush()
+    with _named(file.name):
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        file.flush()
+
+
+def sync(*files: TextIO) -> None:
+    """Returns when what was written outlives the machine and not only the process."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named(path: str | pathlib.Path) -> Iterator[None]:
+    """Says of which file the system could not write more."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def number(value: Any) -> float | int | None:
@@ -109,8 +179,8 @@ def rows(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, code revision, device and command of this process."""
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on."""
     packages = (
         "fairjax",
         "jax",
@@ -120,6 +190,12 @@ def provenance() -> dict[str, Any]:
         "orbax-checkpoint",
         "numpy",
     )
+    known = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | known
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, code revision, device and command of this process."""
     root = pathlib.Path(__file__).resolve().parent.parent
     git = functools.partial(
         subprocess.run, cwd=root, capture_output=True, text=True, check=False
@@ -131,8 +207,7 @@ def provenance() -> dict[str, Any]:
             dirty = git(["git", "status", "--porcelain"]).stdout.strip()
             revision = f"{head}{' with local changes' if dirty else ''}" or None
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(),
         "git_revision": revision,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -22,10 +22,10 @@ from absl import flags
 
 from configs import pbc_blood28
 from fairjax import checks, command, specs
-from fairjax.checkpoint import Checkpoints
+from fairjax.checkpoint import newest
 from fairjax.data import federation
 from fairjax.measure import evaluator
-from fairjax.train import train
+from fairjax.train import about, train
 from fairjax.workdir import write_json
 from scripts import experiment
 from scripts.experiment import Figure
@@ -148,15 +148,16 @@ def measure(
         result = train(config, f"{folder}/run", log=lambda _, row: rows.append(row))
         rows = [row for row in rows if "eval/accuracy" in row][-last:]
         if validate:
-            measured = evaluator(specs.build(config), "val")
+            run = specs.build(config)
+            measured, steps = evaluator(run, "val"), result.workdir / "checkpoints"
             validation = []
-            with Checkpoints(result.workdir / "checkpoints", keep=last) as saved:
-                for row in rows:
-                    found = saved.restore(result.state, round=row["round"])
-                    assert found is not None
-                    values = {"round": row["round"]} | measured(found[0])[0]
-                    made = deployed(values, tiers, own=own)
-                    validation.append(made["balanced_accuracy"])
+            for row in rows:
+                number = row["round"]
+                found = newest(steps, result.state, about(run), round=number)
+                assert found is not None
+                values = {"round": number} | measured(found.state)[0]
+                made = deployed(values, tiers, own=own)
+                validation.append(made["balanced_accuracy"])
     bills = result.summary["tiers"]
     clients = np.repeat(np.arange(tiers), [bill["clients"] for bill in bills])
     slots = federation.slots(clients, tiers, config.cohort, config.execution.slots)

@@ -14,7 +14,8 @@ belong to a value. --list names a file with an object of fields a line, such as
 Every run has a folder of its own, named by its settings, and prints to a .log beside
 it. The same command again skips what is finished and goes on with the rest. A field or
 value that cannot be is refused before any run starts (exit code 2); a run that fails
-stops no other, is named at the end, and the exit code is 1.
+stops no other, is named at the end, and the exit code is 1. A sweep that is told to
+stop tells its runs, and exits with 75 when they have saved the round in hand.
 
 In a SLURM array every task runs one, --index=$SLURM_ARRAY_TASK_ID from 0, of the number
 that --count prints. --processes=N runs N side by side; on one GPU they share its memory
@@ -61,14 +62,10 @@ def main(options: flags.FlagValues) -> None:
     if options.index is not None:
         checks.in_range("--index", options.index, 0, len(points) - 1)
         points = [points[options.index]]
-    # As Ctrl-C: a sweep that is told to stop leaves no run behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     program = [sys.executable, train.__file__]
-    try:
-        failed = sweep.run(points, workdir, program=program, processes=processes)
-    except KeyboardInterrupt:
-        print("sweep.py: stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    failed = sweep.run(points, workdir, program=program, processes=processes)
     for name, why in failed.items():
         print(f"sweep.py: {name} failed: {why}", file=sys.stderr)
     if failed:

@@ -4,9 +4,11 @@
     python scripts/train.py --config=configs/digits.py:smoke --workdir=runs/digits \
         --config.rounds=20 --config.tiers.budget='(0.5, 1.0)'
 
-The same command again goes on where the run stands. With `--distributed` every process
-of a SLURM job or TPU pod runs it; elsewhere `--coordinator`, `--processes` and
-`--process` say who they are.
+The same command again goes on where the run stands. SIGTERM and Ctrl-C end it after the
+round in hand, with exit code 75; `fairjax.command` has the others.
+
+With `--distributed` every process of a SLURM job or TPU pod runs the same command;
+elsewhere `--coordinator`, `--processes` and `--process` say who they are.
 """
 
 from collections.abc import Sequence

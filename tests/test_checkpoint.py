@@ -1,149 +1,349 @@
-"""Checkpoints: every save is on disk, and what cannot be read is not believed."""
+"""Checkpoints: every save is on disk, and only what was saved is believed."""
+
+import errno
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks
-from fairjax.checkpoint import Checkpoints
+from fairjax import checkpoint, checks, trees
+from fairjax.checkpoint import About, Checkpoints, newest, set_aside
+
+ABOUT = About({"seed": 0, "local.clip": None}, {"fairjax": "0.1.0", "numpy": "2.0"})
 
 
 def state(value, dtype=jnp.float32):
+    w = jnp.arange(64 * 64.0).reshape(64, 64) / 7 + value
     return {
-        "params": {"w": jnp.full((64, 64), value, dtype)},
+        "params": {"w": w.astype(dtype)},
+        "best": jnp.asarray(jnp.inf),
         "round": jnp.asarray(int(value)),
         "key": jax.random.key(int(value)),
         "none": None,
     }
 
 
-def save(folder, rounds, keep=3):
-    with Checkpoints(folder, keep=keep) as checkpoints:
+def save(folder, rounds, keep=3, about=ABOUT, make=state):
+    with Checkpoints(folder, keep=keep, about=about) as checkpoints:
         for number in rounds:
-            checkpoints.save(number, state(number), {"round": number})
+            checkpoints.save(number, make(number))
 
 
-def restored(folder, like=None):
-    with Checkpoints(folder, keep=3) as checkpoints:
-        found = checkpoints.restore(state(0) if like is None else like)
-        return found, checkpoints.skipped
+def found(folder, like=None, about=ABOUT, **which):
+    return newest(folder, state(0) if like is None else like, about, **which)
+
+
+def same(one, other):
+    """Byte for byte."""
+    pair = [jax.tree.leaves(trees.raw(each)) for each in (one, other)]
+    return all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(*pair, strict=True)
+    )
 
 
 def steps(folder):
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def truncate(folder, step):
+def parts(step):
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def truncate(step):
     """Cuts the largest file of a step, as a full disk or a lost page would."""
-    parts = [p for p in (folder / str(step)).rglob("*") if p.is_file()]
-    largest = max(parts, key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-100])
+    largest = max(parts(step), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
-def test_every_save_is_a_step_and_the_newest_stay(tmp_path):
+def flip(path, at=0.5):
+    """Turns one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 16
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    save(folder, [1, 2, 3])
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "steps")
+
+
+# ------------------------------------------------------------------------ what is saved
+
+
+def test_every_save_is_a_step_and_the_newest_stay(tmp_path, capsys):
     save(tmp_path, range(1, 8))
     assert steps(tmp_path) == [5, 6, 7]
-    (found, meta), skipped = restored(tmp_path)
-    assert meta == {"round": 7}
-    assert skipped == []
-    np.testing.assert_array_equal(found["params"]["w"], 7.0)
-    assert found["params"]["w"].dtype == jnp.float32
-    assert jnp.array_equal(
-        jax.random.key_data(found["key"]), jax.random.key_data(jax.random.key(7))
-    )
-    assert found["none"] is None
+    last = found(tmp_path)
+    assert (last.round, last.skipped) == (7, {})
+    assert same(last.state, state(7))
+    assert last.state["params"]["w"].dtype == jnp.float32
+    assert last.state["none"] is None
+    assert capsys.readouterr().err == ""
 
 
-def test_a_round_is_restored_by_its_number(tmp_path):
-    save(tmp_path, [10, 20, 30])
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
-        found, meta = checkpoints.restore(state(0), round=20)
-        assert meta == {"round": 20}
-        np.testing.assert_array_equal(found["params"]["w"], 20.0)
-        assert checkpoints.restore(state(0), round=21) is None
-    # What was not asked for stays as it is.
-    assert steps(tmp_path) == [10, 20, 30]
+def test_a_round_is_found_by_its_number(saved):
+    assert same(found(saved, round=2).state, state(2))
+    assert found(saved, round=4) is None
 
 
-def test_an_empty_folder_restores_nothing(tmp_path):
-    assert restored(tmp_path) == (None, [])
-
-
-def test_a_broken_step_is_set_aside_and_the_one_before_is_read(tmp_path):
-    save(tmp_path, range(1, 4))
-    truncate(tmp_path, 3)
-    (found, meta), skipped = restored(tmp_path)
-    assert meta == {"round": 2}
-    np.testing.assert_array_equal(found["params"]["w"], 2.0)
-    assert skipped[0].startswith("3: ")
-    assert (tmp_path / "invalid-3").is_dir()
-
-
-def test_a_save_after_a_broken_step_is_not_dropped(tmp_path):
-    """Orbax drops saves at or below a step that it lists, broken or not."""
-    save(tmp_path, range(1, 4))
-    truncate(tmp_path, 3)
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
-        checkpoints.restore(state(0))
-        checkpoints.save(3, state(30), {"round": 3})
-    (found, meta), _ = restored(tmp_path)
-    assert meta == {"round": 3}
-    np.testing.assert_array_equal(found["params"]["w"], 30.0)
-
-
-def test_a_second_broken_step_of_the_same_number_is_kept_apart(tmp_path):
-    for _ in range(2):
-        save(tmp_path, [3])
-        truncate(tmp_path, 3)
-        assert restored(tmp_path)[0] is None
-    assert (tmp_path / "invalid-3").is_dir()
-    assert (tmp_path / "invalid-3.1").is_dir()
-
-
-def test_a_stray_folder_with_a_number_is_no_checkpoint(tmp_path):
-    save(tmp_path, [1, 2])
-    (tmp_path / "9999").mkdir()
-    assert restored(tmp_path)[0][1] == {"round": 2}
-    save(tmp_path, [3])
-    assert 3 in steps(tmp_path)
-
-
-def test_another_dtype_is_refused_and_named(tmp_path):
-    save(tmp_path, [1])
-    with pytest.raises(checks.InputError, match=r"'w'.*float16.*got float32\[64, 64\]"):
-        restored(tmp_path, state(0, jnp.float16))
-    assert steps(tmp_path) == [1]
-
-
-def test_another_tree_is_refused_and_named(tmp_path):
-    save(tmp_path, [1])
-    like = state(0)
-    like["extra"] = jnp.zeros(3)
-    with pytest.raises(checks.InputError, match=r"extra.*float32\[3\]; got nothing"):
-        restored(tmp_path, like)
+def test_an_empty_or_missing_folder_has_no_step(tmp_path):
+    assert found(tmp_path) is None
+    assert found(tmp_path / "none") is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_that_orbax_drops_is_an_error(tmp_path):
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
-        checkpoints.save(5, state(5), {"round": 5})
+    with Checkpoints(tmp_path, keep=3, about=ABOUT) as checkpoints:
+        checkpoints.save(5, state(5))
         checkpoints.wait()
         with pytest.raises(Exception, match=r"(?i)step 5|checkpoint 5|already exists"):
-            checkpoints.save(5, state(6), {"round": 5})
+            checkpoints.save(5, state(6))
+    assert same(found(tmp_path).state, state(5))
 
 
 def test_at_least_one_step_is_kept(tmp_path):
     with pytest.raises(checks.InputError, match="keep: expected a whole number above"):
-        Checkpoints(tmp_path, keep=0)
+        Checkpoints(tmp_path, keep=0, about=ABOUT)
 
 
 def test_what_is_removed_can_be_saved_again(tmp_path):
     save(tmp_path, [2, 5, 9])
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    with Checkpoints(tmp_path, keep=3, about=ABOUT) as checkpoints:
         checkpoints.keep_only(5)
-        checkpoints.save(9, state(7), {"round": 9})
+        checkpoints.save(9, state(7))
     assert steps(tmp_path) == [5, 9]
-    np.testing.assert_array_equal(restored(tmp_path)[0][0]["params"]["w"], 7.0)
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    assert same(found(tmp_path).state, state(7))
+    with Checkpoints(tmp_path, keep=3, about=ABOUT) as checkpoints:
         checkpoints.keep_only(None)
     assert steps(tmp_path) == []
+
+
+def test_what_a_killed_save_left_is_removed(copied):
+    (copied / "3").rename(copied / "3.orbax-checkpoint-tmp")
+    save(copied, [3])
+    assert [path.name for path in copied.glob("*tmp*")] == []
+    assert steps(copied) == [1, 2, 3]
+
+
+def test_a_disk_that_is_full_costs_the_save_and_no_step(tmp_path):
+    """By a limit on the size of files, which fails a write as a full disk does."""
+    save(tmp_path, [1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match=r"File too large") as failed:  # noqa: PT012
+        with Checkpoints(tmp_path, keep=3, about=ABOUT) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+            try:
+                checkpoints.save(2, state(2))
+                checkpoints.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.errno == errno.EFBIG
+    assert failed.value.filename == str(tmp_path)
+    assert same(found(tmp_path).state, state(1))
+    save(tmp_path, [2])
+    assert same(found(tmp_path).state, state(2))
+
+
+# ------------------------------------------------------------------ what is believed
+
+
+def newer(of, step):
+    """A copy of step 3 under a higher number."""
+    shutil.copytree(of / "3", of / str(step))
+
+
+def emptied(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def data(step):
+    """The file that holds the arrays."""
+    return max(step.glob("state/ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
+
+
+def not_finite(folder):
+    shutil.rmtree(folder / "3")
+
+    def broken(number):
+        bad = state(number)
+        bad["params"]["w"] = bad["params"]["w"].at[3, 5].set(jnp.nan)
+        return bad
+
+    save(folder, [3], make=broken)
+
+
+DAMAGE = {
+    "truncated": (lambda f: truncate(f / "3"), 2, ""),
+    "a flipped bit of the arrays": (
+        lambda f: flip(data(f / "3")),
+        2,
+        "its state is not the one that was written",
+    ),
+    "a flipped bit of the description": (lambda f: flip(f / "3/meta/metadata"), 2, ""),
+    "without its manifest": (lambda f: (f / "3/state/manifest.ocdbt").unlink(), 2, ""),
+    "without its description": (lambda f: shutil.rmtree(f / "3" / "meta"), 2, ""),
+    "without its state": (lambda f: shutil.rmtree(f / "3" / "state"), 2, ""),
+    "an empty directory": (lambda f: emptied(f / "3"), 2, ""),
+    "a stray directory": (lambda f: (f / "9999").mkdir(), 3, ""),
+    "a stray file": (lambda f: (f / "9999").write_text("mine"), 3, None),
+    "a padded number": (lambda f: (f / "0004").mkdir(), 3, None),
+    "half a step": (
+        lambda f: shutil.copytree(f / "3/state", f / "4.orbax-checkpoint-tmp/state"),
+        3,
+        None,
+    ),
+    "half a step that has a number": (
+        lambda f: shutil.copytree(f / "3/state", f / "4/state"),
+        3,
+        "",
+    ),
+    "another round's step": (lambda f: newer(f, 4), 3, "its description is not"),
+    "not finite": (not_finite, 2, "['params']['w'] is NaN or infinite"),
+    "two of three broken": (
+        lambda f: (truncate(f / "3"), flip(data(f / "2"))),
+        1,
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_newest_valid_step_is_found(name, copied, capsys):
+    """And it is told which newer ones are not valid; a run goes on from it."""
+    damage, expected, why = DAMAGE[name]
+    damage(copied)
+    before = sorted(copied.rglob("*"))
+    last = found(copied)
+    assert sorted(copied.rglob("*")) == before
+    assert last.round == expected
+    assert same(last.state, state(expected))
+    told = capsys.readouterr().err.splitlines()
+    if why is None:
+        assert (last.skipped, told) == ({}, [])
+    else:
+        first = next(iter(last.skipped))
+        assert told[0] == f"{copied / str(first)}: skipped: {last.skipped[first]}"
+        assert why in last.skipped[first]
+        assert min(last.skipped) > expected
+    set_aside(copied, last.skipped)
+    save(copied, [expected + 1], make=lambda number: state(10 * number))
+    assert same(found(copied).state, state(10 * (expected + 1)))
+
+
+def test_a_flipped_bit_of_any_file_is_noticed_or_does_not_matter(saved, tmp_path):
+    """Orbax itself notices none in the arrays."""
+    noticed = set()
+    for part in parts(saved / "3"):
+        for at in (0.1, 0.5, 0.9):
+            copy = shutil.copytree(saved, tmp_path / "steps")
+            flip(copy / part.relative_to(saved), at)
+            last = found(copy)
+            assert same(last.state, state(last.round))
+            if last.round != 3:
+                noticed.add(part)
+            shutil.rmtree(copy)
+    named = {"meta/metadata", "state/manifest.ocdbt", "state/_METADATA"}
+    assert {saved / "3" / name for name in named} | {data(saved / "3")} <= noticed
+
+
+def test_where_no_step_is_valid_all_are_named_and_left(copied):
+    for number in (1, 2, 3):
+        truncate(copied / str(number))
+    with pytest.raises(checks.InputError, match=r"a valid step; got 3: .*; 2: .*; 1: "):
+        found(copied)
+    assert steps(copied) == [1, 2, 3]
+
+
+def test_a_leaf_that_begins_infinite_may_stay_so_and_no_other(tmp_path):
+    like = state(0)
+    like["best"] = jnp.asarray(0.0)
+    save(tmp_path, [1])
+    assert found(tmp_path).round == 1
+    with pytest.raises(checks.InputError, match=r"\['best'\] is NaN or infinite"):
+        found(tmp_path, like)
+
+
+def test_a_second_broken_step_of_the_same_number_is_kept_apart(copied):
+    for _ in range(2):
+        truncate(copied / "3")
+        set_aside(copied, found(copied).skipped)
+        save(copied, [3])
+    assert steps(copied) == [1, 2, 3]
+    assert (copied / "invalid-3").is_dir()
+    assert (copied / "invalid-3.1").is_dir()
+
+
+def test_a_step_that_its_run_removes_meanwhile_is_no_broken_one(
+    copied, monkeypatch, capsys
+):
+    read = checkpoint._read
+
+    def removed(path, *how):
+        if path.name == "3":
+            shutil.rmtree(path)
+        return read(path, *how)
+
+    monkeypatch.setattr(checkpoint, "_read", removed)
+    last = found(copied)
+    assert (last.round, last.skipped) == (2, {})
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------- of another run
+
+
+def test_another_dtype_is_refused_and_named(saved):
+    with pytest.raises(checks.InputError, match=r"'w'.*float16.*got float32\[64, 64\]"):
+        found(saved, state(0, jnp.float16))
+
+
+def test_another_tree_is_refused_and_named(saved):
+    like = state(0)
+    like["extra"] = jnp.zeros(3)
+    with pytest.raises(checks.InputError, match=r"extra.*float32\[3\]; got nothing"):
+        found(saved, like)
+
+
+@pytest.mark.parametrize(
+    ("decides", "named"),
+    [
+        ({"seed": 1, "local.clip": None}, "other values of seed$"),
+        ({"local.clip": 0.5}, "other values of (seed, local.clip|local.clip, seed)$"),
+        # A field that one of them does not know yet counts if it is set.
+        ({"seed": 0, "robust.fold": None}, None),
+        ({"seed": 0, "robust.fold": "median"}, r"other values of robust\.fold$"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs(saved, decides, named):
+    other = ABOUT._replace(decides=decides)
+    if named is None:
+        assert found(saved, about=other).round == 3
+        return
+    with pytest.raises(checks.InputError, match=named):
+        found(saved, about=other)
+
+
+def test_another_format_is_refused_with_its_version(tmp_path, monkeypatch):
+    save(tmp_path, [1])
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(checks.InputError, match=r"format 2; got 1, of fairjax 0\.1\.0"):
+        found(tmp_path)
+
+
+def test_other_versions_of_packages_are_told(saved, capsys):
+    versions = {"fairjax": "0.2.0", "numpy": "2.0"}
+    assert found(saved, about=ABOUT._replace(versions=versions)).round == 3
+    told = capsys.readouterr().err
+    assert told == f"{saved / '3'}: written by other versions: fairjax 0.1.0\n"

@@ -1,15 +1,23 @@
-"""What a user gets wrong: exit code 2, one line that helps, and nothing left behind."""
+"""What a user gets wrong: exit code 2, one line that helps, and nothing left behind.
 
+And what else ends a script: one line with the code that says whose turn it is.
+"""
+
+import errno
 import importlib.util
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fairjax import command
+from fairjax.preemption import Stopped
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -255,6 +263,87 @@ def test_evaluating_what_is_no_run(refused, tmp_path):
 
 def test_starting_from_what_is_no_run(refused, tmp_path):
     assert "expected a run" in refused(*over(model__init_from=tmp_path / "none"))
+
+
+# ------------------------------------------------------------ what is nobody's mistake
+
+
+def raised(error):
+    def main(_):
+        raise error
+
+    return main
+
+
+GONE = "UNKNOWN: Gloo AllGather failed: Connection closed by peer"
+ENDS = {
+    "a full disk": (
+        raised(
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/clients.jsonl")
+        ),
+        1,
+        "runs/a/clients.jsonl: No space left on device",
+    ),
+    "more than there is of memory": (
+        lambda _: jnp.zeros(2**45),
+        1,
+        "the device has not enough memory: execution.batching=chunk with a smaller "
+        "execution.chunk, execution.dtype=bfloat16 and execution.form=sliced take less "
+        "(RESOURCE_EXHAUSTED: ",
+    ),
+    "a stop after a round": (
+        raised(Stopped("stopped after round 3")),
+        75,
+        "stopped after round 3; the same command goes on",
+    ),
+    "SIGTERM": (
+        lambda _: os.kill(os.getpid(), signal.SIGTERM),
+        75,
+        "stopped; the same command goes on",
+    ),
+    "Ctrl-C": (
+        lambda _: os.kill(os.getpid(), signal.SIGINT),
+        75,
+        "stopped; the same command goes on",
+    ),
+}
+
+
+def ended(main):
+    """The exit code of a script without flags."""
+    with pytest.raises(SystemExit) as stop:
+        command.run(main, lambda values, argv: None, ["scripts/a.py"])
+    return stop.value.code
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_ends_a_script_is_one_line_and_a_code(name, capsys):
+    main, code, line = ENDS[name]
+    assert ended(main) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"a.py: {line}")
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    for error in (ValueError("no"), jax.errors.JaxRuntimeError("INTERNAL: no")):
+        with pytest.raises(type(error), match="no"):
+            command.run(raised(error), lambda values, argv: None, ["a.py"])
+
+
+def test_one_of_many_processes_does_not_wait_for_the_others(monkeypatch, capsys):
+    """But after a round that all have finished, while the first one saves."""
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", left.append)
+    assert ended(raised(jax.errors.JaxRuntimeError(GONE))) == 1
+    told = capsys.readouterr().err
+    assert told == f"a.py: another process is gone, see what it said ({GONE})\n"
+    assert ended(raised(KeyboardInterrupt())) == 75
+    assert left == [1, 75]
+    assert ended(raised(Stopped("stopped after round 3"))) == 75
+    assert left == [1, 75]
 
 
 # ---------------------------------------------------------------- as a user sees it all

@@ -21,7 +21,7 @@ FLOORS = [
     {"robust"},
     {"round", "layout", "principles", "selection", "hosts"},
     {"hospitals"},
-    {"data", "checkpoint", "names", "guarantees", "defences"},
+    {"data", "checkpoint", "names", "guarantees", "defences", "preemption"},
     {"specs"},
     {"workdir"},
     {"measure"},
@@ -35,6 +35,7 @@ EDGES = {
     "report",
     "data",
     "checkpoint",
+    "preemption",
     "specs",
     "workdir",
     "measure",
@@ -56,6 +57,7 @@ EDGE_ONLY = {
     "absl",
     "os",
     "pathlib",
+    "signal",
     "time",
     "subprocess",
 }
@@ -149,7 +151,8 @@ def test_no_drawer_for_odds_and_ends():
 
 def test_importing_the_package_loads_no_edge():
     """A user who imports the pure functions pays for jax and optax, nothing else."""
-    heavy = sorted(EDGE_ONLY - {"os", "pathlib", "time", "subprocess", "absl"})
+    light = {"os", "pathlib", "signal", "time", "subprocess", "absl"}
+    heavy = sorted(EDGE_ONLY - light)
     code = (
         "import sys, fairjax, fairjax.fairness.weights, fairjax.submodels.heterofl;"
         "import fairjax.privacy.accounting;"

@@ -1,5 +1,6 @@
 """From names to functions: every name runs, and a config says what it means."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -25,6 +26,7 @@ from configs import (
 from fairjax import checks, names, round, specs
 from fairjax.data import federation
 from fairjax.train import initial
+from fairjax.types import LeafAxes
 
 CONFIGS = pathlib.Path(default.__file__).parent
 BATCHINGS = ("vmap", "scan", "chunk")
@@ -100,6 +102,8 @@ def one_round(fields):
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
         run = specs.build(config)
+        identity = specs.identity(run)
+        assert json.loads(json.dumps(identity)) == identity
         state = initial(run)
         cohort = federation.sample(
             state.key, state.round, jnp.asarray(run.tiers), run.cohort
@@ -223,6 +227,44 @@ def test_tuples_in_tuples_survive_json():
     assert specs.differences(stored, specs.plain(config)) == []
     assert specs.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
     specs.check(specs.from_plain(stored))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"execution__form": "sliced", "execution__batching": "scan"}, ""),
+        ({"checkpoint__keep": 9, "data__data_dir": "/mnt/data", "rounds": 60}, ""),
+        ({"local__schedule": "cosine"}, "local.schedule, rounds"),
+        ({"local__prox": 0.1}, "local.prox"),
+        ({"seed": 1}, "data, seed"),
+        ({"tiers__budget": (0.1, 0.5, 0.75, 1.0)}, "tier 0, tiers.budget"),
+        (
+            {"model__mlp__hidden": (31,)},
+            "model.mlp.hidden, tier 0, tier 1, tier 2, tier 3",
+        ),
+    ],
+)
+def test_the_identity_of_a_run_is_what_decides_its_state(fields, named):
+    ours, theirs = (
+        specs.identity(specs.build(config)) for config in (changed(), changed(**fields))
+    )
+    differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+    assert ", ".join(sorted(differing)) == named
+
+
+def test_the_identity_knows_axes_that_the_config_does_not_name():
+    """As where a later version of a model cuts what an earlier one did not."""
+    run = specs.build(changed())
+    model = run.spec.local.model
+    tree = {**model.axes.tree, "head": {**model.axes.tree["head"]}}
+    tree["head"]["bias"] = LeafAxes(("head",))
+    local = run.spec.local._replace(
+        model=model._replace(axes=model.axes._replace(tree=tree))
+    )
+    other = dataclasses.replace(run, spec=dataclasses.replace(run.spec, local=local))
+    ours, theirs = specs.identity(run), specs.identity(other)
+    differing = {n for n in ours if ours[n] != theirs[n]}
+    assert differing == {f"tier {t}" for t in range(4)}
 
 
 def test_only_a_constant_schedule_can_be_extended():

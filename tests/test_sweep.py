@@ -1,6 +1,7 @@
 """scripts/sweep.py: which runs there are, what is refused before any, what goes on."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -267,6 +268,15 @@ def test_an_interrupt_leaves_no_run_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep.run(found, tmp_path, program=program, processes=2)
     assert [process.returncode for process in made] == [-15, -15]
+
+
+def test_ctrl_c_of_a_terminal_does_not_reach_the_runs(tmp_path):
+    """They are told by the sweep, once: at a second signal they do not save."""
+    groups = tmp_path / "groups"
+    body = f"import os; open({str(groups)!r}, 'w').write(str(os.getpgid(0)))"
+    [found] = points(["seed=0"], tmp_path)
+    sweep.run([found], tmp_path, program=recorder(tmp_path / "calls", body))
+    assert int(groups.read_text()) != os.getpgid(0)
 
 
 def test_a_sweep_of_two_runs(tmp_path, capsys):

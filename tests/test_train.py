@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -19,11 +20,22 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, selection, specs
+from fairjax import (
+    checks,
+    final,
+    hosts,
+    measure,
+    preemption,
+    report,
+    selection,
+    specs,
+    trees,
+)
 from fairjax import train as train_module
-from fairjax.checkpoint import Checkpoints
+from fairjax import workdir as files
+from fairjax.checkpoint import Checkpoints, newest
 from fairjax.measure import evaluate
-from fairjax.train import initial, load, train
+from fairjax.train import about, initial, load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRINCIPLES = {
@@ -74,11 +86,11 @@ def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir())
 
 
-def selected_state(result):
+def selected_state(folder):
     """The state in workdir/selected, and its round."""
-    with Checkpoints(result.workdir / "selected", keep=1) as checkpoints:
-        state, meta = checkpoints.restore(result.state)
-    return state, meta["round"]
+    run, last = load(folder)
+    state, number, _ = newest(folder / "selected", last, about(run))
+    return state, number
 
 
 def final_params(workdir):
@@ -114,6 +126,7 @@ def test_the_files_of_a_run(finished):
     result, _ = finished
     names = {path.name for path in result.workdir.iterdir()}
     assert names == {
+        ".lock",
         "config.json",
         "provenance.json",
         "metrics.jsonl",
@@ -315,7 +328,7 @@ def test_the_best_round_of_the_validation_split_is_kept(finished):
     result, _ = finished
     lines = rows(result.workdir / "metrics.jsonl")
     best = max(lines[1:], key=lambda row: (row["val/balanced_accuracy"], -row["round"]))
-    state, number = selected_state(result)
+    state, number = selected_state(result.workdir)
     assert steps(result.workdir / "selected") == [number] == [best["round"]]
     assert int(state.round) == number
     run, _ = load(result.workdir)
@@ -338,8 +351,8 @@ def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
     straight = train(small(**fields), tmp_path / "a")
     build = specs.build
 
-    def turned(config):
-        run = build(config)
+    def turned(config, **how):
+        run = build(config, **how)
         test = dataclasses.replace(run.splits.test, y=1 - run.splits.test.y)
         return dataclasses.replace(
             run, splits=dataclasses.replace(run.splits, test=test)
@@ -359,7 +372,7 @@ def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
         for name in ("round", "threshold"):
             assert ours[which][name] == theirs[which][name]
         assert ours[which]["pooled"]["auroc"] != theirs[which]["pooled"]["auroc"]
-    states = [selected_state(each) for each in (straight, other)]
+    states = [selected_state(each.workdir) for each in (straight, other)]
     assert fakes.equal(states[0][0].params, states[1][0].params)
     assert ours["selected"]["round"] < ours["last"]["round"]
 
@@ -392,7 +405,9 @@ def test_a_continued_run_sums_up_as_one_that_never_stopped(tmp_path):
     """Bills of redrawn tiers change by the round: they must be those of one round."""
     fields = {"submodel__heterofl__dynamic": True}
     train(small(rounds=2, **fields), tmp_path / "a")
-    ends = [train(small(rounds=4, **fields), tmp_path / name) for name in ("a", "b")]
+    ends = [
+        train(small(**{"rounds": 4} | fields), tmp_path / name) for name in ("a", "b")
+    ]
     continued, straight = (untimed_summary(end.summary) for end in ends)
     assert continued == straight
 
@@ -457,8 +472,8 @@ from test_train import killed_run
 from fairjax.train import train
 
 save = checkpoint.Checkpoints.save
-def save_and_die(self, round, state, meta):
-    save(self, round, state, meta)
+def save_and_die(self, round, state):
+    save(self, round, state)
     if round == {die}:  # the write is under way in a thread of its own
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = save_and_die
@@ -496,19 +511,20 @@ def same_end(workdir, uninterrupted):
         for folder in (workdir, uninterrupted)
     )
     assert untimed_summary(ours) == untimed_summary(theirs)
-    ends = [
-        jax.tree.leaves(final_params(folder)) for folder in (workdir, uninterrupted)
-    ]
-    assert [a.tobytes() for a in map(np.asarray, ends[0])] == [
-        b.tobytes() for b in map(np.asarray, ends[1])
-    ]
-    assert steps(workdir / "selected") == steps(uninterrupted / "selected")
-    like = load(workdir)[1]
-    kept = []
-    for folder in (workdir, uninterrupted):
-        with Checkpoints(folder / "selected", keep=1) as checkpoints:
-            kept.append(checkpoints.restore(like)[0].params)
-    assert fakes.equal(*kept)
+    same_states(workdir, uninterrupted)
+
+
+def same_states(workdir, uninterrupted):
+    """Byte for byte: the last one and the selected one."""
+    both = (workdir, uninterrupted)
+    ends = [load(folder)[1] for folder in both]
+    kept, numbers = zip(*map(selected_state, both), strict=True)
+    assert numbers[0] == numbers[1]
+    for pair in (ends, kept):
+        ours, theirs = (jax.tree.leaves(trees.raw(state)) for state in pair)
+        assert [np.asarray(leaf).tobytes() for leaf in ours] == [
+            np.asarray(leaf).tobytes() for leaf in theirs
+        ]
 
 
 def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
@@ -516,16 +532,6 @@ def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
-    train(killed_run(), tmp_path / "run")
-    same_end(tmp_path / "run", uninterrupted)
-
-
-def test_killed_in_the_middle_of_a_selection(tmp_path, uninterrupted):
-    """Round 2 is the first that is evaluated, and so the best so far."""
-    process = drive(tmp_path / "run", die=2)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 2
     train(killed_run(), tmp_path / "run")
     same_end(tmp_path / "run", uninterrupted)
 
@@ -546,6 +552,182 @@ def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
         file.write('{"round": 99, "train/lo')
     train(killed_run(), tmp_path / "run")
     same_end(tmp_path / "run", uninterrupted)
+
+
+# ------------------------------------------------------- cut short, stopped, taken back
+
+
+class Cut(BaseException):
+    """A process ends here."""
+
+
+def four(**fields):
+    return small(**{"rounds": 4} | fields)
+
+
+def lighten(patch, run, step, measured):
+    """Runs of `four` share what is compiled, and end without figures."""
+
+    def built(config, **_):
+        return dataclasses.replace(run, config=specs.plain(config))
+
+    patch.setattr(specs, "build", built)
+    patch.setattr(measure, "compiled", lambda *_: measured)
+    patch.setattr(final, "final", lambda *_: {})
+    ends = {
+        "bills": [],
+        "whole_bill": {},
+        "_simulation": {},
+        "_summary": {"metrics": {}},
+    }
+    for name, value in {"compiled": step, **ends}.items():
+        patch.setattr(train_module, name, lambda *_, value=value: value)
+    for name in ("write", "table", "headline"):
+        patch.setattr(report, name, lambda _: "")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """What such runs share, and the workdir of one that nothing happened to."""
+    run = specs.build(four())
+    state = initial(run)
+    made = run, train_module.compiled(run, state), measure.compiled(run, state)
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    with pytest.MonkeyPatch.context() as patch:
+        lighten(patch, *made)
+        train(four(), folder)
+    return made, folder
+
+
+@pytest.fixture
+def straight(programs, monkeypatch):
+    made, folder = programs
+    lighten(monkeypatch, *made)
+    return folder
+
+
+def half_a_row(file, rows):
+    file.write('{"round": 3, "train/lo')
+    file.flush()
+
+
+def half_a_step(checkpoints, round, state):
+    (checkpoints._directory / f"{round}.orbax-checkpoint-tmp" / "state").mkdir(
+        parents=True
+    )
+
+
+def half_a_file(path, value):
+    path.with_name(path.name + ".new").write_text('{"se')
+
+
+# {point: (owner, function, which of its calls, what is left half done) per process}
+CUTS = {
+    "in the middle of the config": [(files, "write_json", 1, half_a_file)],
+    "before the first round": [(files, "write_json", 2, half_a_file)],
+    "in a round": [(hosts, "here", 3, None)],
+    "in an evaluation": [(measure, "row", 1, None)],
+    "between the logs": [(files, "write_lines", 3, None)],
+    "in the middle of a row": [(files, "write_lines", 4, half_a_row)],
+    "before a selection": [(train_module, "_select", 2, None)],
+    "between a selection and its round's save": [(Checkpoints, "save", 3, None)],
+    "in the middle of a save": [(Checkpoints, "save", 4, half_a_step)],
+    "in the last save": [(files, "sync", 4, None)],
+    "after the last round": [(final, "final", 1, None)],
+    "while it goes on": [
+        (hosts, "here", 4, None),
+        (files, "truncate", 2, None),
+        (Checkpoints, "__init__", 1, None),
+    ],
+}
+
+
+@pytest.mark.parametrize("point", CUTS)
+def test_a_run_that_is_cut_short_ends_as_if_it_had_not_been(point, straight, tmp_path):
+    for owner, name, number, half in CUTS[point]:
+        real, calls = getattr(owner, name), itertools.count(1)
+
+        def cutting(*args, number=number, half=half, real=real, calls=calls, **more):
+            if next(calls) != number:
+                return real(*args, **more)
+            if half is not None:
+                half(*args)
+            raise Cut
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, cutting)
+            with pytest.raises(Cut):
+                train(four(), tmp_path)
+    train(four(), tmp_path)
+    name = "metrics.jsonl"
+    assert untimed(tmp_path / name) == untimed(straight / name)
+    clients = [(path / "clients.jsonl").read_bytes() for path in (tmp_path, straight)]
+    assert clients[0] == clients[1]
+    same_states(tmp_path, straight)
+    assert steps(tmp_path / "checkpoints") == [3, 4]
+
+
+def test_a_run_that_is_told_to_stop_saves_the_round_in_hand(straight, tmp_path):
+    """Though no save is due; the same call goes on."""
+    config = four(checkpoint__every=100)
+
+    def told(number, row):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(preemption.Stopped) as stopped:
+        train(config, tmp_path, log=told)
+    saved = int(load(tmp_path)[1].round)
+    assert saved in (1, 2)  # it is heard in a thread of its own
+    assert str(stopped.value) == f"stopped after round {saved}"
+    assert len(rows(tmp_path / "metrics.jsonl")) == saved
+    train(config, tmp_path)
+    assert untimed(tmp_path / "metrics.jsonl") == untimed(straight / "metrics.jsonl")
+    same_states(tmp_path, straight)
+
+
+def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkeypatch):
+    run = specs.build(four())
+    monkeypatch.setattr(hosts, "some", lambda told: not told)
+    with pytest.raises(preemption.Stopped, match="after round 1"):
+        train_module._lend(run, initial(run))
+
+
+def test_a_folder_that_is_trained_in_is_refused_and_can_be_read(straight):
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    with files.held(straight):
+        with pytest.raises(checks.InputError, match="that nobody trains; got"):
+            train(four(), straight)
+        assert int(load(straight)[1].round) == 4
+    after = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_without_a_valid_step_nothing_is_changed(straight, tmp_path):
+    """Not the logs, which a run that began anew would cut."""
+    shutil.copytree(straight, tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        shutil.rmtree(step / "state")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(checks.InputError, match=r"a valid step; got 4: .*; 3: "):
+        train(four(rounds=5), tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 4
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 4
+
+
+def test_a_step_of_another_run_is_refused_by_what_differs(straight, tmp_path):
+    """Though config.json is this run's: somebody copied checkpoints."""
+    train(four(local__learning_rate=0.1), tmp_path / "other")
+    train(four(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(
+        tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints"
+    )
+    with pytest.raises(
+        checks.InputError, match=r"other values of local\.learning_rate$"
+    ):
+        train(four(), tmp_path / "run")
 
 
 # ------------------------------------------------------------ many devices, many hosts
@@ -695,11 +877,8 @@ def test_two_seeds_are_two_runs(finished, tmp_path):
 
 def test_a_checkpoint_holds_the_whole_state(finished):
     result, _ = finished
-    with Checkpoints(result.workdir / "checkpoints", keep=2) as checkpoints:
-        state, meta = checkpoints.restore(result.state)
-    assert meta == {"round": 3}
-    keys = [jax.random.key_data(s.key) for s in (state, result.state)]
-    assert jnp.array_equal(*keys)
+    ends = [trees.raw(state) for state in (load(result.workdir)[1], result.state)]
+    assert fakes.equal(*ends)
 
 
 # ------------------------------------------------------------------ records on the host

@@ -1,0 +1,105 @@
+"""Being told to stop: the first signal waits for the round, the second for nothing."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fairjax import preemption
+from fairjax.preemption import Stopped, deferred
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def until(condition):
+    """A signal is heard in a thread of its own."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """What the process would have exited with, in place of exiting."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_the_first_signal_is_only_noted(number, exits, capsys):
+    before = [signal.getsignal(each) for each in preemption.SIGNALS]
+    with pytest.raises(Stopped, match="round 3"), deferred() as told:  # noqa: PT012
+        assert not told()
+        send(number)
+        until(told)
+        raise Stopped("stopped after round 3")
+    assert [signal.getsignal(each) for each in preemption.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert exits == []
+    assert capsys.readouterr().err == (
+        f"{number.name}: stopping after this round; a second one stops at once\n"
+    )
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_signal_that_nobody_asked_for_stops_in_the_end():
+    with pytest.raises(Stopped), deferred():
+        send(signal.SIGTERM)
+
+
+def test_no_signal_changes_nothing():
+    with deferred() as told:
+        pass
+    assert not told()
+
+
+def test_a_second_signal_does_not_wait_for_the_main_thread(exits):
+    """Which does not come back to Python for about a second."""
+    heard = []
+
+    def twice():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            time.sleep(0.05)
+            send(number)
+        until(lambda: exits)
+        heard.append(time.monotonic())
+
+    with pytest.raises(Stopped), deferred():  # noqa: PT012
+        sender = threading.Thread(target=twice)
+        sender.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+        returned = time.monotonic()
+        sender.join()
+    assert exits == [128 + signal.SIGINT]
+    assert heard[0] < returned
+
+
+def test_other_signals_are_not_meant(exits):
+    alarmed = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: alarmed.append(True))
+    with deferred() as told:
+        send(signal.SIGALRM)
+        until(lambda: alarmed)
+    signal.signal(signal.SIGALRM, handler)
+    assert not told()
+    assert exits == []
+
+
+def test_outside_of_the_main_thread_signals_stay_as_they_are():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with deferred() as told:
+            seen.append((told(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
