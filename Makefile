@@ -21,7 +21,7 @@ verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"
 
 bench: venv
-	for name in peers tiers scale loop precision branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done
+	for name in peers tiers scale loop precision together branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done
 
 lint: venv
 	$(BIN)/ruff check .

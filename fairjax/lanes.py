@@ -83,15 +83,21 @@ class Lanes:
     """
 
     def __init__(self, configs: Sequence[ConfigDict]):
-        self._run = specs.build(configs[0], vmapped=True)
-        self._values = _values(configs)
-        _check(configs, self._run, self._values)
+        self._run = run = specs.build(configs[0], vmapped=True)
+        values = _values(configs)
+        _check(configs, run, values)
+        records = hosts.spread(pixels.packed(run.pixels, run.splits.train), None)
+        validation = None
+        if "validation" in run.spec.rule.needs:
+            validation = hosts.spread(run.splits.val, None)
+        self.arguments = values, records, validation
+        """What the program is given beside the lanes' states."""
         self.turn = threading.Condition()
         """Held by the one lane that computes something of its own; the others wait for
         it, or for a round."""
         self._number = len(configs)
         self._open = set(range(self._number))
-        self._given: dict[int, RunState] = {}
+        self._arrived: dict[int, RunState] = {}
         self._done: dict[int, Any] = {}
         self._handed: dict[int, RunState] = {}
         """What every lane was given last: parts of `_states`."""
@@ -107,8 +113,7 @@ class Lanes:
             run: specs.Run, state: RunState
         ) -> tuple[Step, jax.stages.Compiled]:
             if self._program is None:
-                self._prepare(state)
-            assert self._program is not None
+                self._program = self.program(state)
             return lambda state: self._meet(lane, state), self._program
 
         return compile
@@ -118,13 +123,13 @@ class Lanes:
         self._open.discard(lane)
         self._go()
 
-    def _prepare(self, state: RunState) -> None:
+    def program(self, state: RunState) -> jax.stages.Compiled:
+        """(lanes' states, *arguments) -> (their next ones, [what a `Step` gives]).
+
+        Args:
+            state: of a lane; all are shaped like it.
+        """
         run, number = self._run, self._number
-        records = pixels.packed(run.pixels, run.splits.train)
-        self._records = hosts.spread(records, None)
-        self._validation = None
-        if "validation" in run.spec.rule.needs:
-            self._validation = hosts.spread(run.splits.val, None)
 
         def one(state: RunState, values: Mapping[str, Any], train: Any, val: Any):
             return one_round(run, run.with_values(values))(state, train, val)
@@ -134,12 +139,12 @@ class Lanes:
             # In parts, which costs one call in place of one for every leaf.
             return after[0], [trees.pick(after, lane) for lane in range(number)]
 
-        states = jax.tree.map(lambda leaf: jnp.stack([leaf] * number), state)
-        given = states, self._values, self._records, self._validation
-        self._program = jax.jit(rounds).lower(*given).compile()
+        return (
+            jax.jit(rounds).lower(stacked([state] * number), *self.arguments).compile()
+        )
 
     def _meet(self, lane: int, state: RunState) -> Any:
-        self._given[lane] = state
+        self._arrived[lane] = state
         self._go()
         self.turn.wait_for(lambda: lane in self._done)
         result = self._done.pop(lane)
@@ -149,9 +154,9 @@ class Lanes:
 
     def _go(self) -> None:
         """Whoever comes last computes the round."""
-        if not self._open or not self._open <= self._given.keys():
+        if not self._open or not self._open <= self._arrived.keys():
             return
-        given, self._given = self._given, {}
+        given, self._arrived = self._arrived, {}
         try:
             self._done |= self._round(given)
         except BaseException as error:
@@ -163,13 +168,16 @@ class Lanes:
         if any(given.get(lane) is not self._handed.get(lane) for lane in lanes):
             anyone = next(iter(given.values()))
             each = [given.get(lane, anyone) for lane in lanes]
-            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+            states = stacked(each)
         assert self._program is not None
-        self._states, parts = self._program(
-            states, self._values, self._records, self._validation
-        )
+        self._states, parts = self._program(states, *self.arguments)
         self._handed = {lane: parts[lane][0] for lane in given}
         return {lane: tuple(parts[lane]) for lane in given}
+
+
+def stacked(states: Sequence[RunState]) -> RunState:
+    """The states of lanes as one, [R, ...] a leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, command, report, specs
+from fairjax import checks, command, lanes, report, specs
 from fairjax import workdir as files
 
 Fields = Mapping[str, str]
@@ -215,6 +215,37 @@ def run(
             process.terminate()
         for process in running.values():
             process.wait()
+    return failed
+
+
+def run_together(points: Sequence[Point], workdir: pathlib.Path) -> dict[str, str]:
+    """Runs what is not finished in this process, see `lanes`.
+
+    Runs that differ in nothing but `lanes.VARIED` are lanes of one program; of those
+    that differ in more, one program after the other.
+
+    Args:
+        points: see `points`.
+        workdir: the folder of the runs' folders.
+
+    Returns:
+        {name: why} of the runs that failed.
+    """
+    waiting = [point for point in points if not finished(point, workdir)]
+    print(f"{len(points) - len(waiting)} of {len(points)} runs are finished")
+    groups: dict[str, list[Point]] = {}
+    for point in waiting:
+        groups.setdefault(lanes.key(point.config), []).append(point)
+    failed: dict[str, str] = {}
+    for group in groups.values():
+        print(f"{len(group)} runs in one program")
+        ended = lanes.train_all(
+            [point.config for point in group], [workdir / point.name for point in group]
+        )
+        for point, result in zip(group, ended, strict=True):
+            if isinstance(result, BaseException):
+                failed[point.name] = str(result) or repr(result)
+            print(f"{point.name}: {'failed' if point.name in failed else 'done'}")
     return failed
 
 

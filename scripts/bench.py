@@ -14,7 +14,16 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import bootstrap, branches, gpu, loop, precision, scale, tiers
+from benchmarks import (
+    bootstrap,
+    branches,
+    gpu,
+    loop,
+    precision,
+    scale,
+    tiers,
+    together,
+)
 from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
@@ -30,8 +39,9 @@ BENCHMARKS = {
     "precision": precision,
     "scale": scale,
     "tiers": tiers,
+    "together": together,
 }
-ROWS = frozenset({"gpu", "loop", "peers", "precision", "scale", "tiers"})
+ROWS = frozenset({"gpu", "loop", "peers", "precision", "scale", "tiers", "together"})
 """Those whose figures are rows, each with where it is from."""
 DRAWN = frozenset({"scale"})
 """Those with a figure, <name>.png."""

@@ -20,6 +20,11 @@ stop tells its runs, and exits with 75 when they have saved the round in hand.
 In a SLURM array every task runs one, --index=$SLURM_ARRAY_TASK_ID from 0, of the number
 that --count prints. --processes=N runs N side by side; on one GPU they share its memory
 only with XLA_PYTHON_CLIENT_MEM_FRACTION below 1 / N.
+
+--together trains runs that differ in nothing but seeds, learning rates, q, t or noise
+as lanes of one program, in this process: one compilation, and for some models rounds
+that are cheaper than each alone (benchmarks/README.md). Seeds need records that they
+share, --config.data.partition.seed=0.
 """
 
 import pathlib
@@ -46,6 +51,8 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "grid", [], "field=value,value,..; may be repeated.", flag_values=values
     )
     flags.DEFINE_integer("processes", 1, "Runs side by side.", flag_values=values)
+    what = "Runs that are alike but for numbers in one program."
+    flags.DEFINE_bool("together", False, what, flag_values=values)
     flags.DEFINE_integer("index", None, "Run this one alone.", flag_values=values)
     flags.DEFINE_bool("count", False, "Print how many there are.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], values)
@@ -64,8 +71,11 @@ def main(options: flags.FlagValues) -> None:
         points = [points[options.index]]
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-    program = [sys.executable, train.__file__]
-    failed = sweep.run(points, workdir, program=program, processes=processes)
+    if options.together:
+        failed = sweep.run_together(points, workdir)
+    else:
+        program = [sys.executable, train.__file__]
+        failed = sweep.run(points, workdir, program=program, processes=processes)
     for name, why in failed.items():
         print(f"sweep.py: {name} failed: {why}", file=sys.stderr)
     if failed:

@@ -293,3 +293,27 @@ def test_a_sweep_of_two_runs(tmp_path, capsys):
 
     assert started(tmp_path, *flags, "--index=0") == 0
     assert capsys.readouterr().out == "1 of 1 runs are finished\n"
+
+
+# --------------------------------------------------------------------------- together
+
+
+@pytest.mark.usefixtures("unfinal")
+def test_runs_alike_but_for_numbers_share_a_program(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fairjax.report.write", lambda workdir: workdir)
+    axes = ["--grid=fairness.rule=size,uniform", "--grid=seed=0,1"]
+    flags = [*axes, "--config.data.partition.seed=0", "--together"]
+    assert started(tmp_path / "all", *flags) == 0
+    assert capsys.readouterr().out.count("2 runs in one program") == 2
+    names = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert names == [
+        f"rule={rule},seed={seed}" for rule in ("size", "uniform") for seed in (0, 1)
+    ]
+    assert started(tmp_path / "all", *flags) == 0
+    assert "4 of 4 runs are finished" in capsys.readouterr().out
+
+
+def test_a_program_that_cannot_be_shared_is_refused(tmp_path, capsys):
+    assert started(tmp_path / "all", "--grid=seed=0,1", "--together") == 2
+    assert "data.partition.seed: expected a number" in capsys.readouterr().err
+    assert not any((tmp_path / "all").glob("*/config.json"))

@@ -1,0 +1,130 @@
+"""What a seed costs when several are lanes of one program.
+
+    python scripts/bench.py --name=together
+
+The step that `train` compiles, of one run, beside the step of eight that differ in
+their seeds, both for as many rounds; and what compiling either takes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from configs import default
+from fairjax import lanes, specs, train
+
+RUNS, TURNS, ROUNDS = 8, 5, 20
+
+
+def logistic() -> Any:
+    """Logistic regression on a table."""
+    c = default.get_config()
+    c.data.name = "breast_cancer"
+    c.model.mlp.hidden = ()
+    c.submodel.name = "fedavg"
+    c.rounds = 10_000
+    return c
+
+
+def perceptron() -> Any:
+    """HeteroFL of an MLP on the same table."""
+    c = default.get_config()
+    c.data.name = "breast_cancer"
+    c.model.mlp.hidden = (256, 256)
+    c.submodel.name = "heterofl"
+    c.rounds = 10_000
+    return c
+
+
+def convolutions() -> Any:
+    """FedAvg of a small CNN on the digits."""
+    c = default.get_config()
+    c.data.name = "digits"
+    c.model.name = "cnn"
+    c.submodel.name = "fedavg"
+    c.rounds = 10_000
+    return c
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "logistic regression": logistic,
+    "MLP of 2 x 256, HeteroFL": perceptron,
+    "CNN on 8 x 8 images": convolutions,
+}
+
+
+def config_of(case: str, seed: int) -> Any:
+    """A run of a case."""
+    config = CASES[case]()
+    config.seed = seed
+    config.data.partition.seed = 0
+    return config
+
+
+def seconds_of(step: Callable[[Any], Any], state: Any) -> list[float]:
+    """CPU seconds of a round, turn by turn, after one that is not kept."""
+    taken = []
+    for _ in range(1 + TURNS):
+        began = time.process_time()
+        for _ in range(ROUNDS):
+            state, _ = jax.block_until_ready(step(state))
+        taken.append((time.process_time() - began) / ROUNDS)
+    return taken[1:]
+
+
+def measure() -> list[dict[str, Any]]:
+    """All rows."""
+    rows = []
+    for case in CASES:
+        configs = [config_of(case, seed) for seed in range(RUNS)]
+        run = specs.build(configs[0])
+        state = train.initial(run)
+        began = time.perf_counter()
+        step, _ = train.compiled(run, state)
+        compile_one = time.perf_counter() - began
+        alone = seconds_of(step, state)
+
+        together = lanes.Lanes(configs)
+        states = [train.initial(specs.build(config)) for config in configs]
+        began = time.perf_counter()
+        program = together.program(states[0])
+        compile_all = time.perf_counter() - began
+
+        def every(states: Any, program: Any = program, given: Any = together.arguments):
+            return program(states, *given)
+
+        all_of_them = seconds_of(every, lanes.stacked(states))
+        rows.append(
+            {
+                "case": case,
+                "name": "fairjax",
+                "runs": RUNS,
+                "alone_s": statistics.median(alone),
+                "median_s": statistics.median(all_of_them),
+                "min_s": min(all_of_them),
+                "max_s": max(all_of_them),
+                "compile_alone_s": compile_one,
+                "compile_s": compile_all,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| eight seeds | a round of one | a round of all | a seed costs "
+        "| compile one | compile all |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        share = row["median_s"] / row["runs"] / row["alone_s"]
+        lines.append(
+            f"| {row['case']} | {1000 * row['alone_s']:.3g} ms | "
+            f"{1000 * row['median_s']:.3g} ms | x {share:.2f} | "
+            f"{row['compile_alone_s']:.1f} s | {row['compile_s']:.1f} s |"
+        )
+    return "\n".join(lines)
