@@ -11,6 +11,7 @@ import pathlib
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ Define = Callable[[flags.FlagValues, Sequence[str]], None]
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _ILLEGAL = re.compile(r"flag --(?P<flag>[\w.]+)=(?P<value>.*?): ", re.DOTALL)
+
+_LINE = 2000
+"""Characters of a refusal."""
 
 
 def run(
@@ -44,9 +48,16 @@ def run(
     try:
         main(parse(define, argv))
     except checks.InputError as error:
-        line = " ".join(str(error).split())
-        print(f"{pathlib.Path(argv[0]).name}: {line}", file=sys.stderr)
+        print(f"{pathlib.Path(argv[0]).name}: {_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _line(text: str) -> str:
+    """A refusal as a terminal may be shown it, whatever a file put into it."""
+    line = " ".join(text.split())
+    if len(line) > _LINE:
+        line = f"{line[:_LINE]} .."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def keep_programs() -> None:
@@ -107,7 +118,8 @@ def _parsed(
     values = flags.FlagValues()
     define(values, argv)
     try:
-        rest = values(list(argv))
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+            rest = values(list(argv))  # of values that are almost Python's
         if "config" in values and values.config is not None:
             # A file that is missing only shows when its config is used.
             values.config.to_dict()

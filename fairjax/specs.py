@@ -51,6 +51,8 @@ VALUES = (
     "privacy.noise_multiplier",
 )
 """Fields that are numbers of a program and not its shape."""
+MOST_PARAMETERS = 2**34
+"""Of a model: 64 GiB of float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +144,11 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     """
     c: Any = config
     c.lock()
+    # Devices count in int32.
+    for path, value in _flat(plain(config)).items():
+        for number in jax.tree.leaves(value):
+            if isinstance(number, int) and not isinstance(number, bool):
+                checks.in_range(path, number, -(2**31), 2**31 - 1)
     checks.in_range("seed", c.seed, 0, 2**31 - 1)
     if c.data.partition.seed is not None:
         checks.in_range("data.partition.seed", c.data.partition.seed, 0, 2**31 - 1)
@@ -573,6 +580,9 @@ def _model(
     bytes_, stored = _pixels(c, splits)
     model = pixels.reading(bytes_, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), _sample(splits))
+    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    where = f"parameters of model {c.model.name}"
+    checks.in_range(where, parameters, 1, MOST_PARAMETERS)
     axes.check(f"model {c.model.name}", shapes, model.axes)
     return model, bytes_, stored
 
@@ -827,16 +837,17 @@ def extendable(config: dict[str, Any]) -> bool:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Dotted paths of the fields in which two plain configs differ."""
-
-    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                out |= flat(value, f"{prefix}{name}.")
-            else:
-                out[prefix + name] = value
-        return out
-
-    a, b = flat(ours), flat(theirs)
+    a, b = _flat(ours), _flat(theirs)
     missing = object()
     return sorted(p for p in a.keys() | b if a.get(p, missing) != b.get(p, missing))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted path: value} of a plain config."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
