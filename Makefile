@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test verify bench lint format lock clean venv
+.PHONY: demo test verify bench lint format lock audit clean venv
 
 demo: venv
 	$(BIN)/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
@@ -45,6 +45,10 @@ venv: .venv/ready
 lock: venv
 	echo "jax<0.12" | $(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --upgrade \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links -c - -o requirements.lock pyproject.toml
+
+# Known vulnerabilities of the locked set. It fails where the index has no advisories; no test depends on it.
+audit: venv
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 clean:
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

@@ -6,9 +6,10 @@ nearest valid name.
 
 import difflib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ import numpy as np
 from jax.core import Tracer
 
 Number = int | float | jax.Array
+Kind = TypeVar("Kind", dict, list)
+
+_LENGTH = 200
+"""Characters that a value takes in a message; one from a file may have any number."""
+_NAMES = 40
+"""Names that a message lists; a csv may have any number of columns."""
 
 
 class InputError(ValueError):
@@ -28,21 +35,24 @@ class InputError(ValueError):
 def fail(where: str, expected: str, got: Any) -> NoReturn:
     """Raises `InputError` as "where: expected ...; got ..."."""
     line = repr(got).replace("\n", "")  # an array's repr may have several
+    if len(line) > _LENGTH:
+        line = f"{line[: _LENGTH - 50]} .. {line[-46:]}"
     raise InputError(f"{where}: expected {expected}; got {line}")
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: Any, valid: Iterable[str]) -> str:
     """'. Did you mean "x"?' for the closest valid name, or "" when none is close."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
     return f'. Did you mean "{close[0]}"?' if close else ""
 
 
-def one_of(where: str, value: str, valid: Iterable[str]) -> str:
+def one_of(where: str, value: Any, valid: Iterable[str]) -> str:
     """Returns `value` if it is a valid name; else names the nearest one."""
     valid = list(valid)
     if value not in valid:
+        named = [*valid[:_NAMES], ".."] if len(valid) > _NAMES else valid
         raise InputError(
-            f"{where}: expected one of {', '.join(valid)}; got {value!r}"
+            f"{where}: expected one of {', '.join(named)}; got {value!r}"
             f"{nearest(value, valid)}"
         )
     return value
@@ -63,10 +73,11 @@ def in_range(
     """
     if isinstance(value, Tracer):
         return value
-    array = np.asarray(value)
-    if array.ndim or not np.issubdtype(array.dtype, np.number):
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size
+    array = np.asarray(0 if whole else value)
+    if array.ndim or array.dtype.kind not in "iuf":
         fail(where, "a number", value)
-    ok = math.isfinite(value) and low <= value <= high
+    ok = (whole or math.isfinite(value)) and low <= value <= high
     if not ok or (open_low and value == low) or (open_high and value == high):
         if high == math.inf:
             bound = f"> {low:g}" if open_low else f">= {low:g}"
@@ -131,3 +142,32 @@ def finite(where: str, tree: Any) -> None:
                 "finite numbers",
                 "NaN or infinity",
             )
+
+
+def parsed(where: str, text: str, kind: type[Kind]) -> Kind:
+    """What a JSON text says, if it is a JSON object (`dict`) or list (`list`).
+
+    NaN and infinities, which JSON does not have, are as unknown as null.
+    """
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: expected JSON; got {error}") from error
+    if not isinstance(value, kind):
+        what = "a JSON object" if kind is dict else "a JSON list"
+        fail(where, what, type(value).__name__)
+    return value
+
+
+def rows(where: str, text: str) -> list[dict[str, Any]]:
+    """The rows of a run's log: JSON objects, a line each, that name their round.
+
+    What follows the last newline was being written when the run stopped.
+    """
+    found = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        row = parsed(f"{where}:{number}", line, dict)
+        if not isinstance(row.get("round"), int):
+            fail(f"{where}:{number}", 'a whole number as "round"', row.get("round"))
+        found.append(row)
+    return found

@@ -67,14 +67,16 @@ def plan(
         steps: every client takes this many, over as many epochs as that needs.
 
     Raises:
-        InputError: both or neither of `epochs` and `steps` given, or not positive.
+        InputError: both or neither of `epochs` and `steps` given, or not positive, or
+            more records in a round than int32 counts.
     """
     checks.positive("local.batch_size", batch_size)
     if (epochs is None) == (steps is None):
         checks.fail(
             "local", "either epochs or steps", {"epochs": epochs, "steps": steps}
         )
-    per_epoch = -(-np.asarray(counts) // batch_size)
+    counts = np.asarray(counts, np.int64)
+    per_epoch = -(-counts // batch_size)
     if steps is None:
         assert epochs is not None
         checks.positive("local.epochs", epochs)
@@ -82,11 +84,14 @@ def plan(
     else:
         checks.positive("local.steps", steps)
         most, passes = steps, -(-steps // per_epoch)
+    stream = int((passes * counts).max())
+    by = "epochs" if steps is None else "steps"
+    checks.in_range(f"records of a round by local.{by}", stream, 1, 2**31 - 1)
     return Plan(
         batch_size=batch_size,
         steps=most,
         epochs=epochs,
-        stream=int((passes * counts).max()),
+        stream=stream,
         longest=int(np.max(counts)),
     )
 

@@ -18,6 +18,7 @@ import platform
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ Define = Callable[[flags.FlagValues, Sequence[str]], None]
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 _ILLEGAL = re.compile(r"flag --(?P<flag>[\w.]+)=(?P<value>.*?): ", re.DOTALL)
+
+_LINE = 2000
+"""Characters of a refusal."""
 
 
 def run(
@@ -60,7 +64,7 @@ def run(
         if told is None:
             raise
         line, code = told
-        print(f"{script}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        print(f"{script}: {_line(line)}", file=sys.stderr, flush=True)
         if jax.distributed.is_initialized() and not isinstance(error, Stopped):
             # At its exit JAX would wait for the others, who may wait for this one.
             sys.stdout.flush()
@@ -94,6 +98,14 @@ def _unraisable(error: Any) -> None:
     """Keeps quiet about what ends after orbax gave up on the rest of a step."""
     if str(error.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(error)
+
+
+def _line(text: str) -> str:
+    """A refusal as a terminal may be shown it, whatever a file put into it."""
+    line = " ".join(text.split())
+    if len(line) > _LINE:
+        line = f"{line[:_LINE]} .."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def keep_programs() -> None:
@@ -154,7 +166,8 @@ def _parsed(
     values = flags.FlagValues()
     define(values, argv)
     try:
-        rest = values(list(argv))
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+            rest = values(list(argv))  # of values that are almost Python's
         if "config" in values and values.config is not None:
             # A file that is missing only shows when its config is used.
             values.config.to_dict()

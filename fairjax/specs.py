@@ -54,6 +54,8 @@ VALUES = (
     "privacy.noise_multiplier",
 )
 """Fields that are numbers of a program and not its shape."""
+MOST_PARAMETERS = 2**34
+"""Of a model: 64 GiB of float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,11 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     """
     c: Any = config
     c.lock()
+    # Devices count in int32.
+    for path, value in flat(plain(config)).items():
+        for number in jax.tree.leaves(value):
+            if isinstance(number, int) and not isinstance(number, bool):
+                checks.in_range(path, number, -(2**31), 2**31 - 1)
     checks.in_range("seed", c.seed, 0, 2**31 - 1)
     if c.data.partition.seed is not None:
         checks.in_range("data.partition.seed", c.data.partition.seed, 0, 2**31 - 1)
@@ -576,6 +583,9 @@ def _model(
     bytes_, stored = _pixels(c, splits)
     model = pixels.reading(bytes_, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), _sample(splits))
+    parameters = float(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    where = f"parameters of model {c.model.name}"
+    checks.in_range(where, parameters, 1, MOST_PARAMETERS)
     axes.check(f"model {c.model.name}", shapes, model.axes)
     return model, bytes_, stored
 

@@ -4,7 +4,6 @@ A run of a sweep is a command of scripts/train.py with the config's fields overr
 so a sweep parses, refuses and continues exactly what that command does.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -70,18 +69,14 @@ def listed(path: pathlib.Path) -> list[Fields]:
         InputError: there is no such file or no line, or a line is not an object.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
         checks.fail("--list", "a file that can be read", f"{path}: {error.strerror}")
     runs = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = None
-        with contextlib.suppress(json.JSONDecodeError):
-            fields = json.loads(line)
-        if not isinstance(fields, dict):
-            checks.fail(f"{path}:{number}", 'an object, {"field": value, ..}', line)
+        fields = checks.parsed(f"{path}:{number}", line, dict)
         runs.append({field: text(value) for field, value in fields.items()})
     if not runs:
         checks.fail("--list", "at least one line", f"{path}, which is empty")

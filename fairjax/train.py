@@ -215,13 +215,19 @@ def load(
         InputError: there is no run, or no valid checkpoint, in `workdir`.
     """
     workdir = pathlib.Path(workdir)
+    path = workdir / "config.json"
     try:
-        config = json.loads((workdir / "config.json").read_text())
+        text = path.read_text(errors="replace")
     except (OSError, ValueError) as error:
         raise checks.InputError(f"{workdir}: expected a run; got {error}") from error
-    # What it was trained on may be elsewhere.
-    config["execution"]["devices"] = 1
-    run = specs.build(specs.from_plain(config), vmapped=vmapped)
+    config = checks.parsed(str(path), text, dict)
+    try:
+        # What it was trained on may be elsewhere.
+        config["execution"]["devices"] = 1
+        run = specs.build(specs.from_plain(config), vmapped=vmapped)
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"the config of a run; got {type(error).__name__}: {error}"
+        raise checks.InputError(f"{path}: expected {what}") from error
     found = checkpoint.newest(workdir / "checkpoints", initial(run), about(run))
     if found is None:
         checks.fail(str(workdir), "a checkpoint", "none")
@@ -622,7 +628,8 @@ def _summary(
     splits = run.splits
     previous = workdir / "summary.json"
     if not spent and previous.exists():
-        old = json.loads(previous.read_text())
+        text = previous.read_text(errors="replace")
+        old = checks.parsed(str(previous), text, dict)
         spent = {name: old.get(name) for name in ("simulation", "time")}
     part = run.config["data"]["partition"]
     rows = files.rows(workdir / "metrics.jsonl")

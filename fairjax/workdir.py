@@ -32,21 +32,18 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         if workdir.exists() and {each.name for each in workdir.iterdir()} - begun:
             checks.fail("--workdir", "an empty folder or that of a run", str(workdir))
         return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError as error:
-        raise checks.InputError(f"{path}: expected a config; got {error}") from error
+    theirs = checks.parsed(str(path), path.read_text(errors="replace"), dict)
     differing = [
         field
         for field in specs.differences(config, theirs)
         if not field.startswith("checkpoint.") and field != "execution.devices"
     ]
-    if differing == ["rounds"]:
-        if config["rounds"] > theirs["rounds"] and specs.extendable(theirs):
+    if differing == ["rounds"] and isinstance(theirs.get("rounds"), int):
+        if config["rounds"] > theirs["rounds"] and specs.extendable(config):
             return
         reason = (
             f"at least the {theirs['rounds']} that {workdir} was run for"
-            if specs.extendable(theirs)
+            if specs.extendable(config)
             else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
         )
         checks.fail("rounds", reason, config["rounds"])
@@ -110,14 +107,9 @@ def truncate(path: pathlib.Path, round: int) -> None:
     """Keeps the whole rows of rounds up to `round`, by a file of its own."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["round"] <= round:
-                kept.append(line)
-        except ValueError:
-            break
-    _replace(path, "".join(kept))
+    text = path.read_text(errors="replace")
+    whole = zip(text.split("\n"), checks.rows(str(path), text), strict=False)
+    _replace(path, "".join(f"{line}\n" for line, row in whole if row["round"] <= round))
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -176,7 +168,7 @@ def rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """All rows of a file of JSON lines; none before it is written."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return checks.rows(str(path), path.read_text(errors="replace"))
 
 
 def versions() -> dict[str, str]:

@@ -395,7 +395,8 @@ def draw(rows: Sequence[dict[str, Any]], pictures: pathlib.Path) -> None:
     for row in sorted(rows, key=lambda row: list(PARTS).index(row["part"])):
         if (row["part"], row["level"]) not in SHOWN:
             continue
-        with np.load(pictures / f"{row['part']}.npz") as found:
+        path = pictures / f"{row['part']}.npz"
+        with np.load(path, allow_pickle=False) as found:
             strips.setdefault("original", found["original"][:VICTIMS])
             name = f"{victim(row).partition(' (')[0]}: {row['level']}"
             strips[name] = found[f"{row['tier']} {row['level']}"][:VICTIMS]

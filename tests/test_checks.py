@@ -46,6 +46,7 @@ def compare(got, like):
         ),
         (checks.in_range, ("q", -1, 0), "q: expected a finite number >= 0; got -1"),
         (checks.in_range, ("q", "1"), "q: expected a number; got '1'"),
+        (checks.in_range, ("q", 2j), "q: expected a number; got 2j"),
         (checks.positive, ("lr", 0.0), "lr: expected a finite number > 0; got 0.0"),
         (checks.count, ("K", 1.5), "K: expected a whole number above 0; got 1.5"),
         (
@@ -75,6 +76,13 @@ def test_an_array_is_refused_in_one_line_too():
     assert refusal(checks.fail, "a", "b", jnp.zeros(100)).endswith("dtype=float32)")
 
 
+def test_a_value_of_any_length_is_cut_in_the_middle():
+    text = refusal(checks.fail, "a", "b", "x" * 10**6)
+    assert text.startswith("a: expected b; got 'xxx")
+    assert text.endswith("xxx'")
+    assert len(text) < 250
+
+
 def test_an_input_error_is_a_value_error():
     with pytest.raises(ValueError, match="a: expected"):
         checks.fail("a", "b", "c")
@@ -93,6 +101,16 @@ def test_an_input_error_is_a_value_error():
 )
 def test_the_nearest_name_is_offered_if_one_is_near(name, hint):
     assert checks.nearest(name, ["fedavg", "heterofl", "depthfl"]) == hint
+
+
+def test_a_value_that_is_no_text_has_no_near_name():
+    text = refusal(checks.one_of, "data.augment", 1, ["crop", "flip"])
+    assert text == "data.augment: expected one of crop, flip; got 1"
+
+
+def test_of_many_names_the_first_and_the_nearest_are_said():
+    text = refusal(checks.one_of, "x", "column_77", [f"column{i}" for i in range(999)])
+    assert text.endswith("column39, ..; got 'column_77'. Did you mean \"column77\"?")
 
 
 def test_a_valid_name_is_returned():
@@ -214,3 +232,47 @@ def test_finite_names_the_leaf_that_is_not(dtype, bad):
     checks.finite("state", good)
     broken = good | {"w": jnp.asarray([1, bad], dtype)}
     assert refusal(checks.finite, "state", broken).startswith("state['w']: ")
+
+
+# --------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("{", dict, "f: expected JSON; got Expecting"),
+        ("", list, "f: expected JSON; got Expecting value"),
+        ("[" * 100_000, list, "f: expected JSON; got maximum recursion"),
+        ("1" * 5000, dict, "f: expected JSON; got Exceeds the limit"),
+        ("[1]", dict, "f: expected a JSON object; got 'list'"),
+        ("null", list, "f: expected a JSON list; got 'NoneType'"),
+    ],
+    ids=["cut", "empty", "deep", "long", "list", "null"],
+)
+def test_what_is_no_json_of_its_kind_is_refused(text, kind, words):
+    assert refusal(checks.parsed, "f", text, kind).startswith(words)
+
+
+def test_what_json_does_not_have_is_unknown():
+    text = '{"a": NaN, "b": [-Infinity, 1.5]}'
+    assert checks.parsed("f", text, dict) == {"a": None, "b": [None, 1.5]}
+
+
+def test_rows_are_whole_lines_that_name_their_round():
+    text = '{"round": 1, "x": 2}\n{"round": 2}\n{"round": 3'
+    assert checks.rows("f", text) == [{"round": 1, "x": 2}, {"round": 2}]
+    assert checks.rows("f", "") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"round": 2', "f:2: expected JSON"),
+        ("3", "f:2: expected a JSON object; got 'int'"),
+        ("{}", 'f:2: expected a whole number as "round"; got None'),
+        ('{"round": "2"}', "f:2: expected a whole number as \"round\"; got '2'"),
+    ],
+)
+def test_a_broken_row_is_named_by_its_line(line, words):
+    text = f'{{"round": 1}}\n{line}\n{{"round": 3}}\n'
+    assert refusal(checks.rows, "f", text).startswith(words)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import command
+from fairjax import checks, command, workdir
 from fairjax.preemption import Stopped
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,6 +83,27 @@ def test_a_flag_that_does_not_fit(refused, flag):
     assert all(part in line for part in LINES[flag]), line
 
 
+@pytest.mark.parametrize(
+    "value", ["__import__('os').mkdir('{0}')", "(__import__('os').mkdir('{0}'),)"]
+)
+@pytest.mark.parametrize("field", ["tiers.budget", "rounds", "data.name"])
+def test_a_value_is_no_code(refused, tmp_path, field, value):
+    refused(f"--config.{field}={value.format(tmp_path / 'made')}")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_value_that_is_almost_python_warns_of_nothing(refused):
+    assert "tiers.budget: expected a number" in refused("--config.tiers.budget=1or 2")
+
+
+def test_a_refusal_is_short_and_moves_no_cursor(refused, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(f"\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}é,{'b' * 9000}\n1,2\n")
+    line = refused(*over(data__name="csv", data__path=path))
+    assert len(line) < 2100
+    assert "\\x1b[2J\\u202eé" in line
+
+
 def test_a_preset_that_does_not_exist(refused):
     line = refused(config="configs/breast_cancer.py:smke")
     assert "preset of --config: expected one of smoke; got 'smke'" in line
@@ -111,6 +132,12 @@ FIELDS = {
     "seed=-1": "seed: expected a finite number in [0, 2.14748e+09]; got -1",
     "rounds=-1": "rounds: expected a finite number > 0; got -1",
     "rounds=0": "rounds: expected",
+    "rounds=2147483648": "rounds: expected a finite number in [-2.14748e+09, 2.147",
+    "tiers.schedule=((1,0,2147483648),)": "tiers.schedule: expected a finite number",
+    "local.epochs=99999999": "records of a round by local.epochs: expected a finite",
+    "model.mlp.hidden=(999999,999999)": "parameters of model mlp: expected a finite",
+    "data.augment=(1,)": "data.augment: expected one of crop, flip; got 1",
+    "tiers.budget=(2j,)": "tiers.budget: expected a number; got 2j",
     "cohort=-1": "cohort: expected",
     "cohort=9": "cohort: expected at most the 8 hospitals; got 9",
     "eval_every=0": "eval_every: expected",
@@ -234,6 +261,9 @@ def test_a_data_folder_that_cannot_be_read(refused, tmp_path):
     folder = tmp_path / "nowhere"
     line = refused(*over(data__data_dir=folder), config="configs/heart_disease.py")
     assert "data.data_dir: expected a folder that can be read" in line
+    folder = "a" * 5000
+    line = refused(*over(data__data_dir=folder), config="configs/heart_disease.py")
+    assert "data.data_dir: expected a folder that can be read" in line
 
 
 # -------------------------------------------------------------------------- the workdir
@@ -243,6 +273,40 @@ def test_a_workdir_that_is_no_run(refused, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     line = refused(workdir=tmp_path)
     assert "--workdir: expected an empty folder or that of a run" in line
+
+
+CONFIGS = {
+    b"{": "expected JSON; got ",
+    b"[" * 9000: "expected JSON; got maximum recursion",
+    b"\xff\xfe\0": "expected JSON; got ",
+    b"[]": "expected a JSON object; got 'list'",
+    b"{}": "got other values of baselines, ",
+    b'{"rounds": "x", "data": 3}': "got other values of baselines, ",
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS, ids=range(len(CONFIGS)))
+def test_a_workdir_whose_config_is_broken(refused, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    assert CONFIGS[content] in refused(workdir=tmp_path)
+
+
+def test_a_run_whose_config_is_another_program_s(refused, tmp_path):
+    (tmp_path / "config.json").write_text('{"execution": {}, "rounds": 3}')
+    line = refused(name="evaluate", config=None, workdir=tmp_path)
+    assert "config.json: expected the config of a run; got AttributeError" in line
+
+
+def test_a_log_loses_what_was_not_whole_and_nothing_else(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"round": 1}\n{"round": 2}\n{"round": 3}\n'
+    path.write_text(whole + '{"round": 4')
+    workdir.truncate(path, 2)
+    assert path.read_text() == '{"round": 1}\n{"round": 2}\n'
+    path.write_text(broken := whole.replace("2}", "2"))
+    with pytest.raises(checks.InputError, match=r"metrics\.jsonl:2: expected JSON"):
+        workdir.truncate(path, 2)
+    assert path.read_text() == broken
 
 
 def test_a_workdir_that_is_a_file(refused, tmp_path):

@@ -123,6 +123,24 @@ def test_only_edges_touch_the_world():
             assert not EDGE_ONLY & dict(imports(path)).keys(), path
 
 
+def test_nothing_that_is_read_is_executed():
+    """No pickle, no eval: of what users give, config files alone are code."""
+    folders = [PACKAGE, *(PACKAGE.parent / name for name in ("scripts", "benchmarks"))]
+    loads = 0
+    for path in [path for folder in folders for path in folder.rglob("*.py")]:
+        rooms = {name.partition(".")[0] for _, name in imports(path)}
+        assert not rooms & {"pickle", "dill", "marshal", "shelve", "joblib"}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "compile", "__import__"}, path
+            if called == "np.load":
+                loads += 1
+                assert "allow_pickle=False" in map(ast.unparse, node.keywords), path
+    assert loads
+
+
 def test_below_the_edges_nothing_jits_or_keeps_state():
     for path in files():
         if room(path) in EDGES:

@@ -1,4 +1,5 @@
 import io
+import re
 import shutil
 import subprocess
 
@@ -327,6 +328,26 @@ def test_broken_file_is_named_with_its_line(tmp_path):
     (workdir / "metrics.jsonl").write_text('{"round": 1}\n{"round"\n')
     with pytest.raises(checks.InputError, match=r"metrics\.jsonl:2: expected JSON"):
         report.headline(workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "[1]", "config.json: expected a JSON object; got 'list'"),
+        ("config.json", '{"data": 3}', "expected the files of a run; got Attribute"),
+        ("summary.json", "\xff", "summary.json: expected JSON"),
+        ("summary.json", '{"metrics": []}', "expected the files of a run; got Attribu"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl:1: expected a whole number as"),
+        ("clients.jsonl", '{"round": 1}\n', "expected the files of a run; got KeyErr"),
+        ("attack.json", "{}", "attack.json: expected a JSON list"),
+    ],
+)
+def test_files_of_another_kind_are_one_line_and_no_page(tmp_path, name, text, words):
+    workdir = fake_run(tmp_path / "run", NAMES, rounds=1)
+    (workdir / name).write_text(text, encoding="latin-1")
+    with pytest.raises(checks.InputError, match=re.escape(words)):
+        report.write(workdir)
+    assert not (workdir / "report.html").exists()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -163,8 +163,8 @@ def test_a_sweep_that_cannot_be(tmp_path, capsys, monkeypatch, flags):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[{}]\n", ":1: expected an object"),
-        ('{"seed": 1}\n{"seed"\n', ":2: expected an object"),
+        ("[{}]\n", ":1: expected a JSON object"),
+        ('{"seed": 1}\n{"seed"\n', ":2: expected JSON"),
         ("\n", "--list: expected at least one line"),
     ],
 )

@@ -4,7 +4,6 @@ An attack is a line of `ATTACKS`.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -96,14 +95,10 @@ def _rows(path: pathlib.Path) -> list[Row]:
     """The rows that are there."""
     if not path.exists():
         return []
-    try:
-        found = json.loads(path.read_text())
-        assert all("attack" in row for row in found)
-    except (ValueError, AssertionError, TypeError) as error:
-        reason = str(error) or "something else"
-        raise checks.InputError(
-            f"{path}: expected rows of attacks; got {reason}"
-        ) from error
+    found = checks.parsed(str(path), path.read_text(errors="replace"), list)
+    for row in found:
+        if not isinstance(row, dict) or "attack" not in row:
+            checks.fail(str(path), "rows of attacks", row)
     return found
 
 

@@ -17,6 +17,8 @@ from fairjax.data.table import Attribute
 
 MOST_NUMBERS = 12
 """Different numbers that may be a group each; a column with more is cut into bands."""
+MOST_VALUES = 100
+"""Different texts that may be a group each: every figure of a run has a row of them."""
 
 
 class Column(NamedTuple):
@@ -30,6 +32,9 @@ def by_value(name: str, cells: np.ndarray) -> Column:
     """A group per different text, sorted; by number where all are numbers.
 
     Equal numbers are one value however they are written.
+
+    Raises:
+        InputError: there are more than `MOST_VALUES`.
     """
     numbers = numbers_of(cells)
     if numbers is None:
@@ -40,6 +45,8 @@ def by_value(name: str, cells: np.ndarray) -> Column:
         known = ~np.isnan(numbers)
         values, index = np.unique(numbers[known], return_inverse=True)
         labels = tuple(f"{value:.15g}" for value in values)
+    if len(labels) > MOST_VALUES:
+        checks.fail(f"data.group {name}", f"at most {MOST_VALUES} values", len(labels))
     found = np.full(len(known), -1, np.int32)
     found[known] = index
     return Column(Attribute(name, labels), found)

@@ -11,6 +11,10 @@ from fairjax import checks
 TRAIN, VAL, TEST = range(3)
 FREE = -1
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+MOST_RECORDS = 2**31 - 1
+"""Numbers of records are int32 on a device."""
+MOST_CLASSES = 1000
+"""Every hospital's book has an entry per class."""
 
 
 class Attribute(NamedTuple):
@@ -51,6 +55,8 @@ class Table:
         rows = len(self.x)
         if not rows:
             checks.fail(f"data {self.name}", "at least one record", 0)
+        checks.in_range(f"data {self.name} records", rows, 1, MOST_RECORDS)
+        checks.in_range(f"data {self.name} classes", len(self.classes), 1, MOST_CLASSES)
         for field in ("y", "split", "client", "patient", "group"):
             column = getattr(self, field)
             if column is not None and len(column) != rows:

@@ -13,7 +13,7 @@ import rich.box
 import rich.table
 
 from fairjax.report import comparison, figures, formats, frontier, page
-from fairjax.report.run import Run, read
+from fairjax.report.run import Run, of_a_run, read
 
 __all__ = ["Run", "compare", "comparison", "headline", "read", "table", "write"]
 
@@ -28,6 +28,11 @@ def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
     run = read(workdir)
+    with of_a_run(workdir):
+        return _table(run)
+
+
+def _table(run: Run) -> rich.table.Table:
     result = rich.table.Table(
         box=rich.box.SIMPLE_HEAD,
         caption=(
@@ -64,7 +69,8 @@ def headline(workdir: str | os.PathLike[str]) -> str:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
     run = read(workdir)
-    parts = [f"{card.label} {card.value}" for card in page.cards(run)]
+    with of_a_run(workdir):
+        parts = [f"{card.label} {card.value}" for card in page.cards(run)]
     return ("" if run.finished else "unfinished: ") + ", ".join(parts)
 
 
@@ -84,8 +90,9 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
     run = read(workdir)
-    images = _images(run)
-    html = page.render(run, images)
+    with of_a_run(workdir):
+        images = _images(run)
+        html = page.render(run, images)
     path = run.workdir / "report.html"
     _publish(path, (image for drawn in images.values() for image in drawn), html)
     return path
@@ -114,9 +121,10 @@ def compare(
     """
     path = pathlib.Path(path)
     found = comparison.read(workdirs)
-    images = frontier.frontiers(found, interval)
     title = path.resolve().parent.name
-    html = comparison.render(found, images, metrics, interval, title)
+    with of_a_run("--workdir"):
+        images = frontier.frontiers(found, interval)
+        html = comparison.render(found, images, metrics, interval, title)
     _publish(path, images, html)
     return path
 

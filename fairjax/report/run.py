@@ -1,11 +1,11 @@
 """Reads the files of a run's folder, finished or not."""
 
+import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,22 +108,49 @@ class Run:
         return None if down is None or up is None else down + up
 
 
+@contextlib.contextmanager
+def of_a_run(where: object) -> Iterator[None]:
+    """JSON that is valid and yet not what a run leaves is one line.
+
+    Raises:
+        InputError: whatever misses its key or its kind inside.
+    """
+    try:
+        yield
+    except checks.InputError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        what = f"the files of a run; got {type(error).__name__}: {error}"
+        raise checks.InputError(f"{where}: expected {what}") from error
+
+
 def read(workdir: str | os.PathLike[str]) -> Run:
     """Reads a run's folder.
 
     Raises:
-        InputError: there is no `config.json`, or a file is not valid JSON.
+        InputError: there is no `config.json`, or a file is not what a run leaves.
     """
-    workdir = pathlib.Path(workdir)
-    config = _json(workdir / "config.json")
+    with of_a_run(workdir):
+        return _read(pathlib.Path(workdir))
+
+
+def _read(workdir: pathlib.Path) -> Run:
+    config = _object(workdir / "config.json")
     if not config:
         checks.fail(f"{workdir}", "a run's folder with a config.json", "none")
-    summary = _json(workdir / "summary.json")
-    metrics = _lines(workdir / "metrics.jsonl")
+    summary = _object(workdir / "summary.json")
+    metrics = _rows(workdir / "metrics.jsonl")
     last = metrics[-1]["round"] if metrics else None
     history = [
         row
-        for row in _lines(workdir / "clients.jsonl")
+        for row in _rows(workdir / "clients.jsonl")
         if last is not None and row["round"] <= last
     ]
     newest = max((row["round"] for row in history), default=None)
@@ -138,7 +165,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     return Run(
         workdir=workdir,
         config=config,
-        provenance=_json(workdir / "provenance.json"),
+        provenance=_object(workdir / "provenance.json"),
         summary=summary,
         metrics=metrics,
         history=history,
@@ -146,7 +173,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
         finished=finished,
         final=evaluated[-1] if evaluated else {},
         tiers=list(summary.get("tiers") or _planned_tiers(config, clients)),
-        attacks=list(_json(workdir / "attack.json")),
+        attacks=_attacks(workdir / "attack.json"),
     )
 
 
@@ -179,21 +206,20 @@ def _numbers(value: Any, path: str = "") -> dict[str, Number]:
     return {path: value} if known and not isinstance(value, bool) else {}
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        # The files hold no NaN; one from elsewhere is as unknown as null.
-        return json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise checks.InputError(f"{where}: expected JSON; {error}") from error
+def _object(path: pathlib.Path) -> dict[str, Any]:
+    """The file's object; an empty one before it is written."""
+    if not path.exists():
+        return {}
+    return checks.parsed(str(path), path.read_text(errors="replace"), dict)
 
 
-def _json(path: pathlib.Path) -> Any:
-    return _parse(path.read_text(), str(path)) if path.exists() else {}
-
-
-def _lines(path: pathlib.Path) -> list[Row]:
+def _rows(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
-    # What follows the last newline was being written when the run stopped.
-    whole = path.read_text().split("\n")[:-1]
-    return [_parse(line, f"{path}:{i}") for i, line in enumerate(whole, 1)]
+    return [*checks.rows(str(path), path.read_text(errors="replace"))]
+
+
+def _attacks(path: pathlib.Path) -> list[Row]:
+    if not path.exists():
+        return []
+    return checks.parsed(str(path), path.read_text(errors="replace"), list)

@@ -199,7 +199,7 @@ def test_folders_that_do_not_fit_are_refused(pictures, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(checks.InputError, match="--config: expected none"):
         attacks.opened(tmp_path, config_of(pictures))
-    (tmp_path / "attack.json").write_text('{"no": "rows"}')
+    (tmp_path / "attack.json").write_text('[{"no": "rows"}]')
     with pytest.raises(checks.InputError, match="expected rows of attacks"):
         attacks._rows(tmp_path / "attack.json")
 

@@ -545,7 +545,7 @@ def test_an_altered_file_of_blood_cells_is_refused_and_nothing_is_kept(cells):
     path = cells / "pbc_blood28.npz"
     content = path.read_bytes()
     path.write_bytes(content + b"0")
-    with pytest.raises(checks.InputError, match="expected the original file, md5") as e:
+    with pytest.raises(checks.InputError, match="expected the official file, md5") as e:
         blood_of(cells)
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     assert "\n" not in str(e.value)

@@ -297,6 +297,16 @@ def test_the_last_training_record_is_never_cut():
     np.testing.assert_array_equal(splits.train.count, 1)
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1))
+def test_a_patient_s_class_is_the_most_frequent_one_and_of_equals_the_first(records):
+    unit, label = np.array(records, np.int64).T
+    unit = np.unique(unit, return_inverse=True)[1]
+    votes = np.zeros((unit.max() + 1, 3), int)
+    np.add.at(votes, (unit, label), 1)
+    got = federation._majority(unit, label.astype(np.int32), 3)
+    np.testing.assert_array_equal(got, votes.argmax(1))
+
+
 @pytest.mark.parametrize(
     ("rows", "codes", "test", "val", "min_size"),
     [
@@ -650,6 +660,7 @@ def test_what_cannot_be_dealt_is_refused(records, options, message):
         ({"client": np.array(["a"])}, "toy client: expected 240 values; got 1"),
         ({"y": np.full(240, 3)}, r"toy labels: expected 0 to 2; got \(3, 3\)"),
         ({"y": np.full(240, -1)}, r"toy labels: expected 0 to 2; got \(-1, -1\)"),
+        ({"classes": tuple("c" * 1001)}, r"toy classes: .* \[1, 1000\]; got 1001$"),
         ({"groups": (SEX,)}, r"toy group: expected shape \(240, 1\); got None"),
         (
             {"group": np.zeros((240, 1), int)},
@@ -664,7 +675,7 @@ def test_what_cannot_be_dealt_is_refused(records, options, message):
             r"toy group sex: expected -1 to 1; got \(-2, -2\)",
         ),
     ],
-    ids=["names", "high", "low", "no groups", "no attributes", "above", "below"],
+    ids="names high low classes groups attributes above below".split(),
 )
 def test_a_table_that_does_not_fit_itself_is_refused(columns, message):
     with pytest.raises(checks.InputError, match=message):

@@ -1,7 +1,10 @@
 """The user's own files: what is read from them, and how each mistake is named."""
 
 import gzip
+import io
 import pickle
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -140,7 +143,7 @@ VAL_IMAGES = {"val_images": np.zeros((2, 4, 4, 3), np.uint8)}
         ({"train_labels": np.zeros(6)}, ["train_labels", "integers", "float64[6]"]),
         ({"train_labels": np.zeros(6, bool)}, ["train_labels", "integers", "bool[6]"]),
         ({"test_labels": np.zeros((4, 2), int)}, ["test_labels", "int64[4, 2]"]),
-        ({"test_labels": np.array([0, 1, -1, 0])}, ["labels", "from 0", "got -1"]),
+        ({"test_labels": np.array([0, 1, -1, 0])}, ["labels", "in [0, 999]", "got -1"]),
         (
             {"test_images": np.zeros((4, 5, 4, 3), np.uint8)},
             ["one shape", "(4, 4, 3), (5, 4, 3)"],
@@ -203,6 +206,85 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, write):
     )
 
 
+def member(shape, descr="<i8", content=b"", version=(2, 0)):
+    """An .npy file whose header claims what its content need not be."""
+    file = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    written = file.getvalue()
+    return written[:6] + bytes(version) + written[8:] + content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (member((10**15,)), "claims 8000000000000128: int64[1000000000000000]"),
+        (member((10**6, 10**6, 10**6)), "claims 8000000000000000128"),
+        (member((4,), content=bytes(40)), "of 168 bytes, which claims 160: int64[4]"),
+        (member((-1,), content=bytes(8)), "claims 120: int64[-1]"),
+        (member((10**15,), "<U0"), "claims 1000000000000128: <U0"),
+        (member((10**15,), "|O", pickle.dumps(Bomb())), "object[1000000000000000]"),
+        (member((1,), version=(9, 9)), "KeyError: (9, 9)"),
+        (b"plain text", "the magic string is not correct"),
+        (
+            b"\x93NUMPY\x02\0\xff\xff\xff\x7f" + bytes(10**5),
+            "EOF: reading array header",
+        ),
+        (b"\x93NUMPY\x01\0\x06\0(((((\n", "npz of plain arrays"),
+    ],
+    ids="vast vaster less negative unsized object version text long cut".split(),
+)
+def test_an_array_that_is_not_what_it_claims_is_refused(tmp_path, content, words):
+    """Before memory is asked for: the machine that runs this has no petabyte."""
+    path = tmp_path / "mine.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_images.npy", content)
+    assert words in refused(files.npz, str(path))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "mine.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("train_images.npy", "more.npy"):
+            archive.writestr(name, bytes(600_000))
+    monkeypatch.setattr(files, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
+    assert path.stat().st_size < 10_000
+    assert "1200000 bytes, above 1000000" in refused(files.npz, str(path))
+
+
+def test_members_are_names_and_no_paths(tmp_path):
+    path = tmp_path / "mine.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("../train_images.npy", "/etc/train_labels.npy"):
+            archive.writestr(name, member((1,), content=bytes(8)))
+    before = sorted(tmp_path.parent.rglob("*"))
+    assert "expected an array 'train_images'" in refused(files.npz, str(path))
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_labels": np.full(6, 2**40)}, ["labels", "in [0, 999]"]),
+        ({"train_labels": np.full(6, 2**64 - 1, np.uint64)}, ["labels", "in [0, 999]"]),
+        ({"train_images": np.zeros((6, 0))}, ["train_images", "float64[6, 0]"]),
+        ({"train_client": np.full(6, "x" * 201)}, ["at most 200 characters"]),
+        (
+            {"train_client": np.full(6, 2**31 - 1, np.int32).view("<U1")},
+            ["text in client"],
+        ),
+    ],
+    ids=["label", "uint64", "nothing", "long", "no text"],
+)
+def test_what_an_npz_holds_is_bounded(npz, changes, words):
+    if "train_client" in changes:
+        changes = changes | {"test_client": np.full(4, "a")}
+    message = refused(npz, **changes)
+    for word in words:
+        assert word in message
+
+
 def test_an_npz_without_records_is_refused(npz):
     empty = {name: array[:0] for name, array in arrays().items()}
     assert "at least one record" in refused(npz, **empty)
@@ -212,9 +294,8 @@ def test_an_npz_without_records_is_refused(npz):
     "read", [files.npz, lambda path: files.csv(path, label="y")], ids=["npz", "csv"]
 )
 def test_an_absent_file_is_refused(tmp_path, read):
-    for path in (str(tmp_path / "absent"), str(tmp_path)):
-        expected = f"data.path: expected a file that exists; got {path!r}"
-        assert refused(read, path) == expected
+    for path in (str(tmp_path / "absent"), str(tmp_path), "a" * 5000, "\0"):
+        assert refused(read, path).startswith("data.path: expected a file that exists")
     assert refused(read, None) == "data.path: expected the file to read; got None"
 
 
@@ -373,3 +454,44 @@ def test_a_file_that_is_no_csv_is_refused(tmp_path, name, content):
     path.write_bytes(content)
     message = refused(files.csv, str(path), label="y")
     assert message.startswith(f"data.path {path}: expected a csv file; got ")
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "words"),
+    [
+        ("LONGEST_LINE", "a,y\n1,22222222222222\n3,4\n", "a line above 12 characters"),
+        ("MOST_CHARACTERS", "a,y\n1,2\n3,4\n5,6\n", "more than 12 characters"),
+        ("MOST_COLUMNS", 13 * "a," + "y\n", "at most 12 columns; got 14"),
+        ("LONGEST_NAME", "a,y\n1,2\n3,4444444444444\n", "at most 12 characters"),
+        (
+            "MOST_CLASSES",
+            "y,a\n" + "".join(f"{i},1\n" for i in range(13)),
+            "12 classes",
+        ),
+    ],
+)
+def test_what_a_csv_holds_is_bounded(csv, monkeypatch, limit, text, words):
+    assert csv("a,y\n1,2\n3,4\n", label="y").classes == ("2", "4")
+    monkeypatch.setattr(files, limit, 12)
+    assert words in refused(csv, text + "1,2\n" * (limit == "MOST_COLUMNS"), label="y")
+
+
+def test_a_line_of_gigabytes_is_not_read(tmp_path, monkeypatch):
+    """Its first characters are enough to refuse it."""
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**16)
+    path = tmp_path / "mine.csv.gz"
+    with gzip.open(path, "wb") as file:
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    assert "a line above 65536 characters" in refused(files.csv, str(path), label="y")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_a_wide_csv_is_read_in_time_that_grows_with_its_cells(csv):
+    names = [f"c{i}" for i in range(20_000)]
+    rows = [",".join(names), *(",".join(["1"] * len(names)) for _ in range(2))]
+    rows[1] += "0"
+    table = csv("\n".join(rows) + "\n", label=names[-1])
+    assert table.x.shape == (2, 19_999)

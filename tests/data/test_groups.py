@@ -102,6 +102,13 @@ def test_many_texts_are_as_many_groups():
     assert groups.of_cells("ward", np.array(texts), ()).attribute.values == tuple(texts)
 
 
+def test_texts_are_no_groups_if_there_are_too_many():
+    texts = np.array([f"{i:03d}x" for i in range(101)])
+    assert len(groups.by_value("ward", texts[:100]).attribute.values) == 100
+    with pytest.raises(checks.InputError, match="at most 100 values; got 101"):
+        groups.of_cells("ward", texts, ())
+
+
 @pytest.mark.parametrize(
     ("cells", "cuts", "message"),
     [

@@ -19,14 +19,16 @@ diabetes130, also packed with gzip, or is downloaded. Either way the SHA-256 of 
 must be the official one.
 """
 
+import contextlib
 import csv
 import gzip
-import hashlib
 import io
 import math
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -189,20 +191,15 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     where = f"data.data_dir {path}"
     try:
-        content = path.read_bytes()
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                (name,) = (n for n in archive.namelist() if n.endswith(FILE))
-                content = archive.read(name)
-        elif path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with _unpacked(path) as file:
+            prepared.verify(file, where, "sha256", SHA256)
+            content = file.read()
+    except checks.InputError:
+        raise
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise checks.InputError(
             f"{where}: expected the official file; got {error}"
         ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256:
-        checks.fail(where, f"the official file, sha256 {SHA256} unpacked", digest)
     header, *rows = csv.reader(io.StringIO(content.decode()))
     at = {name: i for i, name in enumerate(header)}
     specialty, discharge = at["medical_specialty"], at["discharge_disposition_id"]
@@ -210,6 +207,20 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     cells = np.array(stay)
     unknown = np.isin(cells, ("?", "Unknown/Invalid"))
     return dict(zip(header, np.where(unknown, "", cells).T, strict=True))
+
+
+@contextlib.contextmanager
+def _unpacked(path: pathlib.Path) -> Iterator[Any]:
+    """The csv, which may be packed by gzip or inside the downloaded archive."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(FILE))
+            with archive.open(name) as file:
+                yield file
+    else:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            yield file
 
 
 def encode(columns: dict[str, np.ndarray]) -> Float[np.ndarray, "E F"]:

@@ -1,34 +1,93 @@
 """The user's own data: an npz of arrays, or a csv with named columns.
 
-Nothing in a file is executed: arrays are read without pickle, text as text.
+Nothing in a file is executed: arrays are read without pickle, text as text. Nothing
+that a file claims is believed: what it would take is known before it is read.
 """
 
+import collections
+import contextlib
 import csv as csv_reader
 import gzip
+import io
 import math
+import os
 import pathlib
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fairjax import checks
 from fairjax.data import groups
-from fairjax.data.table import FREE, SPLITS, Table
+from fairjax.data.table import FREE, MOST_CLASSES, SPLITS, Table
 
 MISSING = frozenset({"", "?", "na", "nan", "null", "none"})
 """Cells that hold no value, whatever their case."""
+
+MOST_BYTES = 2**34
+"""Of all arrays of an npz together, unpacked."""
+MOST_CHARACTERS = 2**30
+"""Of a csv, unpacked; a cell takes about 60 bytes of memory."""
+LONGEST_LINE = 2**24
+"""Characters of a line of a csv."""
+MOST_COLUMNS = 100_000
+LONGEST_NAME = 200
+"""Characters that name a hospital, patient, group or class."""
+
+_HEADER = 2**14
+"""Bytes that are read for an array's header; NumPy reads no longer one."""
+_SHAPE_OF = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _file(path: str | None) -> pathlib.Path:
     if not path:
         checks.fail("data.path", "the file to read", path)
-    found = pathlib.Path(path)
-    if not found.is_file():
+    if not os.path.isfile(path):
         checks.fail("data.path", "a file that exists", path)
-    return found
+    return pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def _reading(path: str | None, what: str) -> Iterator[None]:
+    """Whatever the libraries raise over broken bytes is one line."""
+    try:
+        yield
+    except checks.InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise checks.InputError(
+            f"data.path {path}: expected {what}; got {reason}"
+        ) from error
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz, if all of them are what their headers say.
+
+    The size of a member in the archive's directory bounds what unpacking it gives.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        total = sum(member.file_size for member in members)
+        if total > MOST_BYTES:
+            raise ValueError(f"{total} bytes, above {MOST_BYTES}")
+        for member in members:
+            with archive.open(member) as file:
+                header = io.BytesIO(file.read(_HEADER))
+            shape, _, dtype = _SHAPE_OF[np.lib.format.read_magic(header)](header)
+            # Elements of no size would be free, however many.
+            claimed = header.tell() + math.prod(shape) * max(dtype.itemsize, 1)
+            if claimed != member.file_size:
+                raise ValueError(
+                    f"{member.filename} of {member.file_size} bytes, which claims "
+                    f"{claimed}: {dtype}{list(shape)}"
+                )
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def npz(path: str | None) -> Table:
@@ -41,21 +100,13 @@ def npz(path: str | None) -> Table:
     channel; in floats NaN is missing.
 
     Raises:
-        InputError: an unreadable file, a missing array, arrays of objects, labels that
-            are no integers, infinite numbers, lengths or shapes that do not match.
+        InputError: an unreadable file, a missing array, arrays of objects, an array
+            that is not as large as it says or all of them too large, labels that are
+            no integers, infinite numbers, lengths or shapes that do not match.
     """
     found = _file(path)
-    try:
-        with found.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise checks.InputError(
-            f"data.path {path}: expected an npz of plain arrays; got {error}"
-        ) from error
-    except TypeError as error:  # what a .npy gives is no context manager
-        raise checks.InputError(
-            f"data.path {path}: expected an npz; got a single array"
-        ) from error
+    with _reading(path, "an npz of plain arrays"):
+        arrays = _arrays(found)
 
     def column(name: str) -> np.ndarray:
         if name not in arrays:
@@ -75,7 +126,7 @@ def npz(path: str | None) -> Table:
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             checks.fail(where, "integers [n]", f"{labels.dtype}{list(labels.shape)}")
         real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
-        if images.ndim < 2 or not real:
+        if images.ndim < 2 or not math.prod(images.shape[1:]) or not real:
             checks.fail(
                 f"data.path {path}: {split}_images",
                 "uint8 or floats [n, ...]",
@@ -92,8 +143,8 @@ def npz(path: str | None) -> Table:
     if len({part.dtype == np.uint8 for part in parts["x"]}) > 1:
         checks.fail(f"data.path {path}", "uint8 in all splits or in none", "both")
     x, y = np.concatenate(parts["x"]), np.concatenate(parts["y"])
-    if len(y) and y.min() < 0:
-        checks.fail(f"data.path {path}: labels", "integers from 0", int(y.min()))
+    for label in (y.min(), y.max()) if len(y) else ():
+        checks.in_range(f"data.path {path}: labels", int(label), 0, MOST_CLASSES - 1)
 
     def names(suffix: str) -> np.ndarray | None:
         if f"train_{suffix}" not in arrays:
@@ -106,7 +157,9 @@ def npz(path: str | None) -> Table:
                     f"{len(images)} values",
                     list(part.shape),
                 )
-        return _names([str(value) for part in values for value in part])
+        with _reading(path, f"text in {suffix}"):  # of what Unicode has
+            cells = [str(value) for part in values for value in part]
+        return _names(f"data.path {path}: {suffix}", cells)
 
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
@@ -157,26 +210,28 @@ def csv(
     Numbers stay features as if they were not named: looking at groups changes no model.
 
     Raises:
-        InputError: an unreadable file, a column that is not there, a cell that is no
-            number, a record without a label, rows of unequal length, and see
-            `data/groups.py`.
+        InputError: an unreadable file, or one beyond the bounds above; a column that is
+            not there, a cell that is no number, a record without a label, rows of
+            unequal length, and see `data/groups.py`.
     """
     found = _file(path)
     opener = gzip.open if found.suffix == ".gz" else open
-    try:
-        with opener(found, "rt", newline="", encoding="utf-8-sig") as file:
-            reader = csv_reader.reader(file)
-            lines = [(reader.line_num, line) for line in reader if line]
-    except (OSError, ValueError, csv_reader.Error, zlib.error, EOFError) as error:
-        raise checks.InputError(
-            f"data.path {path}: expected a csv file; got {error}"
-        ) from error
+    with (
+        _reading(path, "a csv file"),
+        opener(found, "rt", newline="", encoding="utf-8-sig") as file,
+    ):
+        reader = csv_reader.reader(_lines(file))
+        lines = [(reader.line_num, line) for line in reader if line]
     if len(lines) < 2:
         checks.fail(f"data.path {path}", "a header and at least one record", len(lines))
     header = [name.strip() for name in lines[0][1]]
     numbers, rows = zip(*lines[1:], strict=True)
-    if len(set(header)) < len(header):
-        checks.fail(f"data.path {path}", "columns of different names", header)
+    if len(header) > MOST_COLUMNS:
+        checks.fail(f"data.path {path}", f"at most {MOST_COLUMNS} columns", len(header))
+    at = {name: i for i, name in enumerate(header)}
+    if len(at) < len(header):
+        twice = [name for name, n in collections.Counter(header).items() if n > 1]
+        checks.fail(f"data.path {path}", "columns of different names", twice)
     if not label:
         checks.fail("data.label", f"one of the columns {', '.join(header)}", label)
     roles = {"label": label, "client": client, "patient": patient}
@@ -190,8 +245,7 @@ def csv(
             )
 
     def column(name: str) -> list[str]:
-        at = header.index(name)
-        return [row[at].strip() for row in rows]
+        return [row[at[name]].strip() for row in rows]
 
     grouped: dict[str, groups.Column] = {}
     no_features = set(roles.values())
@@ -199,7 +253,7 @@ def csv(
         name, cuts = groups.split_entry(entry, header)
         if name in grouped:
             checks.fail("data.group", "every column once", tuple(group))
-        cells = _names(column(name))
+        cells = _names(f"data.group {name}", column(name))
         grouped[name] = groups.of_cells(name, cells, cuts)
         if groups.numbers_of(cells) is None:
             no_features.add(name)
@@ -209,7 +263,9 @@ def csv(
         checks.fail(f"data.path {path}", "at least one feature column", header)
     y, classes = _classes(path, label, column(label), numbers)
     named: dict[str, Any] = {
-        role: _names(column(name)) for role, name in roles.items() if role != "label"
+        role: _names(f"data.{role} {name}", column(name))
+        for role, name in roles.items()
+        if role != "label"
     }
     return _with_known_clients(
         Table(
@@ -230,20 +286,36 @@ def csv(
     )
 
 
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a text that is bounded; csv itself takes a line of any length."""
+    read = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        read += len(line)
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line above {LONGEST_LINE} characters")
+        if read > MOST_CHARACTERS:
+            raise ValueError(f"more than {MOST_CHARACTERS} characters")
+        yield line
+
+
 def _values(
     path: str | None, name: str, cells: Sequence[str], lines: Sequence[int]
 ) -> np.ndarray:
     values = np.empty(len(cells), np.float32)
+    most = float(np.finfo(np.float32).max)
     for i, (cell, line) in enumerate(zip(cells, lines, strict=True)):
-        where = f"data.path {path} column {name} line {line}"
         try:
             value = math.nan if cell.lower() in MISSING else float(cell)
         except ValueError:
-            checks.fail(where, "a number", cell)
-        if abs(value) > float(np.finfo(np.float32).max):
-            checks.fail(where, "a finite number", cell)
+            checks.fail(_cell(path, name, line), "a number", cell)
+        if abs(value) > most:
+            checks.fail(_cell(path, name, line), "a finite number", cell)
         values[i] = value
     return values
+
+
+def _cell(path: str | None, name: str, line: int) -> str:
+    return f"data.path {path} column {name} line {line}"
 
 
 def _classes(
@@ -251,19 +323,33 @@ def _classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     for cell, line in zip(cells, lines, strict=True):
         if cell.lower() in MISSING:
-            checks.fail(f"data.path {path} column {name} line {line}", "a label", cell)
+            checks.fail(_cell(path, name, line), "a label", cell)
+    different = set(_short(f"data.label {name}", cells))
+    if len(different) > MOST_CLASSES:
+        what = f"at most {MOST_CLASSES} classes"
+        checks.fail(f"data.label {name}", what, len(different))
     try:
-        classes = sorted(set(cells), key=lambda cell: (float(cell), cell))
+        classes = sorted(different, key=lambda cell: (float(cell), cell))
     except ValueError:
-        classes = sorted(set(cells))
+        classes = sorted(different)
     if len(classes) < 2:
         checks.fail(f"data.label {name}", "at least two classes", classes)
     index = {value: i for i, value in enumerate(classes)}
     return np.array([index[cell] for cell in cells], np.int32), tuple(classes)
 
 
-def _names(cells: Sequence[str]) -> np.ndarray:
+def _names(where: str, cells: Sequence[str]) -> np.ndarray:
+    # The array gives every name the room of the longest.
+    cells = _short(where, cells)
     return np.array(["" if cell.lower() in MISSING else cell for cell in cells])
+
+
+def _short(where: str, names: Sequence[str]) -> Sequence[str]:
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        what = f"names of at most {LONGEST_NAME} characters"
+        checks.fail(where, what, longest)
+    return names
 
 
 def _with_known_clients(table: Table) -> Table:

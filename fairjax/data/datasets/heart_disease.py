@@ -5,7 +5,6 @@ folder heart_disease, or are downloaded. Either way their SHA-256 must be the of
 one: many copies of these tables in circulation are recoded.
 """
 
-import hashlib
 import os
 import pathlib
 
@@ -145,14 +144,10 @@ def read(
     Raises:
         InputError: the file is not the official one.
     """
-    content = pathlib.Path(path).read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[hospital]:
-        checks.fail(
-            f"data.data_dir {path}",
-            f"the official file, sha256 {SHA256[hospital]}",
-            digest,
-        )
+    with open(path, "rb") as file:
+        where = f"data.data_dir {path}"
+        prepared.verify(file, where, "sha256", SHA256[hospital])
+        content = file.read()
     cells = [line.split(",") for line in content.decode().splitlines() if line]
     raw = np.array(
         [[np.nan if cell == "?" else float(cell) for cell in row] for row in cells]

@@ -9,7 +9,6 @@ The file is made from the 17,092 JPEGs of the source: each is cropped to its cen
 the MD5 of the JPEG: the first n_train, the next n_val and the rest are the splits.
 """
 
-import hashlib
 import pathlib
 from typing import NoReturn
 
@@ -65,11 +64,8 @@ class PbcBlood28(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         if self._path is None:
             _missing("data.data_dir")
-        content = self._path.read_bytes()
-        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if digest != MD5:
-            where = f"data.data_dir {self._path}"
-            checks.fail(where, f"the original file, md5 {MD5}", digest)
+        with self._path.open("rb") as file:
+            prepared.verify(file, f"data.data_dir {self._path}", "md5", MD5)
         return {split: self._generate_examples(self._path, split) for split in SPLITS}
 
     def _generate_examples(self, path, split):

@@ -1,6 +1,7 @@
 """TFDS without TensorFlow: prepare once to ArrayRecord, read back as NumPy columns."""
 
 import contextlib
+import hashlib
 import io
 import os
 import pathlib
@@ -30,9 +31,33 @@ def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
     if not data_dir:
         return field, None
     root = pathlib.Path(data_dir)
-    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+    if not os.path.isdir(root) or not os.access(root, os.R_OK | os.X_OK):
         checks.fail(field, "a folder that can be read", data_dir)
     return field, root
+
+
+def verify(file: Any, where: str, algorithm: str, digest: str) -> None:
+    """Refuses a file whose content is not the published one, block by block.
+
+    What passes is that of its publisher, and may be read whole; `file` is back at its
+    start.
+
+    Args:
+        file: of bytes, at its start; or what unpacks one.
+        where: it is, for the message.
+        algorithm: of the digest, as `hashlib` names it.
+        digest: that was published, as hexadecimal digits.
+
+    Raises:
+        InputError: the digest is another one.
+    """
+    hashed = hashlib.new(algorithm, usedforsecurity=False)
+    while block := file.read(2**20):
+        hashed.update(block)
+    if hashed.hexdigest() != digest:
+        what = f"the official file, {algorithm} {digest}"
+        checks.fail(where, what, hashed.hexdigest())
+    file.seek(0)
 
 
 def need_network(host: str, files: str, timeout: float = 5.0) -> None:
