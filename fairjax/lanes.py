@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fairjax import checks, hosts, specs, trees
+from fairjax import checks, hosts, schema, specs, trees
 from fairjax.data import pixels
 from fairjax.train import Result, Step, one_round, train
 from fairjax.types import RunState
@@ -26,9 +26,9 @@ VARIED = ("seed", *specs.VALUES)
 
 def key(config: ConfigDict) -> str:
     """What lanes of one program have in common, as text."""
-    plain = specs.plain(config)
-    others = [path for path in specs.flat(plain) if path not in VARIED]
-    return repr([(path, specs.flat(plain)[path]) for path in others])
+    plain = schema.plain(config)
+    others = [path for path in schema.flat(plain) if path not in VARIED]
+    return repr([(path, schema.flat(plain)[path]) for path in others])
 
 
 def train_all(
@@ -52,7 +52,7 @@ def train_all(
         with lanes.turn:
             try:
                 ended[lane] = train(
-                    configs[lane], workdirs[lane], compile=lanes.compiled(lane)
+                    configs[lane], workdirs[lane], compiling=lanes.compiled(lane)
                 )
             except BaseException as error:
                 ended[lane] = error
@@ -109,14 +109,12 @@ class Lanes:
     ) -> Callable[[specs.Run, RunState], tuple[Step, jax.stages.Compiled]]:
         """`train.compiled` for a lane."""
 
-        def compile(
-            run: specs.Run, state: RunState
-        ) -> tuple[Step, jax.stages.Compiled]:
+        def begin(run: specs.Run, state: RunState) -> tuple[Step, jax.stages.Compiled]:
             if self._program is None:
                 self._program = self.program(state)
             return lambda state: self._meet(lane, state), self._program
 
-        return compile
+        return begin
 
     def leave(self, lane: int) -> None:
         """The lane needs no more rounds: the others do not wait for it."""
@@ -183,7 +181,7 @@ def stacked(states: Sequence[RunState]) -> RunState:
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
     """The fields that differ, [R] each; all of them if none does."""
     each = {
-        path: [specs.flat(specs.plain(config))[path] for config in configs]
+        path: [schema.flat(schema.plain(config))[path] for config in configs]
         for path in specs.VALUES
     }
     return {
@@ -196,14 +194,14 @@ def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
 def _check(
     configs: Sequence[ConfigDict], run: specs.Run, values: Mapping[str, Any]
 ) -> None:
-    first = specs.plain(configs[0])
+    first = schema.plain(configs[0])
     for config in configs[1:]:
-        differing = specs.differences(first, specs.plain(config))
+        differing = schema.differences(first, schema.plain(config))
         for path in differing:
             if path not in VARIED:
                 what = f"the same in all runs of a program, but for {', '.join(VARIED)}"
-                checks.fail(path, what, specs.flat(specs.plain(config))[path])
-        seed = specs.plain(config)["data"]["partition"]["seed"]
+                checks.fail(path, what, schema.flat(schema.plain(config))[path])
+        seed = schema.plain(config)["data"]["partition"]["seed"]
         if "seed" in differing and seed is None:
             what = "a number, so that runs of other seeds share their records"
             checks.fail("data.partition.seed", what, None)

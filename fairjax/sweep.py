@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, command, lanes, report, specs
+from fairjax import checks, command, lanes, report, schema
 from fairjax import workdir as files
 
 Fields = Mapping[str, str]
@@ -110,8 +110,8 @@ def points(
     for fields in settings:
         flags = [*base, *(f"--config.{name}={value}" for name, value in fields.items())]
         options = command.parse(define, ["train.py", *flags, f"--workdir={workdir}"])
-        specs.check(options.config, command.overridden(options))
-        plain = specs.plain(options.config)
+        schema.check(options.config, command.overridden(options))
+        plain = schema.plain(options.config)
         name = folder(options.config, list(fields))
         files.check(workdir / name, plain)
         key = json.dumps(plain)

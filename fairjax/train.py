@@ -36,6 +36,7 @@ from fairjax import (
     principles,
     report,
     round,
+    schema,
     selection,
     specs,
 )
@@ -80,7 +81,7 @@ def train(
     log: Log | None = None,
     profile: bool = False,
     overridden: Collection[str] = (),
-    compile: Compile | None = None,
+    compiling: Compile | None = None,
 ) -> Result:
     """Runs a config to its last round, or goes on where the workdir stands.
 
@@ -94,8 +95,8 @@ def train(
         params: plain model to start from; None: `model.init_from`, or drawn.
         log: called with every row of metrics.jsonl.
         profile: write a JAX profile of rounds 2 to 4 to workdir/profile.
-        overridden: fields set by hand, see `specs.check`.
-        compile: gives the step of the run; None: `compiled`.
+        overridden: fields set by hand, see `schema.check`.
+        compiling: gives the step of the run; None: `compiled`.
 
     Raises:
         InputError: the config, the data, the workdir or what was saved in it cannot be
@@ -105,9 +106,9 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     with hosts.together():
-        specs.check(config, overridden)
+        schema.check(config, overridden)
         if hosts.first():
-            files.check(workdir, specs.plain(config))
+            files.check(workdir, schema.plain(config))
         run = specs.build(config)
         state = start = beginning(run) if params is None else initial(run, params)
     hosts.alike("config and data", json.dumps([run.config, run.splits.hash]))
@@ -144,7 +145,7 @@ def train(
             selected,
             log,
             profile,
-            compile or compiled,
+            compiling or compiled,
         )
         opened.close()  # what is written now speaks of steps that are whole
         chosen = _best_state(run, state, workdir)
@@ -224,7 +225,7 @@ def load(
     try:
         # What it was trained on may be elsewhere.
         config["execution"]["devices"] = 1
-        run = specs.build(specs.from_plain(config), vmapped=vmapped)
+        run = specs.build(schema.from_plain(config), vmapped=vmapped)
     except (AttributeError, KeyError, TypeError) as error:
         what = f"the config of a run; got {type(error).__name__}: {error}"
         raise checks.InputError(f"{path}: expected {what}") from error
@@ -383,7 +384,7 @@ def _loop(
     selected: Checkpoints | None,
     log: Log | None,
     profile: bool,
-    compile: Compile,
+    compiling: Compile,
 ) -> tuple[RunState, measure.Measure, dict[str, Any]]:
     """The rounds that are left; what they cost this machine is {} if none is."""
     config = run.config
@@ -399,7 +400,7 @@ def _loop(
     leading = _leading(workdir, config["select"])
     if selected is not None:
         selected.keep_only(leading[0]["round"] if leading else None)
-    step, program = compile(run, spread)
+    step, program = compiling(run, spread)
     compile_s = time.perf_counter() - started
     for name, choice in run.choices.items():
         print(f"{name} = {choice}")

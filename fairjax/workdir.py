@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import jax
 
-from fairjax import checks, specs
+from fairjax import checks, schema
 
 _LOCK, _NEW = ".lock", ".new"
 
@@ -35,15 +35,15 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     theirs = checks.parsed(str(path), path.read_text(errors="replace"), dict)
     differing = [
         field
-        for field in specs.differences(config, theirs)
+        for field in schema.differences(config, theirs)
         if not field.startswith("checkpoint.") and field != "execution.devices"
     ]
     if differing == ["rounds"] and isinstance(theirs.get("rounds"), int):
-        if config["rounds"] > theirs["rounds"] and specs.extendable(config):
+        if config["rounds"] > theirs["rounds"] and schema.extendable(config):
             return
         reason = (
             f"at least the {theirs['rounds']} that {workdir} was run for"
-            if specs.extendable(config)
+            if schema.extendable(config)
             else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
         )
         checks.fail("rounds", reason, config["rounds"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from configs import default
-from fairjax import specs
+from fairjax import schema
 from fairjax.workdir import provenance
 
 Figure = Callable[[Any], float]
@@ -22,10 +22,10 @@ Figure = Callable[[Any], float]
 
 def changes(config: Any) -> dict[str, Any]:
     """The fields that a config changes in configs/default.py, with their values."""
-    ours, theirs = specs.plain(config), specs.plain(default.get_config())
+    ours, theirs = schema.plain(config), schema.plain(default.get_config())
     return {
         path: functools.reduce(operator.getitem, path.split("."), ours)
-        for path in specs.differences(ours, theirs)
+        for path in schema.differences(ours, theirs)
     }
 
 

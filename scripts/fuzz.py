@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from configs import breast_cancer, default
-from fairjax import checks, command, names, report, specs
+from fairjax import checks, command, names, report, schema
 from fairjax import train as training
 from fairjax import workdir as files
 from fairjax.data import augment, datasets, federation
@@ -139,7 +139,7 @@ def overrides(rng: Random, folder: pathlib.Path) -> Attempt:
             value = _garbled(rng, value)
         argv.append(f"--config.{field}={value}")
     return Attempt(
-        lambda options: specs.check(options.config, command.overridden(options)),
+        lambda options: schema.check(options.config, command.overridden(options)),
         train.define,
         argv,
     )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import pbc_blood28
-from fairjax import specs
+from fairjax import schema
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
 from scripts import blood
@@ -149,7 +149,7 @@ def test_a_run_is_validated_in_the_rounds_that_are_averaged(monkeypatch):
 @pytest.mark.parametrize("ratio", blood.RATIOS)
 def test_every_run_is_a_config_that_can_run(method, ratio):
     config = blood.config_of(method, ratio, 1, 0.3)
-    specs.check(config)
+    schema.check(config)
     assert (config.seed, config.local.learning_rate) == (1, 0.3)
     assert config.submodel.name == blood.METHODS[method].fields["submodel.name"]
     share = tuple(float(part) for part in ratio.split(":"))

@@ -10,7 +10,7 @@ from outline import Outline
 from test_train import small
 from workdirs import fake_run
 
-from fairjax import checks, command, defences, measure, report, specs
+from fairjax import checks, command, defences, measure, report, schema, specs
 from fairjax import train as train_module
 from fairjax.fairness import weights
 from fairjax.report import markup, robust
@@ -103,7 +103,7 @@ FLIP = (("sign_flip", 0.25, 1.0),)
 )
 def test_what_cannot_hold_is_refused_by_name(fields, message):
     with pytest.raises(checks.InputError, match=f"^{message}"):
-        specs.check(small(**fields))
+        schema.check(small(**fields))
 
 
 def test_a_cohort_too_small_for_its_liars_is_refused():
@@ -125,14 +125,14 @@ def test_a_cohort_too_small_for_its_liars_is_refused():
 )
 def test_options_that_nothing_reads_are_refused(path, fields):
     with pytest.raises(checks.InputError, match=rf"^{re.escape(path)}: expected"):
-        specs.check(small(**fields), overridden=(path,))
+        schema.check(small(**fields), overridden=(path,))
 
 
 def test_options_in_use_are_taken():
     fields = {"robust__fold": "trimmed_mean", "robust__faults": FLIP}
     config = small(**fields)
     used = ("robust.strength.sign_flip", "robust.trimmed_mean.beta", "robust.fold")
-    specs.check(config, overridden=used)
+    schema.check(config, overridden=used)
     assert command.fields_of(config)
 
 

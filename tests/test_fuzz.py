@@ -8,7 +8,7 @@ import pytest
 from workdirs import fake_final, fake_run
 
 from configs import default
-from fairjax import checks, specs
+from fairjax import checks, schema
 from scripts import fuzz
 from scripts.results import fill
 
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The files of a run, made up."""
-    names, config = ["a", "b", "c"], specs.plain(default.get_config())
+    names, config = ["a", "b", "c"], schema.plain(default.get_config())
     workdir = tmp_path_factory.mktemp("fuzz") / "run"
     final = fake_final(names, (3, 2))
     fake_run(workdir, names, final=final, config=config | {"rounds": 3})

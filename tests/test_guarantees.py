@@ -12,7 +12,7 @@ import pytest
 from dp_accounting import pld, rdp
 
 from configs import default
-from fairjax import checks, guarantees, names, round, specs
+from fairjax import checks, guarantees, names, round, schema, specs
 from fairjax.fairness import weights
 from fairjax.privacy import poisson
 from fairjax.submodels.fedavg import fedavg
@@ -53,7 +53,7 @@ def changed(base, **fields):
 def of_a_hundred(**fields):
     """The guarantee of a config, without data: hospitals of five records."""
     config = changed(CLIENT, **{"cohort": 10, "rounds": 100, **fields})
-    specs.check(config)
+    schema.check(config)
     model = fakes.small_mlp()
     facts = guarantees.Facts(
         tiers=np.arange(100, dtype=np.int32) % 4,
@@ -293,8 +293,8 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
     spent = run.guarantee.spent(3).values()
     assert 3.99 < max(spent) <= 4
     assert min(spent) < 3.95
-    assert not specs.extendable(run.config)
-    assert specs.extendable(specs.plain(changed(RECORD)))
+    assert not schema.extendable(run.config)
+    assert schema.extendable(schema.plain(changed(RECORD)))
 
 
 # ----------------------------------------------------------------------------- refusals
@@ -432,9 +432,9 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
 )
 def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     with pytest.raises(checks.InputError, match=path):
-        specs.check(changed(base), [path])
-    specs.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
-    specs.check(changed(BY_LOSS), ["privacy.losses.bound"])
+        schema.check(changed(base), [path])
+    schema.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
+    schema.check(changed(BY_LOSS), ["privacy.losses.bound"])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ FLOORS = [
     {"round", "layout", "principles", "selection", "hosts"},
     {"hospitals"},
     {"data", "checkpoint", "names", "guarantees", "defences", "preemption"},
+    {"schema"},
     {"specs"},
     {"workdir"},
     {"measure"},
@@ -36,6 +37,7 @@ EDGES = {
     "data",
     "checkpoint",
     "preemption",
+    "schema",
     "specs",
     "workdir",
     "measure",
@@ -152,7 +154,7 @@ def test_below_the_edges_nothing_jits_or_keeps_state():
 
 
 def test_a_config_never_passes_below_specs():
-    above = {"specs", "train", "command", "lanes", "sweep", "attacks"}
+    above = {"schema", "specs", "train", "command", "lanes", "sweep", "attacks"}
     for path in files():
         if room(path) not in above:
             assert "ConfigDict" not in path.read_text(), path

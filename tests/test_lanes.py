@@ -9,7 +9,7 @@ import pytest
 from test_train import rows, small
 
 from configs import default
-from fairjax import checks, lanes, specs
+from fairjax import checks, lanes, schema, specs
 from fairjax.train import initial, one_round, train
 from tests import fakes
 
@@ -53,7 +53,7 @@ def test_every_lane_is_the_run_that_it_would_be_alone(tmp_path):
         )
         assert fakes.gap(one.state.params, other.state.params) < 1e-5
         saved = json.loads((other.workdir / "config.json").read_text())
-        assert saved == specs.plain(config)
+        assert saved == schema.plain(config)
     params = [each.state.params for each in ended]
     assert all(fakes.gap(a, b) > 1e-3 for a, b in itertools.combinations(params, 2))
 

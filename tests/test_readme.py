@@ -15,7 +15,7 @@ import pytest
 import configs.pbc_blood28
 import configs.trend
 from configs import default
-from fairjax import checks, command, names, specs
+from fairjax import checks, command, names, schema
 from scripts import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             name = pathlib.Path(words[1]).stem
             options = command.parse(script(name).define, words[1:])
             if "config" in options:
-                specs.check(options.config, command.overridden(options))
+                schema.check(options.config, command.overridden(options))
             seen += 1
     assert seen == 9
 
@@ -157,4 +157,4 @@ def test_a_name_that_the_readme_does_not_know_is_refused():
     with pytest.raises(
         checks.InputError, match=r"fairness\.rule: expected one of size"
     ):
-        specs.check(config)
+        schema.check(config)

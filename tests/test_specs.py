@@ -23,7 +23,7 @@ from configs import (
     smoke,
     vit,
 )
-from fairjax import checks, names, round, specs
+from fairjax import checks, names, round, schema, specs
 from fairjax.data import federation
 from fairjax.train import initial
 from fairjax.types import LeafAxes
@@ -163,7 +163,7 @@ def test_groups_of_a_csv_reach_the_splits(tmp_path):
             "data.partition.num_clients": 4,
         }
     )
-    splits = specs.build(specs.from_plain(specs.plain(config))).splits
+    splits = specs.build(schema.from_plain(schema.plain(config))).splits
     assert [attribute.name for attribute in splits.groups] == ["sex", "age"]
     assert splits.groups[1].values[1] == "40 to under 60"
     everybody = np.concatenate(
@@ -177,7 +177,7 @@ EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28, vit)
 
 @pytest.mark.parametrize("config", [*EXAMPLES, smoke])
 def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
-    specs.check(config.get_config())
+    schema.check(config.get_config())
     name = config.__name__.rpartition(".")[2]
     assert f"scripts/train.py --config=configs/{name}.py --workdir=" in config.__doc__
 
@@ -188,7 +188,7 @@ def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
 )
 def test_transformers_of_the_paper_have_their_sizes(preset, expected):
     config = vit.get_config(preset)
-    specs.check(config)
+    schema.check(config)
     family = names.METHODS[config.submodel.name]
     model = names.MODELS["vit"](config, 8, family)
     image = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
@@ -206,27 +206,27 @@ def test_every_config_has_a_smoke_preset(config):
 
 def test_a_config_survives_its_json():
     config = changed(local__steps=3, tiers__budget=(0.5, 1.0), tiers__share=(1.0, 1.0))
-    again = specs.from_plain(specs.plain(config))
+    again = schema.from_plain(schema.plain(config))
     assert isinstance(again, ConfigDict)
     assert again.to_dict() == config.to_dict()
 
 
 def test_differences_name_the_fields():
-    ours = specs.plain(changed(seed=3, local__momentum=0.5))
-    theirs = specs.plain(default.get_config())
+    ours = schema.plain(changed(seed=3, local__momentum=0.5))
+    theirs = schema.plain(default.get_config())
     del theirs["data"]["name"]
-    assert specs.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
-    assert specs.differences(ours, ours) == []
+    assert schema.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
+    assert schema.differences(ours, ours) == []
 
 
 def test_tuples_in_tuples_survive_json():
     fields = {"tiers__schedule": ((3, 1, 0),), "robust__faults": (("nan", 0.5, 1.0),)}
     config = changed(**fields)
-    stored = json.loads(json.dumps(specs.plain(config)))
-    assert stored == specs.plain(config)
-    assert specs.differences(stored, specs.plain(config)) == []
-    assert specs.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
-    specs.check(specs.from_plain(stored))
+    stored = json.loads(json.dumps(schema.plain(config)))
+    assert stored == schema.plain(config)
+    assert schema.differences(stored, schema.plain(config)) == []
+    assert schema.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
+    schema.check(schema.from_plain(stored))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_identity_knows_axes_that_the_config_does_not_name():
 
 def test_only_a_constant_schedule_can_be_extended():
     can = {
-        name: specs.extendable(specs.plain(changed(local__schedule=name)))
+        name: schema.extendable(schema.plain(changed(local__schedule=name)))
         for name in names.SCHEDULES
     }
     assert can == {"constant": True, "linear": False, "cosine": False}
@@ -347,7 +347,7 @@ def test_methods_of_exits_and_steps_want_a_residual_network(name):
 def test_options_of_sub_models_are_checked_before_anything_is_built(field, value):
     config = changed(**{f"submodel.{field}": value})
     with pytest.raises(checks.InputError, match=rf"submodel\.{re.escape(field)}: "):
-        specs.check(config)
+        schema.check(config)
 
 
 def test_a_cohort_of_zero_is_everybody():

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fairjax import checks, command, specs, sweep
+from fairjax import checks, command, schema, sweep
 from scripts import sweep as script
 from scripts import train
 
@@ -190,7 +190,7 @@ def leave(point, workdir, rounds=None):
     """What a run leaves after `rounds` rounds; None: after all of them."""
     folder = workdir / point.name
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(specs.plain(point.config)))
+    (folder / "config.json").write_text(json.dumps(schema.plain(point.config)))
     done = point.config.rounds if rounds is None else rounds
     rows = [{"round": number} for number in range(1, done + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

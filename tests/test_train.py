@@ -27,6 +27,7 @@ from fairjax import (
     measure,
     preemption,
     report,
+    schema,
     selection,
     specs,
     trees,
@@ -288,8 +289,8 @@ def test_tiers_that_are_not_admitted_have_no_opportunity(tmp_path):
 def test_the_config_file_rebuilds_the_run(finished):
     result, _ = finished
     config = json.loads((result.workdir / "config.json").read_text())
-    assert config == specs.plain(small())
-    assert specs.plain(specs.from_plain(config)) == config
+    assert config == schema.plain(small())
+    assert schema.plain(schema.from_plain(config)) == config
 
 
 def test_a_log_function_gets_every_row(finished):
@@ -569,7 +570,7 @@ def lighten(patch, run, step, measured):
     """Runs of `four` share what is compiled, and end without figures."""
 
     def built(config, **_):
-        return dataclasses.replace(run, config=specs.plain(config))
+        return dataclasses.replace(run, config=schema.plain(config))
 
     patch.setattr(specs, "build", built)
     patch.setattr(measure, "compiled", lambda *_: measured)

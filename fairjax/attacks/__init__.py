@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, specs
+from fairjax import checks, schema, specs
 from fairjax import workdir as files
 from fairjax.attacks import audit, membership, reconstruction
 from fairjax.train import initial, load
@@ -86,7 +86,7 @@ def opened(
     if (pathlib.Path(workdir) / "config.json").exists():
         what = "none with the folder of a run, which has its own"
         checks.fail("--config", what, str(workdir))
-    specs.check(config, overridden)
+    schema.check(config, overridden)
     run = specs.build(config, vmapped=True)
     return run, initial(run)
 

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float, Int
 
-from fairjax import checks, client, keys, names, private, specs
+from fairjax import checks, client, keys, names, private, schema, specs
 from fairjax import workdir as files
 from fairjax.attacks import exposure
 from fairjax.attacks.exposure import View
@@ -368,12 +368,12 @@ MOST = 4096
 
 def _secret(run: specs.Run) -> bool:
     """Whether clients have branches by what they remember."""
-    return any(run.branches) and names.planned(specs.from_plain(run.config))
+    return any(run.branches) and names.planned(schema.from_plain(run.config))
 
 
 def _still(run: specs.Run) -> Method:
     """The method, with the branches that a client is told of: a planner moves none."""
-    config: Any = specs.from_plain(run.config)
+    config: Any = schema.from_plain(run.config)
     config.submodel.dynamicfl.moved = 0.0
     return names.METHODS[config.submodel.name].method(config, run.spec.local.model.axes)
 
@@ -382,7 +382,7 @@ def _guesses(run: specs.Run, state: RunState) -> _Guess:
     """All tiers, with all their structures."""
     if not _secret(run):
         return _Guess(jnp.arange(len(run.budget), dtype=jnp.int32), None)
-    config: Any = specs.from_plain(run.config)
+    config: Any = schema.from_plain(run.config)
     options = config.submodel.dynamicfl
     layers = branches.layers(run.spec.local.model.axes, options.skip)
     form = branches.Form(tuple(options.families), options.rank)

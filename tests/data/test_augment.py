@@ -9,7 +9,7 @@ import pytest
 from test_client import run_client
 
 from configs import default
-from fairjax import checks, specs
+from fairjax import checks, schema, specs
 from fairjax.data import augment
 from tests import fakes
 
@@ -68,7 +68,7 @@ def test_unknown_changes_and_tables_are_refused():
     config = default.get_config()
     config.data.augment = ("flop",)
     with pytest.raises(checks.InputError, match=r'data\.augment: .*"flip"'):
-        specs.check(config)
+        schema.check(config)
     config.data.augment = ("flip",)
     with pytest.raises(checks.InputError, match=r"data\.augment: expected \(\) for"):
         specs.build(config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, specs, train
+from fairjax import checks, schema, specs, train
 from fairjax.data import augment, federation, pixels
 from fairjax.data.table import Table
 from fairjax.submodels import axes
@@ -111,4 +111,4 @@ def test_bytes_are_refused_where_there_are_none():
         specs.build(config)
     config.execution.pixels = "unit8"
     with pytest.raises(checks.InputError, match=r'execution\.pixels: .*"uint8"'):
-        specs.check(config)
+        schema.check(config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, layout, names, round, specs
+from fairjax import checks, layout, names, round, schema, specs
 from fairjax.fairness import personal
 from fairjax.submodels.heterofl import heterofl
 from fairjax.types import Federation
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_by_name(where, fields, what):
     c = default.get_config()
     c.update_from_flattened_dict(fields)
     with pytest.raises(checks.InputError, match=rf"^{where}.*{what}"):
-        specs.check(c)
+        schema.check(c)
 
 
 def test_a_rule_for_everybody_refuses_a_part_of_them():

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs.submodels import dynamicfl as config
-from fairjax import checks, client, layout, round, specs
+from fairjax import checks, client, layout, round, schema
 from fairjax.models import two_conv
 from fairjax.submodels import branches, cost
 from fairjax.submodels.dynamicfl import dynamicfl
@@ -259,20 +259,20 @@ def test_what_is_not_the_same_is_refused(field, value, words):
     c.privacy.noise_multiplier = 1.0 if field == "privacy.mechanism" else None
     c.update_from_flattened_dict({field: value})
     with pytest.raises(checks.InputError, match=words):
-        specs.check(c)
+        schema.check(c)
     c.submodel.dynamicfl.branch_form = "matched"
-    specs.check(c)
+    schema.check(c)
 
 
 def test_what_is_the_same_is_not_refused():
     c = config.get_config("preconditioned")
-    specs.check(c)
+    schema.check(c)
     c.local.momentum, c.local.weight_decay, c.local.prox = 0.9, 0.01, 0.1
     c.local.schedule = "cosine"
     for structure in ("random", "fixed"):
         c.submodel.dynamicfl.structure = structure
         c.submodel.dynamicfl.sensitivity = "product"
-        specs.check(c)
+        schema.check(c)
     with pytest.raises(checks.InputError, match="conditioned"):
         dynamicfl(MODEL.axes, (1,), branch_form="conditioned")
     with pytest.raises(checks.InputError, match="families linear in"):
