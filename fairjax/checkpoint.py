@@ -9,9 +9,8 @@ While a step exists, valid or not, orbax drops every save at or below it without
 So who goes on from an older step moves the newer ones aside, and a save that was
 dropped is an error.
 
-Of several processes the first alone opens the folder. What it saves are arrays on its
-host, which orbax takes for its own: of those on a device it would ask the others for
-their shares.
+Of several processes the first alone saves. What it saves are arrays on its host, which
+orbax takes for its own: of those on a device it would ask the others for their shares.
 """
 
 import contextlib
@@ -150,12 +149,12 @@ class Checkpoints:
             "format": FORMAT,
             "round": round,
             "tree": checks.describe(state),
-            "state": _digest(host),
+            "sha256_of_state": _digest(host),
             **self._about._asdict(),
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(host),
-            meta=ocp.args.JsonSave(meta | {"meta": _seal(meta)}),
+            meta=ocp.args.JsonSave(meta | {"sha256": _seal(meta)}),
         )
         with _failing(self._directory):
             saved = self._manager.save(round, args=items, force=True)
@@ -225,11 +224,11 @@ def _read(path: pathlib.Path, like: Any, about: About) -> tuple[Any, Mapping[str
             return read
 
         meta = item(meta=ocp.args.JsonRestore())
-        if meta.pop("meta", None) != _seal(meta) or meta["round"] != int(path.name):
+        if meta.pop("sha256", None) != _seal(meta) or meta["round"] != int(path.name):
             raise ValueError("its description is not the one that was written")
         _of_this_run(path, meta, like, about)
         host = item(state=ocp.args.StandardRestore(first))
-    if _digest(host) != meta["state"]:
+    if _digest(host) != meta["sha256_of_state"]:
         raise ValueError("its state is not the one that was written")
     leaves = zip(jax.tree.leaves_with_path(host), jax.tree.leaves(first), strict=True)
     for (where, leaf), begun in leaves:
@@ -287,8 +286,9 @@ def _in_main_thread() -> bool:
 
 def _alone(directory: pathlib.Path) -> ocp.options.MultiprocessingOptions:
     """Asks no other process for anything."""
+    me = jax.process_index()
     return ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix=directory.name
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=directory.name
     )
 
 

@@ -83,14 +83,15 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         return f"{where}{error.strerror or error}", 1
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
-    if "RESOURCE_EXHAUSTED" in str(error):
+    first = str(error).partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" in first:
         less = (
             "execution.batching=chunk with a smaller execution.chunk, "
             "execution.dtype=bfloat16 and execution.form=sliced take less"
         )
-        return f"the device has not enough memory: {less} ({error})", 1
+        return f"the device has not enough memory: {less} ({first})", 1
     if jax.distributed.is_initialized():
-        return f"another process is gone, see what it said ({error})", 1
+        return f"another process is gone, see what it said ({first})", 1
     return None
 
 

@@ -41,7 +41,7 @@ def join(
         InputError: nothing says who the others are, or they do not come.
     """
     # JAX would take SIGTERM for itself, and agree on a round by what it is asked: orbax
-    # asks too, of other rounds. See `preemption`, and `some`.
+    # asks too, of other rounds. Here `preemption` hears it, and `some` agrees.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fairjax import checks, hosts, schema, specs, trees
+from fairjax import checks, hosts, preemption, schema, specs, trees
 from fairjax.data import pixels
 from fairjax.train import Result, Step, one_round, train
 from fairjax.types import RunState
@@ -44,6 +44,7 @@ def train_all(
 
     Raises:
         InputError: configs that one program cannot train; nothing has been written.
+        Stopped: a signal came, and all have saved the round in hand.
     """
     lanes = Lanes(configs)
     ended: list[Any] = [None] * len(configs)
@@ -63,10 +64,11 @@ def train_all(
         threading.Thread(target=one, args=(lane,), name=f"lane {lane}")
         for lane in range(len(configs))
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with preemption.deferred():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     return ended
 
 

@@ -19,6 +19,9 @@ EXIT = 75
 process that is killed, or ends at the second signal, exits with 128 + its number."""
 
 
+_told = threading.Event()
+
+
 class Stopped(KeyboardInterrupt):
     """A run was told to stop and did, after a round that it has saved."""
 
@@ -27,15 +30,16 @@ class Stopped(KeyboardInterrupt):
 def deferred() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether the process has been told to stop.
 
-    Outside of the main thread, which alone may say what a signal does, it never is.
+    The main thread alone may say what a signal does: another one is told what came
+    while the main one was in here.
 
     Raises:
-        Stopped: at the end, if nobody has asked since the signal came.
+        Stopped: at the end, of the main thread, if a signal came.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield _told.is_set
         return
-    told = threading.Event()
+    _told.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
@@ -44,9 +48,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
             number = sent[0]
             if number not in SIGNALS:
                 continue
-            if told.is_set():
+            if _told.is_set():
                 os._exit(128 + number)
-            told.set()
+            _told.set()
             name = signal.Signals(number).name
             line = f"{name}: stopping after this round; a second one stops at once"
             print(line, file=sys.stderr, flush=True)
@@ -58,7 +62,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     pipe = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     try:
-        yield told.is_set
+        yield _told.is_set
     finally:
         for number, handler in handlers.items():
             # None: of another language, which Python cannot put back.
@@ -67,5 +71,5 @@ def deferred() -> Iterator[Callable[[], bool]]:
         os.close(writer)
         listener.join()
         os.close(reader)
-    if told.is_set():
+    if _told.is_set():
         raise Stopped("stopped; every round is saved")

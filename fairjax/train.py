@@ -122,8 +122,8 @@ def train(
             files.check(workdir, run.config)
             # Of the first state: a continued run pays what an uninterrupted one does.
             tiers, whole = bills(run, state), whole_bill(run, state)
-            steps = workdir / "checkpoints"
-            found = checkpoint.newest(steps, state, about(run))
+            steps, said = workdir / "checkpoints", about(run)
+            found = checkpoint.newest(steps, state, said)
             files.write_json(workdir / "config.json", run.config)
             files.write_json(workdir / "provenance.json", files.provenance())
             if found is not None:
@@ -133,7 +133,7 @@ def train(
                 files.truncate(workdir / name, int(state.round))
             keep = run.config["checkpoint"]["keep"]
             checkpoints = opened.enter_context(
-                Checkpoints(steps, keep=keep, about=about(run))
+                Checkpoints(steps, keep=keep, about=said)
             )
             selected = opened.enter_context(_selected(run, workdir))
         state, measured_at, spent = _loop(
@@ -206,7 +206,7 @@ def initial(run: specs.Run, params: Params | None = None) -> RunState:
 def load(
     workdir: str | os.PathLike[str], *, vmapped: bool = False
 ) -> tuple[specs.Run, RunState]:
-    """A run and its newest valid checkpoint, on one device; only reads.
+    """A run and its newest valid checkpoint; only reads. On one device, if it can be.
 
     Args:
         workdir: of the run.
@@ -223,8 +223,8 @@ def load(
         raise checks.InputError(f"{workdir}: expected a run; got {error}") from error
     config = checks.parsed(str(path), text, dict)
     try:
-        # What it was trained on may be elsewhere.
-        config["execution"]["devices"] = 1
+        # What it was trained on may be elsewhere; many processes use all they have.
+        config["execution"]["devices"] = 1 if jax.process_count() == 1 else 0
         run = specs.build(schema.from_plain(config), vmapped=vmapped)
     except (AttributeError, KeyError, TypeError) as error:
         what = f"the config of a run; got {type(error).__name__}: {error}"

@@ -92,14 +92,23 @@ def test_other_signals_are_not_meant(exits):
     assert exits == []
 
 
-def test_outside_of_the_main_thread_signals_stay_as_they_are():
+def test_a_thread_is_told_what_the_main_one_hears():
+    """And changes nothing by itself: also not where the main one does not listen."""
     before, seen = signal.getsignal(signal.SIGTERM), []
 
-    def run():
+    def run(wait):
         with deferred() as told:
-            seen.append((told(), signal.getsignal(signal.SIGTERM)))
+            if wait:
+                until(told)
+            seen.append((told(), signal.getsignal(signal.SIGTERM) == before))
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
+    alone = threading.Thread(target=run, args=(False,))
+    alone.start()
+    alone.join()
+    assert seen == [(False, True)]
+    with pytest.raises(Stopped), deferred():  # noqa: PT012
+        beside = threading.Thread(target=run, args=(True,))
+        beside.start()
+        send(signal.SIGTERM)
+        beside.join()
+    assert seen[1:] == [(True, False)]

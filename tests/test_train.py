@@ -717,6 +717,17 @@ def test_without_a_valid_step_nothing_is_changed(straight, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 4
 
 
+def test_a_run_of_a_version_with_fewer_fields_is_refused(finished, tmp_path):
+    path = tmp_path / "config.json"
+    config = json.loads((finished[0].workdir / "config.json").read_text())
+    del config["execution"]["unroll"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(checks.InputError, match=r"config of a run; got .*unroll"):
+        load(tmp_path)
+    with pytest.raises(checks.InputError, match=r"other values of execution\.unroll"):
+        train(small(), tmp_path)
+
+
 def test_a_step_of_another_run_is_refused_by_what_differs(straight, tmp_path):
     """Though config.json is this run's: somebody copied checkpoints."""
     train(four(local__learning_rate=0.1), tmp_path / "other")
