@@ -87,7 +87,7 @@ SETTINGS = {
         pbc_blood28.get_config,
         ("fedavg",),
         ("sign_flip", "label_flip"),
-        (0.1, 0.2, 0.4),
+        (0.2, 0.4),
         (0,),
         hostile=3,
         beta=1 / 3,
