@@ -127,7 +127,8 @@ class ClientInfo(NamedTuple):
     """Mean of its objective over the steps it took."""
     steps: Int[Array, ""]
     finite: Bool[Array, ""]
-    """False if its change or its loss holds NaN or infinity."""
+    """False if its change or its loss holds NaN or infinity, or its change is longer
+    than any that training makes (`trees.bounded`)."""
     extra: dict[str, Array]
     """What its objective reported, averaged over steps."""
 
@@ -463,7 +464,7 @@ def update(
         return jnp.sum(values) / jnp.maximum(taken, 1).astype(values.dtype)
 
     loss = over_steps(step_losses)
-    finite = trees.all_finite(delta) & jnp.isfinite(loss)
+    finite = trees.bounded(delta) & jnp.isfinite(loss)
     info = ClientInfo(loss, taken, finite, jax.tree.map(over_steps, extras))
     return delta, cover, memory, info
 

@@ -58,7 +58,7 @@ class Spec:
     schedule: Callable[[Int[Array, ""]], Float[Array, ""] | float] = lambda round: 1.0
     """Rounds finished -> factor on the local learning rate."""
     finite_guard: bool = True
-    """Leave out a client whose change or loss is not finite."""
+    """Leave out a client whose change or loss is not finite (`ClientInfo.finite`)."""
     sending: Sending | None = None
     """What becomes of changes on their way; None: they arrive as they are."""
     denominator: str = "cover"
@@ -78,7 +78,8 @@ class RoundInfo(NamedTuple):
     loss: Float[Array, ""]
     """Mean training objective, each client by its weight."""
     weights: Float[Array, "K"]
-    """Weights in force, 0 for padded and refused clients."""
+    """Weights in force, 0 for padded and refused clients. They sum to 1, or to 0 where
+    all weight was of clients that are then refused: such a round changes nothing."""
     valid: Bool[Array, "K"]
     """Clients whose change, or a part of it, entered the model."""
     coverage: Float[Array, ""]
@@ -174,6 +175,15 @@ def step(
     Guarantees: a padded slot, a client without records and, with the finite guard, a
         client whose change is not finite leave no trace. The order of the slots changes
         nothing beyond float order. A coordinate nobody covers keeps its value exactly.
+
+    Edge cases:
+        | nobody counts (padded slots alone, no records, all refused) | round + 1, the
+          model and the server's state exactly as they were; loss and coverage 0 |
+        | a tier without a client | as coordinates that nobody covers; rules weigh the
+          tiers that are there and keep what they carry of the others |
+        | a hospital with one record, or of one class | as any other |
+        | a feature that is constant | normalised to 0 (`data.federation`) |
+        | huge losses, strong rules | weights and state stay finite (`fairness`) |
     """
     local, rule, method = spec.local, spec.rule, spec.local.method
     records = jax.tree.map(jnp.asarray, data)

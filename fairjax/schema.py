@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fairjax import checks, client, defences, guarantees, layout, names, selection
@@ -34,11 +35,13 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     """
     c: Any = config
     c.lock()
-    # Devices count in int32.
+    # What devices count and compute in.
+    most = {int: 2**31 - 1, float: float(np.finfo(np.float32).max)}
     for path, value in flat(plain(config)).items():
         for number in jax.tree.leaves(value):
-            if isinstance(number, int) and not isinstance(number, bool):
-                checks.in_range(path, number, -(2**31), 2**31 - 1)
+            top = most.get(type(number))
+            if top is not None and abs(number) > top:
+                checks.in_range(path, number, -top, top)
     checks.in_range("seed", c.seed, 0, 2**31 - 1)
     if c.data.partition.seed is not None:
         checks.in_range("data.partition.seed", c.data.partition.seed, 0, 2**31 - 1)

@@ -27,6 +27,20 @@ def select(
     return jax.tree.map(lambda n, o: jnp.where(where, n, o), new, old)
 
 
+LONGEST = 2.0**50
+"""Norm of a change beyond which it is none of training: squares and products of shorter
+ones, and sums of thousands of these, stay within float32."""
+
+
+def bounded(tree: PyTree[Num[Array, "..."]]) -> Bool[Array, ""]:
+    """Whether a tree is finite and its norm at most `LONGEST`."""
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)
+    ]
+    # NaN and infinity are not at most anything.
+    return jnp.asarray(sum(squares) <= LONGEST**2)
+
+
 def all_finite(tree: PyTree[Num[Array, "..."]]) -> Bool[Array, ""]:
     """True if no leaf holds NaN or infinity."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]

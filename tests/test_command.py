@@ -134,6 +134,7 @@ FIELDS = {
     "rounds=0": "rounds: expected",
     "rounds=2147483648": "rounds: expected a finite number in [-2.14748e+09, 2.147",
     "tiers.schedule=((1,0,2147483648),)": "tiers.schedule: expected a finite number",
+    "fairness.term.t=1e39": "fairness.term.t: expected a finite number in [-3.40282e",
     "local.epochs=99999999": "records of a round by local.epochs: expected a finite",
     "model.mlp.hidden=(999999,999999)": "parameters of model mlp: expected a finite",
     "data.augment=(1,)": "data.augment: expected one of crop, flip; got 1",

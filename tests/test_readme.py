@@ -65,7 +65,7 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             if "config" in options:
                 schema.check(options.config, command.overridden(options))
             seen += 1
-    assert seen == 9
+    assert seen == 10
 
 
 def test_the_fields_for_a_csv_exist():

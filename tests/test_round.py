@@ -303,6 +303,16 @@ def test_a_client_whose_change_is_not_finite_is_left_out(scene):
     assert not np.all(np.isfinite(broken.params["head"]["bias"]))
 
 
+def test_a_client_whose_change_is_longer_than_any_of_training_is_left_out(scene):
+    """A finite change whose square is none would spoil every rule that looks at it."""
+    _, data, state, step = scene
+    vast = dataclasses.replace(data, x=data.x.at[10:17].multiply(1e16))
+    guarded, info = step(state, vast, fakes.cohort())
+    without, _ = step(state, data, fakes.cohort(valid=[True, False, True, True]))
+    assert fakes.gap(guarded.params, without.params) < 1e-6
+    assert info.valid.tolist() == [True, False, True, True]
+
+
 def test_a_schedule_scales_the_local_rate_by_rounds_finished():
     data = fakes.federation()
     halved = fakes.spec(schedule=lambda finished: jnp.where(finished == 0, 1.0, 0.5))

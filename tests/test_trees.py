@@ -51,6 +51,14 @@ def test_one_bad_entry_makes_a_tree_not_finite(bad):
     assert not trees.all_finite(TREE | {"b": [jnp.asarray([0, bad], jnp.bfloat16)]})
 
 
+def test_a_tree_is_bounded_if_its_norm_is():
+    assert trees.bounded(TREE)
+    assert trees.bounded({"a": jnp.asarray([2.0**49, -(2.0**49)])})
+    assert not trees.bounded({"a": jnp.full(9, 2.0**49)})
+    for bad in (jnp.nan, jnp.inf, 1e30):
+        assert not trees.bounded(TREE | {"b": [jnp.asarray([0, bad], jnp.bfloat16)]})
+
+
 def test_sum_first_and_pick_act_on_the_leading_axis():
     np.testing.assert_array_equal(trees.sum_first(TREE)["a"], [3, 5, 7])
     np.testing.assert_array_equal(trees.pick(TREE, 1)["a"], [3, 4, 5])

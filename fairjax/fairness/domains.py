@@ -55,6 +55,8 @@ def _domains(cells: Cells, scores: Scores, valid: Bool[Array, "K"]) -> Domains:
     total = jnp.sum(count, axis=0)
     records = jnp.maximum(total, 1)
     loss, accuracy = (jnp.sum(cell, axis=0) / records for cell in (loss, right))
+    # Sums of losses that are finite may not be.
+    loss = jnp.minimum(loss, jnp.finfo(dtype).max)
     return Domains(count, loss, accuracy, total > 0)
 
 
@@ -146,7 +148,7 @@ def agnostic(
         state: Float[Array, "D"], cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         domains, valid = divided(state, cohort, scores)
-        moved = _moved(state, rate * domains.loss, domains)
+        moved = _moved(state, rate, domains.loss, domains)
         return _weigh(state, domains, valid), moved
 
     def tell(
@@ -177,16 +179,32 @@ def _by_record(objective: Objective) -> Objective:
     return reweighed
 
 
-def _moved(
-    state: Float[Array, "D"], step: Float[Array, "D"], domains: Domains
-) -> Float[Array, "D"]:
-    """The multipliers after a step of the domains that are present.
+_LEAST = -100.0
+"""A log-multiplier that exp cannot tell from -infinity."""
 
-    Only differences count: the largest is kept at 0, and none falls below a floor that
-    exp cannot tell from -infinity, so that a lost domain can return.
+
+def _moved(
+    state: Float[Array, "D"],
+    rate: float,
+    value: Float[Array, "D"],
+    domains: Domains,
+) -> Float[Array, "D"]:
+    """The multipliers after a_d <- a_d + rate value_d of the domains that are present.
+
+    Only differences count: the largest is kept at 0, and none falls below `_LEAST`, so
+    that a lost domain can return.
+
+    Args:
+        state: between `_LEAST` and 0.
+        rate: of the step.
+        value: of a domain, from 0.
+        domains: which are present.
     """
-    moved = state + jnp.where(domains.present, step, 0).astype(state.dtype)
-    return jnp.maximum(moved - jnp.max(moved), -100.0)
+    value = jnp.where(domains.present, value, 0)
+    # Relative to the largest nothing overflows that would not end at the floor.
+    step = jnp.maximum(rate * (value - jnp.max(value)), 2 * _LEAST)
+    moved = state + step.astype(state.dtype)
+    return jnp.maximum(moved - jnp.max(moved), _LEAST)
 
 
 # -------------------------------------------------------------------------------- tiers
@@ -214,13 +232,13 @@ def tier_term(*, t: float) -> Rule:
     """Tilts between tiers, averages by records inside: a_t = t F_t.
 
     F_t is the mean loss over a tier's records; t = 0 is FedAvg, t -> infinity trains
-    for the worst tier alone.
+    for the worst tier alone, as does any t at which the tilt of every other overflows.
     """
     checks.in_range("fairness.tier_term.t", t, 0)
 
     def tilt(domains: Domains) -> Float[Array, "T"]:
         worst = jnp.max(domains.loss, where=domains.present, initial=0)
-        return t * (domains.loss - worst)
+        return jnp.maximum(t * (domains.loss - worst), _LEAST)
 
     return _by_tier(tilt)
 
@@ -256,7 +274,7 @@ def tier_gap(*, rate: float) -> Rule:
         valid = simplex.known(scores, cohort.valid)
         domains = _of_clients(cohort.tier, scores, valid, len(state))
         best = jnp.max(domains.accuracy, where=domains.present, initial=0)
-        state = _moved(state, rate * (best - domains.accuracy), domains)
+        state = _moved(state, rate, best - domains.accuracy, domains)
         return _weigh(state, domains, valid), state
 
     return Rule(weigh, LOSS, init=_level)

@@ -5,6 +5,10 @@ whose loss is no finite number; they sum to 1 over the others, and are all zero 
 cohort without any (the round then changes nothing). They commute with permutations of
 the cohort, ties included. Losses are those of each client's own sub-model at the
 incoming model.
+
+Exponents are taken relative to the largest, and a loss that is finite may be as large
+as float32 holds: however strong a rule, what overflows is the distance of the others,
+whose weights are then exactly 0, and state that is carried stays finite.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,8 +60,10 @@ def q_ffl(*, q: Scalar) -> Rule:
     checks.in_range("fairness.q_ffl.q", q, 0)
 
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
+        valid = simplex.known(scores, cohort.valid)
         log_loss = jnp.log(jnp.maximum(simplex.loss(scores), _FLOOR))
-        return simplex.softmax(simplex.log_count(scores) + q * log_loss, cohort.valid)
+        power = q * _from_largest(log_loss, valid)
+        return simplex.softmax(simplex.log_count(scores) + power, valid)
 
     return _stateless(weigh, "loss")
 
@@ -67,7 +73,8 @@ def term(*, t: Scalar) -> Rule:
 
         (1 / t) log sum_k p_k exp(t F_k)
 
-    t = 0 is FedAvg, t -> infinity leaves the worst client alone. The published code
+    t = 0 is FedAvg, t -> infinity leaves the worst client alone, as does any t at which
+    the tilt of every other one overflows. The published code
     normalises by a moving average over rounds; here it is the round's own sum, so that
     the weights are a simplex point.
 
@@ -76,17 +83,21 @@ def term(*, t: Scalar) -> Rule:
     checks.in_range("fairness.term.t", t, 0)
 
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
-        tilted = simplex.log_count(scores) + t * _from_worst(cohort, scores)
-        return simplex.softmax(tilted, simplex.known(scores, cohort.valid))
+        valid = simplex.known(scores, cohort.valid)
+        tilt = t * _from_largest(simplex.loss(scores), valid)
+        return simplex.softmax(simplex.log_count(scores) + tilt, valid)
 
     return _stateless(weigh, "loss")
 
 
-def _from_worst(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
-    """F_k - max_j F_j over known clients: log n_k does not drown in a huge loss."""
-    loss, valid = simplex.loss(scores), simplex.known(scores, cohort.valid)
-    worst = jnp.max(loss, where=valid, initial=-jnp.inf)
-    return jnp.where(valid, loss - jnp.where(jnp.isfinite(worst), worst, 0), 0)
+def _from_largest(
+    value: Float[Array, "K"], valid: Bool[Array, "K"]
+) -> Float[Array, "K"]:
+    """The distance v_k - max_j v_j over valid clients, 0 for the others.
+
+    Of a huge loss: log n_k does not drown in it, and no strength makes it overflow.
+    """
+    return jnp.where(valid, value - jnp.max(value, where=valid, initial=-jnp.inf), 0)
 
 
 # ------------------------------------------------------------------------ by loss rank
@@ -236,5 +247,7 @@ def ascend(
     """Proj(mass + rate * loss) onto {x >= 0, sum x = total}, 0 where not valid."""
     high = jnp.where(valid, jnp.ones_like(mass), 0)
     scale = jnp.where(total > 0, total, 1)
-    climbed = mass / scale + rate / scale * jnp.where(valid, loss, 0)
+    # A common shift moves no projection, nor does how far beyond 1 behind a mass is.
+    step = jnp.maximum(rate * _from_largest(loss, valid) / scale, -2)
+    climbed = mass / scale + step
     return scale * simplex.project(climbed, jnp.zeros_like(mass), high)

@@ -181,7 +181,7 @@ def sending(faults: Sequence[Fault], deadline: Deadline) -> Sending | None:
                 steps = jnp.where(struck, info.steps // 2, info.steps)
                 info = info._replace(steps=steps)
             arrives &= ~struck
-        info = info._replace(finite=info.finite & trees.all_finite(delta))
+        info = info._replace(finite=info.finite & trees.bounded(delta))
         return delta, info, arrives, moved
 
     return send

@@ -7,6 +7,7 @@ from fairjax.fairness import compose, domains, groups, weights
 from fairjax.types import Cells, Cohort, Scores
 
 K, T = 5, 3
+MOST = float(np.finfo(np.float32).max)
 TIERS = np.array([0, 0, 1, 2, 1], np.int32)
 HOSPITALS = (1, 0, 2, 1, 2)
 """Group of every hospital."""
@@ -60,6 +61,18 @@ RULES = {
     "fairfed": groups.fairfed(beta=1.0),
     "capped": compose.capped(weights.term(t=9.0), 2.0),
     "waiting": compose.after(weights.term(t=2.0), 1),
+    **{
+        f"{name}_most": make(MOST)
+        for name, make in {
+            "q_ffl": lambda most: weights.q_ffl(q=most),
+            "term": lambda most: weights.term(t=most),
+            "afl": lambda most: weights.afl(rate=most),
+            "tier_term": lambda most: domains.tier_term(t=most),
+            "tier_afl": lambda most: domains.tier_afl(rate=most),
+            "tier_gap": lambda most: domains.tier_gap(rate=most),
+            "agnostic": lambda most: domains.agnostic(rate=most, domain="client"),
+        }.items()
+    },
 }
 
 

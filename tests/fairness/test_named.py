@@ -1,4 +1,7 @@
-"""Rules as a config names them: each in a round with sub-models; what is refused."""
+"""Rules as a config names them: in rounds, in every situation; what is refused."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 from configs import default
 from fairjax import checks, layout, names, round, schema, specs
 from fairjax.fairness import personal
+from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
 from fairjax.types import Federation
 from tests import fakes
@@ -30,32 +34,41 @@ def config(rule, options=None, **fields):
     return c
 
 
-def after(rule, data, denominator="cover"):
-    """The plain model after two rounds of HeteroFL in three tiers, and reports."""
-    model = fakes.small_mlp(hidden=(8,))
+def stepping(rule, data, denominator="cover", model=None):
+    """(first state, (state, data, cohort) -> ..) of HeteroFL in three tiers."""
+    model = model or fakes.small_mlp(hidden=(8,))
     method = heterofl(model.axes, (0.5, 0.5, 1.0), scaler=False, masked_loss=False)
     method = personal.keep(method, rule)
     groups = {"attribute": 0, "groups": 2} if "loss" in rule.needs else {}
     spec = fakes.spec(
         model, method, rule=rule, denominator=denominator, epochs=1, **groups
     )
-    state, infos = fakes.start(spec, data), []
 
     @jax.jit
-    def step(state):
-        return round.step(
-            state,
-            data,
-            fakes.cohort(),
-            spec=spec,
-            layout=layout.vmapped(),
-            validation=data,
-        )
+    def step(state, data, cohort):
+        laid = layout.vmapped()
+        return round.step(state, data, cohort, spec=spec, layout=laid, validation=data)
 
+    return fakes.start(spec, data), step
+
+
+def after(rule, data, denominator="cover"):
+    """The plain model after two rounds, and reports."""
+    return twice(stepping(rule, data, denominator), data)
+
+
+def twice(started, data):
+    (state, step), infos = started, []
     for _ in range(2):
-        state, info = step(state)
+        state, info = step(state, data, fakes.cohort())
         infos.append(info)
     return state.params, infos
+
+
+@functools.cache
+def named(name):
+    """`stepping` by a rule's name, compiled once for all who ask for it."""
+    return stepping(names.rule(config(name), GROUPS), DATA)
 
 
 def federation():
@@ -75,12 +88,11 @@ FEDAVG = after(names.rule(config("size")), DATA)[0]
 
 @pytest.mark.parametrize("name", names.RULES)
 def test_every_rule_trains_beside_sub_models(name):
-    rule = names.rule(config(name), GROUPS)
     if name == "fedbn":
         with pytest.raises(checks.InputError, match="leaves that it keeps"):
-            after(rule, DATA)
+            named(name)
         return
-    params, infos = after(rule, DATA)
+    params, infos = twice(named(name), DATA)
     for info in infos:
         np.testing.assert_allclose(info.weights.sum(), 1, rtol=1e-4)
         assert np.all(np.asarray(info.weights) >= 0)
@@ -226,3 +238,109 @@ def test_data_without_an_attribute_are_refused():
         checks.InputError, match=r"^fairness\.rule: .*two values.*fairfed"
     ):
         specs.build(config("fairfed"))
+
+
+# -------------------------------------------------------------------------- situations
+
+OWNER = np.repeat(np.arange(4), fakes.COUNTS)
+
+
+def changed(**leaves):
+    """The federation with other leaves, of the same shapes."""
+    return dataclasses.replace(DATA, **leaves)
+
+
+def counted(*counts):
+    return changed(count=jnp.asarray(counts, jnp.int32))
+
+
+def of_one_class():
+    """Hospital 1 has seen nothing but class 2."""
+    y = jnp.where(OWNER == 1, 2, DATA.y)
+    labels = DATA.labels.at[1].set(jnp.asarray([0, 0, 7]))
+    return changed(y=y, labels=labels)
+
+
+EVERYBODY, NOBODY = fakes.cohort(), fakes.cohort(valid=4 * [False])
+SITUATIONS = {
+    "usual": (DATA, EVERYBODY),
+    "padded slots alone": (DATA, NOBODY),
+    "one client": (DATA, fakes.cohort(valid=[False, False, True, False])),
+    "one record each": (counted(1, 1, 1, 1), EVERYBODY),
+    "one record at one": (counted(10, 7, 23, 1), EVERYBODY),
+    "no records at one": (counted(10, 0, 23, 5), EVERYBODY),
+    "no records at all": (counted(0, 0, 0, 0), EVERYBODY),
+    "one class at one": (of_one_class(), EVERYBODY),
+    "one tier": (DATA, fakes.cohort(tiers=(1, 1, 1, 1))),
+    "a tier without a client": (DATA, fakes.cohort(valid=[True, True, False, True])),
+    "constant features": (changed(x=jnp.ones_like(DATA.x)), EVERYBODY),
+    "features of zero": (changed(x=jnp.zeros_like(DATA.x)), EVERYBODY),
+    "losses that are huge": (changed(x=1e9 * DATA.x), EVERYBODY),
+    "changes that are long": (changed(x=1e18 * DATA.x), EVERYBODY),
+    "losses whose sums overflow": (changed(x=3e37 * DATA.x), EVERYBODY),
+    "losses that overflow": (changed(x=1e38 * jnp.sign(DATA.x)), EVERYBODY),
+    "one client of no number": (
+        changed(x=jnp.where(OWNER[:, None] == 2, jnp.nan, DATA.x)),
+        EVERYBODY,
+    ),
+    "no number anywhere": (changed(x=jnp.full_like(DATA.x, jnp.nan)), EVERYBODY),
+    "no patient group known": (changed(group=jnp.full_like(DATA.group, -1)), EVERYBODY),
+}
+"""(records, cohort): all of the same shapes, so that a rule is compiled once."""
+MODERATE = {"usual", "one client", "one record each", "one tier", "one class at one"}
+"""Where a round must move the model."""
+
+
+def started(name):
+    if name != "fedbn":
+        return named(name)
+    model = resmlp(classes=3, width=4, hidden=4, depth=1, norm="layer")
+    return stepping(names.rule(config(name)), DATA, model=model)
+
+
+@pytest.mark.parametrize("name", names.RULES)
+def test_a_rule_comes_through_every_situation(name):
+    first, step = started(name)
+    for situation, (data, cohort) in SITUATIONS.items():
+        before = first
+        for _ in range(2):
+            state, info = step(before, data, cohort)
+            plain = jax.device_get(dataclasses.replace(state, key=None))
+            loss, weights, valid, coverage, *_ = jax.device_get(info)
+            for leaf in jax.tree.leaves(plain):
+                assert np.all(np.isfinite(leaf)), situation
+            total = weights.sum()
+            assert total == 0 or abs(total - 1) < 1e-4, situation
+            assert np.all(weights >= 0), situation
+            assert np.all(weights[~valid] == 0), situation
+            assert np.isfinite(loss), situation
+            same = fakes.equal(plain.params, jax.device_get(before.params))
+            if total == 0:
+                assert same, situation
+                assert loss == coverage == 0, situation
+            elif situation in MODERATE:
+                assert not same, situation
+            before = state
+    assert step._cache_size() == 1
+
+
+def test_in_these_situations_nobody_counts_or_somebody_does():
+    """The situations are what they are called."""
+    first, step = started("size")
+    valid = {
+        situation: step(first, data, cohort)[1].valid.tolist()
+        for situation, (data, cohort) in SITUATIONS.items()
+    }
+    nobody = [situation for situation, each in valid.items() if not any(each)]
+    assert nobody == [
+        "padded slots alone",
+        "no records at all",
+        "changes that are long",
+        "losses whose sums overflow",
+        "losses that overflow",
+        "no number anywhere",
+    ]
+    assert valid["one client of no number"] == [True, True, False, True]
+    assert valid["no records at one"] == [True, False, True, True]
+    assert valid["losses that are huge"] == [False, True, False, True]
+    assert valid["one record each"] == valid["features of zero"] == 4 * [True]

@@ -114,6 +114,17 @@ def test_weights_are_finite_at_extreme_losses(rule, dtype):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
+def test_what_is_carried_is_finite_at_the_largest_losses(rule):
+    """Also where two losses that are finite have a sum that is not."""
+    made, state = RULES[rule], RULES[rule].init({}, jnp.full(K, 3), T)
+    for loss in ([3e38, 3e38, 1.0, 0.0, 3e38], [0.0] * 5, [3e38] * 5):
+        given = scores(np.full(K, 3), jnp.asarray(loss, jnp.float32) / 3)
+        got, state = made.weigh(state, cohort(), given)
+        np.testing.assert_allclose(got.sum(), 1, rtol=1e-4)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
 def test_one_client_has_all_the_weight(rule):
     for who in range(K):
         alone = np.arange(K) == who
