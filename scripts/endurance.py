@@ -7,7 +7,7 @@ after every fifth. Processes of it get SIGKILL in a step, an evaluation, a write
 or a save, in turn, after a drawn number of rounds; the last one ends the run, which is
 compared with one that nothing happened to. The other's memory, threads and open files
 are counted every hundred rounds. Writes results/endurance.json and the page beside it.
-Ten minutes on 2 CPU cores.
+Ten to twenty minutes on 2 CPU cores.
 """
 
 import collections
