@@ -6,6 +6,7 @@ The step that `train` compiles, of one run, beside the step of eight that differ
 their seeds, both for as many rounds; and what compiling either takes.
 """
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -64,6 +65,11 @@ def config_of(case: str, seed: int) -> Any:
     return config
 
 
+def peak_mb() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def seconds_of(step: Callable[[Any], Any], state: Any) -> list[float]:
     """CPU seconds of a round, turn by turn, after one that is not kept."""
     taken = []
@@ -106,6 +112,8 @@ def measure() -> list[dict[str, Any]]:
                 "median_s": statistics.median(all_of_them),
                 "min_s": min(all_of_them),
                 "max_s": max(all_of_them),
+                "cpu_s_per_round": statistics.median(all_of_them),
+                "peak_rss_mb": peak_mb(),
                 "compile_alone_s": compile_one,
                 "compile_s": compile_all,
             }

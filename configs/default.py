@@ -385,12 +385,12 @@ def get_config() -> ConfigDict:
 
 
 def preset(config: ConfigDict, name: str, **presets: dict) -> ConfigDict:
-    """The config with a named set of changes, {field: value}; "" changes nothing.
+    """The config with named sets of changes, {field: value}; "" changes nothing.
 
-    Every config has "smoke": two rounds, both evaluated.
+    "a+b" is a, and then b. Every config has "smoke": two rounds, both evaluated.
     """
     presets = {"smoke": {"rounds": 2, "eval_every": 1}, **presets}
-    if name:
-        checks.one_of("preset of --config", name, presets)
-        config.update_from_flattened_dict(presets[name])
+    for part in name.split("+") if name else ():
+        checks.one_of("preset of --config", part, presets)
+        config.update_from_flattened_dict(presets[part])
     return config
