@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
 
     c.data = ConfigDict()
     # breast_cancer, heart_disease, heart_disease/flamby, diabetes130, digits, mixtures,
-    # pbc_blood28, npz or csv
+    # pbc_blood28; bloodmnist, breastmnist, dermamnist, organamnist, pathmnist,
+    # pneumoniamnist, covid_radiography, all 28 x 28, or with /224; cifar10, cifar100;
+    # npz or csv
     c.data.name = "breast_cancer"
     c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv

@@ -81,6 +81,8 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 1
+    if isinstance(error, MemoryError):
+        return f"this machine has not enough memory: {error}", 1
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     first = str(error).partition("\n")[0]

@@ -356,6 +356,11 @@ ENDS = {
         "execution.chunk, execution.dtype=bfloat16 and execution.form=sliced take less "
         "(RESOURCE_EXHAUSTED: ",
     ),
+    "more than the host has": (
+        raised(MemoryError("Unable to allocate 64.0 GiB")),
+        1,
+        "this machine has not enough memory: Unable to allocate 64.0 GiB",
+    ),
     "a stop after a round": (
         raised(Stopped("stopped after round 3")),
         75,

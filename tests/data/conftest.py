@@ -1,5 +1,6 @@
 """TFDS works where tests may write, never in the user's home."""
 
+import socket
 import tempfile
 
 import pytest
@@ -19,3 +20,14 @@ def prepared_in(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return folder
+
+
+@pytest.fixture
+def offline(prepared_in, monkeypatch):
+    """No network, no data folder, nothing prepared."""
+
+    def fail(*_, **__):
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    monkeypatch.delenv("FAIRJAX_DATA_DIR", raising=False)

@@ -42,15 +42,7 @@ SOURCES = ["generated", "official"] if OFFICIAL.is_dir() else ["generated"]
 BLOOD = DATA_DIR / "pbc_blood28.npz"
 
 
-@pytest.fixture(autouse=True)
-def offline(prepared_in, monkeypatch):
-    """No network, no data folder, nothing prepared."""
-
-    def fail(*_, **__):
-        raise OSError("the network is down")
-
-    monkeypatch.setattr(socket, "create_connection", fail)
-    monkeypatch.delenv("FAIRJAX_DATA_DIR", raising=False)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def generated_file(name: str) -> str:

@@ -38,15 +38,7 @@ GONE = (11, 13, 14, 19, 20, 21)
 ROWS = 400
 
 
-@pytest.fixture(autouse=True)
-def offline(prepared_in, monkeypatch):
-    """No network, no data folder, nothing prepared."""
-
-    def fail(*_, **__):
-        raise OSError("the network is down")
-
-    monkeypatch.setattr(socket, "create_connection", fail)
-    monkeypatch.delenv("FAIRJAX_DATA_DIR", raising=False)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def encounters() -> dict[str, np.ndarray]:

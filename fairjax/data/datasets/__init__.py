@@ -10,6 +10,19 @@ from fairjax import checks
 from fairjax.data.datasets import files
 from fairjax.data.table import Table
 
+MEDMNIST = (
+    "bloodmnist",
+    "breastmnist",
+    "dermamnist",
+    "organamnist",
+    "pathmnist",
+    "pneumoniamnist",
+)
+PICTURES = (*MEDMNIST, "covid_radiography")
+"""Those that are there at 28 x 28, and at 224 x 224 as "NAME/224"."""
+CIFAR = ("cifar10", "cifar100")
+OWN = ("npz", "csv")
+"""Files of the user's."""
 DATASETS = (
     "breast_cancer",
     "heart_disease",
@@ -18,8 +31,10 @@ DATASETS = (
     "digits",
     "mixtures",
     "pbc_blood28",
-    "npz",
-    "csv",
+    *PICTURES,
+    *(f"{name}/224" for name in PICTURES),
+    *CIFAR,
+    *OWN,
 )
 
 
@@ -73,6 +88,18 @@ def load(
         from fairjax.data.datasets import pbc_blood28
 
         return pbc_blood28.load(data_dir)
+    if name.partition("/")[0] in MEDMNIST:
+        from fairjax.data.datasets import medmnist
+
+        return medmnist.load(name, data_dir)
+    if name.startswith("covid_radiography"):
+        from fairjax.data.datasets import covid_radiography
+
+        return covid_radiography.load(name, data_dir)
+    if name in CIFAR:
+        from fairjax.data.datasets import cifar
+
+        return cifar.load(name, data_dir)
     from fairjax.data.datasets import heart_disease
 
     return heart_disease.load(name.partition("/")[2] or "all", data_dir)

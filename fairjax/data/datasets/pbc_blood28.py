@@ -69,10 +69,7 @@ class PbcBlood28(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(self._path, split) for split in SPLITS}
 
     def _generate_examples(self, path, split):
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        for i, (image, label) in enumerate(zip(images, labels[:, 0], strict=True)):
-            yield i, {"x": image, "label": int(label)}
+        return prepared.pictures(path, split)
 
 
 def _missing(where: str) -> NoReturn:
@@ -98,16 +95,9 @@ def _path(data_dir: str | None) -> pathlib.Path | None:
 def load(data_dir: str | None) -> Table:
     """The whole set; it names no client and fixes its splits."""
     builder = PbcBlood28(path=_path(data_dir), file_format=prepared.FILE_FORMAT)
-    builder = prepared.prepare(builder)
-    parts = {split: prepared.read(builder, split) for split in SPLITS}
     return Table(
         name="pbc_blood28",
-        x=np.concatenate([part["x"] for part in parts.values()]),
-        y=np.concatenate([part["label"] for part in parts.values()]).astype(np.int32),
-        split=np.repeat(
-            np.array(list(SPLITS.values()), np.int8),
-            [len(part["label"]) for part in parts.values()],
-        ),
+        **prepared.fixed_splits(prepared.prepare(builder)),
         classes=CLASSES,
         source=SOURCE,
         scale=255.0,

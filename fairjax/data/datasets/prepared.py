@@ -6,12 +6,14 @@ import io
 import os
 import pathlib
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from fairjax import checks
+from fairjax.data.table import SPLITS
 
 FILE_FORMAT = "array_record"
 """The one format that TFDS 4.9 writes and reads whole without TensorFlow."""
@@ -34,6 +36,27 @@ def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
     if not os.path.isdir(root) or not os.access(root, os.R_OK | os.X_OK):
         checks.fail(field, "a folder that can be read", data_dir)
     return field, root
+
+
+def find(data_dir: str | None, *places: str) -> pathlib.Path | None:
+    """The first place that there is, of a file or folder; None: it is to be downloaded.
+
+    Args:
+        data_dir: as for `folder`.
+        places: below it, as paths.
+
+    Raises:
+        InputError: there is none in the folder that the config names.
+    """
+    field, root = folder(data_dir)
+    if root is None:
+        return None
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    if data_dir:
+        checks.fail(f"{field} {root}", " or ".join(places), "none")
+    return None
 
 
 def verify(file: Any, where: str, algorithm: str, digest: str) -> None:
@@ -81,6 +104,31 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]
     source = as_data_source(split=split)
     records: list[dict[str, Any]] = source.__getitems__(range(len(source)))
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
+
+
+def pictures(path: pathlib.Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Examples of a split of an npz of `{split}_images` and `{split}_labels` [n, 1].
+
+    The file is one that `verify` has passed. Grey images get a channel.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    if images.ndim == 3:
+        images = images[..., None]
+    for i, (image, label) in enumerate(zip(images, labels[:, 0], strict=True)):
+        yield i, {"x": image, "label": int(label)}
+
+
+def fixed_splits(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """`x`, `y` and `split` of a `Table` of a prepared data set, split after split."""
+    names = [name for name in SPLITS if name in builder.info.splits]
+    parts = [read(builder, name) for name in names]
+    rows = [len(part["label"]) for part in parts]
+    return {
+        "x": np.concatenate([part["x"] for part in parts]),
+        "y": np.concatenate([part["label"] for part in parts]).astype(np.int32),
+        "split": np.repeat([SPLITS[name] for name in names], rows).astype(np.int8),
+    }
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

@@ -1,0 +1,89 @@
+"""CIFAR: the binary archives, their order of bytes, and which are refused."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from fairjax import checks
+from fairjax.data import datasets
+from fairjax.data.datasets import cifar
+from fairjax.data.table import TEST, TRAIN
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+EACH = 3
+"""Pictures of a file."""
+
+
+@pytest.fixture(params=CLASSES)
+def archive(request, tmp_path, monkeypatch):
+    """(name, archive, pictures, labels): few random ones in the official layout."""
+    name, rng = request.param, np.random.default_rng(0)
+    known = cifar.ARCHIVES[name]
+    parts = [part for parts in known.parts.values() for part in parts]
+    pictures = rng.integers(0, 256, (len(parts), EACH, 3, 32, 32), np.uint8)
+    labels = rng.integers(0, CLASSES[name], (len(parts), EACH, 1), np.uint8)
+    coarse = rng.integers(0, 20, (len(parts), EACH, known.labels - 1), np.uint8)
+    rows = [coarse, labels, pictures.reshape(len(parts), EACH, -1)]
+    contents = [row.tobytes() for row in np.concatenate(rows, axis=2)]
+    named = "".join(f"class {i}\n" for i in range(CLASSES[name])) + "\n"
+    members = {known.names: named.encode()} | dict(zip(parts, contents, strict=True))
+    path = tmp_path / known.file
+    with tarfile.open(path, "w:gz") as file:
+        for member, content in members.items():
+            info = tarfile.TarInfo(f"{known.folder}/{member}")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(cifar.ARCHIVES, name, known._replace(sha256=sha256))
+    seen = pictures.transpose(0, 1, 3, 4, 2).reshape(-1, 32, 32, 3)
+    return name, path, seen, labels.ravel()
+
+
+def test_pictures_and_fine_labels_are_read_in_order(archive):
+    name, path, pictures, labels = archive
+    table = datasets.load(name, data_dir=str(path.parent))
+    np.testing.assert_array_equal(table.x, pictures)
+    np.testing.assert_array_equal(table.y, labels)
+    trained = len(labels) - EACH
+    assert table.split.tolist() == trained * [TRAIN] + EACH * [TEST]
+    assert table.classes == tuple(f"class {i}" for i in range(CLASSES[name]))
+    assert table.client is None
+    # Prepared once, names of classes are known without the archive.
+    path.unlink()
+    again = datasets.load(name)
+    assert again.classes == table.classes
+    np.testing.assert_array_equal(again.x, table.x)
+
+
+def test_an_altered_archive_is_refused_and_nothing_is_kept(archive):
+    name, path, _, labels = archive
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(checks.InputError, match="the official file, sha256") as e:
+        datasets.load(name, data_dir=str(path.parent))
+    assert str(e.value).startswith(f"data.data_dir {path}: ")
+    path.write_bytes(content)
+    assert len(datasets.load(name, data_dir=str(path.parent)).y) == len(labels)
+
+
+def test_neither_archive_nor_network_is_one_line(tmp_path):
+    with pytest.raises(checks.InputError) as e:
+        datasets.load("cifar10")
+    for word in ("data.data_dir", "cifar-10-binary.tar.gz", "www.cs.toronto.edu"):
+        assert word in str(e.value)
+    with pytest.raises(checks.InputError, match=r"expected cifar-100-binary\.tar\.gz"):
+        datasets.load("cifar100", data_dir=str(tmp_path))
+
+
+def test_downloads_have_the_checksums_that_are_verified():
+    path = cifar.__file__.replace("cifar.py", "checksums.tsv")
+    with open(path) as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    known = {url: sha256 for url, _, sha256, _ in rows}
+    for archive in cifar.ARCHIVES.values():
+        assert known[cifar.URL + archive.file] == archive.sha256
