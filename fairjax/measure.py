@@ -268,7 +268,7 @@ def withstands(run: specs.Run, start: RunState, state: RunState) -> dict[str, An
     return {
         "fold": asked["fold"],
         "norm_bound": asked["norm_bound"],
-        "rings": [ring._asdict() for ring in rings],
+        "rings": [ring._asdict() | {"tiers": list(ring.tiers)} for ring in rings],
         "faults": [
             {"name": fault.name, "hospitals": int(fault.hospitals.sum())}
             | {"rate": fault.rate, "strength": fault.strength}
