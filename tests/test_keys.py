@@ -54,6 +54,7 @@ def test_roles_are_pinned():
         "RELEASE": 4,
         "EVALUATE": 5,
         "ATTACK": 6,
+        "FAULT": 7,
     }
 
 
