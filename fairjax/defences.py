@@ -8,9 +8,6 @@ secure sum, which shows nobody any of them, or a rule's weights in a fold withou
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Bool
-
 from fairjax import checks, client
 from fairjax.fairness import compose, simplex
 from fairjax.robust import faults as injected
@@ -230,8 +227,3 @@ def faults(c: Any, clients: int, seed: int) -> list[Fault]:
 def deadline(c: Any) -> Deadline:
     """Of the stragglers among them."""
     return Deadline(**c.robust.deadline)
-
-
-def struck(found: Sequence[Fault], clients: int) -> Bool[np.ndarray, "N"]:
-    """The hospitals that any fault may strike."""
-    return np.any([np.zeros(clients, bool), *(f.hospitals for f in found)], axis=0)

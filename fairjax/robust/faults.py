@@ -27,7 +27,7 @@ from fairjax.types import Cohort, Federation, Masks, Member, Params, Rule, Score
 
 UPLOADS = ("nan", "inf", "sign_flip", "scaling", "gaussian", "free_rider")
 """What is sent in place of a change d, with a strength s: NaN or infinity everywhere;
--s d; s d; noise of norm s |d|; nothing, from a client that keeps its state as well."""
+-s d; s d; noise of norm s |d|; nothing."""
 ABSENCES = ("drop_before", "drop_during", "drop_after", "straggler")
 """Whose change does not arrive: of a client that does not come, that stops half way,
 that is done and whose state has moved on, and that is later than the deadline."""
@@ -111,7 +111,7 @@ Sending = Callable[
 is told of it, whether it arrives, whether the client's own state moves)."""
 
 
-def _nowhere(value: float) -> Callable[..., Params]:
+def _everywhere(value: float) -> Callable[..., Params]:
     def send(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
         return jax.tree.map(
             lambda d, m: jnp.where(m > 0, jnp.asarray(value, d.dtype), d), delta, cover
@@ -135,8 +135,8 @@ def _noise(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
 
 
 _SENT: Mapping[str, Callable[[Array, Params, Masks, float], Params]] = {
-    "nan": _nowhere(jnp.nan),
-    "inf": _nowhere(jnp.inf),
+    "nan": _everywhere(jnp.nan),
+    "inf": _everywhere(jnp.inf),
     "sign_flip": _times(-1),
     "scaling": _times(1),
     "gaussian": _noise,
