@@ -48,9 +48,9 @@ class Family(NamedTuple):
     model: Callable[[Any, Model], Model] = lambda c, model: model
     """(config, model) -> the network that travels (LoRA adds its factors)."""
     blocks: bool = False
-    """Needs a list of residual blocks."""
+    """Needs a list of residual blocks that are alike."""
     exits: bool = False
-    """Needs a head after every stage of them."""
+    """Needs a head after every stage."""
     steps: bool = False
     """Needs a learnable step size in every block."""
     branches: bool = False
@@ -67,8 +67,10 @@ def _model(
         options.pop("moments", None)
         if name in CONVOLUTIONAL:
             options["lowering"] = lowering(c)
+        if name in EXITED:
+            options["exits"] = family.exits
         if name in RESIDUAL:
-            options |= {"exits": family.exits, "steps": family.steps}
+            options["steps"] = family.steps
         return build(classes=classes, **options)
 
     return make
@@ -84,7 +86,9 @@ def lowering(c: Any) -> str:
 
 CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")
 RESIDUAL = ("resmlp", "resnet", "vit")
-"""Models of residual blocks, which may have exits and step sizes."""
+"""Models of residual blocks, any of which may be dropped and have a step size."""
+EXITED = (*RESIDUAL, "cnn")
+"""Models that may have exits, of which a prefix can be kept."""
 FOR_TABLES = ("mlp", "resmlp")
 """Models that take rows of numbers; the others take images alone."""
 
@@ -152,7 +156,7 @@ METHODS: dict[str, Family] = {
         lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
     ),
     "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
-    "depthfl": _by_budget("depthfl", depthfl)._replace(blocks=True, exits=True),
+    "depthfl": _by_budget("depthfl", depthfl)._replace(exits=True),
     "inclusivefl": _by_budget("inclusivefl", inclusivefl)._replace(
         blocks=True, exits=True
     ),
@@ -160,7 +164,6 @@ METHODS: dict[str, Family] = {
         lambda c, axes: scalefl(
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
         ),
-        blocks=True,
         exits=True,
     ),
     "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),

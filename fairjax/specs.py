@@ -279,9 +279,9 @@ def _model(
         checks.fail("model.name", what, c.model.name)
     if c.data.augment and splits.train.x.ndim != 4:
         checks.fail("data.augment", "() for a table", c.data.augment)
-    if family.blocks and c.model.name not in names.RESIDUAL:
-        known = ", ".join(names.RESIDUAL)
-        what = f"one of {known} for submodel.name {c.submodel.name}"
+    able = names.RESIDUAL if family.blocks else names.EXITED
+    if (family.blocks or family.exits) and c.model.name not in able:
+        what = f"one of {', '.join(able)} for submodel.name {c.submodel.name}"
         checks.fail("model.name", what, c.model.name)
     model = names.MODELS[c.model.name](c, len(splits.classes), family)
     model = adapt.computing_in(c.execution.dtype, family.model(c, model))

@@ -20,6 +20,10 @@ MODELS = {
         cnn(classes=3, channels=(6, 4), group_size=0, lowering="xla"),
         (5, 4, 4, 1),
     ),
+    "cnn with exits": (
+        cnn(classes=3, channels=(4, 8), group_size=2, exits=True, lowering="xla"),
+        (5, 4, 4, 1),
+    ),
     "lenet": (
         lenet(classes=3, channels=(4, 6), hidden=(8, 5), lowering="xla"),
         (5, 4, 5, 2),
@@ -39,6 +43,7 @@ HALF = {
     "mlp": {"hidden0": [1, 4, 5, 15], "hidden1": [0, 7]},
     "cnn": {"conv0": [1], "conv1": [0, 3]},
     "cnn without norm": {"conv0": [0, 2, 5], "conv1": [3]},
+    "cnn with exits": {"conv0": [1], "conv1": [0, 3]},
     "lenet": {"conv0": [0, 3], "conv1": [1, 2, 5], "hidden0": [2, 7], "hidden1": [1]},
     "two_conv": {"conv0": [1], "conv1": [0, 4], "hidden0": [2, 7]},
     "resmlp": {"stream": [1, 2, 5], "hidden0": [3], "hidden1": [0, 7]},

@@ -1,4 +1,4 @@
-"""Residual networks: dropped widths and blocks, exits, and where backward stops."""
+"""Networks of blocks: dropped widths and blocks, exits, where backward stops."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fairjax import checks, trees
-from fairjax.models import layers, residual, resmlp, resnet, vit
+from fairjax.models import cnn, layers, residual, resmlp, resnet, vit
 from fairjax.submodels import axes, cost
 from fairjax.types import Kept, Size, Units
 
@@ -29,6 +29,9 @@ small_resmlp = functools.partial(
 )
 small_vit = functools.partial(
     vit, classes=CLASSES, width=8, depth=3, heads=4, patch=2, ratio=1
+)
+small_cnn = functools.partial(
+    cnn, classes=CLASSES, channels=(4, 6, 4), group_size=0, lowering="xla"
 )
 # Name: (model, shape of x, kept blocks).
 CASES = {
@@ -54,6 +57,7 @@ CASES = {
     ),
     "vit, middle": (small_vit(steps=True), (4, 4, 1), (0, 2)),
     "vit, exits": (small_vit(exits=True), (4, 4, 1), (0, 1)),
+    "cnn, exits": (small_cnn(exits=True), (6, 6, 2), (0, 1)),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -149,7 +153,8 @@ def test_masked_is_sliced_in_width_and_depth(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resmlp, none, exits", "resnet, batch, one stage", "vit, exits"]
+    "name",
+    ["resmlp, none, exits", "resnet, batch, one stage", "vit, exits", "cnn, exits"],
 )
 def test_the_answer_is_that_of_the_deepest_exit_that_is_kept(name):
     model, params, x = drawn(name, np.float32)
@@ -211,6 +216,22 @@ def test_moments_that_are_given_replace_those_of_the_batch():
 def test_blocks_that_cannot_go_are_refused(options, blocks, message):
     with pytest.raises(checks.InputError, match=message):
         small_resnet(**options).resize(Size({}, {"blocks": blocks}))
+
+
+@pytest.mark.parametrize(
+    ("exits", "blocks"), [(False, (0, 1)), (True, (0, 2)), (True, (1, 2))]
+)
+def test_stages_of_a_plain_network_go_from_the_end_alone(exits, blocks):
+    size = Size({}, {"blocks": blocks})
+    with pytest.raises(checks.InputError, match="a prefix of the stages, and exits"):
+        small_cnn(exits=exits).resize(size)
+
+
+def test_a_plain_network_without_exits_has_no_list_of_blocks():
+    assert not small_cnn().axes.blocks
+    assert small_cnn(exits=True).axes.fixed == (1, 2)
+    with pytest.raises(checks.InputError, match="at least one stage"):
+        small_cnn(channels=())
 
 
 def test_names_and_sizes_that_do_not_fit_are_refused():

@@ -82,8 +82,11 @@ VARIANTS = (
     "fjord",
 )
 """Methods that train as another one does, on other units: not in the cover."""
-DEEP = ("partial", "depthfl", "inclusivefl", "scalefl", "nefl")
-"""Methods of residual networks alone."""
+UNFIT = {
+    "mlp": ("partial", "depthfl", "inclusivefl", "scalefl", "nefl"),
+    "cnn": ("partial", "inclusivefl", "nefl"),
+}
+"""Model -> methods that ask for more blocks than it has."""
 EXITS, STEP_SIZES = ("depthfl", "inclusivefl", "scalefl"), ("nefl",)
 
 
@@ -92,7 +95,13 @@ def _mlp(method):
 
 
 def _cnn(method):
-    return cnn(classes=fakes.CLASSES, channels=(8, 16), group_size=4, lowering="xla")
+    return cnn(
+        classes=fakes.CLASSES,
+        channels=(8, 16),
+        group_size=4,
+        exits=method in EXITS,
+        lowering="xla",
+    )
 
 
 def _deep(method):
@@ -150,7 +159,7 @@ CLIPS = {"free": None, "clipped": 0.5}
 CASES = [
     case
     for case in itertools.product(METHODS, MODELS, OPTIMIZERS, CLIPS)
-    if case[0] not in DEEP or case[1] not in ("mlp", "cnn")
+    if case[0] not in UNFIT.get(case[1], ())
 ]
 
 
