@@ -4,7 +4,7 @@
     .venv/bin/python scripts/train.py --config=configs/pbc_blood28.py --workdir=runs/blood
 
 About two minutes of one CPU core; pooled test accuracy about 0.78, balanced about 0.76.
-scripts/blood.py runs other methods and both presets' ratios on three seeds. MedMNIST's
+scripts/compare.py runs other methods and both presets' ratios on three seeds. MedMNIST's
 own file runs with --config.data.name=npz --config.data.path=bloodmnist.npz.
 """
 
