@@ -290,7 +290,7 @@ def claims_of(
         claims.append(pair(ours, rival, "worst_tier", "worst tier of "))
         claims.append(pair(ours, rival, "own", "own sub-model at the worst tier of "))
         claims.append(pair(ours, "fedavg"))
-        claims.append(pair(ours, "fedavg, adjusted"))
+        claims.append(pair(ours, "fedavg_adjusted"))
     return dict(claims)
 
 

@@ -79,7 +79,7 @@ BLOOD = {
         {"submodel.name": "fedavg", **MASKED},
         "reference",
     ),
-    "fedavg, adjusted": Entry(
+    "fedavg_adjusted": Entry(
         "FedAvg, logits adjusted by the hospital's labels",
         {"submodel.name": "fedavg", **ADJUSTED, **MASKED},
         "reference",
@@ -122,15 +122,15 @@ BLOOD = {
     ),
     "ladder": Entry("DynamicFL's branches above a ladder of widths", LADDER),
     "adjusted": Entry("widths, adjusted logits", {**WIDTHS, **ADJUSTED}, "ours"),
-    "adjusted, tiers": Entry(
+    "adjusted_tiers": Entry(
         "widths, adjusted logits, tiers weighed by loss",
         {**WIDTHS, "fairness.rule": "tier_term+logit_adjust"},
         "ours",
     ),
-    "adjusted, branches": Entry(
+    "adjusted_branches": Entry(
         "branches above widths, adjusted logits", {**LADDER, **ADJUSTED}, "ours"
     ),
-    "adjusted, Adam": Entry(
+    "adjusted_adam": Entry(
         "widths, adjusted logits, Adam at the server",
         {**WIDTHS, **ADJUSTED, **ADAM},
         "ours",
