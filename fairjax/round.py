@@ -122,8 +122,9 @@ def init(
         params: the plain model to start from; None draws one.
     """
     model, method = spec.local.model, spec.local.method
+    # Jitted, since no parameter depends on the forward pass that draws them.
     start = (
-        model.init(keys.at(key, Role.INIT), jnp.asarray(x))
+        jax.jit(model.init)(keys.at(key, Role.INIT), jnp.asarray(x))
         if params is None
         else params
     )

@@ -7,7 +7,7 @@ than what HeteroFL gives it there. References are not held to that.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from configs import pbc_blood28
+from configs import diabetes130, heart_disease, pbc_blood28
 
 Role = Literal["reference", "published", "ours"]
 
@@ -43,11 +43,7 @@ class Contest(NamedTuple):
 MASKED = {"execution.form": "masked"}
 """Slices save nothing where all train the whole model, and less than branches in three
 programs take to compile."""
-BRANCHES = {"tiers.branches": (0, 1, 2), **MASKED}
-WIDTHS = {
-    "submodel.name": "heterofl",
-    "submodel.heterofl.masked_loss": False,
-}
+WIDTHS = {"submodel.name": "heterofl", "submodel.heterofl.masked_loss": False}
 """HeteroFL's sub-models under the whole loss, which an objective can then adjust."""
 LADDER = {
     "submodel.name": "ladder",
@@ -58,92 +54,139 @@ LADDER = {
 ADJUSTED = {"fairness.rule": "logit_adjust"}
 ADAM = {"server.optimizer": "adam", "server.learning_rate": 0.01}
 
-BLOOD = {
-    "central": Entry(
-        "one hospital with all records",
-        {
-            "submodel.name": "fedavg",
-            "data.partition.name": "iid",
-            "data.partition.num_clients": 1,
-            "tiers.budget": (1.0,),
-            "tiers.share": (1.0,),
-            "cohort": 1,
-            # As many as the nine hospitals of a round make together.
-            "local.steps": 9 * 12,
-            **MASKED,
-        },
-        "reference",
-    ),
-    "fedavg": Entry(
-        "FedAvg: every hospital the whole model",
-        {"submodel.name": "fedavg", **MASKED},
-        "reference",
-    ),
-    "fedavg_adjusted": Entry(
-        "FedAvg, logits adjusted by the hospital's labels",
-        {"submodel.name": "fedavg", **ADJUSTED, **MASKED},
-        "reference",
-    ),
-    "dynamicfl": Entry(
-        "DynamicFL: the whole model, 0, 1 and 2 branches beside it",
-        {"submodel.name": "dynamicfl", **BRANCHES},
-        "reference",
-    ),
-    "matched": Entry(
-        "the same learning rates without branches",
-        {
-            "submodel.name": "dynamicfl",
-            "submodel.dynamicfl.branch_form": "matched",
-            **BRANCHES,
-        },
-        "reference",
-    ),
-    "smallest": Entry(
-        "FedAvg: every hospital the smallest model",
-        {"submodel.name": "fedavg", "model.cnn.channels": (8, 8, 16), **MASKED},
-    ),
-    "exclusive": Entry(
-        "FedAvg: the richest tier alone",
-        {
-            "submodel.name": "fedavg",
-            "submodel.fedavg.mode": "exclusive",
-            "submodel.fedavg.tier": 2,
-            **MASKED,
-        },
-    ),
-    "heterofl": Entry("HeteroFL", {"submodel.name": "heterofl"}),
-    "fjord": Entry("FjORD", {"submodel.name": "fjord"}),
-    "fedrolex": Entry("FedRolex", {"submodel.name": "fedrolex"}),
-    "depthfl": Entry("DepthFL", {"submodel.name": "depthfl"}),
-    "fiarse": Entry(
-        "FIARSE",
-        # Of the kernels; biases and norms are whole.
-        {"submodel.name": "fiarse", "tiers.budget": (0.0809, 0.2565, 1.0), **MASKED},
-    ),
-    "ladder": Entry("DynamicFL's branches above a ladder of widths", LADDER),
-    "adjusted": Entry("widths, adjusted logits", {**WIDTHS, **ADJUSTED}, "ours"),
-    "adjusted_tiers": Entry(
-        "widths, adjusted logits, tiers weighed by loss",
-        {**WIDTHS, "fairness.rule": "tier_term+logit_adjust"},
-        "ours",
-    ),
-    "adjusted_branches": Entry(
-        "branches above widths, adjusted logits", {**LADDER, **ADJUSTED}, "ours"
-    ),
-    "adjusted_adam": Entry(
-        "widths, adjusted logits, Adam at the server",
-        {**WIDTHS, **ADJUSTED, **ADAM},
-        "ours",
-    ),
-}
 
-CONTESTS = {
-    "blood": Contest(
+def entries(
+    *, smallest: Mapping[str, Any], stages: tuple[int, ...], shares: tuple[float, ...]
+) -> dict[str, Entry]:
+    """The methods on three tiers.
+
+    Args:
+        smallest: what makes the plain model as large as HeteroFL's smallest.
+        stages: exits that DepthFL's tiers keep.
+        shares: FIARSE's budgets.
+    """
+    dynamicfl = {"submodel.name": "dynamicfl", "tiers.branches": (0, 1, 2), **MASKED}
+    fedavg = {"submodel.name": "fedavg", **MASKED}
+    matched = {**dynamicfl, "submodel.dynamicfl.branch_form": "matched"}
+    exclusive = {"submodel.fedavg.mode": "exclusive", "submodel.fedavg.tier": 2}
+    central = {
+        "data.partition.name": "iid",
+        "data.partition.num_clients": 1,
+        "tiers.budget": (1.0,),
+        "tiers.share": (1.0,),
+        "cohort": 1,
+    }
+    reference = {
+        "central": Entry("one hospital with all records", {**fedavg, **central}),
+        "fedavg": Entry("FedAvg: every hospital the whole model", fedavg),
+        "fedavg_adjusted": Entry(
+            "FedAvg, logits adjusted by the hospital's labels", {**fedavg, **ADJUSTED}
+        ),
+        "dynamicfl": Entry(
+            "DynamicFL: the whole model, 0, 1 and 2 branches beside it", dynamicfl
+        ),
+        "matched": Entry("the same learning rates without branches", matched),
+    }
+    published = {
+        "smallest": Entry(
+            "FedAvg: every hospital the smallest model", {**fedavg, **smallest}
+        ),
+        "exclusive": Entry("FedAvg: the richest tier alone", {**fedavg, **exclusive}),
+        "heterofl": Entry("HeteroFL", {"submodel.name": "heterofl"}),
+        "fjord": Entry("FjORD", {"submodel.name": "fjord"}),
+        "fedrolex": Entry("FedRolex", {"submodel.name": "fedrolex"}),
+        "depthfl": Entry(
+            "DepthFL",
+            {"submodel.name": "depthfl", "submodel.depthfl.stages": stages},
+        ),
+        "fiarse": Entry(
+            "FIARSE", {"submodel.name": "fiarse", "tiers.budget": shares, **MASKED}
+        ),
+        "ladder": Entry("DynamicFL's branches above a ladder of widths", LADDER),
+    }
+    ours = {
+        "adjusted": Entry("widths, adjusted logits", {**WIDTHS, **ADJUSTED}),
+        "adjusted_tiers": Entry(
+            "widths, adjusted logits, tiers weighed by loss",
+            {**WIDTHS, "fairness.rule": "tier_term+logit_adjust"},
+        ),
+        "adjusted_branches": Entry(
+            "branches above widths, adjusted logits", {**LADDER, **ADJUSTED}
+        ),
+        "adjusted_adam": Entry(
+            "widths, adjusted logits, Adam at the server",
+            {**WIDTHS, **ADJUSTED, **ADAM},
+        ),
+    }
+    roles: dict[Role, dict[str, Entry]] = {
+        "reference": reference,
+        "published": published,
+        "ours": ours,
+    }
+    return {
+        name: entry._replace(role=role)
+        for role, some in roles.items()
+        for name, entry in some.items()
+    }
+
+
+def blood() -> Contest:
+    """Pictures, 30 hospitals of which 9 are in a round, labels skewed."""
+    methods = entries(
+        smallest={"model.cnn.channels": (8, 8, 16)},
+        stages=(1, 2, 3),
+        # Of the kernels; biases and norms are whole.
+        shares=(0.0809, 0.2565, 1.0),
+    )
+    # As many steps as the nine hospitals of a round make together.
+    alone = methods["central"]
+    methods["central"] = alone._replace(fields={**alone.fields, "local.steps": 9 * 12})
+    return Contest(
         "Blood cells at 30 hospitals",
         pbc_blood28.get_config,
         "balanced_accuracy",
         {"7:2:1": (7.0, 2.0, 1.0), "4:3:3": (4.0, 3.0, 3.0)},
-        BLOOD,
+        methods,
         rates=(0.03, 0.1, 0.3),
+    )
+
+
+def tabular(title: str, config: Any, shares: tuple[float, ...]) -> Contest:
+    """Records of a table, all hospitals in every round, on a residual network.
+
+    Its width tiers have a third and more than a half of the parameters: what one and
+    two of four blocks have at least.
+    """
+
+    def resmlp() -> Any:
+        c = config.get_config()
+        c.eval_every = 5
+        c.model.name = "resmlp"
+        c.model.resmlp.width, c.model.resmlp.hidden = 32, 64
+        c.model.resmlp.norm = "none"
+        c.submodel.heterofl.scaler = True
+        c.tiers.budget = (0.55, 0.75, 1.0)
+        return c
+
+    methods = entries(
+        smallest={"model.resmlp.width": 18, "model.resmlp.hidden": 36},
+        stages=(1, 2, 4),
+        shares=shares,
+    )
+    return Contest(
+        title,
+        resmlp,
+        "auroc",
+        {"2:1:1": (2.0, 1.0, 1.0)},
+        methods,
+        rates=(0.01, 0.03, 0.1),
+    )
+
+
+CONTESTS = {
+    "blood": blood(),
+    "heart": tabular("Heart disease at 4 hospitals", heart_disease, (0.31, 0.57, 1.0)),
+    "diabetes": tabular(
+        "Readmission at 16 specialties", diabetes130, (0.33, 0.58, 1.0)
     ),
 }

@@ -1,43 +1,53 @@
-"""scripts/blood.py: how rates are chosen, what is averaged, judged and run again."""
+"""scripts/compare.py: what is chosen, averaged, judged, drawn and run again."""
 
 import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from configs import pbc_blood28
-from fairjax import schema
+from fairjax import schema, specs
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
-from scripts import blood
-from scripts.blood import Job
+from fairjax.train import bills, initial
+from scripts import compare
+from scripts.compare import Job
+from scripts.contests import CONTESTS
 from scripts.results import interval
 
-FIRST = next(iter(blood.RATIOS))
 QUALITY = {
+    "adjusted_tiers": 0.95,
     "dynamicfl": 0.9,
+    "adjusted": 0.85,
     "ladder": 0.8,
     "heterofl": 0.7,
     "matched": 0.6,
     "fedavg": 0.6,
+    "fedavg_adjusted": 0.6,
     "fedrolex": 0.5,
     "smallest": 0.4,
 }
-"""In which every claim holds."""
+"""In which every claim holds; the others have 0.3."""
+BLOOD = CONTESTS["blood"]
+RATIOS = list(BLOOD.ratios)
+FIRST = RATIOS[0]
 
 
-def run(job, accuracy=None, validation=None):
+def run(job, score=None, validation=None):
     """The record of a made-up run, with equal evaluations."""
-    accuracy = QUALITY[job.method] if accuracy is None else accuracy
-    row = {"accuracy": accuracy, "balanced_accuracy": accuracy}
-    row |= {name: 3 * [accuracy] for name in ("tiers", "own", "submodels")}
+    score = QUALITY.get(job.method, 0.3) if score is None else score
+    validation = score if validation is None else validation
+    tiers = len(compare.config_of(BLOOD, job).tiers.budget)
+    row = {"score": score, "accuracy": score, "validation": validation}
+    row |= {"gap": score, "std": score}
+    row |= {name: tiers * [score] for name in ("tiers", "own", "submodels")}
     return job._asdict() | {
-        "evaluations": [{"round": n, **row} for n in (40, 50, 60)],
-        "validation": validation,
-        "parameters": 3 * [7],
-        "bytes": [3_000_000, 2_000_000, 1_000_000],
-        "flops": [3 * 10**12, 2 * 10**12, 10**12],
+        "fields": compare.fields_of(BLOOD, job.method),
+        "evaluations": [{"round": n, **row} for n in (20, 40, 50, 60)],
+        "parameters": tiers * [7],
+        "bytes": [3_000_000, 2_000_000, 1_000_000][:tiers],
+        "flops": [3 * 10**12, 2 * 10**12, 10**12][:tiers],
         "seconds": 1.0,
     }
 
@@ -45,166 +55,195 @@ def run(job, accuracy=None, validation=None):
 def made_up(best=0.1, **changed):
     """All runs; the validation split prefers the rate `best`.
 
-    `changed` has another accuracy for {method_seed: ...}, at the first ratio.
+    `changed` has another score for {method_seed: ...}, at the first ratio.
     """
     runs = {}
-    for method in blood.METHODS:
-        for job in blood.tuning(method):
-            runs[job] = run(job, validation=3 * [1 - abs(job.learning_rate - best)])
-        for ratio in blood.RATIOS:
-            for seed in blood.SEEDS:
-                job = Job(method, ratio, seed, best)
-                accuracy = None
-                if ratio == FIRST:
-                    accuracy = changed.get(f"{method}_{seed}")
-                validation = runs.get(job, {}).get("validation")
-                runs[job] = run(job, accuracy, validation)
+    for method in BLOOD.entries:
+        for job in compare.tuning(BLOOD, method):
+            off = abs(job.learning_rate - best)
+            runs[job] = run(job, validation=QUALITY.get(method, 0.3) - off)
+        for ratio in RATIOS:
+            for seed in BLOOD.seeds:
+                job = compare.job_of(BLOOD, method, ratio, seed, best)
+                score = changed.get(f"{method}_{seed}") if ratio == FIRST else None
+                validation = QUALITY.get(method, 0.3)
+                runs.setdefault(job, run(job, score, validation))
+                if score is not None:
+                    runs[job] = run(job, score, validation)
     return runs
 
 
 def results(runs):
-    return blood.judged({"runs": list(runs.values())})
+    return compare.judged(BLOOD, {"runs": list(runs.values())})
 
 
 # ------------------------------------------------------------------------------ one run
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_run_averages_its_last_evaluations(monkeypatch, own):
+def test_a_run_keeps_every_evaluation_and_what_tiers_spent(monkeypatch):
     def train(config, workdir, *, log):
-        for number in range(1, 9):
+        for number in range(1, 7):
             row = {"round": number, "train/loss": 1.0}
             if number % 2 == 0:
-                for name, factor in (("accuracy", 0.1), ("balanced_accuracy", 0.05)):
-                    row[f"eval/{name}"] = factor * number
-                    for t in range(3):
-                        row[f"eval/{name}/tier_{t}"] = factor * (number + t)
-                        row[f"eval/{name}/tier_{t}/own"] = factor * (number - t)
-                        row[f"eval/{name}/submodel_{t}"] = factor * (number + 1 + t)
+                row |= {"val/auroc": 0.1 * (7 - number), "eval/accuracy": 0.1 * number}
+                row |= {"eval/accuracy/tier_gap": 0.3, "eval/accuracy/client_std": 0.2}
+                row["eval/auroc"] = 0.05 * number
+                for t in range(3):
+                    row[f"eval/auroc/tier_{t}"] = 0.05 * (number + t)
+                    row[f"eval/auroc/tier_{t}/own"] = 0.05 * (number - t)
+                    row[f"eval/auroc/submodel_{t}"] = 0.05 * (number + 1 + t)
             log(number, row)
-        costs = {"parameters": 7, "bytes_down": 4, "bytes_up": 3}
-        costs |= {"flops_train": 5, "flops_step": 2}
-        clients = (21, 6, 3)
+        spent = {
+            "bytes_down": [4, 2, 0],
+            "bytes_up": [3, 1, 0],
+            "flops_train": [5, 6, 0],
+        }
         return SimpleNamespace(
-            summary={"tiers": [{"clients": n} | costs for n in clients]}
+            summary={
+                "tiers": [{"parameters": n} for n in (1, 2, 7)],
+                "principles": {"sustainability": spent},
+            }
         )
 
-    monkeypatch.setattr(blood, "train", train)
-    config = blood.config_of("heterofl", "7:2:1", 0, 0.1)
-    made = blood.measure(config, own=own, last=2)
-    assert [row["round"] for row in made["evaluations"]] == [6, 8]
-    assert made["validation"] is None
-    shift = 1 if own else 0
-    expected = {
-        "balanced_accuracy": 0.05 * (7 + shift),
-        "last": 0.05 * (8 + shift),
-        "accuracy": 0.1 * (7 + shift),
-        "worst_tier": 0.05 * (5 if own else 7),
-        "worst_tier_own": 0.05 * 5,
-    }
-    assert blood.figures_of(made) == pytest.approx(expected)
-    # Nine clients, of which 6, 2 and 1 are of the three tiers.
-    rounds = config.rounds
-    assert made["bytes"] == [slots * rounds * 7 for slots in (6, 2, 1)]
-    step = 32 * 5 + 2
-    assert made["flops"] == [slots * rounds * 12 * step for slots in (6, 2, 1)]
+    monkeypatch.setattr(compare, "train", train)
+    config = compare.config_of(BLOOD, Job("heterofl", FIRST, 0, 0.1))
+    made = compare.measure(config, "auroc")
+    assert [row["round"] for row in made["evaluations"]] == [2, 4, 6]
+    assert (made["bytes"], made["flops"]) == ([7, 3, 0], [5, 6, 0])
+    assert made["parameters"] == [1, 2, 7]
+    contest = BLOOD._replace(last=2)
+    assert compare.validation(contest, made) == pytest.approx(0.2)
+    assert compare.figures_of(contest, made) == pytest.approx(
+        {
+            "score": 0.05 * 5,
+            "last": 0.05 * 6,
+            "selected": 0.05 * 2,
+            "accuracy": 0.1 * 5,
+            "worst_tier": 0.05 * 5,
+            "own": 0.05 * 3,
+            "gap": 0.3,
+            "std": 0.2,
+        }
+    )
 
 
 @pytest.mark.usefixtures("unfinal")
-def test_a_run_is_validated_in_the_rounds_that_are_averaged(monkeypatch):
-    """Four real rounds of four small hospitals, on a model that compiles fast."""
+def test_a_real_run_has_what_is_kept(monkeypatch):
+    """Two rounds of four small hospitals, on a model that compiles fast."""
     monkeypatch.setattr(mixtures, "RECORDS", {TRAIN: 16, TEST: 4})
-    config = blood.config_of("smallest", "7:2:1", 0, 0.1)
-    config.rounds, config.cohort, config.eval_every = 4, 2, 1
+    config = compare.config_of(BLOOD, Job("exclusive", FIRST, 0, 0.1))
+    config.rounds, config.cohort, config.eval_every = 2, 2, 1
     config.data.name = "mixtures"
     config.data.partition.num_clients = 4
     config.model.name = "mlp"
     config.model.mlp.hidden = (8,)
     config.tiers.budget, config.tiers.share = (0.5, 1.0), (1.0, 1.0)
+    config.submodel.fedavg.tier = 1
     config.local.steps = config.local.batch_size = 2
-    seen = []
-    whole = blood.evaluator
-
-    def evaluator(run, split):
-        measured = whole(run, split)
-
-        def remember(state):
-            seen.append((split, int(state.round)))
-            return measured(state)
-
-        return remember
-
-    monkeypatch.setattr(blood, "evaluator", evaluator)
-    made = blood.measure(config, own=True, validate=True)
-    assert seen == [("val", 2), ("val", 3), ("val", 4)]
-    assert len(made["validation"]) == 3
-    for row in made["evaluations"]:
-        # Only the smallest sub-model is trained, and every tier deploys it.
-        assert row["balanced_accuracy"] == row["submodels"][0] == row["submodels"][1]
-        assert row["tiers"] == row["own"]
-    assert made["parameters"][0] == made["parameters"][1]
+    made = compare.measure(config, BLOOD.score)
+    assert [row["round"] for row in made["evaluations"]] == [1, 2]
+    # The poor take no part.
+    assert made["bytes"][0] == made["flops"][0] == 0 < min(made["bytes"][1:])
+    assert compare.figures_of(BLOOD, made).keys() == set(compare.FIGURES)
 
 
-@pytest.mark.parametrize("method", blood.METHODS)
-@pytest.mark.parametrize("ratio", blood.RATIOS)
-def test_every_run_is_a_config_that_can_run(method, ratio):
-    config = blood.config_of(method, ratio, 1, 0.3)
-    schema.check(config)
-    assert (config.seed, config.local.learning_rate) == (1, 0.3)
-    assert config.submodel.name == blood.METHODS[method].fields["submodel.name"]
-    share = tuple(float(part) for part in ratio.split(":"))
-    assert config.tiers.share == share
+# -------------------------------------------------------------------------- who competes
 
 
-def test_methods_differ_from_the_config_in_the_method_alone():
-    for entry in blood.METHODS.values():
-        for field in entry.fields:
-            assert field.split(".")[0] in ("submodel", "tiers", "execution")
+@pytest.mark.parametrize("name", CONTESTS)
+def test_every_run_is_a_config_that_can_run(name):
+    contest = CONTESTS[name]
+    for method, entry in contest.entries.items():
+        for ratio, share in contest.ratios.items():
+            config = compare.config_of(contest, Job(method, ratio, 1, 0.3))
+            schema.check(config)
+            assert (config.seed, config.local.learning_rate) == (1, 0.3)
+            assert config.tiers.share == entry.fields.get("tiers.share", share)
+        assert config.rounds // config.eval_every >= contest.last
 
 
-def test_the_last_evaluations_are_in_the_config():
-    config = pbc_blood28.get_config()
-    assert config.rounds // config.eval_every >= blood.LAST
+def test_who_is_no_reference_stays_within_the_budgets_of_heterofl(tmp_path):
+    """On images of as many colours and classes, which decide how large networks are."""
+    rng, arrays = np.random.default_rng(0), {}
+    for name in ("train", "val", "test"):
+        arrays[f"{name}_images"] = rng.integers(0, 256, (640, 4, 4, 3), np.uint8)
+        arrays[f"{name}_labels"] = np.arange(640) % 8
+    np.savez(tmp_path / "cells.npz", **arrays)
+
+    def parameters(method):
+        config = compare.config_of(BLOOD, Job(method, FIRST, 0, 0.1))
+        config.data.name, config.data.path = "npz", str(tmp_path / "cells.npz")
+        run = specs.build(config)
+        return [bill["parameters"] for bill in bills(run, initial(run))]
+
+    budgets = parameters("heterofl")
+    assert budgets == [2176, 6408, 24328]
+    # The others have the same widths, or the richest tier alone.
+    for method in ("smallest", "fiarse", "depthfl"):
+        for mine, theirs in zip(parameters(method), budgets, strict=True):
+            # DepthFL's exits are what the plain network has not.
+            assert mine <= theirs + 400 * (method == "depthfl"), method
 
 
 # ------------------------------------------------------------------- rates and verdicts
 
 
-@pytest.mark.parametrize("best", blood.RATES)
+@pytest.mark.parametrize("best", BLOOD.rates)
 def test_the_rate_is_the_one_that_the_validation_split_prefers(best):
     runs = made_up(best)
     # The test split prefers another.
-    for job in runs:
+    for job, made in runs.items():
         if job.learning_rate != best:
-            runs[job] = run(job, 1.0, runs[job]["validation"])
+            validation = made["evaluations"][0]["validation"]
+            runs[job] = run(job, 1.0, validation)
     made = results(runs)
-    assert made["learning_rates"] == dict.fromkeys(blood.METHODS, best)
-    figure = made["figures"][FIRST]["heterofl"]["balanced_accuracy"]
-    assert figure["mean"] == pytest.approx(QUALITY["heterofl"])
+    assert made["learning_rates"] == dict.fromkeys(BLOOD.entries, best)
+    assert "0.700 (0.700" in compare.table(BLOOD, made)
 
 
 def test_a_rate_is_chosen_when_all_are_tried():
     runs = made_up()
-    del runs[blood.tuning("heterofl")[2]]
-    assert "heterofl" not in blood.chosen(runs)
-    assert results(runs)["complete_seeds"] == {}
-    equal = {job: run(job, validation=[0.5]) for job in blood.tuning("heterofl")}
-    assert blood.chosen(equal) == {"heterofl": min(blood.RATES)}
+    del runs[compare.tuning(BLOOD, "heterofl")[2]]
+    assert "heterofl" not in compare.chosen(BLOOD, runs)
+    made = results(runs)
+    assert made["complete_seeds"] == {}
+    assert made["best_published"] is None
+    jobs = compare.tuning(BLOOD, "heterofl")
+    equal = {job: run(job, validation=0.5) for job in jobs}
+    assert compare.chosen(BLOOD, equal) == {"heterofl": min(BLOOD.rates)}
+
+
+def test_the_validation_split_decides_who_of_ours_is_shown():
+    runs = made_up()
+    for job in runs:
+        if job.method == "adjusted_branches":
+            # Best on the test split, which nobody asks.
+            runs[job] = run(job, 1.0, 0.2)
+    made = results(runs)
+    assert (made["best_of_ours"], made["best_published"]) == (
+        "adjusted_tiers",
+        "ladder",
+    )
+    text = compare.table(BLOOD, made)
+    assert "| **widths, adjusted logits, tiers weighed by loss** | 0.1 |" in text
+    assert "| **widths, adjusted logits** |" not in text
+    assert "widths, adjusted logits: 0.850;" in text.splitlines()[-1]
 
 
 def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     made = results(made_up())
     for claims in made["claims"].values():
-        assert [claim["shown"] for claim in claims] == len(blood.CLAIMS) * [True]
+        assert len(claims) == 12
+        assert all(claim["shown"] for claim in claims)
     # A tie is no ">", and two seeds do not outvote the third.
     made = results(made_up(dynamicfl_0=0.7, heterofl_0=0.7))
-    shown = {claim["claim"]: claim["shown"] for claim in made["claims"][FIRST]}
-    assert [name for name, is_shown in shown.items() if not is_shown] == [
-        "DynamicFL > HeteroFL"
-    ]
+    missed = [claim["claim"] for claim in made["claims"][FIRST] if not claim["shown"]]
+    dynamicfl = BLOOD.entries["dynamicfl"].title
+    assert missed == [f"{dynamicfl} > HeteroFL"]
     assert all(claim["shown"] for claim in made["claims"]["4:3:3"])
-    assert "Not shown: DynamicFL > HeteroFL (smallest difference 0.000)." in (
-        blood.table(made)
+    # Differences 0, 0.2, 0.2; t(0.975, 2) = 4.303.
+    assert f"Not shown: {dynamicfl} > HeteroFL: +0.133 (-0.154 to +0.420)." in (
+        compare.table(BLOOD, made)
     )
 
 
@@ -214,17 +253,31 @@ def test_only_seeds_that_all_methods_have_run_are_judged():
     made = results(runs)
     assert made["complete_seeds"] == {FIRST: [0, 2], "4:3:3": [0, 1, 2]}
     assert {len(claim["numbers"]) for claim in made["claims"][FIRST]} == {2}
-    text = blood.table(made)
-    assert f"Tiers {FIRST}, smallest first; 2 seeds:" in text
-    assert "Shown at each of 2 seeds: DynamicFL > FedAvg" in text
+    text = compare.table(BLOOD, made)
+    assert f"tiers {FIRST}, smallest first; 2 seeds:" in text
+    assert "Shown at each of 2 seeds: " in text
 
 
 def test_the_table_has_the_figures_and_what_they_cost():
     runs = made_up(heterofl_0=0.6, heterofl_1=0.65, heterofl_2=0.7)
-    (row, _) = re.findall(r"^\| HeteroFL \|.*$", blood.table(results(runs)), re.M)
-    assert row.count(interval([0.6, 0.65, 0.7])) == len(blood.FIGURES)
+    text = compare.table(BLOOD, results(runs))
+    (row, _) = re.findall(r"^\| HeteroFL \|.*$", text, re.M)
+    assert row.count(interval([0.6, 0.65, 0.7])) == len(compare.FIGURES)
     assert row.startswith("| HeteroFL | 0.1 | ")
     assert row.endswith(" | 3 / 2 / 1 | 3.00 / 2.00 / 1.00 |")
+    # One hospital has no tiers, and nothing to compare at another ratio.
+    (here, there) = re.findall(r"^\| one hospital.*$", text, re.M)
+    assert here == there
+    assert here.endswith(" |  |  |  |  | 3 | 3.00 |")
+
+
+def test_the_figure_shows_who_takes_part(tmp_path):
+    runs = made_up()
+    for job, made in runs.items():
+        if job.method == "exclusive":
+            made["bytes"] = [0, 0, 1]
+    compare.draw(BLOOD, results(runs), tmp_path / "blood.png")
+    assert (tmp_path / "blood.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ----------------------------------------------------------------------------- all runs
@@ -234,90 +287,107 @@ def test_the_table_has_the_figures_and_what_they_cost():
 def folder(tmp_path, monkeypatch):
     """A page of its own, and runs that are made up; `limit` interrupts them."""
     page = tmp_path / "results" / "README.md"
-    state = SimpleNamespace(ran=[], limit=None, page=page)
+    state = SimpleNamespace(ran=[], limit=None, page=page, asked=[])
 
-    def measure(config, *, own, validate):
+    def config_of(contest, job):
+        state.asked.append(job)
+        return whole(contest, job)
+
+    def measure(config, score):
         if len(state.ran) == state.limit:
             raise KeyboardInterrupt
-        names = [
-            name
-            for name, entry in blood.METHODS.items()
-            if all(at(config, field) == value for field, value in entry.fields.items())
-        ]
-        # What has the most fields is the most special.
-        name = max(names, key=lambda name: len(blood.METHODS[name].fields))
-        share = ":".join(f"{part:g}" for part in config.tiers.share)
-        job = Job(name, share, config.seed, config.local.learning_rate)
+        job = state.asked[-1]
         state.ran.append(job)
-        made = run(job, validation=3 * [job.learning_rate] if validate else None)
-        assert own == (name == "smallest")
-        return {key: value for key, value in made.items() if key not in Job._fields}
+        made = run(job, validation=job.learning_rate)
+        return {name: made[name] for name in made.keys() - {*Job._fields, "fields"}}
 
-    monkeypatch.setattr(blood, "ROOT", tmp_path)
-    monkeypatch.setattr(blood, "RESULTS", tmp_path / "results" / "blood.json")
-    monkeypatch.setattr(blood, "measure", measure)
-    state.page.parent.mkdir()
-    state.page.write_text(f"before\n{blood.BEGIN}\n<!-- end -->\nafter\n")
+    whole = compare.config_of
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "config_of", config_of)
+    monkeypatch.setattr(compare, "measure", measure)
+    monkeypatch.setattr(compare, "draw", lambda *_: None)
+    page.parent.mkdir()
+    page.write_text("before\n<!-- results/blood.json -->\n<!-- end -->\nafter\n")
     return state
 
 
-def at(config, path):
-    for name in path.split("."):
-        config = config[name]
-    return config
+def go(*methods):
+    compare.main(SimpleNamespace(data="blood", methods=list(methods)))
 
 
-def go(methods=tuple(blood.METHODS)):
-    blood.main(SimpleNamespace(methods=list(methods)))
+def written_results(folder):
+    return json.loads((folder.page.parent / "blood.json").read_text())
 
 
 def test_what_was_run_is_not_run_again(folder, monkeypatch):
-    tuning, methods = len(blood.RATES) * len(blood.METHODS), len(blood.METHODS)
+    ours = [name for name, entry in BLOOD.entries.items() if entry.role == "ours"]
+    tuned = len(BLOOD.rates) * len(BLOOD.entries)
+    methods = len(BLOOD.entries) - len(ours) + 1
     # All rates are tried, and a run of the chosen one is a run of the first seed.
-    folder.limit = tuning + methods
+    folder.limit = tuned + methods
     with pytest.raises(KeyboardInterrupt):
         go()
-    made = json.loads(blood.RESULTS.read_text())
-    assert made["learning_rates"] == dict.fromkeys(blood.METHODS, max(blood.RATES))
+    made = written_results(folder)
+    assert made["learning_rates"] == dict.fromkeys(BLOOD.entries, max(BLOOD.rates))
     assert made["complete_seeds"] == {FIRST: [0, 1]}
     # The table is there although a seed and a ratio are missing.
-    assert blood.table(made) in folder.page.read_text()
+    assert compare.table(BLOOD, made) in folder.page.read_text()
     first = list(folder.ran)
     folder.ran.clear()
     folder.limit = None
     go()
     assert not set(first) & set(folder.ran)
-    made = json.loads(blood.RESULTS.read_text())
-    seeds = list(blood.SEEDS)
-    assert made["complete_seeds"] == dict.fromkeys(blood.RATIOS, seeds)
-    wanted = len(blood.RATIOS) * len(blood.SEEDS) + len(blood.RATES) - 1
-    assert len(made["runs"]) == methods * wanted
+    made = written_results(folder)
+    assert made["complete_seeds"] == dict.fromkeys(RATIOS, list(BLOOD.seeds))
+    # The single hospital of all ratios is the same.
+    seeds = len(BLOOD.seeds) * ((methods - 1) * len(RATIOS) + 1)
+    assert len(made["runs"]) == tuned + seeds - methods
     folder.ran.clear()
     go()
     assert folder.ran == []
+    # A method that has changed is run again, and no other.
+    entry = BLOOD.entries["fedrolex"]
+    changed = entry._replace(fields={**entry.fields, "local.momentum": 0.9})
+    contest = BLOOD._replace(entries={**BLOOD.entries, "fedrolex": changed})
+    monkeypatch.setitem(compare.CONTESTS, "blood", contest)
+    go()
+    assert {job.method for job in folder.ran} == {"fedrolex"}
     # Another setting is not mixed with these.
-    monkeypatch.setattr(blood, "LAST", 2)
-    folder.limit = tuning
+    monkeypatch.setitem(compare.CONTESTS, "blood", BLOOD._replace(last=2))
+    folder.ran.clear()
+    folder.limit = tuned
     with pytest.raises(KeyboardInterrupt):
         go()
-    assert folder.ran == first[:tuning]
+    assert folder.ran == first[:tuned]
 
 
 def test_two_processes_share_the_files(folder):
-    names = list(blood.METHODS)
-    go(names[:3])
+    names = list(BLOOD.entries)
+    go(*names[:3])
     assert {job.method for job in folder.ran} == set(names[:3])
-    half = json.loads(blood.RESULTS.read_text())
+    half = written_results(folder)
     assert half["complete_seeds"] == {}
-    assert folder.page.read_text().startswith("before\n" + blood.BEGIN + "\n<!--")
-    go(names[3:])
-    both = json.loads(blood.RESULTS.read_text())
+    assert folder.page.read_text().startswith(
+        "before\n<!-- results/blood.json -->\n<!--"
+    )
+    go(*names[3:])
+    both = written_results(folder)
     assert both["runs"][: len(half["runs"])] == half["runs"]
-    assert both["complete_seeds"].keys() == blood.RATIOS.keys()
-    assert blood.judged(both) == both
+    assert both["complete_seeds"].keys() == BLOOD.ratios.keys()
+    assert compare.judged(BLOOD, both) == both
 
 
-def test_an_unknown_method_is_refused(folder):
-    with pytest.raises(ValueError, match=r'^--methods: .*Did you mean "heterofl"'):
-        go(["heterofI"])
-    assert not blood.RESULTS.exists()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "blud", "methods": []}, r'^--data: .*Did you mean "blood"'),
+        (
+            {"data": "blood", "methods": ["heterofI"]},
+            r'^--methods: .*Did you mean "heterofl"',
+        ),
+    ],
+)
+def test_unknown_names_are_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        compare.main(SimpleNamespace(**options))
+    assert not (folder.page.parent / "blood.json").exists()

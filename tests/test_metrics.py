@@ -390,9 +390,10 @@ def test_summary_by_hand():
         "fairness/jain": 2.75**2 / (4 * np.sum(known**2)),
         "fairness/entropy": metrics.entropy(known),
     }
-    # `table` gives every balanced accuracy half of its accuracy.
+    # What `table` makes of an accuracy.
     expected |= {
-        name.replace("accuracy", "balanced_accuracy"): value / 2
+        name.replace("accuracy", other): value * share
+        for other, share in (("balanced_accuracy", 1 / 2), ("auroc", 1 / 4))
         for name, value in expected.items()
         if re.fullmatch("eval/accuracy(/tier_.(/own)?|/submodel_.)?", name)
     }
@@ -422,6 +423,7 @@ def test_the_worst_client_is_one_client_however_many_there_are():
 def test_a_federation_nobody_could_be_tested_on_is_nan_throughout():
     row = table([NAN, NAN], [[NAN, NAN]], [0, 0])
     pooled = {"eval/accuracy", "eval/balanced_accuracy", "eval/loss", "eval/auroc"}
-    pooled |= {"eval/accuracy/submodel_0", "eval/balanced_accuracy/submodel_0"}
+    names = ("accuracy", "balanced_accuracy", "auroc")
+    pooled |= {f"eval/{name}/submodel_0" for name in names}
     for name, value in row.items():
         assert math.isnan(value) == (name not in pooled), name

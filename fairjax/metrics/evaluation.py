@@ -125,7 +125,7 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
     count = own.pooled.loss.shape[0]
     for tier in range(count):
         members = tiers == tier
-        for name in ("accuracy", "balanced_accuracy"):
+        for name in ("accuracy", "balanced_accuracy", "auroc"):
             of_full = np.asarray(getattr(full.clients, name), np.float64)
             of_own = np.asarray(getattr(own.clients, name)[tier], np.float64)
             row[f"eval/{name}/tier_{tier}"] = clients.mean(of_full[members])
