@@ -147,7 +147,7 @@ def test_a_real_run_has_what_is_kept(monkeypatch):
     assert compare.figures_of(BLOOD, made).keys() == set(compare.FIGURES)
 
 
-# -------------------------------------------------------------------------- who competes
+# ------------------------------------------------------------------------- who competes
 
 
 @pytest.mark.parametrize("name", CONTESTS)
@@ -338,7 +338,7 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     go()
     assert not set(first) & set(folder.ran)
     made = written_results(folder)
-    assert made["complete_seeds"] == dict.fromkeys(RATIOS, list(BLOOD.seeds))
+    assert made["complete_seeds"] == {key: list(BLOOD.seeds) for key in RATIOS}
     # The single hospital of all ratios is the same.
     seeds = len(BLOOD.seeds) * ((methods - 1) * len(RATIOS) + 1)
     assert len(made["runs"]) == tuned + seeds - methods

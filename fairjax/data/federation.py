@@ -140,19 +140,18 @@ def build(
         elif partition == "pathological":
             unit_owner = laws.pathological(*of_labels, classes)
         else:
-            sizes: dict[str, Any] = {
-                "alpha": alpha,
-                "counts": units.count,
-                "trains": trains,
-                "min_size": min_size,
-                "kept": 1.0 - sum(cuts.values()),
-            }
-            if partition == "quantity":
-                unit_owner, notes = laws.quantity(
-                    rng, units.split, num_clients, **sizes
-                )
-            else:
-                unit_owner, notes = laws.dirichlet(*of_labels, **sizes)
+            alike = partition == "quantity"
+            unit_owner, notes = laws.dirichlet(
+                rng,
+                np.zeros_like(units.label) if alike else units.label,
+                units.split,
+                num_clients,
+                alpha=alpha,
+                counts=units.count,
+                trains=trains,
+                min_size=min_size,
+                kept=1.0 - sum(cuts.values()),
+            )
         owner = unit_owner[units.of_record]
     split = _cut(units, unit_owner, len(names), cuts, least, seed)
     split = split[units.of_record]

@@ -57,7 +57,8 @@ def dirichlet(
     of class c in every split, counts rounded by largest remainder. A draw that leaves a
     client with fewer than `min_size` training records is drawn again, at most `REDRAWS`
     times; then the last draw is repaired: the client with the most that can spare one
-    gives its smallest unit to the client with the fewest, until all have enough.
+    gives its smallest unit to the client with the fewest, until all have enough. Where
+    all labels are 0, sizes are skewed and contents iid: "quantity skew".
 
     Args:
         rng: the source of draws.
@@ -73,8 +74,8 @@ def dirichlet(
     Returns:
         (client of every unit, notes on what had to be done).
 
-    Source: Hsu, Qi and Brown 2019; the class-wise form of Li et al. 2022 (NIID-Bench)
-    without its balancing step, which changes the law.
+    Source: Hsu, Qi and Brown 2019; the class-wise form and quantity skew of Li et al.
+    2022 (NIID-Bench), without the balancing step of the former, which changes the law.
     """
     classes = int(label.max()) + 1
     least = int(np.ceil(round(min_size / kept, 9)))
@@ -100,34 +101,6 @@ def dirichlet(
         f"hospitals so that all have {min_size} training records"
     )
     return owner, (note,)
-
-
-def quantity(
-    rng: np.random.Generator,
-    split: Int[np.ndarray, "U"],
-    clients: int,
-    *,
-    alpha: float,
-    counts: Int[np.ndarray, "U"],
-    trains: np.ndarray,
-    min_size: int,
-    kept: float = 1.0,
-) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
-    """Sizes by Dir(alpha 1_N), content iid: `dirichlet` as if there were one class.
-
-    Source: "quantity skew" of Li et al. 2022 (NIID-Bench).
-    """
-    return dirichlet(
-        rng,
-        np.zeros_like(split),
-        split,
-        clients,
-        alpha=alpha,
-        counts=counts,
-        trains=trains,
-        min_size=min_size,
-        kept=kept,
-    )
 
 
 def shards(

@@ -229,10 +229,7 @@ def test_the_assignment_of_a_seed_is_the_recorded_one(law, recorded):
 
 def test_sizes_are_skewed_and_contents_are_not():
     label, split = cohort(rows=6000)
-    everything = np.ones(len(label), bool)
-    settings = {"counts": everything.astype(int), "trains": everything, "min_size": 1}
-    rng = np.random.default_rng(0)
-    owner, _ = partition.quantity(rng, split, 5, alpha=0.5, **settings)
+    owner, *_ = dirichlet(np.zeros_like(label), split, 5, alpha=0.5)
     sizes = np.bincount(owner, minlength=5)
     assert sizes.max() > 3 * sizes.min() > 0
     large = sizes > 200
