@@ -27,7 +27,7 @@ from benchmarks import (
 from benchmarks.peers import run as peers
 from fairjax import checks, command
 from fairjax.workdir import provenance, write_json
-from scripts.results import fill
+from scripts.experiment import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHMARKS = {

@@ -29,7 +29,7 @@ from fairjax.robust import faults
 from fairjax.robust.faults import Deadline, Fault
 from fairjax.workdir import write_json
 from scripts import experiment
-from scripts.results import fill
+from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "byzantine.json"

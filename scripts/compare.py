@@ -31,8 +31,7 @@ from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
 from scripts.contests import CONTESTS, Contest
-from scripts.experiment import Figure
-from scripts.results import fill, interval
+from scripts.experiment import Figure, fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ("score", "last", "selected", "accuracy", "worst_tier", "own", "gap", "std")
@@ -445,7 +444,7 @@ def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> No
         f"all test records; mean, lowest, highest of {len(contest.seeds)} seeds"
     )
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.91, 0.5))
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 

@@ -29,7 +29,7 @@ from fairjax import command, layout, measure, round, specs
 from fairjax.train import initial, train
 from fairjax.workdir import write_json
 from scripts import experiment
-from scripts.results import fill, interval
+from scripts.experiment import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "curve.json"

@@ -33,7 +33,7 @@ from fairjax import checkpoint, command, measure, trees
 from fairjax import train as loop
 from fairjax import workdir as files
 from scripts import experiment
-from scripts.results import fill
+from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "endurance.json"

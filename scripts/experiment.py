@@ -1,4 +1,4 @@
-"""What experiments on several methods and seeds share: records, claims and README."""
+"""What experiments on several methods and seeds share: records, claims and pages."""
 
 import contextlib
 import fcntl
@@ -15,6 +15,9 @@ import numpy as np
 from configs import default
 from fairjax import schema
 from fairjax.workdir import provenance
+
+END = "<!-- end -->"
+"""Ends a section of a page."""
 
 Figure = Callable[[Any], float]
 """What was measured of every method, with one seed -> a figure."""
@@ -101,3 +104,15 @@ def verdicts(
         "Not asserted": not_asserted,
     }
     return [f"{words}: {'; '.join(texts)}." for words, texts in said.items() if texts]
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean, lowest and highest as text."""
+    return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
+
+
+def fill(text: str, begin: str, body: str) -> str:
+    """The text with `body` between the marker `begin` and the next `END`."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(END)
+    return f"{before}{begin}\n\n{body}\n\n{END}{after}"

@@ -24,7 +24,7 @@ from fairjax import checks, command
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
-from scripts.results import fill, interval
+from scripts.experiment import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "frontier.json"

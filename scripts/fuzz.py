@@ -32,7 +32,7 @@ from fairjax import train as training
 from fairjax import workdir as files
 from fairjax.data import augment, datasets, federation
 from scripts import experiment, train
-from scripts.results import fill
+from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "fuzz.json"

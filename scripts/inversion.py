@@ -34,7 +34,7 @@ from fairjax.train import initial, train
 from fairjax.types import RunState
 from fairjax.workdir import number, write_json
 from scripts import experiment
-from scripts.results import fill
+from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "inversion.json"

@@ -20,6 +20,7 @@ from scripts.tabulate import define_table
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
     define_table(values)
+    flags.mark_flags_as_required(["workdir"], values)
     flags.DEFINE_string("output", None, "File of the page.", flag_values=values)
 
 

@@ -9,10 +9,8 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import sklearn.linear_model
 import sklearn.metrics
 
@@ -22,6 +20,7 @@ from fairjax.data.federation import Splits
 from fairjax.measure import evaluate
 from fairjax.train import train
 from fairjax.workdir import provenance
+from scripts.experiment import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "first.json"
@@ -32,7 +31,7 @@ RUNS = {
     "breast cancer": lambda: breast_cancer.get_config(),
     "digits, Dirichlet 0.5": lambda: digits.get_config(),
 }
-BEGIN, END = "<!-- results/first.json -->", "<!-- end -->"
+BEGIN = "<!-- results/first.json -->"
 
 
 def pooled(splits: Splits) -> float:
@@ -66,11 +65,6 @@ def measure(config: Any) -> dict[str, Any]:
     }
 
 
-def interval(values: Sequence[float]) -> str:
-    """Mean, lowest and highest as text."""
-    return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
-
-
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table: the seeds' mean, lowest and highest."""
     heads = [
@@ -96,18 +90,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fill(text: str, begin: str, body: str) -> str:
-    """The text with `body` between the marker `begin` and the next `END`."""
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(END)
-    return f"{before}{begin}\n\n{body}\n\n{END}{after}"
-
-
-def readme(text: str, results: dict[str, Any]) -> str:
-    """The README with its table made anew."""
-    return fill(text, BEGIN, table(results))
-
-
 def main() -> None:
     """Trains everything and writes both files."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
@@ -128,7 +110,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(), json.loads(RESULTS.read_text())))
+    path.write_text(fill(path.read_text(), BEGIN, table(results)))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
     python scripts/tabulate.py --workdir=runs/sweep
     python scripts/tabulate.py --workdir=runs/sweep --format=csv --interval=t \
         --metrics=eval/auroc,eval/accuracy/client_worst,tiers.0.bytes_up
+    python scripts/tabulate.py --pages
 
 A folder that holds runs stands for all of them; --workdir may be repeated. Rows are
 the values of the config fields in which the runs differ beside the seed. Columns are
-keys of metrics.jsonl, taken at the last round, or dotted paths into summary.json.
+keys of metrics.jsonl, taken at the last round, or dotted paths into summary.json. With
+--pages the tables of README.md and results/README.md are written from results/*.json.
 """
 
 import sys
@@ -29,17 +31,26 @@ def define_table(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "interval", "range", "Over seeds: range or t (95 %).", flag_values=values
     )
-    flags.mark_flags_as_required(["workdir"], values)
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
     define_table(values)
     flags.DEFINE_string("format", "markdown", "Or csv.", flag_values=values)
+    what = "Write the pages' tables from results/*.json instead."
+    flags.DEFINE_bool("pages", False, what, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Prints the table, and beside it what was left out."""
+    """Prints the table and what was left out of it, or writes the pages."""
+    if options.pages:
+        from scripts import pages  # which imports every experiment
+
+        for path, text in pages.made().items():
+            path.write_text(text)
+        return
+    if not options.workdir:
+        checks.fail("--workdir", "a run or a folder of runs, or --pages", None)
     known = {"markdown": comparison.markdown, "csv": comparison.table}
     write = known[checks.one_of("--format", options.format, known)]
     found = comparison.read(options.workdir)

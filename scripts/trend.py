@@ -20,8 +20,7 @@ from configs import trend
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
-from scripts.experiment import Figure
-from scripts.results import fill, interval
+from scripts.experiment import Figure, fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "trend.json"

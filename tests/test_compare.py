@@ -14,7 +14,7 @@ from fairjax.train import bills, initial
 from scripts import compare
 from scripts.compare import Job
 from scripts.contests import CONTESTS
-from scripts.results import interval
+from scripts.experiment import interval
 
 QUALITY = {
     "adjusted_tiers": 0.95,

@@ -13,6 +13,7 @@ from workdirs import fake_run
 from fairjax import checks, command, report
 from fairjax.report import comparison, frontier
 from scripts import report as report_script
+from scripts import pages
 from scripts import tabulate as tabulate_script
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -196,6 +197,15 @@ def test_tabulate_prints_what_is_asked_for(runs, capsys):
     assert started(tabulate_script, *flags, "--interval=sd") == 2
     line = "tabulate.py: --interval: expected one of range, t; got 'sd'"
     assert line in capsys.readouterr().err
+    assert started(tabulate_script) == 2
+    assert "--workdir: expected a run" in capsys.readouterr().err
+
+
+def test_tabulate_writes_the_pages(monkeypatch, tmp_path):
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(pages, "made", lambda: {page: "every table"})
+    assert started(tabulate_script, "--pages") == 0
+    assert page.read_text() == "every table"
 
 
 def test_report_writes_one_page_for_one_run_and_one_for_many(runs, capsys):

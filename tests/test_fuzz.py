@@ -10,7 +10,7 @@ from workdirs import fake_final, fake_run
 from configs import default
 from fairjax import checks, schema
 from scripts import fuzz
-from scripts.results import fill
+from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-import configs.pbc_blood28
 import configs.trend
 from configs import default
 from fairjax import checks, command, names, schema
-from scripts import experiment
+from scripts import compare, experiment, pages, results, trend
+from scripts.contests import CONTESTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -103,30 +103,31 @@ def test_the_demo_command_is_the_one_that_make_runs(tmp_path):
         assert re.search(rf"^ +\d +{re.escape(tier)} +2 ", result.stdout, re.MULTILINE)
 
 
-def test_the_table_is_what_the_results_say():
-    results = script("results")
-    made = json.loads(results.RESULTS.read_text())
-    assert results.readme(README, made) == README
-    assert list(made["runs"]) == list(results.RUNS)
+def test_every_table_is_what_its_results_say():
+    for path, text in pages.made().items():
+        assert path.read_text() == text
+    for page, text in ((pages.README, README), (pages.EVIDENCE, EVIDENCE)):
+        marked = re.findall(r"<!-- (results/\S+) -->", text)
+        assert marked == [part.data for part in pages.SECTIONS if part.page == page]
 
 
-def test_the_table_of_the_trend_is_what_its_results_say():
-    trend, results = script("trend"), script("results")
+def test_the_trend_is_that_of_its_runs_and_config():
     made = json.loads(trend.RESULTS.read_text())
-    assert results.fill(EVIDENCE, trend.BEGIN, trend.table(made)) == EVIDENCE
-    # Figures and claims are those of the runs, and the runs are those of the config.
     assert trend.judged(made) == made
     assert made["setting"] == experiment.changes(configs.trend.get_config())
     assert list(made["runs"]) == list(trend.METHODS)
+    first = json.loads(results.RESULTS.read_text())
+    assert list(first["runs"]) == list(results.RUNS)
 
 
-def test_the_table_of_the_blood_cells_is_what_its_results_say():
-    blood, results = script("blood"), script("results")
-    made = json.loads(blood.RESULTS.read_text())
-    assert results.fill(EVIDENCE, blood.BEGIN, blood.table(made)) == EVIDENCE
-    assert blood.judged(made) == made
-    assert made["setting"] == experiment.changes(configs.pbc_blood28.get_config())
-    assert made["complete_seeds"]["7:2:1"] == list(blood.SEEDS)
+@pytest.mark.parametrize("name", ["blood"])
+def test_a_contest_is_that_of_its_runs_and_config(name):
+    made = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    contest = CONTESTS[name]
+    assert compare.judged(contest, made) == made
+    assert compare.current(contest, made["runs"]) == made["runs"]
+    assert made["setting"] == experiment.changes(contest.config())
+    assert made["complete_seeds"][next(iter(contest.ratios))] == list(contest.seeds)
 
 
 def test_the_results_hold_what_the_configs_promise():

@@ -9,7 +9,7 @@ from fairjax import schema
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
 from scripts import experiment, trend
-from scripts.results import interval
+from scripts.experiment import interval
 
 
 def run(accuracy, tiers=None):
