@@ -12,8 +12,8 @@ from workdirs import fake_run
 
 from fairjax import checks, command, report
 from fairjax.report import comparison, frontier
-from scripts import report as report_script
 from scripts import pages
+from scripts import report as report_script
 from scripts import tabulate as tabulate_script
 
 pytestmark = pytest.mark.usefixtures("drawn")
