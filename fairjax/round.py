@@ -122,9 +122,8 @@ def init(
         params: the plain model to start from; None draws one.
     """
     model, method = spec.local.model, spec.local.method
-    # Jitted, since no parameter depends on the forward pass that draws them.
     start = (
-        jax.jit(model.init)(keys.at(key, Role.INIT), jnp.asarray(x))
+        model.init(keys.at(key, Role.INIT), jnp.asarray(x))
         if params is None
         else params
     )

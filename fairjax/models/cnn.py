@@ -1,5 +1,6 @@
 """Small convolutional network for images."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +35,12 @@ class _Cnn(nn.Module):
             if head:
                 answers.append(nn.Dense(self.classes, name=head)(x.mean((1, 2))))
         return tuple(answers)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _drawn(key: jax.Array, x: jax.Array, module: _Cnn) -> Any:
+    """Parameters; jitted, so that flax's forward pass over x is not computed."""
+    return module.init(key, x, None)["params"]
 
 
 def cnn(
@@ -94,7 +101,7 @@ def cnn(
         before = name
 
     def init(key: jax.Array, x: jax.Array) -> Any:
-        return module.init(key, x, None)["params"]
+        return _drawn(key, x, module)
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
         around = layers.setting(train, where, stats, kept)
