@@ -6,8 +6,8 @@ Who competes is in `scripts/contests.py`. All methods of a seed have the same re
 cohorts and initial values of what they share. Every one has the learning rate that is
 best on the validation split, of as many trials as the others, on the first seed of the
 first ratio; so is the combination of ours that is shown, beside the best published
-method by the same figure. Writes results/compare.json and compare.png after every run,
-and the page beside them from the seeds of a ratio for which all methods have run. The
+method by the same figure. Writes results/<data>.json after every run, and from the
+seeds of a ratio for which all methods have run the pages and results/<data>.png. The
 same command again goes on with the runs that are missing; another setting or other
 versions begin anew, and a method that has changed is run again. A run on blood cells
 takes two minutes of a CPU core, all of them five hours: processes that have a part of
@@ -293,9 +293,9 @@ def claims_of(
     return dict(claims)
 
 
-def difference(claim: Mapping[str, Any]) -> str:
-    """Mean of A - B over the seeds, and Student's 95 % interval for it."""
-    values = [a - b for a, b in claim["numbers"]]
+def difference(pairs: Sequence[Sequence[float]]) -> str:
+    """Mean of A - B over the seeds' (A, B), and Student's 95 % interval for it."""
+    values = [a - b for a, b in pairs]
     text = f"{np.mean(values):+.3f}"
     if len(values) > 1:
         low, high = student(values)
@@ -370,7 +370,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
 
     def told(shown: bool) -> list[str]:
         return [
-            f"{made['claim']}: {difference(made)}"
+            f"{made['claim']}: {difference(made['numbers'])}"
             for made in claims
             if made["shown"] is shown
         ]
@@ -389,6 +389,33 @@ def searched(contest: Contest, results: Mapping[str, Any]) -> str:
         if entry.role == "ours"
     ]
     return f"Combinations tried, on the validation split: {'; '.join(tried)}."
+
+
+def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
+    """Whether, by how much and for whom ours beat the best published method."""
+    made, parts = done(results["runs"]), []
+    ours, rival = results["best_of_ours"], results["best_published"]
+    for ratio in results["complete_seeds"]:
+        seeds = complete(contest, made, ratio).values()
+
+        def pairs(of: str, seeds: Any = seeds) -> list[list[float]]:
+            return [
+                [figures_of(contest, runs[name])[of] for name in (ours, rival)]
+                for runs in seeds
+            ]
+
+        wins = all(a > b for a, b in pairs("score"))
+        mine, theirs = np.mean(pairs("score"), axis=0)
+        parts.append(
+            f"tiers {ratio}: {contest.entries[ours].title}, {mine:.3f}, "
+            f"{'beats' if wins else 'does not beat at every seed'} "
+            f"{contest.entries[rival].title}, {theirs:.3f}, the best published method "
+            f"under the same budgets, by {difference(pairs('score'))}; at the worst "
+            f"tier by {difference(pairs('worst_tier'))}, with that tier's own "
+            f"sub-model by {difference(pairs('own'))}"
+        )
+    score = contest.score.replace("_", " ")
+    return f"{contest.title}, {score}, {len(contest.seeds)} seeds. {'. '.join(parts)}."
 
 
 def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -461,8 +488,11 @@ def add(data: str, same: Mapping[str, Any], runs: Sequence[Run]) -> None:
         results = judged(contest, {**same, "runs": [*before, *runs]})
         write_json(path, results)
         if results["complete_seeds"]:
-            page, begin = folder / "README.md", f"<!-- results/{data}.json -->"
-            page.write_text(fill(page.read_text(), begin, table(contest, results)))
+            begin = f"<!-- results/{data}.json -->"
+            for page, said in ((folder.parent, sentence), (folder, table)):
+                text = (page / "README.md").read_text()
+                text = fill(text, begin, said(contest, results))
+                (page / "README.md").write_text(text)
             draw(contest, results, folder / f"{data}.png")
 
 

@@ -4,6 +4,7 @@
 write their own.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from scripts import (
     results,
     trend,
 )
-from scripts.contests import CONTESTS
+from scripts.contests import CONTESTS, Contest
 from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -36,23 +37,24 @@ class Section(NamedTuple):
     body: Callable[[Mapping[str, Any]], str]
 
 
-def _contests() -> Iterator[Section]:
+def _contests(
+    page: str, said: Callable[[Contest, Mapping[str, Any]], str]
+) -> Iterator[Section]:
     for name, contest in CONTESTS.items():
         if (ROOT / "results" / f"{name}.json").exists():
             yield Section(
-                EVIDENCE,
-                f"results/{name}.json",
-                lambda made, contest=contest: compare.table(contest, made),
+                page, f"results/{name}.json", functools.partial(said, contest)
             )
 
 
 SECTIONS = (
     Section(README, "results/first.json", results.table),
+    *_contests(README, compare.sentence),
     Section(
         README, "results/inversion.json", lambda made: inversion.sentence(made["runs"])
     ),
     Section(EVIDENCE, "results/trend.json", trend.table),
-    *_contests(),
+    *_contests(EVIDENCE, compare.table),
     Section(
         EVIDENCE, "results/frontier.json", lambda made: frontier.table(made["runs"])
     ),

@@ -271,6 +271,16 @@ def test_the_table_has_the_figures_and_what_they_cost():
     assert here.endswith(" |  |  |  |  | 3 | 3.00 |")
 
 
+def test_the_sentence_says_who_wins_by_how_much_and_for_whom():
+    made = results(made_up(adjusted_tiers_0=0.9, adjusted_tiers_1=1.0, ladder_2=0.95))
+    # 0.9, 1.0, 0.95 against 0.8, 0.8, 0.95; the other ratio is as QUALITY has it.
+    said = compare.sentence(BLOOD, made)
+    title = BLOOD.entries["ladder"].title
+    assert f"0.950, does not beat at every seed {title}, 0.850," in said
+    assert "by +0.100 (-0.148 to +0.348); at the worst tier by +0.100" in said
+    assert f"0.950, beats {title}, 0.800, the best published method" in said
+
+
 def test_the_figure_shows_who_takes_part(tmp_path):
     runs = made_up()
     for job, made in runs.items():
@@ -307,7 +317,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "measure", measure)
     monkeypatch.setattr(compare, "draw", lambda *_: None)
     page.parent.mkdir()
-    page.write_text("before\n<!-- results/blood.json -->\n<!-- end -->\nafter\n")
+    for each in (page, tmp_path / "README.md"):
+        each.write_text("before\n<!-- results/blood.json -->\n<!-- end -->\nafter\n")
     return state
 
 
@@ -332,6 +343,8 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     assert made["complete_seeds"] == {FIRST: [0, 1]}
     # The table is there although a seed and a ratio are missing.
     assert compare.table(BLOOD, made) in folder.page.read_text()
+    said = (folder.page.parents[1] / "README.md").read_text()
+    assert compare.sentence(BLOOD, made) in said
     first = list(folder.ran)
     folder.ran.clear()
     folder.limit = None
