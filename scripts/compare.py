@@ -133,13 +133,15 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
     """A run as `FIGURES`: means over its last evaluations, but for two rounds.
 
     "last" is the score in the last round, "selected" in the evaluated one with the best
-    validation figure, the first of equals.
+    validation figure, the first of equals. A tier none of whose hospitals can be judged
+    (an AUROC of one class) is no worst tier.
     """
     everything = run["evaluations"]
     rows = everything[-contest.last :]
 
     def mean(name: str) -> Any:
-        return np.mean([row[name] for row in rows], axis=0)
+        values = np.array([row[name] for row in rows], float)
+        return np.ma.masked_invalid(values).mean(axis=0)
 
     best = int(np.argmax([row["validation"] for row in everything]))
     return {

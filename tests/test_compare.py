@@ -127,6 +127,14 @@ def test_a_run_keeps_every_evaluation_and_what_tiers_spent(monkeypatch):
     )
 
 
+def test_a_tier_that_cannot_be_judged_is_not_the_worst():
+    made = run(Job("heterofl", FIRST, 0, 0.1))
+    for row in made["evaluations"]:
+        row["tiers"], row["own"] = [None, 0.6, 0.8], [0.5, None, 0.8]
+    figures = compare.figures_of(BLOOD, made)
+    assert (figures["worst_tier"], figures["own"]) == pytest.approx((0.6, 0.5))
+
+
 @pytest.mark.usefixtures("unfinal")
 def test_a_real_run_has_what_is_kept(monkeypatch):
     """Two rounds of four small hospitals, on a model that compiles fast."""
