@@ -134,10 +134,11 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
 
     "last" is the score in the last round, "selected" in the evaluated one with the best
     validation figure, the first of equals. A tier none of whose hospitals can be judged
-    (an AUROC of one class) is no worst tier.
+    (an AUROC of one class) is no worst tier; one that takes no part has no sub-model.
     """
     everything = run["evaluations"]
     rows = everything[-contest.last :]
+    takes_part = np.asarray(run["bytes"]) > 0
 
     def mean(name: str) -> Any:
         values = np.array([row[name] for row in rows], float)
@@ -150,7 +151,7 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
         "selected": everything[best]["score"],
         "accuracy": float(mean("accuracy")),
         "worst_tier": float(mean("tiers").min()),
-        "own": float(mean("own").min()),
+        "own": float(mean("own")[takes_part].min()),
         "gap": float(mean("gap")),
         "std": float(mean("std")),
     }
@@ -290,8 +291,8 @@ def claims_of(
         claims.append(pair(ours, rival))
         claims.append(pair(ours, rival, "worst_tier", "worst tier of "))
         claims.append(pair(ours, rival, "own", "own sub-model at the worst tier of "))
-        claims.append(pair(ours, "fedavg"))
-        claims.append(pair(ours, "fedavg_adjusted"))
+        others = ("fedavg", "fedavg_adjusted", "smallest_adjusted", "widths")
+        claims += [pair(ours, other) for other in others]
     return dict(claims)
 
 
@@ -312,6 +313,9 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
     seeds = {ratio: complete(contest, made, ratio) for ratio in contest.ratios}
     return {
         **results,
+        "seeds": list(contest.seeds),
+        "learning_rates_tried": list(contest.rates),
+        "evaluations_averaged": contest.last,
         "learning_rates": chosen(contest, made),
         "best_of_ours": ours,
         "best_published": rival,
@@ -335,7 +339,7 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
     score = contest.score.replace("_", " ")
     heads = ["method", "learning rate"]
     heads += [HEADS[name].format(score=score) for name in FIGURES]
-    heads += ["MB of the tiers", "TFLOPs of the tiers"]
+    heads += ["parameters", "MB of the tiers", "TFLOPs of the tiers"]
     names = shown(contest, made)
     for ratio in results["complete_seeds"]:
         seeds = list(complete(contest, made, ratio).values())
@@ -346,16 +350,23 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
         for name in names:
             entry, spent = contest.entries[name], seeds[0][name]
             found = [figures_of(contest, runs[name]) for runs in seeds]
-            alone = len(spent["parameters"]) == 1
+            rate = results["learning_rates"][name]
+            unknown = set(OF_TIERS) if len(spent["parameters"]) == 1 else set()
+            if 0 in spent["bytes"]:
+                unknown |= {"own"}
             mark = "**" if entry.role == "ours" else ""
             cells = [
                 f"{mark}{entry.title}{mark}",
-                f"{results['learning_rates'][name]:g}",
+                f"{rate:g}" + " \\*" * (rate in (contest.rates[0], contest.rates[-1])),
                 *(
-                    ""
-                    if alone and of in OF_TIERS
-                    else interval([values[of] for values in found])
+                    "" if of in unknown else interval([values[of] for values in found])
                     for of in FIGURES
+                ),
+                " / ".join(
+                    f"{count if sent else 0:,}"
+                    for count, sent in zip(
+                        spent["parameters"], spent["bytes"], strict=True
+                    )
                 ),
                 " / ".join(f"{count / 1e6:.0f}" for count in spent["bytes"]),
                 " / ".join(f"{count / 1e12:.2f}" for count in spent["flops"]),
@@ -363,7 +374,9 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
         parts += verdicts(results["claims"][ratio], len(seeds))
-    parts.append(searched(contest, results))
+    if results["complete_seeds"]:
+        parts.append("\\* The largest or the smallest learning rate that was tried.")
+        parts.append(searched(contest, results))
     return "\n\n".join(parts)
 
 
@@ -409,7 +422,8 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
         wins = all(a > b for a, b in pairs("score"))
         mine, theirs = np.mean(pairs("score"), axis=0)
         parts.append(
-            f"tiers {ratio}: {contest.entries[ours].title}, {mine:.3f}, "
+            f"Tiers {ratio}, {len(seeds)} seeds: "
+            f"{contest.entries[ours].title}, {mine:.3f}, "
             f"{'beats' if wins else 'does not beat at every seed'} "
             f"{contest.entries[rival].title}, {theirs:.3f}, the best published method "
             f"under the same budgets, by {difference(pairs('score'))}; at the worst "
@@ -417,7 +431,7 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
             f"sub-model by {difference(pairs('own'))}"
         )
     score = contest.score.replace("_", " ")
-    return f"{contest.title}, {score}, {len(contest.seeds)} seeds. {'. '.join(parts)}."
+    return f"{contest.title}, {score}. {'. '.join(parts)}."
 
 
 def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -457,6 +471,8 @@ def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> No
                 label=contest.entries[name].title,
             )
         for name, style in (("central", ":"), ("fedavg", "--")):
+            if name not in seeds[0]:
+                continue
             value = np.mean(
                 [figures_of(contest, runs[name])["score"] for runs in seeds]
             )
@@ -470,7 +486,7 @@ def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> No
         panel.grid(alpha=0.3)
     np.atleast_1d(panels)[0].set_ylabel(
         f"{contest.score.replace('_', ' ')} of the tier's own sub-model,\n"
-        f"all test records; mean, lowest, highest of {len(contest.seeds)} seeds"
+        "all test records; mean, lowest and highest of the seeds"
     )
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.91, 0.5))
@@ -493,8 +509,9 @@ def add(data: str, same: Mapping[str, Any], runs: Sequence[Run]) -> None:
             begin = f"<!-- results/{data}.json -->"
             for page, said in ((folder.parent, sentence), (folder, table)):
                 text = (page / "README.md").read_text()
-                text = fill(text, begin, said(contest, results))
-                (page / "README.md").write_text(text)
+                if begin in text:
+                    text = fill(text, begin, said(contest, results))
+                    (page / "README.md").write_text(text)
             draw(contest, results, folder / f"{data}.png")
 
 
@@ -513,9 +530,6 @@ def main(options: flags.FlagValues) -> None:
     methods = options.methods or list(contest.entries)
     same = {
         "command": f"python scripts/compare.py --data={options.data}",
-        "seeds": list(contest.seeds),
-        "learning_rates_tried": list(contest.rates),
-        "evaluations_averaged": contest.last,
         "setting": experiment.changes(contest.config()),
         **experiment.surroundings(),
     }

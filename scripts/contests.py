@@ -1,7 +1,8 @@
 """What `scripts/compare.py` compares: data sets, methods, and combinations of ours.
 
 Budgets are equal in parameters: what a hospital of a tier trains and sends is no more
-than what HeteroFL gives it there. References are not held to that.
+than what HeteroFL gives it there. References are not held to that. DepthFL cannot fill
+the smallest budgets: what its first exit leaves over is too little for another stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from configs import diabetes130, heart_disease, pbc_blood28
 
-Role = Literal["reference", "published", "ours"]
+Role = Literal["reference", "published", "control", "ours"]
 
 
 class Entry(NamedTuple):
@@ -19,8 +20,9 @@ class Entry(NamedTuple):
     fields: Mapping[str, Any]
     """What it changes in the contest's config."""
     role: Role = "published"
-    """"reference": not within the budgets; "published"; "ours": one of several
-    combinations, of which the validation split chooses one."""
+    """"reference": not within the budgets; "published"; "control": what a part of ours
+    does by itself; "ours": one of several combinations, of which the validation split
+    chooses one."""
 
 
 class Contest(NamedTuple):
@@ -56,11 +58,16 @@ ADAM = {"server.optimizer": "adam", "server.learning_rate": 0.01}
 
 
 def entries(
-    *, smallest: Mapping[str, Any], stages: tuple[int, ...], shares: tuple[float, ...]
+    *,
+    rounds: int,
+    smallest: Mapping[str, Any],
+    stages: tuple[int, ...],
+    shares: tuple[float, ...],
 ) -> dict[str, Entry]:
     """The methods on three tiers.
 
     Args:
+        rounds: of a run; after a third of them DepthFL's exits teach at full strength.
         smallest: what makes the plain model as large as HeteroFL's smallest.
         stages: exits that DepthFL's tiers keep.
         shares: FIARSE's budgets.
@@ -69,15 +76,7 @@ def entries(
     fedavg = {"submodel.name": "fedavg", **MASKED}
     matched = {**dynamicfl, "submodel.dynamicfl.branch_form": "matched"}
     exclusive = {"submodel.fedavg.mode": "exclusive", "submodel.fedavg.tier": 2}
-    central = {
-        "data.partition.name": "iid",
-        "data.partition.num_clients": 1,
-        "tiers.budget": (1.0,),
-        "tiers.share": (1.0,),
-        "cohort": 1,
-    }
     reference = {
-        "central": Entry("one hospital with all records", {**fedavg, **central}),
         "fedavg": Entry("FedAvg: every hospital the whole model", fedavg),
         "fedavg_adjusted": Entry(
             "FedAvg, logits adjusted by the hospital's labels", {**fedavg, **ADJUSTED}
@@ -97,11 +96,21 @@ def entries(
         "fedrolex": Entry("FedRolex", {"submodel.name": "fedrolex"}),
         "depthfl": Entry(
             "DepthFL",
-            {"submodel.name": "depthfl", "submodel.depthfl.stages": stages},
+            {
+                "submodel.name": "depthfl",
+                "submodel.depthfl.stages": stages,
+                "submodel.depthfl.ramp": rounds // 3,
+            },
         ),
         "fiarse": Entry(
             "FIARSE", {"submodel.name": "fiarse", "tiers.budget": shares, **MASKED}
         ),
+    }
+    control = {
+        "smallest_adjusted": Entry(
+            "the smallest model, adjusted logits", {**fedavg, **smallest, **ADJUSTED}
+        ),
+        "widths": Entry("HeteroFL under the whole loss", WIDTHS),
         "ladder": Entry("DynamicFL's branches above a ladder of widths", LADDER),
     }
     ours = {
@@ -121,6 +130,7 @@ def entries(
     roles: dict[Role, dict[str, Entry]] = {
         "reference": reference,
         "published": published,
+        "control": control,
         "ours": ours,
     }
     return {
@@ -133,14 +143,24 @@ def entries(
 def blood() -> Contest:
     """Pictures, 30 hospitals of which 9 are in a round, labels skewed."""
     methods = entries(
+        rounds=60,
         smallest={"model.cnn.channels": (8, 8, 16)},
         stages=(1, 2, 3),
-        # Of the kernels; biases and norms are whole.
+        # FIARSE keeps the norms whole.
         shares=(0.0809, 0.2565, 1.0),
     )
-    # As many steps as the nine hospitals of a round make together.
-    alone = methods["central"]
-    methods["central"] = alone._replace(fields={**alone.fields, "local.steps": 9 * 12})
+    central = {
+        **methods["fedavg"].fields,
+        "data.partition.name": "iid",
+        "data.partition.num_clients": 1,
+        "tiers.budget": (1.0,),
+        "tiers.share": (1.0,),
+        "cohort": 1,
+        # As many as the nine hospitals of a round make together.
+        "local.steps": 9 * 12,
+    }
+    alone = Entry("one hospital with all records", central, "reference")
+    methods = {"central": alone, **methods}
     return Contest(
         "Blood cells at 30 hospitals",
         pbc_blood28.get_config,
@@ -151,7 +171,7 @@ def blood() -> Contest:
     )
 
 
-def tabular(title: str, config: Any, shares: tuple[float, ...]) -> Contest:
+def tabular(title: str, config: Any, rounds: int, shares: tuple[float, ...]) -> Contest:
     """Records of a table, all hospitals in every round, on a residual network.
 
     Its width tiers have a third and more than a half of the parameters: what one and
@@ -160,7 +180,7 @@ def tabular(title: str, config: Any, shares: tuple[float, ...]) -> Contest:
 
     def resmlp() -> Any:
         c = config.get_config()
-        c.eval_every = 5
+        c.rounds, c.eval_every = rounds, 5
         c.model.name = "resmlp"
         c.model.resmlp.width, c.model.resmlp.hidden = 32, 64
         c.model.resmlp.norm = "none"
@@ -169,6 +189,7 @@ def tabular(title: str, config: Any, shares: tuple[float, ...]) -> Contest:
         return c
 
     methods = entries(
+        rounds=rounds,
         smallest={"model.resmlp.width": 18, "model.resmlp.hidden": 36},
         stages=(1, 2, 4),
         shares=shares,
@@ -185,8 +206,10 @@ def tabular(title: str, config: Any, shares: tuple[float, ...]) -> Contest:
 
 CONTESTS = {
     "blood": blood(),
-    "heart": tabular("Heart disease at 4 hospitals", heart_disease, (0.31, 0.57, 1.0)),
+    "heart": tabular(
+        "Heart disease at 4 hospitals", heart_disease, 60, (0.31, 0.57, 1.0)
+    ),
     "diabetes": tabular(
-        "Readmission at 16 specialties", diabetes130, (0.33, 0.58, 1.0)
+        "Readmission at 16 specialties", diabetes130, 30, (0.33, 0.58, 1.0)
     ),
 }

@@ -113,6 +113,7 @@ def interval(values: Sequence[float]) -> str:
 
 def fill(text: str, begin: str, body: str) -> str:
     """The text with `body` between the marker `begin` and the next `END`."""
-    before, _, rest = text.partition(begin)
+    before, found, rest = text.partition(begin)
+    assert found, begin
     _, _, after = rest.partition(END)
     return f"{before}{begin}\n\n{body}\n\n{END}{after}"
