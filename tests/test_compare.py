@@ -27,6 +27,8 @@ QUALITY = {
     "fedavg_adjusted": 0.6,
     "fedrolex": 0.5,
     "smallest": 0.4,
+    "smallest_adjusted": 0.4,
+    "widths": 0.4,
 }
 """In which every claim holds; the others have 0.3."""
 BLOOD = CONTESTS["blood"]
@@ -120,7 +122,8 @@ def test_a_run_keeps_every_evaluation_and_what_tiers_spent(monkeypatch):
             "selected": 0.05 * 2,
             "accuracy": 0.1 * 5,
             "worst_tier": 0.05 * 5,
-            "own": 0.05 * 3,
+            # The richest tier took no part.
+            "own": 0.05 * 4,
             "gap": 0.3,
             "std": 0.2,
         }
@@ -230,7 +233,7 @@ def test_the_validation_split_decides_who_of_ours_is_shown():
     made = results(runs)
     assert (made["best_of_ours"], made["best_published"]) == (
         "adjusted_tiers",
-        "ladder",
+        "heterofl",
     )
     text = compare.table(BLOOD, made)
     assert "| **widths, adjusted logits, tiers weighed by loss** | 0.1 |" in text
@@ -241,7 +244,7 @@ def test_the_validation_split_decides_who_of_ours_is_shown():
 def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     made = results(made_up())
     for claims in made["claims"].values():
-        assert len(claims) == 12
+        assert len(claims) == 14
         assert all(claim["shown"] for claim in claims)
     # A tie is no ">", and two seeds do not outvote the third.
     made = results(made_up(dynamicfl_0=0.7, heterofl_0=0.7))
@@ -272,21 +275,32 @@ def test_the_table_has_the_figures_and_what_they_cost():
     (row, _) = re.findall(r"^\| HeteroFL \|.*$", text, re.M)
     assert row.count(interval([0.6, 0.65, 0.7])) == len(compare.FIGURES)
     assert row.startswith("| HeteroFL | 0.1 | ")
-    assert row.endswith(" | 3 / 2 / 1 | 3.00 / 2.00 / 1.00 |")
+    assert row.endswith(" | 7 / 7 / 7 | 3 / 2 / 1 | 3.00 / 2.00 / 1.00 |")
     # One hospital has no tiers, and nothing to compare at another ratio.
     (here, there) = re.findall(r"^\| one hospital.*$", text, re.M)
     assert here == there
-    assert here.endswith(" |  |  |  |  | 3 | 3.00 |")
+    assert here.endswith(" |  |  |  |  | 7 | 3 | 3.00 |")
+
+
+def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
+    runs = made_up(best=0.3)
+    for job, made in runs.items():
+        if job.method == "exclusive":
+            made["bytes"] = [0, 0, 1_000_000]
+    text = compare.table(BLOOD, results(runs))
+    (row, _) = re.findall(r"^\| FedAvg: the richest.*$", text, re.M)
+    assert row.startswith("| FedAvg: the richest tier alone | 0.3 \\* | ")
+    assert row.split(" | ")[7] == ""
+    assert " | 0 / 0 / 7 | 0 / 0 / 1 | " in row
 
 
 def test_the_sentence_says_who_wins_by_how_much_and_for_whom():
-    made = results(made_up(adjusted_tiers_0=0.9, adjusted_tiers_1=1.0, ladder_2=0.95))
-    # 0.9, 1.0, 0.95 against 0.8, 0.8, 0.95; the other ratio is as QUALITY has it.
+    made = results(made_up(adjusted_tiers_0=0.8, adjusted_tiers_1=0.9, heterofl_2=0.95))
+    # 0.8, 0.9, 0.95 against 0.7, 0.7, 0.95; the other ratio is as QUALITY has it.
     said = compare.sentence(BLOOD, made)
-    title = BLOOD.entries["ladder"].title
-    assert f"0.950, does not beat at every seed {title}, 0.850," in said
+    assert "0.883, does not beat at every seed HeteroFL, 0.783," in said
     assert "by +0.100 (-0.148 to +0.348); at the worst tier by +0.100" in said
-    assert f"0.950, beats {title}, 0.800, the best published method" in said
+    assert "0.950, beats HeteroFL, 0.700, the best published method" in said
 
 
 def test_the_figure_shows_who_takes_part(tmp_path):
@@ -374,7 +388,8 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     go()
     assert {job.method for job in folder.ran} == {"fedrolex"}
     # Another setting is not mixed with these.
-    monkeypatch.setitem(compare.CONTESTS, "blood", BLOOD._replace(last=2))
+    contest = BLOOD._replace(config=lambda: BLOOD.config("smoke"))
+    monkeypatch.setitem(compare.CONTESTS, "blood", contest)
     folder.ran.clear()
     folder.limit = tuned
     with pytest.raises(KeyboardInterrupt):

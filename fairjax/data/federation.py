@@ -104,7 +104,9 @@ def build(
     if partition == "natural":
         table = _large_enough(table, min_size)
     if partition == "dirichlet_overlap":
-        table, overlapping = _overlapping(rng, table, num_clients, alpha)
+        table, overlapping = _overlapping(
+            rng, _validated(table, val_fraction, seed), num_clients, alpha
+        )
     units = _units(table)
     cuts = {} if np.any(units.split == TEST) else {TEST: test_fraction}
     cuts |= {} if np.any(units.split == VAL) else {VAL: val_fraction}
@@ -198,12 +200,25 @@ def build(
     )
 
 
+def _validated(table: Table, fraction: float, seed: int) -> Table:
+    """With a validation split that is cut before records repeat.
+
+    No record is then one to validate on here and one to train on there.
+    """
+    if table.patient is not None or np.any(table.split == VAL):
+        return table
+    units = _units(table)
+    nobodys = np.zeros(len(units.split), np.int32)
+    split = _cut(units, nobodys, 1, {VAL: fraction}, 1, seed)
+    return dataclasses.replace(table, split=split.astype(table.split.dtype))
+
+
 def _overlapping(
     rng: np.random.Generator, table: Table, clients: int, alpha: float
 ) -> tuple[Table, Int[np.ndarray, "M"]]:
     """A table that repeats the records which hospitals share, and the owner of each."""
     if table.patient is not None or not np.any(table.split == TEST):
-        what = "dirichlet: hospitals that overlap need records that are patients, and "
+        what = "dirichlet: hospitals that overlap need data that name no patients, and "
         what += "a fixed test split that nothing is trained on"
         checks.fail("data.partition.name", what, "dirichlet_overlap")
     rows, owner = laws.dirichlet_overlap(

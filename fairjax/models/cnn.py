@@ -1,6 +1,5 @@
 """Small convolutional network for images."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -35,12 +34,6 @@ class _Cnn(nn.Module):
             if head:
                 answers.append(nn.Dense(self.classes, name=head)(x.mean((1, 2))))
         return tuple(answers)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _drawn(key: jax.Array, x: jax.Array, module: _Cnn) -> Any:
-    """Parameters; jitted, so that flax's forward pass over x is not computed."""
-    return module.init(key, x, None)["params"]
 
 
 def cnn(
@@ -101,7 +94,9 @@ def cnn(
         before = name
 
     def init(key: jax.Array, x: jax.Array) -> Any:
-        return _drawn(key, x, module)
+        # Without running the network: of x only shape and dtype count.
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return module.lazy_init(key, shape, None)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
         around = layers.setting(train, where, stats, kept)

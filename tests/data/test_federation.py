@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import hypothesis.strategies as st
@@ -121,7 +122,9 @@ def test_overlapping_hospitals_repeat_records_inside_their_split():
     records = table(client=None, split=fixed(240, TRAIN, TEST))
     splits = build(records, partition="dirichlet_overlap")
     kept = {name: set(numbers(part)) for name, part in parts(splits).items()}
-    assert not kept["train"] & kept["test"]
+    assert all(kept.values())
+    for one, other in itertools.combinations(kept.values(), 2):
+        assert not one & other
     every = np.concatenate([numbers(part) for part in parts(splits).values()])
     (note,) = splits.notes
     twice, nobodys = len(every) - len(set(every)), 240 - len(set(every))
