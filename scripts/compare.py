@@ -336,6 +336,8 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
 def table(contest: Contest, results: Mapping[str, Any]) -> str:
     """Per ratio a Markdown table of its complete seeds, and what its claims became."""
     made, parts = done(results["runs"]), []
+    if not results["complete_seeds"]:
+        return f"{contest.title}: {len(made)} runs are made; no seed has all methods yet."
     score = contest.score.replace("_", " ")
     heads = ["method", "learning rate"]
     heads += [HEADS[name].format(score=score) for name in FIGURES]
@@ -374,9 +376,8 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
         parts += verdicts(results["claims"][ratio], len(seeds))
-    if results["complete_seeds"]:
-        parts.append("\\* The largest or the smallest learning rate that was tried.")
-        parts.append(searched(contest, results))
+    parts.append("\\* The largest or the smallest learning rate that was tried.")
+    parts.append(searched(contest, results))
     return "\n\n".join(parts)
 
 
@@ -410,6 +411,8 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
     """Whether, by how much and for whom ours beat the best published method."""
     made, parts = done(results["runs"]), []
     ours, rival = results["best_of_ours"], results["best_published"]
+    if not results["complete_seeds"]:
+        return table(contest, results)
     for ratio in results["complete_seeds"]:
         seeds = complete(contest, made, ratio).values()
 
@@ -505,13 +508,13 @@ def add(data: str, same: Mapping[str, Any], runs: Sequence[Run]) -> None:
         before = current(contest, experiment.continued(path, same) or [])
         results = judged(contest, {**same, "runs": [*before, *runs]})
         write_json(path, results)
+        begin = f"<!-- results/{data}.json -->"
+        for page, said in ((folder.parent, sentence), (folder, table)):
+            text = (page / "README.md").read_text()
+            if begin in text:
+                text = fill(text, begin, said(contest, results))
+                (page / "README.md").write_text(text)
         if results["complete_seeds"]:
-            begin = f"<!-- results/{data}.json -->"
-            for page, said in ((folder.parent, sentence), (folder, table)):
-                text = (page / "README.md").read_text()
-                if begin in text:
-                    text = fill(text, begin, said(contest, results))
-                    (page / "README.md").write_text(text)
             draw(contest, results, folder / f"{data}.png")
 
 

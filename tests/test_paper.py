@@ -1,4 +1,4 @@
-"""configs/paper: every preset passes its checks, alone and joined, and can run."""
+"""configs/paper: presets pass their checks, alone and joined; methods can be built."""
 
 import importlib
 
@@ -35,6 +35,15 @@ def test_every_preset_passes_its_checks(preset):
     joined = config_of("blood_cells", f"ratio433+{preset}+hospitals90")
     schema.check(joined)
     assert joined.data.partition.num_clients == 90
+
+
+@pytest.mark.parametrize("size", ["", "vit_tiny+"])
+@pytest.mark.parametrize("method", names.METHODS)
+def test_every_method_fits_the_networks(size, method):
+    config = config_of("blood_cells", size + method)
+    family = names.METHODS[method]
+    model = names.MODELS[config.model.name](config, 8, family)
+    assert family.method(config, family.model(config, model).axes).units is not None
 
 
 def test_every_method_has_a_preset():

@@ -12,4 +12,6 @@ from configs.paper import setting
 
 def get_config(preset: str = ""):
     """DynamicFL on ResNet-18 at 30 hospitals, 7:2:1; see configs/paper/setting.py."""
-    return setting.get("covid_radiography", "covid_radiography/224", preset)
+    c = setting.get("covid_radiography", "covid_radiography/224", preset)
+    c.data.partition.test_fraction = 0.2
+    return c

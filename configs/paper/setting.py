@@ -6,7 +6,8 @@ Presets, joined by "+" after the colon, as in blood_cells.py:vit_tiny+ratio433+f
     ratio721, ratio523, ratio415, ratio433, ratio361    hospitals per tier, smallest first
     hospitals30, hospitals90, hospitals180, hospitals360
     dirichlet1 .. dirichlet9     labels skewed by Dirichlet 0.1 to 0.9 in place of iid
-    overlap1 .. overlap9         the same by the law of the released code
+    overlap1 .. overlap9         the same by the law of the released code; for pictures
+                                 that name no patients and fix a test split
     a name of configs/submodels  in place of dynamicfl
     smoke                        two rounds of a small model on embedded pictures, in seconds
 
@@ -16,6 +17,13 @@ branches beside it. Methods of other families have tiers of a quarter, a half an
 it, so that they spend less: the bill is printed beside what they reach, and the ladder has
 both. Learning rate and decay are those of the released code for all of them; tune them by
 `scripts/sweep.py --grid=local.learning_rate=...` on the validation split.
+
+Rounds, epochs, batch, learning rate, schedule, decay and sizes are the released code's.
+Not so: group norms where it has batch norms (`model.resnet.norm=batch`), pictures of 28 x 28
+that are not enlarged, no RandAugment, means and deviations of the training records in place
+of 0.5, hospitals weighed by their records (`fairness.rule=uniform` weighs them alike), a
+validation split of 10 % of the training records where the data fix none, and a number of
+branches per layer where it has one of layers that are grown.
 """
 
 from typing import Any
@@ -61,7 +69,11 @@ def get(name: str, large: str, preset: str) -> Any:
     c.local.schedule = "cosine"
     c.local.weight_decay = 5e-4
     c.checkpoint.every = 10
-    return default.preset(c, preset, **presets(large))
+    c = default.preset(c, preset, **presets(large))
+    if c.model.name == "resnet":
+        # The blocks of its stages differ in shape and cannot teach each other.
+        c.submodel.inclusivefl.beta = 0.0
+    return c
 
 
 def presets(large: str) -> dict[str, dict[str, Any]]:
@@ -82,6 +94,8 @@ def presets(large: str) -> dict[str, dict[str, Any]]:
     plain = {"tiers.budget": (0.25, 0.5, 1.0), "tiers.branches": ()}
     for method in BUDGETED:
         made[method] = {"submodel.name": method, **plain}
+    # A third of the rounds; its default is for a thousand.
+    made["depthfl"]["submodel.depthfl.ramp"] = 33
     made["dynamicfl"] = WHOLE
     made["ladder"] = plain | {
         "submodel.name": "ladder",

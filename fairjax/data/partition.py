@@ -74,8 +74,8 @@ def dirichlet(
     Returns:
         (client of every unit, notes on what had to be done).
 
-    Source: Hsu, Qi and Brown 2019; the class-wise form and quantity skew of Li et al.
-    2022 (NIID-Bench), without the balancing step of the former, which changes the law.
+    Source: Yurochkin et al. 2019; Li et al. 2022 (NIID-Bench), of whom quantity skew is
+    too, without their balancing step, which changes the law.
     """
     classes = int(label.max()) + 1
     least = int(np.ceil(round(min_size / kept, 9)))
