@@ -337,7 +337,9 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
     """Per ratio a Markdown table of its complete seeds, and what its claims became."""
     made, parts = done(results["runs"]), []
     if not results["complete_seeds"]:
-        return f"{contest.title}: {len(made)} runs are made; no seed has all methods yet."
+        return (
+            f"{contest.title}: {len(made)} runs are made; no seed has all methods yet."
+        )
     score = contest.score.replace("_", " ")
     heads = ["method", "learning rate"]
     heads += [HEADS[name].format(score=score) for name in FIGURES]
