@@ -66,11 +66,11 @@ def newest(
         directory: of the steps; one that is missing has none.
         like: the run's first state, or any later one.
         about: what the steps must say of their run.
-        round: only the step of that round counts.
+        round: only the step of that round counts; None also where it is not valid.
 
     Raises:
         InputError: a step is valid, but of another run, format, tree, shape or dtype;
-            or there are steps and none is valid.
+            or there are steps and none of any round is valid.
     """
     skipped: dict[int, str] = {}
     for step in _steps(directory):
@@ -92,7 +92,7 @@ def newest(
             said = ", ".join(f"{name} {version}" for name, version in others.items())
             print(f"{path}: written by other versions: {said}", file=sys.stderr)
         return Found(state, step, skipped)
-    if skipped:
+    if skipped and round is None:
         said = "; ".join(f"{step}: {why}" for step, why in skipped.items())
         raise checks.InputError(f"{directory}: expected a valid step; got {said}")
     return None

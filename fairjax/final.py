@@ -48,7 +48,7 @@ OF_BOTH = ("auroc", "auprc", *OF_TWO)
 
 
 def final(
-    run: specs.Run, measure: Measure, last: RunState, selected: RunState | None
+    run: specs.Run, measure: Measure, last: RunState, selected: RunState | str
 ) -> dict[str, Any]:
     """The last model, and the selected one or null with a note.
 
@@ -56,12 +56,12 @@ def final(
         run: the run.
         measure: see `measure.compiled`.
         last: its state in the end.
-        selected: its state in the round that the validation split selects; None where
-            it has no records, or none of its figures could be estimated.
+        selected: its state in the round that the validation split selects, or why
+            there is none.
     """
     made: dict[str, Any] = {"last": _of(run, measure, last), "selected": None}
-    if selected is None:
-        return made | {"note": "no round could be selected on the validation split"}
+    if isinstance(selected, str):
+        return made | {"note": selected}
     if int(selected.round) == int(last.round):
         return made | {"selected": made["last"]}
     return made | {"selected": _of(run, measure, selected)}

@@ -124,11 +124,14 @@ def train(
             tiers, whole = bills(run, state), whole_bill(run, state)
             steps, said = workdir / "checkpoints", about(run)
             found = checkpoint.newest(steps, state, said)
+            if found is not None:
+                state = found.state
+            damaged = _damaged(run, state, workdir)
             files.write_json(workdir / "config.json", run.config)
             files.write_json(workdir / "provenance.json", files.provenance())
             if found is not None:
-                state = found.state
                 checkpoint.set_aside(steps, found.skipped)
+            checkpoint.set_aside(workdir / "selected", damaged)
             for name in ("metrics.jsonl", "clients.jsonl"):
                 files.truncate(workdir / name, int(state.round))
             keep = run.config["checkpoint"]["keep"]
@@ -247,11 +250,30 @@ def _selected(
     return Checkpoints(workdir / "selected", keep=1, about=about(run))
 
 
-def _leading(workdir: pathlib.Path, criterion: str) -> list[dict[str, Any]]:
+def _leading(
+    run: specs.Run, state: RunState, workdir: pathlib.Path
+) -> list[dict[str, Any]]:
     """The row of the best round so far; none without one."""
     rows = files.rows(workdir / "metrics.jsonl")
-    best = selection.best(rows, criterion)
+    rows = [row for row in rows if row["round"] <= int(state.round)]
+    best = selection.best(rows, run.config["select"])
     return [row for row in rows if row["round"] == best]
+
+
+def _damaged(run: specs.Run, state: RunState, workdir: pathlib.Path) -> list[int]:
+    """The best round so far, if its step is there and not valid.
+
+    A step that is missing is no damage: a run that was killed after it had selected a
+    round, and before it saved that round, goes on to select it again.
+    """
+    steps = workdir / "selected"
+    rounds = [row["round"] for row in _leading(run, state, workdir)]
+    return [
+        number
+        for number in rounds
+        if checkpoint.newest(steps, state, about(run), round=number) is None
+        and (steps / str(number)).exists()
+    ]
 
 
 def _select(
@@ -273,14 +295,19 @@ def _select(
 
 def _best_state(
     run: specs.Run, state: RunState, workdir: pathlib.Path
-) -> RunState | None:
-    """The state of the round that the validation split selects."""
-    leading = _leading(workdir, run.config["select"])
+) -> RunState | str:
+    """The state of the round that the validation split selects, or why it has none."""
+    leading = _leading(run, state, workdir)
     if not leading:
-        return None
+        return "no round could be selected on the validation split"
     steps, number = workdir / "selected", leading[0]["round"]
     found = checkpoint.newest(steps, state, about(run), round=number)
-    return None if found is None else found.state
+    if found is None:
+        return (
+            f"the validation split selects round {number}, whose step in selected/ was "
+            "damaged or is missing"
+        )
+    return found.state
 
 
 def one_round(run: specs.Run, spec: round.Spec) -> Callable[..., Any]:
@@ -397,7 +424,7 @@ def _loop(
     spread = hosts.spread(hosts.sent(state), run.mesh)
     if first >= last:
         return state, measured_at, {}
-    leading = _leading(workdir, config["select"])
+    leading = _leading(run, state, workdir)
     if selected is not None:
         selected.keep_only(leading[0]["round"] if leading else None)
     step, program = compiling(run, spread)

@@ -97,6 +97,13 @@ def test_a_round_is_found_by_its_number(saved):
     assert found(saved, round=4) is None
 
 
+def test_a_round_whose_step_is_not_valid_is_not_found(copied, capsys):
+    truncate(copied / "2")
+    assert found(copied, round=2) is None
+    assert capsys.readouterr().err.startswith(f"{copied / '2'}: skipped: ")
+    assert steps(copied) == [1, 2, 3]
+
+
 def test_an_empty_or_missing_folder_has_no_step(tmp_path):
     assert found(tmp_path) is None
     assert found(tmp_path / "none") is None

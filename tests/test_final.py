@@ -187,7 +187,7 @@ def test_groups_of_hospitals_are_judged_beside_those_of_patients(two):
         run, hospital_groups=("north", "south"), group_of=(0, 1, 0, 1)
     )
     measure = lambda state: (None, logits)  # noqa: E731
-    entry = final.final(named, measure, base()[1], None)["last"]
+    entry = final.final(named, measure, base()[1], "none")["last"]
     test = run.splits.test
     owner = np.repeat(np.arange(4), test.count)
     p = probability(logits.full["test"])
@@ -215,7 +215,7 @@ def nulls(entry):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_what_is_not_known_is_null_and_counted_by_reason(classes):
     run, state, measure = drawn(classes)
-    entry = final.final(run, measure, state, None)["last"]
+    entry = final.final(run, measure, state, "none")["last"]
     json.dumps(entry, allow_nan=False)
     reasons = entry["not_estimated"]
     parts = {
@@ -243,7 +243,7 @@ def test_scores_that_are_not_finite(two):
     logits = two[1]
     broken = {name: leaf.at[0].set(math.nan) for name, leaf in logits.full.items()}
     entry = final.final(
-        run, lambda state: (None, Logits(broken, logits.own)), state, None
+        run, lambda state: (None, Logits(broken, logits.own)), state, "none"
     )["last"]
     json.dumps(entry, allow_nan=False)
     assert entry["pooled"]["auroc"] == {"value": None, "low": None, "high": None}
@@ -286,6 +286,6 @@ def test_the_last_and_the_selected_model():
     assert "note" not in made
     same = final.final(run, measure, state, state)
     assert same["selected"] == same["last"] == made["selected"]
-    none = final.final(run, measure, state, None)
+    none = final.final(run, measure, state, "it is lost")
     assert none["selected"] is None
-    assert none["note"]
+    assert none["note"] == "it is lost"

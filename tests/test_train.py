@@ -384,7 +384,7 @@ def test_without_validation_records_nothing_is_selected(tmp_path):
     assert not any(name.startswith("val/") for name in result.metrics)
     final = result.summary["final"]
     assert final["selected"] is None
-    assert "validation" in final["note"]
+    assert final["note"] == "no round could be selected on the validation split"
     assert final["last"]["threshold"] is None
     assert final["last"]["pooled"]["sensitivity"]["value"] is None
     assert final["last"]["not_estimated"]["no threshold"] >= 2
@@ -461,6 +461,26 @@ def test_a_checkpoint_that_cannot_be_read_costs_one_round(finished, copied):
     straight, name = finished[0], "metrics.jsonl"
     assert untimed(copied / name) == untimed(straight.workdir / name)
     assert fakes.equal(final_params(copied), straight.state.params)
+
+
+def test_a_damaged_selected_step_is_set_aside_and_the_run_ends(copied, capsys):
+    """Its round stays the one that is selected; none of the two that follow is better.
+
+    Also where no round is left to train.
+    """
+    selected = copied / "selected"
+    shutil.rmtree(selected / "3" / "state")
+    for rounds in (3, 5):
+        made = train(small(rounds=rounds), copied).summary["final"]
+        assert made["last"]["round"] == rounds
+        assert made["selected"] is None
+        assert made["note"] == (
+            "the validation split selects round 3, whose step in selected/ was damaged "
+            "or is missing"
+        )
+        assert [path.name for path in selected.iterdir()] == ["invalid-3"]
+        told = capsys.readouterr().err
+        assert (f"{selected / '3'}: skipped: " in told) == (rounds == 3)
 
 
 # The run that is killed, in a process of its own.
