@@ -69,6 +69,8 @@ def newest(
         round: only the step of that round counts; None also where it is not valid.
 
     Raises:
+        OSError, MemoryError, JaxRuntimeError: the machine failed, which says nothing of
+            the step.
         InputError: a step is valid, but of another run, format, tree, shape or dtype;
             or there are steps and none of any round is valid.
     """
@@ -76,14 +78,17 @@ def newest(
     for step in _steps(directory):
         if round not in (None, step):
             continue
-        path = directory / str(step)
+        path, first = directory / str(step), _on_host(like)
         try:
-            state, versions = _read(path, like, about)
+            with _failing(path):
+                host, versions = _read(path, like, first, about)
         except checks.InputError:
             raise
         except Exception as error:  # orbax 0.12 raises a bare one for a short file
             if not path.exists():  # its run goes on, and has removed it meanwhile
                 return newest(directory, like, about, round=round)
+            if _of_machine(error):
+                raise
             skipped[step] = " ".join(str(error).split())[:200] or repr(error)
             print(f"{path}: skipped: {skipped[step]}", file=sys.stderr)
             continue
@@ -91,7 +96,8 @@ def newest(
         if others:
             said = ", ".join(f"{name} {version}" for name, version in others.items())
             print(f"{path}: written by other versions: {said}", file=sys.stderr)
-        return Found(state, step, skipped)
+        state = jax.tree.map(jnp.asarray, host)
+        return Found(trees.typed(state, like), step, skipped)
     if skipped and round is None:
         said = "; ".join(f"{step}: {why}" for step, why in skipped.items())
         raise checks.InputError(f"{directory}: expected a valid step; got {said}")
@@ -212,10 +218,30 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted((step for step in steps if str(step) in names), reverse=True)
 
 
-def _read(path: pathlib.Path, like: Any, about: About) -> tuple[Any, Mapping[str, str]]:
-    """(state, versions) of a step that is valid; any error says that it is not."""
+def _of_machine(error: Exception) -> bool:
+    """Whether an error says nothing of the step that was read: it may be whole.
+
+    Too many open files, for one, or a server that is away.
+    """
+    if isinstance(error, OSError):
+        gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        return not isinstance(error, gone)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _read(
+    path: pathlib.Path, like: Any, first: Any, about: About
+) -> tuple[Any, Mapping[str, str]]:
+    """(state on the host, versions) of a step that is valid; raises if it is not.
+
+    Args:
+        path: of the step.
+        like: as for `newest`.
+        first: `like` on the host.
+        about: as for `newest`.
+    """
     handler = ocp.CompositeCheckpointHandler(**_handlers())
-    alone, first = _alone(path.parent), _on_host(like)
+    alone = _alone(path.parent)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
 
         def item(**how: Any) -> Any:
@@ -234,7 +260,7 @@ def _read(path: pathlib.Path, like: Any, about: About) -> tuple[Any, Mapping[str
     for (where, leaf), begun in leaves:
         if _finite(begun) and not _finite(leaf):
             raise ValueError(f"{jax.tree_util.keystr(where)} is NaN or infinite")
-    return trees.typed(jax.tree.map(jnp.asarray, host), like), meta["versions"]
+    return host, meta["versions"]
 
 
 def _of_this_run(

@@ -308,6 +308,53 @@ def test_a_step_that_its_run_removes_meanwhile_is_no_broken_one(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (MemoryError(), MemoryError),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out"), RuntimeError),
+        (OSError(errno.EMFILE, "Too many open files"), OSError),
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (OSError(errno.ESTALE, "Stale file handle"), OSError),
+        (ValueError("UNAVAILABLE: [os_error_code='24']"), OSError),  # tensorstore's
+        (FileNotFoundError(errno.ENOENT, "No such file"), None),
+        (ValueError("NOT_FOUND: [os_error_code='2']"), None),
+        (ValueError("DATA_LOSS: invalid manifest"), None),
+        (EOFError(), None),
+    ],
+    ids=repr,
+)
+def test_a_machine_that_fails_is_no_damaged_step(
+    error, raised, saved, monkeypatch, capsys
+):
+    read = checkpoint._read
+
+    def failing(path, *how):
+        if path.name == "3":
+            raise error
+        return read(path, *how)
+
+    monkeypatch.setattr(checkpoint, "_read", failing)
+    if raised is None:
+        assert list(found(saved).skipped) == [3]
+        return
+    with pytest.raises(raised):
+        found(saved)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_device_that_fails_is_no_damaged_step(saved, monkeypatch):
+    """The step has been read, and is given to the device."""
+
+    def gone(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
+
+    like = state(0)
+    monkeypatch.setattr(jnp, "asarray", gone)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        found(saved, like)
+
+
 # ---------------------------------------------------------------------- of another run
 
 
