@@ -5,9 +5,10 @@ itself and one of the state's bytes, taken before orbax is given them and compar
 what orbax gives back, whatever happened in between. Orbax renames a step to its number
 when it is written, so that half a step has no number.
 
-While a step exists, valid or not, orbax drops every save at or below it without a word.
-So who goes on from an older step moves the newer ones aside, and a save that was
-dropped is an error.
+Orbax refuses to save a step that is there, valid or not, and counts every one that is
+there among the newest that stay. So who goes on from an older step moves the newer ones
+aside. Saves are forced: others orbax drops, without a word, where a step has their
+number or a higher one.
 
 Of several processes the first alone saves. What it saves are arrays on its host, which
 orbax takes for its own: of those on a device it would ask the others for their shares.
@@ -148,7 +149,7 @@ class Checkpoints:
 
         Raises:
             OSError: this save, or the one before, failed; older steps stay.
-            RuntimeError: orbax dropped the step.
+            ValueError: the round has a step already.
         """
         host = _on_host(state)
         meta = {
@@ -163,14 +164,12 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta | {"sha256": _seal(meta)}),
         )
         with _failing(self._directory):
-            saved = self._manager.save(round, args=items, force=True)
-        if not saved:
-            raise RuntimeError(f"checkpoint {round} was not saved in {self._directory}")
+            self._manager.save(round, args=items, force=True)
 
     def keep_only(self, round: int | None) -> None:
         """Removes every step but that of one round; None removes all.
 
-        A step that is to be saved again must go first: orbax would drop it.
+        A step that is to be saved again must go first: orbax would refuse it.
         """
         for step in self._manager.all_steps():
             if step != round:
