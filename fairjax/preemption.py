@@ -1,8 +1,8 @@
 """Being told to stop: by SIGTERM, as schedulers do, or SIGINT, as Ctrl-C does.
 
 While rounds run the first signal only takes note, so that the round in hand is finished
-and saved; a second one ends the process at once, which costs that round and no more: a
-run survives being killed. Everywhere else signals do what they always do.
+and saved; a second one ends the process at once, which costs the rounds since the last
+save: a run survives being killed. Everywhere else signals do what they always do.
 """
 
 import contextlib
