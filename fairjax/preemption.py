@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+import jax
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 EXIT = 75
@@ -34,7 +36,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
     while the main one was in here.
 
     Raises:
-        Stopped: at the end, of the main thread, if a signal came.
+        Stopped: at the end, of the main thread, if a signal came; not where the process
+            is one of several, of which none may stop alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield _told.is_set
@@ -71,5 +74,5 @@ def deferred() -> Iterator[Callable[[], bool]]:
         os.close(writer)
         listener.join()
         os.close(reader)
-    if _told.is_set():
+    if _told.is_set() and jax.process_count() == 1:
         raise Stopped("stopped; every round is saved")

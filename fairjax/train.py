@@ -398,6 +398,8 @@ def _lend(run: specs.Run, state: RunState) -> RunState:
                 state, _ = jax.block_until_ready(step(state))
                 if hosts.some(told()):
                     raise preemption.Stopped(f"stopped after round {finished + 1}")
+            if hosts.some(told()):  # since the last round, which is saved meanwhile
+                raise preemption.Stopped(f"stopped after round {left[-1] + 1}")
     hosts.meet("finished")
     return hosts.here(state)
 
@@ -483,6 +485,8 @@ def _loop(
             show(number, row)
             if stop:
                 raise preemption.Stopped(f"stopped after round {number}")
+        if hosts.some(told()):  # while the last round was saved
+            raise preemption.Stopped(f"stopped after round {last}")
     spent = {
         "simulation": _simulation(run, state, tiers, program),
         "time": {"compile_s": compile_s, "rounds_per_s": (last - first) / busy},

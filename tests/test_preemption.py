@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import jax
 import pytest
 
 from fairjax import preemption
@@ -52,6 +53,14 @@ def test_the_first_signal_is_only_noted(number, exits, capsys):
 def test_a_signal_that_nobody_asked_for_stops_in_the_end():
     with pytest.raises(Stopped), deferred():
         send(signal.SIGTERM)
+
+
+def test_one_of_several_processes_does_not_stop_alone(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with deferred() as told:
+        send(signal.SIGTERM)
+        until(told)
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_no_signal_changes_nothing():

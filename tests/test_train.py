@@ -714,6 +714,23 @@ def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkey
         train_module._lend(run, initial(run))
 
 
+def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypatch):
+    """One of them alone may hear it: they ask each other once more."""
+    config = small(rounds=1)
+    run = specs.build(config)
+    processes = {
+        "the first": lambda: train(config, tmp_path),
+        "another": lambda: train_module._lend(run, initial(run)),
+    }
+    for begin in processes.values():
+        answers = iter([False, True])
+        monkeypatch.setattr(hosts, "some", lambda told, of=answers: next(of))
+        with pytest.raises(preemption.Stopped, match="after round 1"):
+            begin()
+    assert int(load(tmp_path)[1].round) == 1
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_a_folder_that_is_trained_in_is_refused_and_can_be_read(straight):
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     with files.held(straight):
