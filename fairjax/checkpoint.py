@@ -58,7 +58,7 @@ class Found(NamedTuple):
 def newest(
     directory: pathlib.Path, like: Any, about: About, *, round: int | None = None
 ) -> Found | None:
-    """The newest step that is valid; None where there is no step. Nothing is written.
+    """The newest step that is valid; None where there is none. Nothing is written.
 
     A step is valid if all of it can be read, it is what was saved, and it is finite
     wherever `like` is. Those that are not are passed over, and told on stderr.
@@ -73,7 +73,7 @@ def newest(
         OSError, MemoryError, JaxRuntimeError: the machine failed, which says nothing of
             the step.
         InputError: a step is valid, but of another run, format, tree, shape or dtype;
-            or there are steps and none of any round is valid.
+            or, where no round is asked for, there are steps and none is valid.
     """
     skipped: dict[int, str] = {}
     for step in _steps(directory):
