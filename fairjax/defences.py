@@ -47,14 +47,7 @@ def check(c: Any, made: Rule) -> None:
     for field, neutral in (("fold", "mean"), ("norm_bound", 0.0)):
         if r[field] != neutral:
             _check_seen(c, f"robust.{field}", neutral)
-    if fold == "mean":
-        return
-    if not r.finite_guard:
-        what = f"True with robust.fold {fold}, in which a NaN has no place"
-        checks.fail("robust.finite_guard", what, False)
-    if made.combine is not None:
-        what = f"mean with rule {c.fairness.rule}, which combines changes itself"
-        checks.fail("robust.fold", what, fold)
+            _check_applied(c, made, f"robust.{field}", neutral)
     if fold not in UNWEIGHTED:
         return
     for part in c.fairness.rule.split("+"):
@@ -73,6 +66,16 @@ def _check_seen(c: Any, field: str, neutral: Any) -> None:
         checks.fail(field, what, got)
     if c.privacy.mechanism == "client_dp":
         what = f"{neutral} with client_dp, whose clip and noise are those of a sum"
+        checks.fail(field, what, got)
+
+
+def _check_applied(c: Any, made: Rule, field: str, neutral: Any) -> None:
+    got = _value(c, field)
+    if not c.robust.finite_guard:
+        what = f"True with {field} {got}, in which a NaN has no place"
+        checks.fail("robust.finite_guard", what, False)
+    if made.combine is not None:
+        what = f"{neutral} with rule {c.fairness.rule}, which combines changes itself"
         checks.fail(field, what, got)
 
 

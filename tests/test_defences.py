@@ -54,8 +54,16 @@ FLIP = (("sign_flip", 0.25, 1.0),)
             "robust.finite_guard: expected True with robust.fold median",
         ),
         (
+            {"robust__norm_bound": 2.0, "robust__finite_guard": False},
+            "robust.finite_guard: expected True with robust.norm_bound 2.0",
+        ),
+        (
             {"robust__fold": "krum", "fairness__rule": "fedmgda"},
             "robust.fold: expected mean with rule fedmgda",
+        ),
+        (
+            {"robust__norm_bound": 2.0, "fairness__rule": "q_fedavg"},
+            "robust.norm_bound: expected 0.0 with rule q_fedavg",
         ),
         (
             {"robust__fold": "trimmed_mean", "fairness__rule": "q_ffl"},
