@@ -336,8 +336,8 @@ def get_config() -> ConfigDict:
     c.robust.trimmed_mean.beta = 0.1  # share that is cut off at either end
     # largest norm of a change, in running medians of its tier's; 0: none
     c.robust.norm_bound = 0.0
-    # largest weight of a hospital, in equal shares 1 / K, where a norm bound or a fold by
-    # distance is in force: no loss or count that it claims buys more; 0: none
+    # largest weight of a hospital, in equal shares 1 / K, under a norm bound of a mean or
+    # multi_krum: no loss or count that it claims buys more; 0: none
     c.robust.weight_cap = 3.0
     # ((name, share of hospitals, probability in a round), ..): what goes wrong, for
     # research. Absences drop_before, drop_during, drop_after, straggler; uploads nan, inf,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fairjax import checks, client
-from fairjax.fairness import compose, simplex
+from fairjax.fairness import compose, simplex, weights
 from fairjax.robust import faults as injected
 from fairjax.robust import folds
 from fairjax.robust.faults import Deadline, Fault
@@ -67,6 +67,9 @@ def _check_seen(c: Any, field: str, neutral: Any) -> None:
     if c.privacy.mechanism == "client_dp":
         what = f"{neutral} with client_dp, whose clip and noise are those of a sum"
         checks.fail(field, what, got)
+    if c.privacy.mechanism == "local_dp" and field == "robust.norm_bound":
+        what = f"{neutral} with local_dp: it measures norms before their noise"
+        checks.fail(field, what, got)
 
 
 def _check_applied(c: Any, made: Rule, field: str, neutral: Any) -> None:
@@ -122,6 +125,9 @@ def check_used(path: str, c: Any) -> None:
         checks.fail(path, "a straggler in robust.faults", tuple(r.faults))
     if group == "trimmed_mean" and r.fold != "trimmed_mean":
         checks.fail(path, "robust.fold 'trimmed_mean' for this option", r.fold)
+    if group == "weight_cap" and not _capped(r):
+        what = "robust.fold 'multi_krum', or a norm bound of a mean, for this option"
+        checks.fail(path, what, r.fold)
     if group == "hostile" and r.fold not in BY_DISTANCE:
         what = f"robust.fold {' or '.join(BY_DISTANCE)} for this option"
         checks.fail(path, what, r.fold)
@@ -159,13 +165,22 @@ def protection(c: Any, inner: Protection, cohort: int) -> Protection:
 
 
 def rule(c: Any, made: Rule) -> Rule:
-    """A fairness rule whose weights no hospital can raise above the cap."""
+    """A fairness rule whose weights no hospital can raise above the cap.
+
+    That holds for the sizes too by which a rule without weights is averaged.
+    """
     r = c.robust
-    guarded = r.norm_bound or r.fold in BY_DISTANCE
-    if not guarded or not r.weight_cap or made.weigh is None or made.combine:
+    if not r.weight_cap or not _capped(r):
         return made
+    if made.weigh is None:
+        made = made._replace(weigh=weights.size().weigh)
     field = "robust.weight_cap"
     return compose.capped(made, r.weight_cap, shares=simplex.alike, field=field)
+
+
+def _capped(r: Any) -> bool:
+    """Whether a defence is in force in which weights are a lever."""
+    return r.fold == "multi_krum" or (r.fold == "mean" and r.norm_bound > 0)
 
 
 class Ring(NamedTuple):

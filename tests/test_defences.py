@@ -12,7 +12,7 @@ from workdirs import fake_run
 
 from fairjax import checks, command, defences, measure, report, schema, specs
 from fairjax import train as train_module
-from fairjax.fairness import weights
+from fairjax.fairness import personal, weights
 from fairjax.report import markup, robust
 from fairjax.train import train
 from fairjax.types import Scores
@@ -100,6 +100,15 @@ FLIP = (("sign_flip", 0.25, 1.0),)
         ),
         (
             {
+                "robust__norm_bound": 2.0,
+                "submodel__heterofl__masked_loss": False,
+                "privacy__mechanism": "local_dp",
+                "privacy__noise_multiplier": 1.0,
+            },
+            "robust.norm_bound: expected 0.0 with local_dp",
+        ),
+        (
+            {
                 "robust__faults": (("inflated_count", 0.5, 1.0),),
                 "privacy__mechanism": "client_dp",
                 "privacy__noise_multiplier": 1.0,
@@ -129,6 +138,10 @@ def test_a_cohort_too_small_for_its_liars_is_refused():
         ("robust.deadline.most", {"robust__faults": FLIP}),
         ("robust.trimmed_mean.beta", {"robust__fold": "median"}),
         ("robust.hostile", {"robust__fold": "median"}),
+        ("robust.weight_cap", {}),
+        ("robust.weight_cap", {"fairness__rule": "fedmgda"}),
+        ("robust.weight_cap", {"robust__fold": "krum"}),
+        ("robust.weight_cap", {"robust__fold": "median", "robust__norm_bound": 1.0}),
     ],
 )
 def test_options_that_nothing_reads_are_refused(path, fields):
@@ -149,15 +162,25 @@ def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
     cohort = fakes.cohort()
     for fields, most in (
         ({"robust__norm_bound": 1.0}, 0.75),
-        ({"robust__fold": "krum"}, 0.75),
+        ({"robust__fold": "multi_krum"}, 0.75),
         ({"robust__norm_bound": 1.0, "robust__weight_cap": 2.0}, 0.5),
         ({"robust__norm_bound": 1.0, "robust__weight_cap": 0.0}, 0.97),
+        ({"robust__fold": "median", "robust__norm_bound": 1.0}, 0.97),
         ({}, 0.97),
     ):
         rule = defences.rule(small(**fields), weights.size())
         found, _ = rule.weigh((), cohort, scores)
         np.testing.assert_allclose(found[3], most, rtol=1e-6)
         np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
+
+
+def test_the_cap_holds_for_rules_that_leave_weights_to_the_records():
+    scores = Scores(jnp.asarray([1, 1, 1, 97], jnp.int32))
+    config = small(robust__norm_bound=1.0, robust__weight_cap=2.0)
+    rule = defences.rule(config, personal.fedbn())
+    found, _ = rule.weigh((), fakes.cohort(), scores)
+    np.testing.assert_allclose(found, [1 / 6] * 3 + [0.5], rtol=1e-6)
+    assert rule.keeps is not None
 
 
 # --------------------------------------------------------------------------- whole runs
