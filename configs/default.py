@@ -329,7 +329,7 @@ def get_config() -> ConfigDict:
     c.robust.finite_guard = True  # leave out a client whose change is not finite
     # how changes become one: "mean", the weighted one of the fairness rule; by coordinate
     # "median" or "trimmed_mean" over who holds it, without weights; by distance "krum",
-    # one hospital's, or "multi_krum", the weighted mean of those that lie together
+    # one hospital's as it is, or "multi_krum", the weighted mean of those that lie together
     c.robust.fold = "mean"
     c.robust.hostile = 1  # liars that a cohort may have, for krum and multi_krum
     c.robust.trimmed_mean = ConfigDict()

@@ -2,7 +2,8 @@
 
 `robust.fold`, `norm_bound` and `weight_cap` are the defences, `robust.faults` what goes
 wrong. Combinations that cannot hold are refused: a median of single uploads under a
-secure sum, which shows nobody any of them, or a rule's weights in a fold without.
+secure sum, which shows nobody any of them, or a rule's weights in a fold
+that does not use any.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from fairjax.robust import folds
 from fairjax.robust.faults import Deadline, Fault
 from fairjax.types import Kept, Params, Protection, Rule
 
-UNWEIGHTED = ("median", "trimmed_mean")
+UNWEIGHTED = ("median", "trimmed_mean", "krum")
 """Folds in which weights have no say."""
 BY_DISTANCE = ("krum", "multi_krum")
 NEUTRAL = (
@@ -48,15 +49,15 @@ def check(c: Any, made: Rule) -> None:
         if r[field] != neutral:
             _check_seen(c, f"robust.{field}", neutral)
             _check_applied(c, made, f"robust.{field}", neutral)
+    if fold != "mean" and c.fairness.denominator == "fixed":
+        what = f"cover with robust.fold {fold}, which is no sum over all hospitals"
+        checks.fail("fairness.denominator", what, "fixed")
     if fold not in UNWEIGHTED:
         return
     for part in c.fairness.rule.split("+"):
         if part not in NEUTRAL:
             what = f"one of {', '.join(NEUTRAL)} with robust.fold {fold}, in which "
             checks.fail("fairness.rule", what + "weights have no say", part)
-    if c.fairness.denominator == "fixed":
-        what = f"cover with robust.fold {fold}, in which weights have no say"
-        checks.fail("fairness.denominator", what, "fixed")
 
 
 def _check_seen(c: Any, field: str, neutral: Any) -> None:

@@ -74,6 +74,14 @@ FLIP = (("sign_flip", 0.25, 1.0),)
             "fairness.denominator: expected cover with robust.fold median",
         ),
         (
+            {"robust__fold": "multi_krum", "fairness__denominator": "fixed"},
+            "fairness.denominator: expected cover with robust.fold multi_krum",
+        ),
+        (
+            {"robust__fold": "krum", "fairness__rule": "q_ffl"},
+            "fairness.rule: expected one of .* with robust.fold krum",
+        ),
+        (
             {
                 "robust__fold": "krum",
                 "privacy__secure_sum": "masked",

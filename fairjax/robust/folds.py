@@ -136,13 +136,21 @@ def krum(*, hostile: int) -> Fold:
     Args:
         hostile: f, how many liars a cohort may have.
 
+    Weights have no say: the chosen change is taken as it is.
+
     Edge cases: with fewer than 2 f + 3 valid clients there is no guarantee, and the
         round changes nothing.
 
     Source: Blanchard et al. 2017, "Machine learning with adversaries"; the distance
     under masks is ours.
     """
-    return _closest(hostile, lambda valid: jnp.ones((), jnp.int32))
+    checks.in_range("robust.hostile", hostile, 0)
+
+    def fold(stack: Stack) -> tuple[Sent, Array]:
+        chosen = _closest(stack, hostile, jnp.ones((), jnp.int32)).astype(jnp.float32)
+        return _summed(stack.sent, chosen, chosen), chosen
+
+    return fold
 
 
 def multi_krum(*, hostile: int) -> Fold:
@@ -151,36 +159,39 @@ def multi_krum(*, hostile: int) -> Fold:
     Args:
         hostile: f, how many liars a cohort may have.
 
-    Edge cases: as of `krum`.
+    Edge cases: as of `krum`. A chosen client of weight 0 does not enter.
 
-    Source: Blanchard et al. 2017, section 4; as many as are proven to be harmless, El
-    Mhamdi et al. 2018, "The hidden vulnerability of distributed learning in Byzantium".
+    Source: Blanchard et al. 2017, who define both; there the mean is of m changes, all
+    alike. That m is n - f - 2, and the weights, are ours.
     """
-    return _closest(hostile, lambda valid: valid - hostile - 2)
-
-
-def _closest(hostile: int, number: Callable[[Array], Array]) -> Fold:
     checks.in_range("robust.hostile", hostile, 0)
 
     def fold(stack: Stack) -> tuple[Sent, Array]:
-        valid = jnp.sum(stack.valid, dtype=jnp.int32)
-        apart = jnp.sort(distances(stack.sent, stack.valid), axis=1)
-        near = jnp.arange(apart.shape[1]) < valid - hostile - 2
-        score = jnp.sum(jnp.where(near, apart, 0), axis=1)
-        score = jnp.where(stack.valid, score, jnp.inf)
-        rank = jnp.argsort(jnp.argsort(score, stable=True))
-        enough = valid >= 2 * hostile + 3
-        chosen = (rank < number(valid)) & jnp.isfinite(score) & enough
-
-        def one(num: Array, den: Array) -> tuple[Array, Array]:
-            weight, base = (
-                jnp.where(chosen, part, 0) for part in (stack.weight, stack.base)
-            )
-            return _over(weight, num), _over(base, den)
-
-        return _leafwise(one, stack.sent), chosen.astype(jnp.float32)
+        number = jnp.sum(stack.valid, dtype=jnp.int32) - hostile - 2
+        chosen = _closest(stack, hostile, number)
+        weight, base = (
+            jnp.where(chosen, part, 0) for part in (stack.weight, stack.base)
+        )
+        entered = (weight > 0).astype(jnp.float32)
+        return _summed(stack.sent, weight, base), entered
 
     return fold
+
+
+def _closest(stack: Stack, hostile: int, number: Int[Array, ""]) -> Bool[Array, "K"]:
+    """The clients with the lowest scores, so many; nobody where too few are valid."""
+    valid = jnp.sum(stack.valid, dtype=jnp.int32)
+    apart = jnp.sort(distances(stack.sent, stack.valid), axis=1)
+    near = jnp.arange(apart.shape[1]) < valid - hostile - 2
+    score = jnp.sum(jnp.where(near, apart, 0), axis=1)
+    score = jnp.where(stack.valid, score, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(score, stable=True))
+    enough = valid >= 2 * hostile + 3
+    return (rank < number) & jnp.isfinite(score) & enough
+
+
+def _summed(sent: Sent, weight: Float[Array, "K"], base: Float[Array, "K"]) -> Sent:
+    return _leafwise(lambda num, den: (_over(weight, num), _over(base, den)), sent)
 
 
 def _over(weight: Float[Array, "K"], stack: Float[Array, "K ..."]) -> Array:

@@ -149,6 +149,20 @@ def test_krum_chooses_as_by_hand(seed):
     np.testing.assert_allclose(got, total / np.where(held > 0, held, 1), atol=1e-5)
 
 
+def test_weights_decide_nothing_in_krum_and_who_enters_in_multi_krum():
+    """Also where a rule's weight is not the base that its change is divided by."""
+    values, _ = masked()
+    plain, chosen = found(folds.krum(hostile=1), stack(values))
+    uneven = stack(values, weight=1.0 - chosen)._replace(base=jnp.ones(K))
+    got, entered = found(folds.krum(hostile=1), uneven)
+    np.testing.assert_array_equal(got, plain)
+    np.testing.assert_array_equal(entered, chosen)
+    _, several = found(folds.multi_krum(hostile=1), stack(values))
+    _, entered = found(folds.multi_krum(hostile=1), uneven)
+    assert several.sum() == K - 3
+    np.testing.assert_array_equal(entered, several - chosen)
+
+
 def test_a_small_sub_model_is_not_close_for_being_small():
     """By sums of squares they would lie together, though they disagree."""
     rng = np.random.default_rng(0)
