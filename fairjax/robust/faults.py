@@ -193,8 +193,8 @@ def sending(faults: Sequence[Fault], deadline: Deadline) -> Sending | None:
 def claiming(rule: Rule, faults: Sequence[Fault]) -> Rule:
     """The rule as one that is told wrong numbers; itself without such faults.
 
-    What it is told enters weights alone: how long a client trains follows from its
-    records.
+    What it is told enters weights and directions alone: how long a client trains
+    follows from its records.
     """
     by = {name: _factors(_named(faults, [name])) for name in CLAIMS}
     if not any(factors is not None for factors in by.values()):
@@ -227,7 +227,14 @@ def claiming(rule: Rule, faults: Sequence[Fault]) -> Rule:
     def tell(state: PyTree, cohort: Cohort, scores: Scores) -> PyTree:
         return rule.tell(state, cohort, told(cohort, scores))
 
-    return rule._replace(weigh=weigh, tell=tell)
+    def combine(
+        state: PyTree, cohort: Cohort, scores: Scores, weights: Float[Array, "K"]
+    ) -> tuple[Params, Masks, PyTree]:
+        assert rule.combine is not None
+        return rule.combine(state, cohort, told(cohort, scores), weights)
+
+    directed = None if rule.combine is None else combine
+    return rule._replace(weigh=weigh, tell=tell, combine=directed)
 
 
 def _factors(faults: Sequence[Fault]) -> Float[Array, "N"] | None:

@@ -11,7 +11,7 @@ import pytest
 from fakes import COUNTS
 
 from fairjax import client, keys, layout, round
-from fairjax.fairness import simplex, weights
+from fairjax.fairness import directions, simplex, weights
 from fairjax.keys import Role
 from fairjax.robust import faults
 from fairjax.robust.faults import Deadline, Fault
@@ -197,6 +197,37 @@ def test_a_claimed_count_or_loss_moves_weights_alone():
         loud.weigh((), cohort, scores)[0], mass / mass.sum(), rtol=1e-5
     )
     assert simplex.alike(scores, cohort.valid).tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        directions.q_fedavg(q=1.0, learning_rate=0.1),
+        directions.fedfv(alpha=0.0, tau=0),
+    ],
+)
+def test_a_claimed_loss_moves_directions_too(rule):
+    """As that loss would if it were true."""
+    cohort = fakes.cohort((3, 2, 0, 1))
+    rng = np.random.default_rng(0)
+    change = {"a": jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)}
+    loss = jnp.asarray([1.0, 2.0, 3.0, 4.0])
+    scores = Scores(
+        jnp.ones(4, jnp.int32),
+        loss,
+        round.client.Cells(*jnp.ones((3, 4, 1, 3))),
+        rate=jnp.ones(()),
+        delta=change,
+        cover={"a": jnp.ones((4, 1))},
+    )
+    liar = faults.claiming(rule, [Fault("inflated_loss", ONE, 1.0, 5.0)])
+    claimed = scores._replace(loss=loss * jnp.asarray([1.0, 5, 1, 1]))
+    for one, seen, alike in ((liar, scores, True), (rule, scores, False)):
+        weight, _ = one.weigh((), cohort, seen)
+        got = one.combine((), cohort, seen, weight)[:2]
+        weight, _ = rule.weigh((), cohort, claimed)
+        expected = rule.combine((), cohort, claimed, weight)[:2]
+        assert (fakes.gap(got, expected) < 1e-6) == alike
 
 
 # ---------------------------------------------------------------------------- records
