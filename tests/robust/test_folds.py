@@ -79,6 +79,18 @@ def test_what_is_cut_does_not_fall_short_by_rounding():
         np.testing.assert_array_equal(cut, percent * np.arange(1, 201) // 100)
 
 
+def test_what_is_cut_is_no_more_than_the_floor():
+    assert folds.cut_of(0.3333, jnp.asarray(3)) == 0
+    assert folds.cut_of(0.1999, jnp.asarray(5)) == 0
+
+
+def test_something_is_left_however_near_a_half_is_cut():
+    holders = jnp.arange(1, 201)
+    cut = folds.cut_of(np.nextafter(0.5, 0), holders)
+    assert np.all(2 * cut < holders)
+    assert folds.cut_of(0.49, jnp.asarray(0)) == 0
+
+
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["median", "trimmed_mean"]))
 def test_as_many_liars_as_stated_leave_it_between_honest_values(seed, name):
     fold = folds.median() if name == "median" else folds.trimmed_mean(beta=0.3)
