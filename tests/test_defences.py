@@ -1,5 +1,6 @@
 """Defences and faults of a config: refusals, and runs that tell what happened."""
 
+import dataclasses
 import re
 
 import jax
@@ -13,7 +14,7 @@ from workdirs import fake_run
 from fairjax import checks, command, defences, measure, report, schema, specs
 from fairjax import train as train_module
 from fairjax.fairness import personal, weights
-from fairjax.report import markup, robust
+from fairjax.report import page
 from fairjax.train import train
 from fairjax.types import Scores
 from tests import fakes
@@ -161,8 +162,8 @@ def test_options_in_use_are_taken():
     fields = {"robust__fold": "trimmed_mean", "robust__faults": FLIP}
     config = small(**fields)
     used = ("robust.strength.sign_flip", "robust.trimmed_mean.beta", "robust.fold")
+    assert set(used) <= set(command.fields_of(config))
     schema.check(config, overridden=used)
-    assert command.fields_of(config)
 
 
 def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
@@ -243,9 +244,9 @@ def test_a_run_names_the_hospital_that_sends_no_numbers(tmp_path):
     assert [ring["breakdown"] for ring in rings] == [1, 1, 0, 0]
     total = sum(leaf.size for leaf in jax.tree.leaves(result.state.params))
     assert sum(ring["parameters"] for ring in rings) == total
-    page = Outline(tmp_path / "run" / "report.html")
-    assert run.splits.clients[who] in page.cells
-    assert "median over the hospitals that hold it" in page.text
+    shown = Outline(tmp_path / "run" / "report.html")
+    assert run.splits.clients[who] in shown.cells
+    assert "median over the hospitals that hold it" in shown.text
     entered = sum(row["cohort/valid"] for row in report.read(tmp_path / "run").metrics)
     np.testing.assert_allclose(entered, result.state.attendance.entered.sum())
 
@@ -260,7 +261,19 @@ def test_an_undisturbed_run_has_nobody_to_name():
     assert [ring["breakdown"] for ring in told["rings"]] == [0] * 4
 
 
+FIGURES = ("learning", "hospitals", "calibration", "weights", "tiers", "data")
+
+
+def told_of(workdir, **robust):
+    """The page of a finished run, without its figures."""
+    run = report.read(workdir)
+    if robust:
+        run = dataclasses.replace(run, summary={**run.summary, "robust": robust})
+    return page.render(run, {section: [] for section in FIGURES})
+
+
 def test_the_page_says_nothing_of_a_run_without_faults_or_defences(tmp_path):
     workdir = fake_run(tmp_path / "run", ["north", "south"])
-    assert robust.section(report.read(workdir)) == ""
-    assert markup.Section("robust", "Faults", "", optional=True)
+    assert "Faults and liars" not in told_of(workdir)
+    assert "Faults and liars" not in told_of(workdir, fold="mean", norm_bound=0.0)
+    assert "Faults and liars" in told_of(workdir, fold="median", norm_bound=0.0)
