@@ -172,9 +172,13 @@ def step(
     Returns:
         (new state, info).
 
-    Guarantees: a padded slot, a client without records and, with the finite guard, a
-        client whose change is not finite leave no trace. The order of the slots changes
-        nothing beyond float order. A coordinate nobody covers keeps its value exactly.
+    Guarantees: a padded slot and a client without records leave no trace. With the
+        finite guard a client whose change is not finite moves neither the model nor its
+        own state. Where weights are made before training, that is without a stack of
+        changes, its loss at the incoming model has by then been read: rules whose
+        weights follow from records alone do not notice, others may have weighed the
+        rest and moved their state by it. The order of the slots changes nothing beyond
+        float order. A coordinate nobody covers keeps its value exactly.
 
     Edge cases:
         | nobody counts (padded slots alone, no records, all refused) | round + 1, the
