@@ -194,6 +194,7 @@ class Ring(NamedTuple):
     holders: int
     """Of a cohort on average, rounded down."""
     breakdown: int
+    """See `folds.breakdown`: 0 for folds by distance, whose f is of a cohort."""
 
 
 def rings(
@@ -216,13 +217,13 @@ def rings(
         local: the local problem.
     """
     r = c["robust"]
-    settings = {"hostile": r["hostile"], "beta": r["trimmed_mean"]["beta"]}
+    beta = r["trimmed_mean"]["beta"]
     masks = [client.masks(local, params, each)[1] for each in kept]
     found = []
     for tiers, parameters in folds.rings(params, masks):
         number = sum(hospitals[tier] for tier in tiers)
         holders = number * cohort // max(sum(hospitals), 1)
-        bears = folds.breakdown(r["fold"], holders, **settings)
+        bears = folds.breakdown(r["fold"], holders, beta=beta)
         found.append(Ring(tiers, parameters, number, holders, bears))
     return found
 

@@ -277,3 +277,17 @@ def test_the_page_says_nothing_of_a_run_without_faults_or_defences(tmp_path):
     assert "Faults and liars" not in told_of(workdir)
     assert "Faults and liars" not in told_of(workdir, fold="mean", norm_bound=0.0)
     assert "Faults and liars" in told_of(workdir, fold="median", norm_bound=0.0)
+
+
+def test_krums_page_speaks_of_cohorts_and_never_of_rings(tmp_path):
+    workdir = fake_run(
+        tmp_path / "run", ["north", "south"], config={"robust": {"hostile": 2}}
+    )
+    ring = {"tiers": [0, 1], "parameters": 9, "hospitals": 2, "holders": 2}
+    rings = [ring | {"breakdown": 0}]
+    shown = told_of(workdir, fold="krum", norm_bound=0.0, rings=rings)
+    assert "at most 2 of a round&#x27;s hospitals lie" in shown
+    assert "fewer than 7 send numbers" in shown
+    assert "liars borne" not in shown
+    shown = told_of(workdir, fold="median", norm_bound=0.0, rings=rings)
+    assert "liars borne" in shown

@@ -23,6 +23,9 @@ def section(run: Run) -> str:
     if not run.finished or not (defended or told.get("faults") or told.get("refused")):
         return ""
     words = _FOLDS[told["fold"]]
+    by_distance = told["fold"] in ("krum", "multi_krum")
+    if by_distance:
+        words += _of_a_cohort(run.config["robust"]["hostile"])
     if told.get("norm_bound"):
         words += (
             f" No change is longer than {told['norm_bound']:g} times what was usual in "
@@ -30,9 +33,19 @@ def section(run: Run) -> str:
         )
     return (
         markup.paragraph(words)
-        + _rings(told.get("rings") or ())
+        + ("" if by_distance else _rings(told.get("rings") or ()))
         + _faults(told.get("faults") or ())
         + _refused(told.get("refused") or ())
+    )
+
+
+def _of_a_cohort(hostile: int) -> str:
+    """What Krum and Multi-Krum assume, and what does not follow from it."""
+    return (
+        f" It is assumed that at most {hostile} of a round's hospitals lie; a round in "
+        f"which fewer than {2 * hostile + 3} send numbers changes nothing. Changes are "
+        "compared as wholes: one that lies near the others may be far from them in a "
+        "single coordinate, so no number of liars is stated for any part of the model."
     )
 
 

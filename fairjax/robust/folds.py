@@ -1,8 +1,9 @@
 """Folds of a cohort's changes that a few liars among hospitals cannot move far.
 
-All of them work under masks: a coordinate is decided by the hospitals that hold it, so
-how many liars it withstands, its breakdown point, is a matter of how many those are
-(`breakdown`). A fold needs all changes at once; the norm bound does not.
+All of them work under masks. By coordinate, one is decided by the hospitals that hold
+it, so how many liars it withstands, its breakdown point, is a matter of how many those
+are (`breakdown`). By distance, whole changes are chosen, and no coordinate has a
+breakdown point of its own. A fold needs all changes at once; the norm bound does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -387,24 +388,24 @@ def rings(params: Params, masks: Sequence[Masks]) -> list[Ring]:
     return [Ring(tiers, sizes[tiers]) for tiers in order]
 
 
-def breakdown(fold: str, holders: int, *, hostile: int, beta: float) -> int:
+def breakdown(fold: str, holders: int, *, beta: float) -> int:
     """How many liars among the holders of a coordinate a fold withstands.
 
         mean 0;   median floor((M - 1) / 2);   trimmed mean floor(beta M);
-        Krum f, where M >= 2 f + 3
+        Krum and Multi-Krum 0
+
+    Krum speaks of whole changes and of f liars in the whole cohort: one that lies near
+    the others may be far from them in a coordinate, the more so in one that few hold.
 
     Args:
         fold: one of `FOLDS`.
         holders: M, clients of a round that hold it.
-        hostile: f.
         beta: of the trimmed mean.
     """
     if fold == "median":
         return max(holders - 1, 0) // 2
     if fold == "trimmed_mean":
         return int(cut_of(beta, jnp.asarray(holders)))
-    if fold in ("krum", "multi_krum"):
-        return hostile if holders >= 2 * hostile + 3 else 0
     return 0
 
 
