@@ -97,6 +97,16 @@ def shared(bank: Bank, tree: Params, tier: Int[Array, ""]) -> Params:
     return trees.map_named(one, tree)
 
 
+def leaving(bank: Bank, tree: Params) -> Params:
+    """A client's tree with the leaves at 0 that never leave it."""
+    if not bank["client"]:
+        return tree
+    return trees.map_named(
+        lambda path, leaf: jnp.zeros_like(leaf) if path in bank["client"] else leaf,
+        tree,
+    )
+
+
 def by_tier(
     bank: Bank, num: Params, den: Masks, tier: Int[Array, ""]
 ) -> dict[str, tuple[Array, Array]]:
@@ -133,7 +143,7 @@ def update(
         tiers: summed addends of all tiers, from `by_tier`.
         deltas: {path: [K, ...]}, every client's change of its own leaves.
         cohort: who they are.
-        valid: whose change counts; the others' copies stay.
+        valid: clients whose own leaves move; the others' stay.
         between: `Method.between`; None: a tier's change is its own mean.
     """
     changes, covered = {}, {}

@@ -219,15 +219,19 @@ def step(
         delta, cover, memory, info = update(
             slot.key, params, slot.memory, kept, examples, local=local, **settings
         )
-        moves = slot.member.valid
-        if spec.finite_guard:
-            moves = moves & info.finite
-        counts = moves
+        # What a client keeps is as it was trained, whatever becomes of its upload.
+        own = private.own(state.private, delta)
+        ended = slot.member.valid
+        counts = ended & info.finite if spec.finite_guard else ended
+        moves = counts
         if spec.sending is not None:
-            delta, info, arrives, stays = spec.sending(
-                fault_key, slot.member, delta, cover, info
+            upload, held = (
+                private.leaving(state.private, tree) for tree in (delta, cover)
             )
-            counts, moves = counts & arrives, moves & stays
+            delta, info, arrives, done = spec.sending(
+                fault_key, slot.member, upload, held, info
+            )
+            counts, moves, ended = counts & arrives, moves & done, ended & done
             if spec.finite_guard:
                 counts = counts & info.finite
         # where, not a product: 0 * NaN is NaN.
@@ -237,7 +241,7 @@ def step(
         memory = trees.select(moves, memory, slot.memory)
         personal = slot.personal
         if rule.personal is not None:
-            change, _, _, own = update(
+            change, _, _, alone = update(
                 slot.key,
                 personal,
                 slot.memory,
@@ -248,8 +252,8 @@ def step(
                 **settings,
             )
             moved = optax.apply_updates(personal, change)
-            personal = trees.select(slot.member.valid & own.finite, moved, personal)
-        return delta, cover, (memory, personal), info, counts
+            personal = trees.select(ended & alone.finite, moved, personal)
+        return delta, cover, (own, memory, personal, moves), info, counts
 
     protection = spec.protection
     release_key = keys.at(state.key, Role.RELEASE, state.round)
@@ -297,7 +301,6 @@ def step(
             )
         cohort_left = cohort._replace(valid=counts)
         weights, base, rule_state = weigh(cohort_left, scores)
-        own = private.own(state.private, deltas)
         left = slots.member._replace(valid=counts)
         fold = protection.fold or trees.sum_first
         sums = fold(jax.vmap(protect)(deltas, covers, weights, base, left))
@@ -314,10 +317,9 @@ def step(
             )
             left = slot.member._replace(valid=counts)
             addend = protect(delta, cover, weight, base, left)
-            own = private.own(state.private, delta)
-            return addend, (own, kept, info, counts)
+            return addend, (kept, info, counts)
 
-        sums, (own, kept, info, counts) = layout.total(contribute, slots)
+        sums, (kept, info, counts) = layout.total(contribute, slots)
 
     # release and finish
     public = None
@@ -337,7 +339,7 @@ def step(
         entered = protection.entered(state.protection, cohort, counts, sums)
     valid = counts & (entered > 0)
     weights = simplex.over_valid(weights, valid)
-    memory, personal = kept
+    own, memory, personal, moves = kept
     new_state = dataclasses.replace(
         state,
         round=state.round + 1,
@@ -346,7 +348,7 @@ def step(
         rule=rule_state,
         memory=_scatter(state.memory, memory, cohort),
         private=private.update(
-            state.private, tiers, own, cohort, counts, method.between
+            state.private, tiers, own, cohort, moves, method.between
         ),
         personal=_scatter(state.personal, personal, cohort),
         protection=protected,

@@ -151,6 +151,19 @@ def test_own_is_what_the_client_keeps():
     assert private.own(BANK, PARAMS) == {"head/bias": PARAMS["head"]["bias"]}
 
 
+def test_what_leaves_a_client_is_all_but_its_own():
+    got = private.leaving(BANK, PARAMS)
+    assert not np.any(got["head"]["bias"])
+    rest = {name: leaf for name, leaf in PARAMS.items() if name != "head"}
+    assert fakes.equal({name: got[name] for name in rest}, rest)
+    assert (
+        private.leaving(
+            private.init(method()._replace(private=None), PARAMS, N, T), PARAMS
+        )
+        is PARAMS
+    )
+
+
 # --------------------------------------------------------------------------- a round
 
 

@@ -10,8 +10,9 @@ import optax
 import pytest
 from fakes import COUNTS
 
-from fairjax import client, keys, layout, round
-from fairjax.fairness import directions, simplex, weights
+from fairjax import client, keys, layout, round, trees
+from fairjax.fairness import directions, personal, simplex, weights
+from fairjax.fairness.compose import compose
 from fairjax.keys import Role
 from fairjax.robust import faults
 from fairjax.robust.faults import Deadline, Fault
@@ -116,6 +117,37 @@ def test_what_does_not_arrive_leaves_a_trace_at_the_client_alone(name, moves):
     assert not fakes.equal(plain, before)
     steps = [int(program((), (), 1.0)[2].clients.steps[2]), int(info.clients.steps[2])]
     assert steps == ([6, 6] if moves else [6, 3])
+
+
+def test_what_a_hospital_keeps_is_as_it_was_trained():
+    """A head and a personal model: faults of uploads do not reach them."""
+    model = fakes.small_mlp(hidden=(4,))
+    rule = compose(
+        [
+            ("private_head", personal.private_head()),
+            ("ditto", personal.ditto(strength=1.0)),
+        ]
+    )
+    method = personal.keep(fedavg(model.axes), rule)
+
+    def after(*names):
+        struck = [Fault(name, np.arange(4) == k, 1.0) for k, name in enumerate(names)]
+        spec = fakes.spec(
+            model, method, rule=rule, epochs=1, sending=faults.sending(struck, LATE)
+        )
+        start = fakes.start(spec, DATA)
+        step = functools.partial(round.step, spec=spec, layout=layout.vmapped())
+        state, info = jax.jit(step)(start, DATA, fakes.cohort())
+        own = [(each.private["client"], each.personal) for each in (start, state)]
+        return *own, info.valid
+
+    before, plain, _ = after()
+    _, own, valid = after("sign_flip", "nan", "drop_after", "drop_during")
+    assert valid.tolist() == [True, False, False, False]
+    for k, expected in enumerate((plain, plain, plain, before)):
+        for tree, at in zip(own, expected, strict=True):
+            assert fakes.gap(trees.pick(tree, k), trees.pick(at, k)) < 1e-6
+    assert all(fakes.gap(a, b) > 1e-3 for a, b in zip(before, plain, strict=True))
 
 
 def test_several_faults_strike_in_their_order():
