@@ -348,7 +348,7 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
     for ratio in results["complete_seeds"]:
         seeds = list(complete(contest, made, ratio).values())
         parts.append(
-            f"{contest.title}, tiers {ratio}, smallest first; {len(seeds)} seeds:"
+            f"{contest.title}, tiers {ratio}, smallest first; {counted(len(seeds))}:"
         )
         lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
         for name in names:
@@ -383,6 +383,11 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def counted(seeds: int) -> str:
+    """How many seeds speak."""
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
 def verdicts(claims: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
     """Lines that say which claims hold at each seed and which do not."""
 
@@ -393,7 +398,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
             if made["shown"] is shown
         ]
 
-    told_of = {f"Shown at each of {seeds} seeds": told(True), "Not shown": told(False)}
+    told_of = {f"Shown, {counted(seeds)}": told(True), "Not shown": told(False)}
     return [f"{words}: {'; '.join(some)}." for words, some in told_of.items() if some]
 
 
@@ -427,7 +432,7 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
         wins = all(a > b for a, b in pairs("score"))
         mine, theirs = np.mean(pairs("score"), axis=0)
         parts.append(
-            f"Tiers {ratio}, {len(seeds)} seeds: "
+            f"Tiers {ratio}, {counted(len(seeds))}: "
             f"{contest.entries[ours].title}, {mine:.3f}, "
             f"{'beats' if wins else 'does not beat at every seed'} "
             f"{contest.entries[rival].title}, {theirs:.3f}, the best published method "

@@ -127,7 +127,7 @@ def test_a_contest_is_that_of_its_runs_and_config(name):
     assert compare.judged(contest, made) == made
     assert compare.current(contest, made["runs"]) == made["runs"]
     assert made["setting"] == experiment.changes(contest.config())
-    assert made["complete_seeds"][next(iter(contest.ratios))] == list(contest.seeds)
+    assert next(iter(contest.ratios)) in made["complete_seeds"]
 
 
 def test_the_results_hold_what_the_configs_promise():
