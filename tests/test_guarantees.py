@@ -448,7 +448,7 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
 def test_every_method_is_protected_in_the_round(base, name):
     """Traced, not run: trees, copies of tiers and states fit together."""
     fields = {"submodel__name": name, "privacy__accountant": "rdp"}
-    if names.METHODS[name].blocks:
+    if names.METHODS[name].blocks or names.METHODS[name].exits:
         fields["model__name"] = "resmlp"
         fields |= {"model__resmlp__norm": "layer", "model__resmlp__width": 8}
     run = specs.build(changed(base, **fields))
