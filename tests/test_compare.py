@@ -32,6 +32,20 @@ QUALITY = {
 }
 """In which every claim holds; the others have 0.3."""
 BLOOD = CONTESTS["blood"]
+SOME = (
+    "central",
+    "fedavg",
+    "fedavg_adjusted",
+    "smallest",
+    "heterofl",
+    "fedrolex",
+    "smallest_adjusted",
+    "widths",
+    "adjusted",
+    "adjusted_tiers",
+)
+FEW = BLOOD._replace(entries={name: BLOOD.entries[name] for name in SOME})
+"""For what asks nothing of most entries."""
 RATIOS = list(BLOOD.ratios)
 FIRST = RATIOS[0]
 
@@ -334,6 +348,7 @@ def folder(tmp_path, monkeypatch):
         return {name: made[name] for name in made.keys() - {*Job._fields, "fields"}}
 
     whole = compare.config_of
+    monkeypatch.setitem(compare.CONTESTS, "blood", FEW)
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     monkeypatch.setattr(compare, "config_of", config_of)
     monkeypatch.setattr(compare, "measure", measure)
@@ -353,42 +368,42 @@ def written_results(folder):
 
 
 def test_what_was_run_is_not_run_again(folder, monkeypatch):
-    ours = [name for name, entry in BLOOD.entries.items() if entry.role == "ours"]
-    tuned = len(BLOOD.rates) * len(BLOOD.entries)
-    methods = len(BLOOD.entries) - len(ours) + 1
+    ours = [name for name, entry in FEW.entries.items() if entry.role == "ours"]
+    tuned = len(FEW.rates) * len(FEW.entries)
+    methods = len(FEW.entries) - len(ours) + 1
     # All rates are tried, and a run of the chosen one is a run of the first seed.
     folder.limit = tuned + methods
     with pytest.raises(KeyboardInterrupt):
         go()
     made = written_results(folder)
-    assert made["learning_rates"] == dict.fromkeys(BLOOD.entries, max(BLOOD.rates))
+    assert made["learning_rates"] == dict.fromkeys(FEW.entries, max(FEW.rates))
     assert made["complete_seeds"] == {FIRST: [0, 1]}
     # The table is there although a seed and a ratio are missing.
-    assert compare.table(BLOOD, made) in folder.page.read_text()
+    assert compare.table(FEW, made) in folder.page.read_text()
     said = (folder.page.parents[1] / "README.md").read_text()
-    assert compare.sentence(BLOOD, made) in said
+    assert compare.sentence(FEW, made) in said
     first = list(folder.ran)
     folder.ran.clear()
     folder.limit = None
     go()
     assert not set(first) & set(folder.ran)
     made = written_results(folder)
-    assert made["complete_seeds"] == {key: list(BLOOD.seeds) for key in RATIOS}
+    assert made["complete_seeds"] == {key: list(FEW.seeds) for key in RATIOS}
     # The single hospital of all ratios is the same.
-    seeds = len(BLOOD.seeds) * ((methods - 1) * len(RATIOS) + 1)
+    seeds = len(FEW.seeds) * ((methods - 1) * len(RATIOS) + 1)
     assert len(made["runs"]) == tuned + seeds - methods
     folder.ran.clear()
     go()
     assert folder.ran == []
     # A method that has changed is run again, and no other.
-    entry = BLOOD.entries["fedrolex"]
+    entry = FEW.entries["fedrolex"]
     changed = entry._replace(fields={**entry.fields, "local.momentum": 0.9})
-    contest = BLOOD._replace(entries={**BLOOD.entries, "fedrolex": changed})
+    contest = FEW._replace(entries={**FEW.entries, "fedrolex": changed})
     monkeypatch.setitem(compare.CONTESTS, "blood", contest)
     go()
     assert {job.method for job in folder.ran} == {"fedrolex"}
     # Another setting is not mixed with these.
-    contest = BLOOD._replace(config=lambda: BLOOD.config("smoke"))
+    contest = FEW._replace(config=lambda: FEW.config("smoke"))
     monkeypatch.setitem(compare.CONTESTS, "blood", contest)
     folder.ran.clear()
     folder.limit = tuned
@@ -398,7 +413,7 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
 
 
 def test_two_processes_share_the_files(folder):
-    names = list(BLOOD.entries)
+    names = list(FEW.entries)
     go(*names[:3])
     assert {job.method for job in folder.ran} == set(names[:3])
     half = written_results(folder)
@@ -407,8 +422,8 @@ def test_two_processes_share_the_files(folder):
     go(*names[3:])
     both = written_results(folder)
     assert both["runs"][: len(half["runs"])] == half["runs"]
-    assert both["complete_seeds"].keys() == BLOOD.ratios.keys()
-    assert compare.judged(BLOOD, both) == both
+    assert both["complete_seeds"].keys() == FEW.ratios.keys()
+    assert compare.judged(FEW, both) == both
 
 
 @pytest.mark.parametrize(
