@@ -377,7 +377,11 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
-        parts += verdicts(results["claims"][ratio], len(seeds))
+        parts += experiment.verdicts(
+            results["claims"][ratio],
+            len(seeds),
+            by=lambda claim: f": {difference(claim['numbers'])}",
+        )
     parts.append("\\* The largest or the smallest learning rate that was tried.")
     parts.append(searched(contest, results))
     return "\n\n".join(parts)
@@ -386,20 +390,6 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
 def counted(seeds: int) -> str:
     """How many seeds speak."""
     return "1 seed" if seeds == 1 else f"{seeds} seeds"
-
-
-def verdicts(claims: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
-    """Lines that say which claims hold at each seed and which do not."""
-
-    def told(shown: bool) -> list[str]:
-        return [
-            f"{made['claim']}: {difference(made['numbers'])}"
-            for made in claims
-            if made["shown"] is shown
-        ]
-
-    told_of = {f"Shown, {counted(seeds)}": told(True), "Not shown": told(False)}
-    return [f"{words}: {'; '.join(some)}." for words, some in told_of.items() if some]
 
 
 def searched(contest: Contest, results: Mapping[str, Any]) -> str:

@@ -86,20 +86,31 @@ def margin(claim: Mapping[str, Any]) -> float:
     return min(a - b for a, b in claim["numbers"])
 
 
+def _smallest(claim: Mapping[str, Any]) -> str:
+    return f" (smallest difference {margin(claim):.3f})"
+
+
 def verdicts(
-    claims: Sequence[Mapping[str, Any]], seeds: int, not_asserted: Sequence[str] = ()
+    claims: Sequence[Mapping[str, Any]],
+    seeds: int,
+    not_asserted: Sequence[str] = (),
+    by: Callable[[Mapping[str, Any]], str] = _smallest,
 ) -> list[str]:
-    """Lines that say which claims are shown, which are not, and what is not claimed."""
+    """Lines that say which claims are shown, which are not, and what is not claimed.
+
+    Args:
+        claims: see `judge`.
+        seeds: how many there are.
+        not_asserted: what is said of claims that are not made.
+        by: by how much a claim holds or not, which its line ends with.
+    """
 
     def told(shown: bool) -> list[str]:
-        return [
-            f"{made['claim']} (smallest difference {margin(made):.3f})"
-            for made in claims
-            if made["shown"] is shown
-        ]
+        return [made["claim"] + by(made) for made in claims if made["shown"] is shown]
 
+    where = "at the one seed" if seeds == 1 else f"at each of {seeds} seeds"
     said = {
-        f"Shown at each of {seeds} seeds": told(True),
+        f"Shown {where}": told(True),
         "Not shown": told(False),
         "Not asserted": not_asserted,
     }

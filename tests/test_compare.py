@@ -280,7 +280,7 @@ def test_only_seeds_that_all_methods_have_run_are_judged():
     assert {len(claim["numbers"]) for claim in made["claims"][FIRST]} == {2}
     text = compare.table(BLOOD, made)
     assert f"tiers {FIRST}, smallest first; 2 seeds:" in text
-    assert "Shown, 2 seeds: " in text
+    assert "Shown at each of 2 seeds: " in text
 
 
 def test_the_table_has_the_figures_and_what_they_cost():
