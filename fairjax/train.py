@@ -626,9 +626,11 @@ def _simulation(
         run.tiers, len(run.budget), run.cohort, "stratified"
     )
     if run.form == "masked":
-        full = local._replace(method=method._replace(size=None))
-        last = len(tiers) - 1
-        tiers = [*_ledgers(run, full, state, range(last, last + 1))]
+        full, last = method._replace(size=None), len(tiers) - 1
+        tiers = tiers[last:]
+        if full != local.method:
+            whole = local._replace(method=full)
+            tiers = [*_ledgers(run, whole, state, range(last, last + 1))]
         slots = (sum(slots),)
     elif local.method.narrow is not None:
         widest = local._replace(method=method)

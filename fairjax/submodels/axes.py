@@ -29,7 +29,7 @@ _Like = Array | jax.ShapeDtypeStruct
 class Part(NamedTuple):
     """Where a sliced network lies in the plain one."""
 
-    index: Mapping[str, Int[Array, "k"]]
+    index: Mapping[str, Int[Array | np.ndarray, "k"]]
     """Kept units of every sliced axis, ascending; a missing axis is whole."""
     blocks: Mapping[str, tuple[int, ...]]
     """Kept positions of every block list; a missing list is whole."""
@@ -70,7 +70,8 @@ def masks(params: PyTree[_Like], axes: Axes, units: Units | None) -> Masks:
     Args:
         params: the plain parameters; only their shapes and dtypes are used.
         axes: what their dimensions mean.
-        units: the kept units; None keeps all.
+        units: the kept units; None keeps all. NumPy's take NumPy alone: nothing is
+            compiled.
 
     Returns:
         A tree like `params`; a leaf has length 1 in every dimension that no kept axis
@@ -78,32 +79,38 @@ def masks(params: PyTree[_Like], axes: Axes, units: Units | None) -> Masks:
     """
 
     def one(leaf: LeafAxes, param: _Like) -> Array:
-        mask = jnp.ones((1,) * param.ndim, param.dtype)
+        mask = np.ones((1,) * param.ndim, param.dtype)
         if units is None:
-            return mask
+            return jnp.asarray(mask)
         for dim, name in enumerate(leaf.dims):
             if name is not None and name in units.axes:
                 kept = units.axes[name].astype(param.dtype)
                 width = param.shape[dim] // kept.shape[0]
-                entries = jnp.repeat(kept, width) if width > 1 else kept
+                entries = kept.repeat(width) if width > 1 else kept
                 shape = [1] * param.ndim
                 shape[dim] = param.shape[dim]
                 mask = mask * entries.reshape(shape)
         if leaf.block is not None and leaf.block[0] in units.blocks:
             name, position = leaf.block
             mask = mask * units.blocks[name][position].astype(param.dtype)
-        return mask
+        return jnp.asarray(mask)
 
     return jax.tree.map(one, axes.tree, params, is_leaf=_is_leaf)
 
 
 def part(units: Units | None, size: Size) -> Part:
-    """The kept units as indices of static length `size.axes[name]`.
+    """The kept units as indices of static length `size.axes[name]`; NumPy's of NumPy's.
 
     `size` must be what the masks keep: a static shape cannot be read off a traced mask.
     """
+
+    def where(kept: Any, count: int) -> Any:
+        if isinstance(kept, np.ndarray):
+            return np.flatnonzero(kept)[:count].astype(np.int32)
+        return jnp.nonzero(kept, size=count)[0].astype(jnp.int32)
+
     index = {
-        name: jnp.nonzero(units.axes[name], size=count)[0].astype(jnp.int32)
+        name: where(units.axes[name], count)
         for name, count in size.axes.items()
         if units is not None and name in units.axes
     }
@@ -135,9 +142,11 @@ def inside(kept: Kept, part: Part | None) -> Kept:
     )
 
 
-def _entries(index: Int[Array, "k"], length: int, units: int) -> Int[Array, "entries"]:
+def _entries(
+    index: Int[Array | np.ndarray, "k"], length: int, units: int
+) -> Int[Array | np.ndarray, "entries"]:
     width = length // units
-    return (index[:, None] * width + jnp.arange(width, dtype=index.dtype)).ravel()
+    return (index[:, None] * width + np.arange(width, dtype=index.dtype)).ravel()
 
 
 def take(params: Params, axes: Axes, inside: Part) -> Params:

@@ -30,6 +30,10 @@ from fairjax.types import (
     Size,
 )
 
+EXAMPLES = 1009
+"""Of a batch that is counted: a prime, and no size of a model. What counts in multiples
+of it is done for examples, anything else once a call."""
+
 
 def ledger(
     model: Model,
@@ -76,8 +80,10 @@ def ledger(
         member: the client; its tier gives the size.
         x: inputs whose shape and dtype count.
     """
-    received = axes.masks(params, model.axes, kept.forward)
-    sent = axes.masks(params, model.axes, kept.update or kept.forward)
+    # In NumPy, as XLA would take a program for every operation.
+    known = jax.device_get(kept)
+    received = axes.masks(params, model.axes, known.forward)
+    sent = axes.masks(params, model.axes, known.update or known.forward)
     bitmap = 0
     if method.mask is not None:
         held = method.mask(params, kept)
@@ -86,9 +92,9 @@ def ledger(
     network, inside, here = model, None, kept
     if method.size is not None and model.resize is not None:
         size = method.size(int(member.tier))
-        inside = axes.part(kept.forward, size)
-        network, here = model.resize(size), axes.inside(kept, inside)
-        here = here._replace(forward=None)
+        inside = axes.part(known.forward, size)
+        here = jax.tree.map(jnp.asarray, axes.inside(known, inside))
+        network, here = model.resize(size), here._replace(forward=None)
     memory = None if method.memory is None else method.memory.init(params)
     tree, trained = _local(method, network, params, here, memory, model.axes, inside)
     leaves, structure = jax.tree.flatten(tree)
@@ -118,7 +124,7 @@ def ledger(
             if other is not None:
                 at = axes.inside(other, inside)
             elif narrow is not None and inside is not None and model.resize:
-                lead = axes.part(axes.restrict(kept.forward, inside), narrow)
+                lead = axes.part(axes.restrict(known.forward, inside), narrow)
                 runs, tree = model.resize(narrow), axes.take(plain, network.axes, lead)
             return runs.apply(tree, x, train=True, key=jax.random.key(0), kept=at)
 
@@ -129,15 +135,10 @@ def ledger(
 
     def counted(f: Callable, *args: Any) -> tuple[np.ndarray, np.ndarray]:
         """(multiply-adds, floats) per example, and per call besides."""
-        one, two = (
-            np.sum([(0, 0), *_products(_used(f, *args, batch))], axis=0)
-            for batch in (
-                jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype)
-                for examples in (1, 2)
-            )
-        )
-        # What is done once per call is in both, what an example needs twice in `two`.
-        return two - one, 2 * one - two
+        batch = jax.ShapeDtypeStruct((EXAMPLES, *x.shape[1:]), x.dtype)
+        found = np.array([(0, 0), *_products(_used(f, *args, batch))], np.int64)
+        examples = found % EXAMPLES == 0
+        return found.sum(0, where=examples) // EXAMPLES, found.sum(0, where=~examples)
 
     forward, _ = counted(answer, tree)
     sizes: tuple[Size | None, ...] = (None,)
@@ -185,8 +186,9 @@ def _local(
         return params if inside is None else axes.take(params, plain, inside)
 
     small = jax.eval_shape(sliced, params)
-    forward = axes.masks(small, network.axes, kept.forward)
-    update = axes.masks(small, network.axes, kept.update or kept.forward)
+    known = jax.device_get(kept)
+    forward = axes.masks(small, network.axes, known.forward)
+    update = axes.masks(small, network.axes, known.update or known.forward)
     tree, trained = small, update
     if method.enter is not None:
         key = jax.random.key(0)
