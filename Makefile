@@ -15,10 +15,12 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# What `make test` samples, whole: masked against sliced, any three names together, full sizes, many more examples.
+# What `make test` samples, whole: masked against sliced, any three names together, full sizes, many more examples,
+# and all tests with annotations checked.
 verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"
+	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=fairjax,beartype.beartype
 
 bench: venv
 	for name in peers tiers scale loop precision together branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done

@@ -497,15 +497,18 @@ def judge(
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of a mean."""
-    each = jnp.asarray(values)
+    found = _interval(jnp.asarray(values))
+    return float(found.low), float(found.high)
 
+
+@jax.jit
+def _interval(values: Float[Array, "V"]) -> bootstrap.Interval:
     def mean(weight: Array) -> Array:
-        weight = weight.astype(each.dtype)
-        return jnp.sum(weight * each) / jnp.sum(weight)
+        weight = weight.astype(values.dtype)
+        return jnp.sum(weight * values) / jnp.sum(weight)
 
     draw = functools.partial(bootstrap.records, rows=len(values))
-    found = bootstrap.interval(mean, draw, jax.random.key(0))
-    return float(found.low), float(found.high)
+    return bootstrap.interval(mean, draw, jax.random.key(0))
 
 
 def rows(
