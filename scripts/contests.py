@@ -194,6 +194,15 @@ def tabular(title: str, config: Any, rounds: int, shares: tuple[float, ...]) -> 
         stages=(1, 2, 4),
         shares=shares,
     )
+    # Hospitals that admit the ill say so by their labels, which adjusted logits forget.
+    methods |= {
+        "tiers": Entry(
+            "widths, tiers weighed by loss",
+            {**WIDTHS, "fairness.rule": "tier_term"},
+            "ours",
+        ),
+        "adam": Entry("widths, Adam at the server", {**WIDTHS, **ADAM}, "ours"),
+    }
     return Contest(
         title,
         resmlp,
