@@ -46,6 +46,8 @@ HEADS = {
     "std": "deviation over hospitals",
 }
 """What `figures_of` has -> head of its column."""
+NAMES = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+"""`Contest.score` -> as it is written."""
 OF_TIERS = ("worst_tier", "own", "gap", "std")
 """Figures that one hospital alone does not have."""
 
@@ -340,10 +342,10 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
         return (
             f"{contest.title}: {len(made)} runs are made; no seed has all methods yet."
         )
-    score = contest.score.replace("_", " ")
+    score = NAMES[contest.score]
     heads = ["method", "learning rate"]
     heads += [HEADS[name].format(score=score) for name in FIGURES]
-    heads += ["parameters", "MB of the tiers", "TFLOPs of the tiers"]
+    heads += ["parameters", "MB of the tiers", "GFLOPs of the tiers"]
     names = shown(contest, made)
     for ratio in results["complete_seeds"]:
         seeds = list(complete(contest, made, ratio).values())
@@ -373,7 +375,7 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
                     )
                 ),
                 " / ".join(f"{count / 1e6:.0f}" for count in spent["bytes"]),
-                " / ".join(f"{count / 1e12:.2f}" for count in spent["flops"]),
+                " / ".join(f"{count / 1e9:,.0f}" for count in spent["flops"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
@@ -430,8 +432,7 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
             f"tier by {difference(pairs('worst_tier'))}, with that tier's own "
             f"sub-model by {difference(pairs('own'))}"
         )
-    score = contest.score.replace("_", " ")
-    return f"{contest.title}, {score}. {'. '.join(parts)}."
+    return f"{contest.title}, {NAMES[contest.score]}. {'. '.join(parts)}."
 
 
 def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -485,7 +486,7 @@ def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> No
         )
         panel.grid(alpha=0.3)
     np.atleast_1d(panels)[0].set_ylabel(
-        f"{contest.score.replace('_', ' ')} of the tier's own sub-model,\n"
+        f"{NAMES[contest.score]} of the tier's own sub-model,\n"
         "all test records; mean, lowest and highest of the seeds"
     )
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()

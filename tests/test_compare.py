@@ -210,6 +210,23 @@ def test_who_is_no_reference_stays_within_the_budgets_of_heterofl(tmp_path):
             assert mine <= theirs + 400 * (method == "depthfl"), method
 
 
+RESULTS = compare.ROOT / "results"
+MEASURED = [name for name in CONTESTS if (RESULTS / f"{name}.json").exists()]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_committed_runs_were_within_the_budgets(name):
+    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    budgets = {run["method"]: run["parameters"] for run in runs}
+    for method, parameters in budgets.items():
+        role = CONTESTS[name].entries[method].role
+        # Of "exclusive" the poorer tiers train nothing.
+        if role != "reference" and method != "exclusive":
+            for mine, theirs in zip(parameters, budgets["heterofl"], strict=True):
+                # DepthFL's exits are what the plain network has not.
+                assert mine <= theirs + 400 * (method == "depthfl"), method
+
+
 # ------------------------------------------------------------------- rates and verdicts
 
 
