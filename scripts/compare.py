@@ -127,8 +127,13 @@ def evaluation(row: Mapping[str, Any], tiers: int, score: str) -> dict[str, Any]
 
 def validation(contest: Contest, run: Run) -> float:
     """What a run is chosen by: mean over its last evaluations."""
-    rows = run["evaluations"][-contest.last :]
-    return float(np.mean([row["validation"] for row in rows]))
+    return float(np.mean(validations(run)[-contest.last :]))
+
+
+def validations(run: Run) -> np.ndarray:
+    """By evaluation; of a model whose answers are no numbers less than any."""
+    values = np.array([row["validation"] for row in run["evaluations"]], float)
+    return np.where(np.isnan(values), -np.inf, values)
 
 
 def figures_of(contest: Contest, run: Run) -> dict[str, float]:
@@ -146,11 +151,14 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
         values = np.array([row[name] for row in rows], float)
         return np.ma.masked_invalid(values).mean(axis=0)
 
-    best = int(np.argmax([row["validation"] for row in everything]))
+    def known(value: Any) -> float:
+        return float(np.ma.filled(np.ma.asarray(value, float), np.nan))
+
+    best = int(np.argmax(validations(run)))
     return {
-        "score": float(mean("score")),
-        "last": everything[-1]["score"],
-        "selected": everything[best]["score"],
+        "score": known(mean("score")),
+        "last": known(everything[-1]["score"]),
+        "selected": known(everything[best]["score"]),
         "accuracy": float(mean("accuracy")),
         "worst_tier": float(mean("tiers").min()),
         "own": float(mean("own")[takes_part].min()),

@@ -209,7 +209,7 @@ def tabular(title: str, config: Any, rounds: int, shares: tuple[float, ...]) -> 
         "auroc",
         {"2:1:1": (2.0, 1.0, 1.0)},
         methods,
-        rates=(0.01, 0.03, 0.1, 0.3),
+        rates=(0.01, 0.03, 0.1),
     )
 
 

@@ -243,6 +243,17 @@ def test_the_rate_is_the_one_that_the_validation_split_prefers(best):
     assert "0.700 (0.700" in compare.table(BLOOD, made)
 
 
+def test_a_model_whose_answers_are_no_numbers_is_not_preferred():
+    runs = made_up(best=0.3)
+    for job in compare.tuning(BLOOD, "heterofl"):
+        if job.learning_rate == 0.3:
+            runs[job] = run(job, validation=np.nan)
+            for row in runs[job]["evaluations"]:
+                row |= dict.fromkeys(("validation", "score"))
+    assert compare.chosen(BLOOD, runs)["heterofl"] == 0.1
+    assert np.isnan(compare.figures_of(BLOOD, runs[job])["last"])
+
+
 def test_a_rate_is_chosen_when_all_are_tried():
     runs = made_up()
     del runs[compare.tuning(BLOOD, "heterofl")[2]]
@@ -306,11 +317,11 @@ def test_the_table_has_the_figures_and_what_they_cost():
     (row, _) = re.findall(r"^\| HeteroFL \|.*$", text, re.M)
     assert row.count(interval([0.6, 0.65, 0.7])) == len(compare.FIGURES)
     assert row.startswith("| HeteroFL | 0.1 | ")
-    assert row.endswith(" | 7 / 7 / 7 | 3 / 2 / 1 | 3.00 / 2.00 / 1.00 |")
+    assert row.endswith(" | 7 / 7 / 7 | 3 / 2 / 1 | 3,000 / 2,000 / 1,000 |")
     # One hospital has no tiers, and nothing to compare at another ratio.
     (here, there) = re.findall(r"^\| one hospital.*$", text, re.M)
     assert here == there
-    assert here.endswith(" |  |  |  |  | 7 | 3 | 3.00 |")
+    assert here.endswith(" |  |  |  |  | 7 | 3 | 3,000 |")
 
 
 def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():

@@ -108,6 +108,14 @@ def test_an_older_run_has_a_page_without_what_it_lacks(tmp_path):
     assert outline.count("img") == 13
 
 
+def test_a_model_whose_answers_are_no_numbers_has_a_page(tmp_path):
+    final = fake_final(NAMES, (3, 2))
+    for row in final["last"]["calibration"] + final["selected"]["calibration"]:
+        row["predicted"] = None
+    workdir = fake_run(tmp_path / "lost", NAMES, final=final)
+    assert "calibration" not in Outline(report.write(workdir)).values("id")
+
+
 def test_every_section_has_its_content(outline):
     assert outline.count("details") == 1
     assert "by each hospital's own training records" in outline.text

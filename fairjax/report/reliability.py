@@ -1,5 +1,8 @@
 """Predicted probability against observed frequency."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from fairjax.report import formats
@@ -12,11 +15,11 @@ _LOOK = ((BLUE, "o", "-"), (VERMILION, "s", (0, (4, 2))))
 
 def diagram(run: Run) -> Image | None:
     """The bins of the last and of the selected round; None when there are none."""
-    known = [
-        (name, figures["calibration"])
+    found = [
+        (name, [row for row in figures.get("calibration") or () if _known(row)])
         for name, figures in run.reported
-        if figures.get("calibration")
     ]
+    known = [(name, rows) for name, rows in found if rows]
     if not known:
         return None
     title = "Do predicted probabilities come true?"
@@ -24,7 +27,6 @@ def diagram(run: Run) -> Image | None:
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
     most = max(row["n"] for _, rows in known for row in rows)
     for (name, rows), (colour, marker, dash) in zip(known, _LOOK, strict=False):
-        rows = [row for row in rows if row["n"] and row["observed"] is not None]
         x = [100 * row["predicted"] for row in rows]
         y = [100 * row["observed"] for row in rows]
         area = [12 + 70 * row["n"] / most for row in rows]
@@ -36,11 +38,7 @@ def diagram(run: Run) -> Image | None:
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=2.6)
     name, rows = known[0]
     n = sum(row["n"] for row in rows)
-    gaps = [
-        abs(row["predicted"] - row["observed"])
-        for row in rows
-        if row["n"] and row["observed"] is not None
-    ]
+    gaps = [abs(row["predicted"] - row["observed"]) for row in rows]
     alt = (
         f"{title} Observed frequency against predicted probability in {len(rows)} "
         f"bins of {formats.count(n)} test records, {name}: "
@@ -53,3 +51,8 @@ def diagram(run: Run) -> Image | None:
         "are what happens."
     )
     return Image("calibration", caption, alt, png(figure))
+
+
+def _known(row: Mapping[str, Any]) -> bool:
+    """Whether a bin has records, and answers that are numbers."""
+    return bool(row["n"]) and None not in (row["predicted"], row["observed"])
