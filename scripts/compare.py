@@ -5,13 +5,14 @@
 Who competes is in `scripts/contests.py`. All methods of a seed have the same records,
 cohorts and initial values of what they share. Every one has the learning rate that is
 best on the validation split, of as many trials as the others, on the first seed of the
-first ratio; so is the combination of ours that is shown, beside the best published
-method by the same figure. Writes results/<data>.json after every run, and from the
-seeds of a ratio for which all methods have run the pages and results/<data>.png. The
-same command again goes on with the runs that are missing; another setting or other
-versions begin anew, and a method that has changed is run again. A run on blood cells
-takes two minutes of a CPU core, all of them five hours: processes that have a part of
-the methods each (--methods=fedavg,heterofl) share the files.
+first ratio; so is the combination of ours that is shown. Its rival at a ratio is the
+published method that is best on the validation split there, over its seeds. Writes
+results/<data>.json after every run, and from the seeds of a ratio for which all methods
+have run the pages and results/<data>.png. The same command again goes on with the runs
+that are missing; another setting or other versions begin anew, and a method that has
+changed is run again. A run on blood cells takes two minutes of a CPU core, all of them
+five hours: processes that have a part of the methods each (--methods=fedavg,heterofl)
+share the files.
 """
 
 import json
@@ -214,12 +215,12 @@ def chosen(contest: Contest, made: Mapping[Job, Run]) -> dict[str, float]:
     return rates
 
 
-def best(contest: Contest, made: Mapping[Job, Run], role: str) -> str | None:
-    """The method of a role that the validation split prefers, the first of equals.
+def best_of_ours(contest: Contest, made: Mapping[Job, Run]) -> str | None:
+    """The combination that the validation split prefers, the first of equals.
 
     By the runs that decide learning rates; None before all are tuned.
     """
-    names = [name for name, entry in contest.entries.items() if entry.role == role]
+    names = [name for name, entry in contest.entries.items() if entry.role == "ours"]
     jobs = [tuning(contest, name) for name in names]
     if not names or any(job not in made for each in jobs for job in each):
         return None
@@ -227,9 +228,22 @@ def best(contest: Contest, made: Mapping[Job, Run], role: str) -> str | None:
     return names[int(np.argmax(scores))]
 
 
+def best_published(contest: Contest, seeds: Collection[Mapping[str, Run]]) -> str:
+    """The published method that the validation split prefers over the seeds of a ratio.
+
+    The first of equals.
+    """
+    scores = {
+        name: np.mean([validation(contest, runs[name]) for runs in seeds])
+        for name, entry in contest.entries.items()
+        if entry.role == "published"
+    }
+    return max(scores, key=scores.__getitem__)
+
+
 def shown(contest: Contest, made: Mapping[Job, Run]) -> list[str]:
     """The methods of the table: of ours the best alone, once it is known."""
-    ours = best(contest, made, "ours")
+    ours = best_of_ours(contest, made)
     return [
         name
         for name, entry in contest.entries.items()
@@ -272,9 +286,9 @@ def complete(
 
 
 def claims_of(
-    contest: Contest, ours: str | None, rival: str | None
+    contest: Contest, ours: str | None, rival: str
 ) -> dict[str, tuple[Figure, Figure]]:
-    """Claim "A > B" -> (A, B), judged at every ratio."""
+    """Claim "A > B" -> (A, B), of a ratio at which `rival` is the best published."""
     titles = {name: entry.title for name, entry in contest.entries.items()}
 
     def figure(name: str, of: str) -> Figure:
@@ -297,7 +311,7 @@ def claims_of(
         )
         if all(name in titles for name in names)
     ]
-    if ours and rival:
+    if ours:
         claims.append(pair(ours, rival))
         claims.append(pair(ours, rival, "worst_tier", "worst tier of "))
         claims.append(pair(ours, rival, "own", "own sub-model at the worst tier of "))
@@ -319,8 +333,13 @@ def difference(pairs: Sequence[Sequence[float]]) -> str:
 def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
     """The results with what follows from their runs: rates, choices, claims."""
     made = done(results["runs"])
-    ours, rival = (best(contest, made, role) for role in ("ours", "published"))
-    seeds = {ratio: complete(contest, made, ratio) for ratio in contest.ratios}
+    ours, seeds = best_of_ours(contest, made), {}
+    for ratio in contest.ratios:
+        if found := complete(contest, made, ratio):
+            seeds[ratio] = found
+    rivals = {
+        ratio: best_published(contest, runs.values()) for ratio, runs in seeds.items()
+    }
     return {
         **results,
         "seeds": list(contest.seeds),
@@ -328,14 +347,13 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations_averaged": contest.last,
         "learning_rates": chosen(contest, made),
         "best_of_ours": ours,
-        "best_published": rival,
-        "complete_seeds": {ratio: list(runs) for ratio, runs in seeds.items() if runs},
+        "best_published": rivals,
+        "complete_seeds": {ratio: list(runs) for ratio, runs in seeds.items()},
         "claims": {
             ratio: experiment.judge(
-                claims_of(contest, ours, rival), list(runs.values())
+                claims_of(contest, ours, rivals[ratio]), list(runs.values())
             )
             for ratio, runs in seeds.items()
-            if runs
         },
     }
 
@@ -417,13 +435,13 @@ def searched(contest: Contest, results: Mapping[str, Any]) -> str:
 def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
     """Whether, by how much and for whom ours beat the best published method."""
     made, parts = done(results["runs"]), []
-    ours, rival = results["best_of_ours"], results["best_published"]
+    ours = results["best_of_ours"]
     if not results["complete_seeds"]:
         return table(contest, results)
-    for ratio in results["complete_seeds"]:
+    for ratio, rival in results["best_published"].items():
         seeds = complete(contest, made, ratio).values()
 
-        def pairs(of: str, seeds: Any = seeds) -> list[list[float]]:
+        def pairs(of: str, seeds: Any = seeds, rival: str = rival) -> list[list[float]]:
             return [
                 [figures_of(contest, runs[name])[of] for name in (ours, rival)]
                 for runs in seeds
