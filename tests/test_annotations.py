@@ -1,7 +1,7 @@
 """Annotations hold: types, ranks, and that letters are the same size in a signature.
 
-Checking them takes a fifth more time, so here they are checked for what calls most of
-what has arrays. `make verify` runs all tests with them.
+Checking them makes tests that train up to a third longer, so here they are checked for
+what calls most of what has arrays. `make verify` runs all tests with them.
 """
 
 import subprocess
