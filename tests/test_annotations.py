@@ -4,8 +4,11 @@ Checking them makes tests that train up to a third longer, so here they are chec
 what calls most of what has arrays. `make verify` runs all tests with them.
 """
 
+import pathlib
 import subprocess
 import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 TESTS = (
     "tests/test_aggregate.py",
@@ -19,5 +22,7 @@ TESTS = (
 def test_annotations_hold_where_arrays_are():
     checked = "--jaxtyping-packages=fairjax,beartype.beartype"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", checked, *TESTS]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout[-5000:]
