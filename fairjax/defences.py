@@ -2,7 +2,7 @@
 
 `robust.fold`, `norm_bound` and `weight_cap` are the defences, `robust.faults` what goes
 wrong. Combinations that cannot hold are refused: a median of single uploads under a
-secure sum, which shows nobody any of them, or a rule's weights in a fold that uses none.
+secure sum, which shows nobody any of them, or a rule's weights in a fold without.
 """
 
 from collections.abc import Sequence
