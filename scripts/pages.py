@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from scripts import (
     byzantine,
-    compare,
+    contest_page,
     curve,
     endurance,
     frontier,
@@ -49,12 +49,12 @@ def _contests(
 
 SECTIONS = (
     Section(README, "results/first.json", results.table),
-    *_contests(README, compare.sentence),
+    *_contests(README, contest_page.sentence),
     Section(
         README, "results/inversion.json", lambda made: inversion.sentence(made["runs"])
     ),
     Section(EVIDENCE, "results/trend.json", trend.table),
-    *_contests(EVIDENCE, compare.table),
+    *_contests(EVIDENCE, contest_page.table),
     Section(
         EVIDENCE, "results/frontier.json", lambda made: frontier.table(made["runs"])
     ),

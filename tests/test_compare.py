@@ -1,4 +1,4 @@
-"""scripts/compare.py: what is chosen, averaged, judged, drawn and run again."""
+"""Contests: what is chosen, averaged, judged, drawn and run again."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from fairjax import schema, specs
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
 from fairjax.train import bills, initial
-from scripts import compare
-from scripts.compare import Job
+from scripts import compare, contest_page, standings
 from scripts.contests import CONTESTS
 from scripts.experiment import interval
+from scripts.standings import Job
 
 QUALITY = {
     "adjusted_tiers": 0.95,
@@ -59,7 +59,7 @@ def run(job, score=None, validation=None):
     row |= {"gap": score, "std": score}
     row |= {name: tiers * [score] for name in ("tiers", "own", "submodels")}
     return job._asdict() | {
-        "fields": compare.fields_of(BLOOD, job.method),
+        "fields": standings.fields_of(BLOOD, job.method),
         "evaluations": [{"round": n, **row} for n in (20, 40, 50, 60)],
         "parameters": tiers * [7],
         "bytes": [3_000_000, 2_000_000, 1_000_000][:tiers],
@@ -75,12 +75,12 @@ def made_up(best=0.1, **changed):
     """
     runs = {}
     for method in BLOOD.entries:
-        for job in compare.tuning(BLOOD, method):
+        for job in standings.tuning(BLOOD, method):
             off = abs(job.learning_rate - best)
             runs[job] = run(job, validation=QUALITY.get(method, 0.3) - off)
         for ratio in RATIOS:
             for seed in BLOOD.seeds:
-                job = compare.job_of(BLOOD, method, ratio, seed, best)
+                job = standings.job_of(BLOOD, method, ratio, seed, best)
                 score = changed.get(f"{method}_{seed}") if ratio == FIRST else None
                 validation = QUALITY.get(method, 0.3)
                 runs.setdefault(job, run(job, score, validation))
@@ -90,7 +90,7 @@ def made_up(best=0.1, **changed):
 
 
 def results(runs):
-    return compare.judged(BLOOD, {"runs": list(runs.values())})
+    return standings.judged(BLOOD, {"runs": list(runs.values())})
 
 
 # ------------------------------------------------------------------------------ one run
@@ -128,8 +128,8 @@ def test_a_run_keeps_every_evaluation_and_what_tiers_spent(monkeypatch):
     assert (made["bytes"], made["flops"]) == ([7, 3, 0], [5, 6, 0])
     assert made["parameters"] == [1, 2, 7]
     contest = BLOOD._replace(last=2)
-    assert compare.validation(contest, made) == pytest.approx(0.2)
-    assert compare.figures_of(contest, made) == pytest.approx(
+    assert standings.validation(contest, made) == pytest.approx(0.2)
+    assert standings.figures_of(contest, made) == pytest.approx(
         {
             "score": 0.05 * 5,
             "last": 0.05 * 6,
@@ -148,7 +148,7 @@ def test_a_tier_that_cannot_be_judged_is_not_the_worst():
     made = run(Job("heterofl", FIRST, 0, 0.1))
     for row in made["evaluations"]:
         row["tiers"], row["own"] = [None, 0.6, 0.8], [0.5, None, 0.8]
-    figures = compare.figures_of(BLOOD, made)
+    figures = standings.figures_of(BLOOD, made)
     assert (figures["worst_tier"], figures["own"]) == pytest.approx((0.6, 0.5))
 
 
@@ -169,7 +169,7 @@ def test_a_real_run_has_what_is_kept(monkeypatch):
     assert [row["round"] for row in made["evaluations"]] == [1, 2]
     # The poor take no part.
     assert made["bytes"][0] == made["flops"][0] == 0 < min(made["bytes"][1:])
-    assert compare.figures_of(BLOOD, made).keys() == set(compare.FIGURES)
+    assert standings.figures_of(BLOOD, made).keys() == set(standings.FIGURES)
 
 
 # ------------------------------------------------------------------------- who competes
@@ -240,30 +240,30 @@ def test_the_rate_is_the_one_that_the_validation_split_prefers(best):
             runs[job] = run(job, 1.0, validation)
     made = results(runs)
     assert made["learning_rates"] == dict.fromkeys(BLOOD.entries, best)
-    assert "0.700 (0.700" in compare.table(BLOOD, made)
+    assert "0.700 (0.700" in contest_page.table(BLOOD, made)
 
 
 def test_a_model_whose_answers_are_no_numbers_is_not_preferred():
     runs = made_up(best=0.3)
-    for job in compare.tuning(BLOOD, "heterofl"):
+    for job in standings.tuning(BLOOD, "heterofl"):
         if job.learning_rate == 0.3:
             runs[job] = run(job, validation=np.nan)
             for row in runs[job]["evaluations"]:
                 row |= dict.fromkeys(("validation", "score"))
-    assert compare.chosen(BLOOD, runs)["heterofl"] == 0.1
-    assert np.isnan(compare.figures_of(BLOOD, runs[job])["last"])
+    assert standings.chosen(BLOOD, runs)["heterofl"] == 0.1
+    assert np.isnan(standings.figures_of(BLOOD, runs[job])["last"])
 
 
 def test_a_rate_is_chosen_when_all_are_tried():
     runs = made_up()
-    del runs[compare.tuning(BLOOD, "heterofl")[2]]
-    assert "heterofl" not in compare.chosen(BLOOD, runs)
+    del runs[standings.tuning(BLOOD, "heterofl")[2]]
+    assert "heterofl" not in standings.chosen(BLOOD, runs)
     made = results(runs)
     assert made["complete_seeds"] == {}
     assert made["best_published"] == {}
-    jobs = compare.tuning(BLOOD, "heterofl")
+    jobs = standings.tuning(BLOOD, "heterofl")
     equal = {job: run(job, validation=0.5) for job in jobs}
-    assert compare.chosen(BLOOD, equal) == {"heterofl": min(BLOOD.rates)}
+    assert standings.chosen(BLOOD, equal) == {"heterofl": min(BLOOD.rates)}
 
 
 def test_the_validation_split_decides_who_of_ours_is_shown():
@@ -274,7 +274,7 @@ def test_the_validation_split_decides_who_of_ours_is_shown():
             runs[job] = run(job, 1.0, 0.2)
     made = results(runs)
     assert made["best_of_ours"] == "adjusted_tiers"
-    text = compare.table(BLOOD, made)
+    text = contest_page.table(BLOOD, made)
     assert "| **widths, adjusted logits, tiers weighed by loss** | 0.1 |" in text
     assert "| **widths, adjusted logits** |" not in text
     assert "widths, adjusted logits: 0.850;" in text.splitlines()[-1]
@@ -289,7 +289,9 @@ def test_the_rival_is_the_best_published_of_its_ratio_by_the_validation_split():
     made = results(runs)
     assert made["best_published"] == {FIRST: "heterofl", "4:3:3": "smallest"}
     title = BLOOD.entries["smallest"].title
-    assert f"beats {title}, 0.100, the best published" in compare.sentence(BLOOD, made)
+    assert f"beats {title}, 0.100, the best published" in contest_page.sentence(
+        BLOOD, made
+    )
 
 
 def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
@@ -305,7 +307,7 @@ def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     assert all(claim["shown"] for claim in made["claims"]["4:3:3"])
     # Differences 0, 0.2, 0.2; t(0.975, 2) = 4.303.
     assert f"Not shown: {dynamicfl} > HeteroFL: +0.133 (-0.154 to +0.420)." in (
-        compare.table(BLOOD, made)
+        contest_page.table(BLOOD, made)
     )
 
 
@@ -315,16 +317,16 @@ def test_only_seeds_that_all_methods_have_run_are_judged():
     made = results(runs)
     assert made["complete_seeds"] == {FIRST: [0, 2], "4:3:3": [0, 1, 2]}
     assert {len(claim["numbers"]) for claim in made["claims"][FIRST]} == {2}
-    text = compare.table(BLOOD, made)
+    text = contest_page.table(BLOOD, made)
     assert f"tiers {FIRST}, smallest first; 2 seeds:" in text
     assert "Shown at each of 2 seeds: " in text
 
 
 def test_the_table_has_the_figures_and_what_they_cost():
     runs = made_up(heterofl_0=0.6, heterofl_1=0.65, heterofl_2=0.7)
-    text = compare.table(BLOOD, results(runs))
+    text = contest_page.table(BLOOD, results(runs))
     (row, _) = re.findall(r"^\| HeteroFL \|.*$", text, re.M)
-    assert row.count(interval([0.6, 0.65, 0.7])) == len(compare.FIGURES)
+    assert row.count(interval([0.6, 0.65, 0.7])) == len(standings.FIGURES)
     assert row.startswith("| HeteroFL | 0.1 | ")
     assert row.endswith(" | 7 / 7 / 7 | 3 / 2 / 1 | 3,000 / 2,000 / 1,000 |")
     # One hospital has no tiers, and nothing to compare at another ratio.
@@ -338,7 +340,7 @@ def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
     for job, made in runs.items():
         if job.method == "exclusive":
             made["bytes"] = [0, 0, 1_000_000]
-    text = compare.table(BLOOD, results(runs))
+    text = contest_page.table(BLOOD, results(runs))
     (row, _) = re.findall(r"^\| FedAvg: the richest.*$", text, re.M)
     assert row.startswith("| FedAvg: the richest tier alone | 0.3 \\* | ")
     assert row.split(" | ")[7] == ""
@@ -348,7 +350,7 @@ def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
 def test_the_sentence_says_who_wins_by_how_much_and_for_whom():
     made = results(made_up(adjusted_tiers_0=0.8, adjusted_tiers_1=0.9, heterofl_2=0.95))
     # 0.8, 0.9, 0.95 against 0.7, 0.7, 0.95; the other ratio is as QUALITY has it.
-    said = compare.sentence(BLOOD, made)
+    said = contest_page.sentence(BLOOD, made)
     assert "0.883, does not beat at every seed HeteroFL, 0.783," in said
     assert "by +0.100 (-0.148 to +0.348); at the worst tier by +0.100" in said
     assert "0.950, beats HeteroFL, 0.700, the best published method" in said
@@ -359,7 +361,7 @@ def test_the_figure_shows_who_takes_part(tmp_path):
     for job, made in runs.items():
         if job.method == "exclusive":
             made["bytes"] = [0, 0, 1]
-    compare.draw(BLOOD, results(runs), tmp_path / "blood.png")
+    contest_page.draw(BLOOD, results(runs), tmp_path / "blood.png")
     assert (tmp_path / "blood.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -416,9 +418,9 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     assert made["learning_rates"] == dict.fromkeys(FEW.entries, max(FEW.rates))
     assert made["complete_seeds"] == {FIRST: [0, 1]}
     # The table is there although a seed and a ratio are missing.
-    assert compare.table(FEW, made) in folder.page.read_text()
+    assert contest_page.table(FEW, made) in folder.page.read_text()
     said = (folder.page.parents[1] / "README.md").read_text()
-    assert compare.sentence(FEW, made) in said
+    assert contest_page.sentence(FEW, made) in said
     first = list(folder.ran)
     folder.ran.clear()
     folder.limit = None
@@ -460,7 +462,7 @@ def test_two_processes_share_the_files(folder):
     both = written_results(folder)
     assert both["runs"][: len(half["runs"])] == half["runs"]
     assert both["complete_seeds"].keys() == FEW.ratios.keys()
-    assert compare.judged(FEW, both) == both
+    assert standings.judged(FEW, both) == both
 
 
 @pytest.mark.parametrize(

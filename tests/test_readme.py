@@ -15,7 +15,7 @@ import pytest
 import configs.trend
 from configs import default
 from fairjax import checks, command, names, schema
-from scripts import compare, experiment, pages, results, trend
+from scripts import experiment, pages, results, standings, trend
 from scripts.contests import CONTESTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -124,8 +124,8 @@ def test_the_trend_is_that_of_its_runs_and_config():
 def test_a_contest_is_that_of_its_runs_and_config(name):
     made = json.loads((ROOT / "results" / f"{name}.json").read_text())
     contest = CONTESTS[name]
-    assert compare.judged(contest, made) == made
-    assert compare.current(contest, made["runs"]) == made["runs"]
+    assert standings.judged(contest, made) == made
+    assert standings.current(contest, made["runs"]) == made["runs"]
     assert made["setting"] == experiment.changes(contest.config())
     assert next(iter(contest.ratios)) in made["complete_seeds"]
 
