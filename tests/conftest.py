@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -80,3 +81,34 @@ def unfinal(monkeypatch):
     from fairjax import final
 
     monkeypatch.setattr(final, "final", lambda *_: {"last": None, "selected": None})
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run of three rounds, and the rows that it told of."""
+    from trained import small
+
+    from fairjax.train import train
+
+    seen = []
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    result = train(small(), workdir, log=lambda n, row: seen.append((n, row)))
+    return result, seen
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to go on with."""
+    return shutil.copytree(finished[0].workdir, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def longer(tmp_path_factory):
+    """The workdir of five rounds in one go, profiled."""
+    from trained import small
+
+    from fairjax.train import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "longer"
+    train(small(rounds=5), workdir, profile=True)
+    return workdir

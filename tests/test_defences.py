@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from outline import Outline
-from test_train import small
+from trained import small
 from workdirs import fake_run
 
 from fairjax import checks, command, defences, measure, report, schema, specs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_client import in_float64
 from test_layout import SLOTS, loop, one
-from test_train import small
+from trained import small
 
 from fairjax import hosts, layout, round, specs, trees
 from fairjax.submodels.heterofl import heterofl

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
-from test_train import small
+from trained import small
 
 from fairjax import final, specs
 from fairjax.data.table import Attribute

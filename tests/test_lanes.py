@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_train import rows, small
+from trained import rows, small
 
 from configs import default
 from fairjax import checks, lanes, schema, specs

@@ -1,0 +1,227 @@
+"""A run that is cut short at any point ends as one that was not."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from trained import rows, same_states, small, steps, untimed
+
+from fairjax import (
+    checks,
+    final,
+    hosts,
+    measure,
+    preemption,
+    report,
+    schema,
+    specs,
+)
+from fairjax import train as train_module
+from fairjax import workdir as files
+from fairjax.checkpoint import Checkpoints
+from fairjax.train import initial, load, train
+
+
+class Cut(BaseException):
+    """A process ends here."""
+
+
+def four(**fields):
+    return small(**{"rounds": 4} | fields)
+
+
+def lighten(patch, run, step, measured):
+    """Runs of `four` share what is compiled, and end without figures."""
+
+    def built(config, **_):
+        return dataclasses.replace(run, config=schema.plain(config))
+
+    patch.setattr(specs, "build", built)
+    patch.setattr(measure, "compiled", lambda *_: measured)
+    patch.setattr(final, "final", lambda *_: {})
+    ends = {
+        "bills": [],
+        "whole_bill": {},
+        "_simulation": {},
+        "_summary": {"metrics": {}},
+    }
+    for name, value in {"compiled": step, **ends}.items():
+        patch.setattr(train_module, name, lambda *_, value=value: value)
+    for name in ("write", "table", "headline"):
+        patch.setattr(report, name, lambda _: "")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """What such runs share, and the workdir of one that nothing happened to."""
+    run = specs.build(four())
+    state = initial(run)
+    made = run, train_module.compiled(run, state), measure.compiled(run, state)
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    with pytest.MonkeyPatch.context() as patch:
+        lighten(patch, *made)
+        train(four(), folder)
+    return made, folder
+
+
+@pytest.fixture
+def straight(programs, monkeypatch):
+    made, folder = programs
+    lighten(monkeypatch, *made)
+    return folder
+
+
+def half_a_row(file, rows):
+    file.write('{"round": 3, "train/lo')
+    file.flush()
+
+
+def half_a_step(checkpoints, round, state):
+    (checkpoints._directory / f"{round}.orbax-checkpoint-tmp" / "state").mkdir(
+        parents=True
+    )
+
+
+def half_a_file(path, value):
+    path.with_name(path.name + ".new").write_text('{"se')
+
+
+# {point: (owner, function, which of its calls, what is left half done) per process}
+CUTS = {
+    "in the middle of the config": [(files, "write_json", 1, half_a_file)],
+    "before the first round": [(files, "write_json", 2, half_a_file)],
+    "in a round": [(hosts, "here", 3, None)],
+    "in an evaluation": [(measure, "row", 1, None)],
+    "between the logs": [(files, "write_lines", 3, None)],
+    "in the middle of a row": [(files, "write_lines", 4, half_a_row)],
+    "before a selection": [(train_module, "_select", 2, None)],
+    "between a selection and its round's save": [(Checkpoints, "save", 3, None)],
+    "in the middle of a save": [(Checkpoints, "save", 4, half_a_step)],
+    "in the last save": [(files, "sync", 4, None)],
+    "after the last round": [(final, "final", 1, None)],
+    "while it goes on": [
+        (hosts, "here", 4, None),
+        (files, "truncate", 2, None),
+        (Checkpoints, "__init__", 1, None),
+    ],
+}
+
+
+@pytest.mark.parametrize("point", CUTS)
+def test_a_run_that_is_cut_short_ends_as_if_it_had_not_been(point, straight, tmp_path):
+    for owner, name, number, half in CUTS[point]:
+        real, calls = getattr(owner, name), itertools.count(1)
+
+        def cutting(*args, number=number, half=half, real=real, calls=calls, **more):
+            if next(calls) != number:
+                return real(*args, **more)
+            if half is not None:
+                half(*args)
+            raise Cut
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, cutting)
+            with pytest.raises(Cut):
+                train(four(), tmp_path)
+    train(four(), tmp_path)
+    name = "metrics.jsonl"
+    assert untimed(tmp_path / name) == untimed(straight / name)
+    clients = [(path / "clients.jsonl").read_bytes() for path in (tmp_path, straight)]
+    assert clients[0] == clients[1]
+    same_states(tmp_path, straight)
+    assert steps(tmp_path / "checkpoints") == [3, 4]
+
+
+def test_a_run_that_is_told_to_stop_saves_the_round_in_hand(straight, tmp_path):
+    """Though no save is due; the same call goes on."""
+    config = four(checkpoint__every=100)
+
+    def told(number, row):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(preemption.Stopped) as stopped:
+        train(config, tmp_path, log=told)
+    saved = int(load(tmp_path)[1].round)
+    assert saved in (1, 2)  # it is heard in a thread of its own
+    assert str(stopped.value) == f"stopped after round {saved}"
+    assert len(rows(tmp_path / "metrics.jsonl")) == saved
+    train(config, tmp_path)
+    assert untimed(tmp_path / "metrics.jsonl") == untimed(straight / "metrics.jsonl")
+    same_states(tmp_path, straight)
+
+
+def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkeypatch):
+    run = specs.build(four())
+    monkeypatch.setattr(hosts, "some", lambda told: not told)
+    with pytest.raises(preemption.Stopped, match="after round 1"):
+        train_module._lend(run, initial(run))
+
+
+def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypatch):
+    """One of them alone may hear it: they ask each other once more."""
+    config = small(rounds=1)
+    run = specs.build(config)
+    processes = {
+        "the first": lambda: train(config, tmp_path),
+        "another": lambda: train_module._lend(run, initial(run)),
+    }
+    for begin in processes.values():
+        answers = iter([False, True])
+        monkeypatch.setattr(hosts, "some", lambda told, of=answers: next(of))
+        with pytest.raises(preemption.Stopped, match="after round 1"):
+            begin()
+    assert int(load(tmp_path)[1].round) == 1
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_folder_that_is_trained_in_is_refused_and_can_be_read(straight):
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    with files.held(straight):
+        with pytest.raises(checks.InputError, match="that nobody trains; got"):
+            train(four(), straight)
+        assert int(load(straight)[1].round) == 4
+    after = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_without_a_valid_step_nothing_is_changed(straight, tmp_path):
+    """Not the logs, which a run that began anew would cut."""
+    shutil.copytree(straight, tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        shutil.rmtree(step / "state")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(checks.InputError, match=r"a valid step; got 4: .*; 3: "):
+        train(four(rounds=5), tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 4
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 4
+
+
+def test_a_run_of_a_version_with_fewer_fields_is_refused(finished, tmp_path):
+    path = tmp_path / "config.json"
+    config = json.loads((finished[0].workdir / "config.json").read_text())
+    del config["execution"]["unroll"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(checks.InputError, match=r"config of a run; got .*unroll"):
+        load(tmp_path)
+    with pytest.raises(checks.InputError, match=r"other values of execution\.unroll"):
+        train(small(), tmp_path)
+
+
+def test_a_step_of_another_run_is_refused_by_what_differs(straight, tmp_path):
+    """Though config.json is this run's: somebody copied checkpoints."""
+    train(four(local__learning_rate=0.1), tmp_path / "other")
+    train(four(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(
+        tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints"
+    )
+    with pytest.raises(
+        checks.InputError, match=r"other values of local\.learning_rate$"
+    ):
+        train(four(), tmp_path / "run")

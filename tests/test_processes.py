@@ -1,0 +1,123 @@
+"""One run on several devices, and in several processes."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import fakes
+import pytest
+from trained import final_params, rows, small, steps, untimed
+
+from fairjax.train import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def on_four(finished, tmp_path_factory):
+    """Three rounds on one device, continued for two on four."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    shutil.copytree(finished[0].workdir, workdir)
+    train(small(rounds=5, execution__devices=4), workdir)
+    return workdir
+
+
+def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
+    """Three clients a round, so that one device fills up; the rest is float order."""
+    ours, theirs = (rows(folder / "metrics.jsonl") for folder in (on_four, longer))
+    assert [row["round"] for row in ours] == [1, 2, 3, 4, 5]
+    for name, value in theirs[-1].items():
+        if not name.startswith("time/"):
+            assert ours[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert fakes.gap(final_params(on_four), final_params(longer)) < 1e-6
+    assert fakes.gap(final_params(on_four), finished[0].state.params) > 1e-3
+
+
+# What a user starts on every host, but for the final figures; then what only several
+# processes can show.
+PROCESS = """
+import sys
+sys.path[:0] = [{root!r}]
+from fairjax import checks, command, final, hosts
+from scripts import train
+
+final.final = lambda *_: {{"last": None, "selected": None}}
+command.run(train.main, train.define, ["train.py", *sys.argv[1:]])
+
+import numpy as np
+first = hosts.first()
+assert hosts.some(not first)
+assert not hosts.some(False)
+zero = np.float32(-0.0 if first else 1.0)
+assert np.signbit(hosts.sent({{"x": zero}})["x"])
+try:
+    hosts.alike("seed", str(first))
+except checks.InputError as error:
+    print(error)
+try:
+    with hosts.together():
+        if not first:
+            checks.fail("a disk", "room", "none")
+except checks.InputError as error:
+    print(error)
+"""
+
+
+def test_two_processes_are_one_run(finished, on_four, tmp_path):
+    """Of two devices each, on loopback: the same bits as four devices of one process.
+
+    The second one is given a folder of its own, as on a disk of its own.
+    """
+    shutil.copytree(finished[0].workdir, tmp_path / "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fields = {"eval_every": 2, "cohort": 3, "data.partition.num_clients": 4}
+    fields |= {"model.mlp.hidden": "(8,)", "rounds": 5, "execution.devices": 0}
+    command = [sys.executable, "-c", PROCESS.format(root=str(ROOT))]
+    command += ["--config=configs/default.py", "--distributed", "--processes=2"]
+    command += [f"--coordinator=127.0.0.1:{port}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process={number}", f"--workdir={tmp_path / str(number)}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+        )
+        for number in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+
+    workdir = tmp_path / "0"
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert {path.name for path in workdir.iterdir()} == {
+        path.name for path in on_four.iterdir()
+    }
+    assert steps(workdir / "checkpoints") == steps(on_four / "checkpoints") == [4, 5]
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        assert untimed(workdir / name) == untimed(on_four / name)
+    assert fakes.equal(final_params(workdir), final_params(on_four))
+    device = json.loads((workdir / "provenance.json").read_text())["device"]
+    assert device == "4 x cpu"
+
+    # Gloo prints from several threads, also in the middle of each other's lines.
+    lines = [out.splitlines() for out, _ in said]
+    alike = "seed: expected the same in all processes; got 'others in some'"
+    stop = "--distributed: expected processes that can all go on; got 'process 1,"
+    assert any(line.startswith("report: ") for line in lines[0])
+    assert lines[0][-2] == alike
+    assert lines[0][-1].startswith(stop)
+    assert lines[1][-2:] == [alike, "a disk: expected room; got 'none'"]
+    assert "accuracy" not in said[1][0]

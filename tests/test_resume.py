@@ -1,0 +1,198 @@
+"""A run goes on as if it had never stopped: longer, damaged or killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import fakes
+import pytest
+from trained import (
+    final_params,
+    rows,
+    same_states,
+    small,
+    untimed,
+    untimed_summary,
+)
+
+from fairjax import checks
+from fairjax.train import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# --------------------------------------------------------------- resuming and extending
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    result, _ = finished
+    before = (result.workdir / "metrics.jsonl").read_bytes()
+    again = train(small(), result.workdir)
+    assert (result.workdir / "metrics.jsonl").read_bytes() == before
+    assert again.summary == result.summary
+    assert "report:" in capsys.readouterr().out
+
+
+def test_a_continued_run_sums_up_as_one_that_never_stopped(tmp_path):
+    """Bills of redrawn tiers change by the round: they must be those of one round."""
+    fields = {"submodel__heterofl__dynamic": True}
+    train(small(rounds=2, **fields), tmp_path / "a")
+    ends = [
+        train(small(**{"rounds": 4} | fields), tmp_path / name) for name in ("a", "b")
+    ]
+    continued, straight = (untimed_summary(end.summary) for end in ends)
+    assert continued == straight
+
+
+def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(copied, longer):
+    train(small(rounds=5), copied)
+    # Round 3 was the last of the short run, so it was evaluated there.
+    extended, straight = (rows(n / "metrics.jsonl") for n in (copied, longer))
+    assert [row["round"] for row in extended] == [1, 2, 3, 4, 5]
+    for ours, theirs in zip(extended, straight, strict=True):
+        for name, value in theirs.items():
+            if not name.startswith("time/"):
+                assert ours[name] == value
+    assert fakes.equal(final_params(copied), final_params(longer))
+
+
+def test_fewer_rounds_and_other_configs_are_refused_by_name(finished):
+    result, _ = finished
+    before = (result.workdir / "config.json").read_bytes()
+    refusals = {
+        "rounds: expected at least the 3": {"rounds": 2},
+        "other values of local.learning_rate, seed": {
+            "seed": 1,
+            "local__learning_rate": 0.3,
+        },
+    }
+    for message, fields in refusals.items():
+        with pytest.raises(checks.InputError, match=message):
+            train(small(**fields), result.workdir)
+    assert (result.workdir / "config.json").read_bytes() == before
+
+
+def test_a_schedule_that_ends_is_not_extended(tmp_path):
+    train(small(local__schedule="cosine"), tmp_path)
+    with pytest.raises(checks.InputError, match="rounds: expected 3, on which the"):
+        train(small(local__schedule="cosine", rounds=4), tmp_path)
+
+
+def test_checkpoint_fields_may_differ(finished):
+    train(small(checkpoint__keep=3), finished[0].workdir)
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_one_round(finished, copied):
+    newest = copied / "checkpoints" / "3"
+    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    largest.write_bytes(b"")
+    trained = []
+    train(small(), copied, log=lambda number, row: trained.append(number))
+    assert trained == [3]
+    straight, name = finished[0], "metrics.jsonl"
+    assert untimed(copied / name) == untimed(straight.workdir / name)
+    assert fakes.equal(final_params(copied), straight.state.params)
+
+
+def test_a_damaged_selected_step_is_set_aside_and_the_run_ends(copied, capsys):
+    """Its round stays the one that is selected; none of the two that follow is better.
+
+    Also where no round is left to train.
+    """
+    selected = copied / "selected"
+    shutil.rmtree(selected / "3" / "state")
+    for rounds in (3, 5):
+        made = train(small(rounds=rounds), copied).summary["final"]
+        assert made["last"]["round"] == rounds
+        assert made["selected"] is None
+        assert made["note"] == (
+            "the validation split selects round 3, whose step in selected/ was damaged "
+            "or is missing"
+        )
+        assert [path.name for path in selected.iterdir()] == ["invalid-3"]
+        told = capsys.readouterr().err
+        assert (f"{selected / '3'}: skipped: " in told) == (rounds == 3)
+
+
+# ------------------------------------------------------------------------------- killed
+
+# The run that is killed, in a process of its own.
+DRIVER = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from fairjax import checkpoint
+sys.path.insert(0, {tests!r})
+from trained import small
+from fairjax.train import train
+
+save = checkpoint.Checkpoints.save
+def save_and_die(self, round, state):
+    save(self, round, state)
+    if round == {die}:  # the write is under way in a thread of its own
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = save_and_die
+train(small(rounds={rounds}), sys.argv[1])
+"""
+ROUNDS = 12
+
+
+def drive(workdir, die=0):
+    paths = {"root": str(ROOT), "tests": str(ROOT / "tests")}
+    code = DRIVER.format(**paths, rounds=ROUNDS, die=die)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(workdir)],
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    train(small(rounds=ROUNDS), workdir)
+    return workdir
+
+
+def same_end(workdir, uninterrupted):
+    name = "metrics.jsonl"
+    assert untimed(workdir / name) == untimed(uninterrupted / name)
+    clients = (workdir / "clients.jsonl").read_bytes()
+    assert clients == (uninterrupted / "clients.jsonl").read_bytes()
+    ours, theirs = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (workdir, uninterrupted)
+    )
+    assert untimed_summary(ours) == untimed_summary(theirs)
+    same_states(workdir, uninterrupted)
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
+    process = drive(tmp_path / "run", die=7)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
+    train(small(rounds=ROUNDS), tmp_path / "run")
+    same_end(tmp_path / "run", uninterrupted)
+
+
+def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
+    process = drive(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if metrics.read_text().count("\n") >= 4:
+                break
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # A line that was being written when the power went.
+    with metrics.open("a") as file:
+        file.write('{"round": 99, "train/lo')
+    train(small(rounds=ROUNDS), tmp_path / "run")
+    same_end(tmp_path / "run", uninterrupted)
