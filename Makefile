@@ -13,7 +13,7 @@ demo: venv
 	$(BIN)/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
 
 test: venv
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
 # What `make test` samples, whole: masked against sliced, any three names together, full sizes, many more examples,
 # and all tests with annotations checked.

@@ -1,5 +1,6 @@
 """Hard mode: what silently converts in production fails here."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -23,6 +24,9 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Tracing makes many small objects, and looking for cycles among them is a twentieth of
+# the time.
+gc.set_threshold(100_000, 20, 100)
 
 hypothesis.settings.register_profile(
     "ci", max_examples=25, deadline=None, derandomize=True, database=None
@@ -44,6 +48,10 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", programs.name)
 
 
+# Checking annotations makes tests that train up to a third longer: `make test` checks
+# them in what calls most of what has arrays, `make verify` in all.
+if "JAXTYPING_DISABLE" not in os.environ:
+    jaxtyping.config.update("jaxtyping_disable", True)
 ANNOTATED = {
     "test_aggregate",
     "test_axes",
@@ -57,18 +65,16 @@ ANNOTATED = {
 
 
 @pytest.fixture(autouse=True)
-def _annotations(request):
-    """Types, ranks, and that a letter is one size in a signature: what calls most.
+def _annotations(request, monkeypatch):
+    """Types, ranks, and that a letter is one size in a signature."""
+    if request.path.stem in ANNOTATED:
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", False)
 
-    Checking them makes tests that train up to a third longer. `make verify` checks
-    them in all.
-    """
-    checked = request.path.stem in ANNOTATED
-    if "JAXTYPING_DISABLE" not in os.environ:
-        jaxtyping.config.update("jaxtyping_disable", not checked)
-    yield
-    if "JAXTYPING_DISABLE" not in os.environ:
-        jaxtyping.config.update("jaxtyping_disable", True)
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,7 @@
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -173,3 +174,8 @@ def test_axes_must_describe_every_leaf():
     with pytest.raises(checks.InputError, match="axes for every parameter"):
         axes.check("model x", params(), missing)
     axes.check("model x", params(), AXES)
+
+
+def test_annotations_are_checked_here():
+    with pytest.raises(jaxtyping.TypeCheckError, match="argument size"):
+        axes.part(None, {"c": 1})
