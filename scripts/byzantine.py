@@ -6,9 +6,9 @@
 Heart disease cut into 20 hospitals of which all are in every round, and blood cells at
 30 of which 9 are (configs/heart_disease.py, configs/pbc_blood28.py; both need their
 files). Writes results/byzantine.json after every program, and the page beside it; the
-same command again goes on. Heart disease takes twenty minutes of 2 CPU cores, all
+same command again goes on. Heart disease takes twenty minutes of a CPU core, all
 shares and seeds of a fold and an attack side by side in one program; blood cells, one
-after the other, as long.
+after the other, two hours.
 """
 
 import dataclasses
@@ -93,8 +93,8 @@ SETTINGS = {
         "Blood cells, 9 of 30 hospitals a round",
         blood,
         ("fedavg",),
-        ("sign_flip", "label_flip"),
-        (0.2, 0.4),
+        tuple(ATTACKS),
+        (0.1, 0.2, 0.3, 0.4),
         (0,),
         hostile=3,
         beta=1 / 3,

@@ -177,5 +177,5 @@ def test_axes_must_describe_every_leaf():
 
 
 def test_annotations_are_checked_here():
-    with pytest.raises(jaxtyping.TypeCheckError, match="argument size"):
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'size'"):
         axes.part(None, {"c": 1})

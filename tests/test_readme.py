@@ -120,7 +120,7 @@ def test_the_trend_is_that_of_its_runs_and_config():
     assert list(first["runs"]) == list(results.RUNS)
 
 
-@pytest.mark.parametrize("name", ["blood"])
+@pytest.mark.parametrize("name", CONTESTS)
 def test_a_contest_is_that_of_its_runs_and_config(name):
     made = json.loads((ROOT / "results" / f"{name}.json").read_text())
     contest = CONTESTS[name]
