@@ -5,19 +5,20 @@ wrong. Combinations that cannot hold are refused: a median of single uploads und
 secure sum, which shows nobody any of them, or a rule's weights in a fold without.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fairjax import checks, client
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from fairjax import checks
 from fairjax.fairness import compose, simplex, weights
 from fairjax.robust import faults as injected
 from fairjax.robust import folds
 from fairjax.robust.faults import Deadline, Fault
-from fairjax.types import Kept, Params, Protection, Rule
+from fairjax.types import Params, Protection, Rule
 
 UNWEIGHTED = ("median", "trimmed_mean", "krum")
 """Folds in which weights have no say."""
-BY_DISTANCE = ("krum", "multi_krum")
 NEUTRAL = (
     "size", "uniform", "propfair", "logit_adjust", "ditto", "fedbn", "private_head",
 )  # fmt: skip
@@ -128,8 +129,8 @@ def check_used(path: str, c: Any) -> None:
     if group == "weight_cap" and not _capped(r):
         what = "robust.fold 'multi_krum', or a norm bound of a mean, for this option"
         checks.fail(path, what, r.fold)
-    if group == "hostile" and r.fold not in BY_DISTANCE:
-        what = f"robust.fold {' or '.join(BY_DISTANCE)} for this option"
+    if group == "hostile" and r.fold not in folds.BY_DISTANCE:
+        what = f"robust.fold {' or '.join(folds.BY_DISTANCE)} for this option"
         checks.fail(path, what, r.fold)
 
 
@@ -148,14 +149,14 @@ def protection(c: Any, inner: Protection, cohort: int) -> Protection:
         InputError: a cohort that is too small for what the fold assumes.
     """
     r = c.robust
-    if r.fold in BY_DISTANCE and cohort < 2 * r.hostile + 3:
+    if r.fold in folds.BY_DISTANCE and cohort < 2 * r.hostile + 3:
         what = f"at most {(cohort - 3) // 2} with a cohort of {cohort}: K >= 2 f + 3"
         checks.fail("robust.hostile", what, r.hostile)
     if r.fold == "median":
         inner = folds.folded(inner, folds.median())
     elif r.fold == "trimmed_mean":
         inner = folds.folded(inner, folds.trimmed_mean(**r.trimmed_mean))
-    elif r.fold in BY_DISTANCE:
+    elif r.fold in folds.BY_DISTANCE:
         fold = folds.krum if r.fold == "krum" else folds.multi_krum
         inner = folds.folded(inner, fold(hostile=r.hostile))
     if r.norm_bound:
@@ -189,41 +190,35 @@ class Ring(NamedTuple):
     tiers: tuple[int, ...]
     parameters: int
     hospitals: int
-    """Of those tiers."""
+    """The fewest that hold one of them."""
     holders: int
-    """Of a cohort on average, rounded down."""
+    """Of those in a cohort on average, rounded down."""
     breakdown: int
-    """See `folds.breakdown`: 0 for folds by distance, whose f is of a cohort."""
+    """See `folds.breakdown`."""
 
 
 def rings(
     c: Any,
     params: Params,
-    kept: Sequence[Kept],
-    hospitals: Sequence[int],
+    holders: PyTree[Int[np.ndarray, "T ..."]],
+    clients: int,
     cohort: int,
-    *,
-    local: client.Local,
 ) -> list[Ring]:
-    """The coverage rings of a run's first round, that of the most tiers first.
+    """The coverage rings of a round, that of the most tiers first.
 
     Args:
         c: a plain or a checked config.
         params: the plain model.
-        kept: what one client of every tier keeps.
-        hospitals: of every tier.
+        holders: how many hospitals of every tier hold a coordinate, [T, ...] a leaf.
+        clients: N.
         cohort: K.
-        local: the local problem.
     """
     r = c["robust"]
-    beta = r["trimmed_mean"]["beta"]
-    masks = [client.masks(local, params, each)[1] for each in kept]
     found = []
-    for tiers, parameters in folds.rings(params, masks):
-        number = sum(hospitals[tier] for tier in tiers)
-        holders = number * cohort // max(sum(hospitals), 1)
-        bears = folds.breakdown(r["fold"], holders, beta=beta)
-        found.append(Ring(tiers, parameters, number, holders, bears))
+    for tiers, parameters, hospitals in folds.rings(params, holders):
+        met = hospitals * cohort // clients
+        bears = folds.breakdown(r["fold"], met, beta=r["trimmed_mean"]["beta"])
+        found.append(Ring(tiers, parameters, hospitals, met, bears))
     return found
 
 

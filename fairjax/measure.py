@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from fairjax import (
     checks,
+    client,
     defences,
     hospitals,
     keys,
@@ -28,7 +29,8 @@ from fairjax import (
 from fairjax import workdir as files
 from fairjax.keys import Role
 from fairjax.metrics import clients
-from fairjax.types import Cohort, Federation, Kept, Member, RunState
+from fairjax.robust import folds
+from fairjax.types import Cohort, Federation, Masks, Member, RunState
 
 
 class Measured(NamedTuple):
@@ -179,30 +181,30 @@ def client_rows(
 
     weights, scores = of_cohort(info.weights), of_cohort(info.scores)
 
-    def kept(client: int) -> dict[str, Any]:
+    def kept(k: int) -> dict[str, Any]:
         if measured.personal is None:
             return {}
         return {
-            "personal_accuracy": files.number(measured.personal.accuracy[client]),
-            "personal_loss": files.number(measured.personal.loss[client]),
+            "personal_accuracy": files.number(measured.personal.accuracy[k]),
+            "personal_loss": files.number(measured.personal.loss[k]),
         }
 
-    for client, name in enumerate(run.splits.clients):
-        tier = int(tiers[client])
+    for k, name in enumerate(run.splits.clients):
+        tier = int(tiers[k])
         yield {
             "round": number,
             "client": name,
             "tier": tier,
-            "n": int(full.count[client]),
-            "weight": files.number(weights.get(client)),
-            "loss": files.number(full.loss[client]),
-            "accuracy": files.number(full.accuracy[client]),
-            "auroc": files.number(full.auroc[client]),
-            "own_accuracy": files.number(own.accuracy[tier, client]),
-            "score": files.number(scores.get(client)),
-            "own_loss": files.number(own.loss[tier, client]),
-            "smallest_loss": files.number(own.loss[0, client]),
-        } | kept(client)
+            "n": int(full.count[k]),
+            "weight": files.number(weights.get(k)),
+            "loss": files.number(full.loss[k]),
+            "accuracy": files.number(full.accuracy[k]),
+            "auroc": files.number(full.auroc[k]),
+            "own_accuracy": files.number(own.accuracy[tier, k]),
+            "score": files.number(scores.get(k)),
+            "own_loss": files.number(own.loss[tier, k]),
+            "smallest_loss": files.number(own.loss[0, k]),
+        } | kept(k)
 
 
 def evaluate(
@@ -243,25 +245,12 @@ def withstands(run: specs.Run, start: RunState, state: RunState) -> dict[str, An
         start: its first state, at whose round the rings of coordinates are taken.
         state: its last one.
     """
-    asked, local = run.config["robust"], run.spec.local
-    members = representatives(run)
-    key = keys.at(start.key, Role.UNITS, start.round)
-
-    def kept(tier: int) -> Kept:
-        member = trees.pick(members, tier)
-        params = private.gather(start.private, start.params, member)
-        return local.method.units(key, start.round, params, member)
-
-    tiers = range(len(run.budget))
-    hospitals = [int(np.sum(run.tiers == tier)) for tier in tiers]
-    rings = defences.rings(
-        run.config,
-        start.params,
-        [kept(tier) for tier in tiers],
-        hospitals,
-        run.cohort,
-        local=local,
-    )
+    asked, rings = run.config["robust"], []
+    if asked["fold"] in folds.BY_COORDINATE:
+        clients = len(run.splits.clients)
+        rings = defences.rings(
+            run.config, start.params, holders(run, start), clients, run.cohort
+        )
     came, entered = (np.asarray(leaf) for leaf in state.attendance)
     # Sums of shares in float32.
     short = np.flatnonzero(entered < came * (1 - 1e-5))
@@ -280,3 +269,31 @@ def withstands(run: specs.Run, start: RunState, state: RunState) -> dict[str, An
             for k in short
         ],
     }
+
+
+def holders(run: specs.Run, state: RunState) -> PyTree[Int[np.ndarray, "T ..."]]:
+    """How many hospitals of every tier hold a coordinate in a round, [T, ...] a leaf.
+
+    Every hospital is asked: a mask may be drawn for it, or follow from its labels.
+    """
+    local = run.spec.local
+    key = keys.at(state.key, Role.UNITS, state.round)
+    members = everybody(run, run.tiers_at(state.round))
+
+    def cover(member: Member) -> Masks:
+        params = private.gather(state.private, state.params, member)
+        kept = local.method.units(key, state.round, params, member)
+        return client.masks(local, params, kept)[1]
+
+    def add(count: PyTree, member: Member) -> tuple[PyTree, None]:
+        def one(number: Array, mask: Array) -> Array:
+            return number.at[member.tier].add((mask > 0).astype(jnp.int32))
+
+        return jax.tree.map(one, count, cover(member)), None
+
+    shapes = jax.eval_shape(cover, trees.pick(members, 0))
+    none = jax.tree.map(
+        lambda mask: jnp.zeros((len(run.budget), *mask.shape), jnp.int32), shapes
+    )
+    count, _ = jax.jit(functools.partial(jax.lax.scan, add))(none, members)
+    return jax.device_get(count)

@@ -258,7 +258,52 @@ def test_an_undisturbed_run_has_nobody_to_name():
     after = step(state)[0]
     told = measure.withstands(run, state, after)
     assert told["refused"] == told["faults"] == []
-    assert [ring["breakdown"] for ring in told["rings"]] == [0] * 4
+    assert told["rings"] == []  # the mean bears no liar anywhere
+
+
+@pytest.mark.parametrize(
+    ("fields", "hospitals"),
+    [
+        ({"submodel__heterofl__masked_loss": False}, [8, 6, 4, 2]),
+        # Of the class that a hospital does not have it leaves the head alone.
+        ({"submodel__heterofl__masked_loss": True}, [7, 5, 3, 1]),
+    ],
+)
+def test_holders_are_those_of_the_scarcest_coordinate(fields, hospitals):
+    fields |= {"robust__fold": "median", "data__partition__num_clients": 8}
+    run = specs.build(small(cohort=0, **fields))
+    labels = np.asarray(run.splits.train.labels).copy()
+    richest = int(np.argmax(run.tiers))
+    labels[richest, 0] = 0
+    train = dataclasses.replace(run.splits.train, labels=labels)
+    run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, train=train))
+    state = train_module.initial(run)
+    told = measure.withstands(run, state, state)
+    assert [ring["hospitals"] for ring in told["rings"]] == hospitals
+
+
+def test_holders_of_masks_that_are_drawn_are_counted():
+    """Every hospital of a tier draws its own units: few agree on one."""
+    run = specs.build(
+        small(
+            robust__fold="median",
+            submodel__name="federated_dropout",
+            cohort=0,
+            data__partition__num_clients=12,
+            model__mlp__hidden=(64,),
+            tiers__budget=(0.5, 1.0),
+            tiers__share=(11.0, 1.0),
+            tiers__branches=(0, 0),
+        )
+    )
+    state = train_module.initial(run)
+    count = measure.holders(run, state)["hidden0"]["kernel"].sum(axis=0)
+    assert count.min() < 8
+    assert count.max() > count.min()
+    both = measure.withstands(run, state, state)["rings"][0]
+    assert both["tiers"] == [0, 1]
+    assert both["hospitals"] < 11
+    assert both["breakdown"] == (both["hospitals"] - 1) // 2
 
 
 FIGURES = ("learning", "hospitals", "calibration", "weights", "tiers", "data")

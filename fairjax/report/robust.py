@@ -50,6 +50,8 @@ def _of_a_cohort(hostile: int) -> str:
 
 
 def _rings(rings: Sequence[Row]) -> str:
+    if not rings:
+        return ""
     rows = [
         [
             ", ".join(map(str, ring["tiers"])) or "none",
@@ -59,9 +61,11 @@ def _rings(rings: Sequence[Row]) -> str:
         for ring in rings
     ]
     note = (
-        "Coordinates by the tiers that hold them in the first round. In a cohort: how "
-        "many of those hospitals are in one on average. Liars borne: how many of them "
-        "may send anything without moving the result beyond what honest ones send."
+        "Coordinates by the tiers that hold them in the first round. Hospitals: the "
+        "fewest that hold one of them; a method that draws anew, or masks that follow "
+        "from labels, leave single coordinates to fewer than their tiers have. In a "
+        "cohort: how many of those are in one on average. Liars borne: how many of "
+        "them may send anything without moving the result beyond what honest ones send."
     )
     head = ["tiers", "parameters", "hospitals", "in a cohort", "liars borne"]
     return markup.table(note, head, rows)

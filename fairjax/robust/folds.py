@@ -6,7 +6,7 @@ are (`breakdown`). By distance, whole changes are chosen, and no coordinate has 
 breakdown point of its own. A fold needs all changes at once; the norm bound does not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from fairjax import aggregate, checks
 from fairjax.privacy import clip
-from fairjax.types import Cohort, Masks, Member, Params, Protection, Sent
+from fairjax.types import Cohort, Member, Params, Protection, Sent
 
 
 class Stack(NamedTuple):
@@ -367,25 +367,32 @@ class Ring(NamedTuple):
 
     tiers: tuple[int, ...]
     parameters: int
+    hospitals: int
+    """The fewest that hold one of them."""
 
 
-def rings(params: Params, masks: Sequence[Masks]) -> list[Ring]:
-    """The coverage rings of a ladder, that of the most tiers first.
+def rings(params: Params, holders: PyTree[Int[np.ndarray, "T ..."]]) -> list[Ring]:
+    """The coverage rings of a population, that of the most tiers first.
 
     Args:
         params: the plain model.
-        masks: of every tier; each leaf broadcasts to its parameter.
+        holders: how many hospitals of every tier hold a coordinate, [T, ...] a leaf;
+            all but the tiers broadcasts to the parameter.
     """
-    sizes: dict[tuple[int, ...], int] = {}
-    leaves = [jax.tree.leaves(mask) for mask in masks]
-    for leaf, *held in zip(jax.tree.leaves(params), *leaves, strict=True):
-        flat = [np.broadcast_to(np.asarray(m) > 0, leaf.shape).ravel() for m in held]
-        patterns, counts = np.unique(np.stack(flat), axis=1, return_counts=True)
-        for pattern, count in zip(patterns.T, counts, strict=True):
-            tiers = tuple(int(tier) for tier in np.flatnonzero(pattern))
-            sizes[tiers] = sizes.get(tiers, 0) + int(count)
-    order = sorted(sizes, key=lambda tiers: (-len(tiers), tiers))
-    return [Ring(tiers, sizes[tiers]) for tiers in order]
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(holders), strict=True)
+    for leaf, held in leaves:
+        flat = np.broadcast_to(held, (len(held), *leaf.shape)).reshape(len(held), -1)
+        total = flat.sum(axis=0)
+        place = np.arange(len(held))
+        patterns = np.where(flat > 0, 1, 0).T @ (1 << place)
+        for pattern in np.unique(patterns):
+            tiers = tuple(int(tier) for tier in place if pattern >> tier & 1)
+            mine = total[patterns == pattern]
+            size, fewest = found.get(tiers, (0, int(mine[0])))
+            found[tiers] = size + len(mine), min(fewest, int(mine.min()))
+    order = sorted(found, key=lambda tiers: (-len(tiers), tiers))
+    return [Ring(tiers, *found[tiers]) for tiers in order]
 
 
 def breakdown(fold: str, holders: int, *, beta: float) -> int:
@@ -410,3 +417,6 @@ def breakdown(fold: str, holders: int, *, beta: float) -> int:
 
 
 FOLDS = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
+BY_COORDINATE = ("median", "trimmed_mean")
+"""Folds with a breakdown point per coordinate."""
+BY_DISTANCE = ("krum", "multi_krum")

@@ -271,16 +271,17 @@ def test_a_tier_without_clients_keeps_its_bound():
 
 def test_rings_are_what_the_same_tiers_hold():
     params = {"a": jnp.zeros((4, 3)), "b": jnp.zeros(5)}
-    masks = [
-        {"a": jnp.asarray([[1.0], [0], [0], [0]]), "b": jnp.zeros(5)},
-        {"a": jnp.asarray([[1.0], [1], [0], [0]]), "b": jnp.ones(5)},
-        {"a": jnp.asarray([[1.0], [1], [1], [0]]), "b": jnp.ones(1)},
-    ]
-    assert folds.rings(params, masks) == [
-        ((0, 1, 2), 3),
-        ((1, 2), 8),
-        ((2,), 3),
-        ((), 3),
+    holders = {
+        "a": np.asarray([[4, 0, 0, 0], [3, 3, 0, 0], [2, 2, 2, 0]])[..., None],
+        # Of tier 1 not all hold them, and the third no more than one.
+        "b": np.asarray([[0] * 5, [3, 2, 1, 2, 3], [2, 2, 0, 2, 2]]),
+    }
+    assert folds.rings(params, holders) == [
+        ((0, 1, 2), 3, 9),
+        ((1, 2), 7, 4),
+        ((1,), 1, 1),
+        ((2,), 3, 2),
+        ((), 3, 0),
     ]
 
 
