@@ -17,6 +17,7 @@ orbax takes for its own: of those on a device it would ask the others for their 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -90,12 +91,13 @@ def newest(
                 return newest(directory, like, about, round=round)
             if _of_machine(error):
                 raise
-            skipped[step] = " ".join(str(error).split())[:200] or repr(error)
+            skipped[step] = checks.shown(str(error) or repr(error), 200)
             print(f"{path}: skipped: {skipped[step]}", file=sys.stderr)
             continue
         others = {n: v for n, v in versions.items() if v != about.versions.get(n)}
         if others:
             said = ", ".join(f"{name} {version}" for name, version in others.items())
+            said = checks.shown(said, 200)
             print(f"{path}: written by other versions: {said}", file=sys.stderr)
         state = jax.tree.map(jnp.asarray, host)
         return Found(trees.typed(state, like), step, skipped)
@@ -239,6 +241,8 @@ def _read(
         first: `like` on the host.
         about: as for `newest`.
     """
+    if path.is_symlink():
+        raise ValueError("a link to another place")
     handler = ocp.CompositeCheckpointHandler(**_handlers())
     alone = _alone(path.parent)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
@@ -251,7 +255,10 @@ def _read(
         meta = item(meta=ocp.args.JsonRestore())
         if meta.pop("sha256", None) != _seal(meta) or meta["round"] != int(path.name):
             raise ValueError("its description is not the one that was written")
+        if not isinstance(meta["versions"], dict):
+            raise ValueError("its versions are no list of packages")
         _of_this_run(path, meta, like, about)
+        _as_large_as(first, path / "state")
         host = item(state=ocp.args.StandardRestore(first))
     if _digest(host) != meta["sha256_of_state"]:
         raise ValueError("its state is not the one that was written")
@@ -279,6 +286,21 @@ def _of_this_run(
         )
     # Orbax would cast another dtype without a word.
     checks.same_structure(f"{path}: state", meta["tree"], checks.describe(like))
+
+
+def _as_large_as(first: Any, item: pathlib.Path) -> None:
+    """Refuses arrays of other sizes than those expected before any is read.
+
+    Orbax makes room for what a file says that it holds, whatever it is asked for.
+    """
+    saved = jax.tree.leaves(_handlers()["state"].metadata(item.absolute()).tree)
+    expected = sorted(str(leaf.shape) for leaf in jax.tree.leaves(first))
+    if sorted(str(tuple(array.shape)) for array in saved) != expected:
+        raise ValueError("its arrays have other shapes than it says")
+    for array in saved:
+        chunk = array.storage.chunk_shape if array.storage else ()
+        if math.prod(chunk or ()) > max(math.prod(array.shape), 1):
+            raise ValueError("an array of it is stored in pieces larger than itself")
 
 
 def _seal(meta: Mapping[str, Any]) -> str:

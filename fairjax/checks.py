@@ -40,6 +40,14 @@ def fail(where: str, expected: str, got: Any) -> NoReturn:
     raise InputError(f"{where}: expected {expected}; got {line}")
 
 
+def shown(text: str, length: int) -> str:
+    """One line, cut short, as a terminal may be shown it: files may hold anything."""
+    line = " ".join(text.split())
+    if len(line) > length:
+        line = f"{line[:length]} .."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+
+
 def nearest(name: Any, valid: Iterable[str]) -> str:
     """'. Did you mean "x"?' for the closest valid name, or "" when none is close."""
     close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)

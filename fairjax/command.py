@@ -64,7 +64,7 @@ def run(
         if told is None:
             raise
         line, code = told
-        print(f"{script}: {_line(line)}", file=sys.stderr, flush=True)
+        print(f"{script}: {checks.shown(line, _LINE)}", file=sys.stderr, flush=True)
         if jax.distributed.is_initialized() and not isinstance(error, Stopped):
             # At its exit JAX would wait for the others, who may wait for this one.
             sys.stdout.flush()
@@ -101,14 +101,6 @@ def _unraisable(error: Any) -> None:
     """Keeps quiet about what ends after orbax gave up on the rest of a step."""
     if str(error.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(error)
-
-
-def _line(text: str) -> str:
-    """A refusal as a terminal may be shown it, whatever a file put into it."""
-    line = " ".join(text.split())
-    if len(line) > _LINE:
-        line = f"{line[:_LINE]} .."
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def keep_programs() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: every save is on disk, and only what was saved is believed."""
 
 import errno
+import json
 import resource
 import shutil
 
@@ -193,6 +194,33 @@ def not_finite(folder):
     save(folder, [3], make=broken)
 
 
+def forged(step, **claims):
+    """Puts claims into a description and seals it: anybody can."""
+    path = step / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["sha256"]
+    meta |= claims
+    path.write_text(json.dumps(meta | {"sha256": checkpoint._seal(meta)}))
+
+
+def vast(folder):
+    """Half a gigabyte of zeros, which take no room on disk, said to be the state."""
+    shutil.rmtree(folder / "3")
+
+    def zeros(number):
+        large = state(number)
+        large["params"]["w"] = np.zeros(2**27, np.float32)
+        return large
+
+    save(folder, [3], make=zeros)
+    forged(folder / "3", tree=checks.describe(state(3)))
+
+
+def linked(folder):
+    (folder / "3").rename(folder.parent / "elsewhere")
+    (folder / "3").symlink_to(folder.parent / "elsewhere")
+
+
 DAMAGE = {
     "truncated": (lambda f: truncate(f / "3"), 2, ""),
     "a flipped bit of the arrays": (
@@ -220,6 +248,13 @@ DAMAGE = {
     ),
     "another round's step": (lambda f: newer(f, 4), 3, "its description is not"),
     "not finite": (not_finite, 2, "['params']['w'] is NaN or infinite"),
+    "larger than it says": (vast, 2, "its arrays have other shapes than it says"),
+    "versions that are none": (
+        lambda f: forged(f / "3", versions=["0.1.0"]),
+        2,
+        "its versions are no list of packages",
+    ),
+    "a link": (linked, 2, "a link to another place"),
     "two of three broken": (
         lambda f: (truncate(f / "3"), flip(data(f / "2"))),
         1,
@@ -365,6 +400,13 @@ def test_another_dtype_is_refused_and_named(saved):
         found(saved, state(0, jnp.float16))
 
 
+def test_another_shape_is_refused_and_named(saved):
+    like = state(0)
+    like["params"]["w"] = jnp.zeros((64, 32))
+    with pytest.raises(checks.InputError, match=r"float32\[64, 32\]; got .*64, 64\]"):
+        found(saved, like)
+
+
 def test_another_tree_is_refused_and_named(saved):
     like = state(0)
     like["extra"] = jnp.zeros(3)
@@ -403,3 +445,23 @@ def test_other_versions_of_packages_are_told(saved, capsys):
     assert found(saved, about=ABOUT._replace(versions=versions)).round == 3
     told = capsys.readouterr().err
     assert told == f"{saved / '3'}: written by other versions: fairjax 0.1.0\n"
+
+
+def test_what_a_step_says_reaches_a_terminal_as_one_short_line(copied, capsys):
+    forged(copied / "3", versions={"\x1b[2J": "\n\x1b]0;" + "A" * 3000})
+    assert found(copied).round == 3
+    told = capsys.readouterr().err
+    assert told[:-1].isprintable()
+    assert len(told) < 400
+
+
+def test_arrays_are_measured_before_room_is_made_for_them(copied, monkeypatch):
+    vast(copied)
+    asked, real = [], checkpoint.ocp.args.StandardRestore
+    monkeypatch.setattr(
+        checkpoint.ocp.args,
+        "StandardRestore",
+        lambda like: asked.append(like) or real(like),
+    )
+    assert found(copied).round == 2
+    assert len(asked) == 1
