@@ -16,7 +16,6 @@ import os
 import pathlib
 import platform
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fairjax import checks
+from fairjax import checks, preemption
 from fairjax.preemption import EXIT, Stopped
 
 Define = Callable[[flags.FlagValues, Sequence[str]], None]
@@ -53,12 +52,12 @@ def run(
     # Orbax raises what it logs as errors.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisable
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_programs()
     argv = list(sys.argv if argv is None else argv)
     script = pathlib.Path(argv[0]).name
     try:
-        main(parse(define, argv))
+        with preemption.listening():
+            main(parse(define, argv))
     except (Exception, KeyboardInterrupt) as error:
         told = outcome(error)
         if told is None:

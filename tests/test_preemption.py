@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,6 +14,8 @@ import pytest
 
 from fairjax import preemption
 from fairjax.preemption import Stopped, deferred
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def send(number):
@@ -88,6 +93,41 @@ def test_a_second_signal_does_not_wait_for_the_main_thread(exits):
         sender.join()
     assert exits == [128 + signal.SIGINT]
     assert heard[0] < returned
+
+
+LONG = """
+import hashlib, sys
+sys.path.insert(0, {root!r})
+from fairjax import command
+
+def main(_):
+    print("begun", flush=True)
+    {what}
+
+command.run(main, lambda *_: None, ["a.py"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "signals", "code"),
+    [
+        ("hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)", 2, 128 + signal.SIGTERM),
+        ("[0 for _ in iter(int, 1)]", 1, preemption.EXIT),
+    ],
+)
+def test_a_script_outside_of_rounds_ends(what, signals, code):
+    """At the first signal if it is in Python, at the second whatever it does."""
+    program = LONG.format(root=str(ROOT), what=what)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout.readline() == "begun\n"
+        for _ in range(signals):
+            time.sleep(0.2)
+            script.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert script.wait(60) == code
+        assert time.monotonic() - began < 30
 
 
 def test_other_signals_are_not_meant(exits):

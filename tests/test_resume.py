@@ -1,8 +1,6 @@
 """A run goes on as if it had never stopped: longer, damaged or killed."""
 
-import contextlib
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -17,11 +15,12 @@ from trained import (
     rows,
     same_states,
     small,
+    steps,
     untimed,
     untimed_summary,
 )
 
-from fairjax import checks
+from fairjax import checks, preemption
 from fairjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -121,12 +120,11 @@ def test_a_damaged_selected_step_is_set_aside_and_the_run_ends(copied, capsys):
 
 # ------------------------------------------------------------------------------- killed
 
-# The run that is killed, in a process of its own.
+# A run as a script has it, in a process of its own.
 DRIVER = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from fairjax import checkpoint
-sys.path.insert(0, {tests!r})
+import os, signal, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from fairjax import checkpoint, command
 from trained import small
 from fairjax.train import train
 
@@ -136,9 +134,11 @@ def save_and_die(self, round, state):
     if round == {die}:  # the write is under way in a thread of its own
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = save_and_die
-train(small(rounds={rounds}), sys.argv[1])
+config, slowly = small(rounds={rounds}), lambda *_: time.sleep(0.1)
+run = lambda _: train(config, sys.argv[1], log=slowly)
+command.run(run, lambda *_: None, ["train.py"])
 """
-ROUNDS = 12
+ROUNDS = 16
 
 
 def drive(workdir, die=0):
@@ -147,32 +147,36 @@ def drive(workdir, die=0):
     return subprocess.Popen(
         [sys.executable, "-c", code, str(workdir)],
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         cwd=ROOT,
     )
 
 
-def test_killed_in_the_middle_of_a_save_and_of_a_round(tmp_path):
-    killed, uninterrupted = tmp_path / "killed", tmp_path / "straight"
-    train(small(rounds=ROUNDS), uninterrupted)
-    process = drive(killed, die=4)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    metrics = killed / "metrics.jsonl"
+def test_killed_in_the_middle_of_a_save_and_told_to_stop(tmp_path):
+    stopped, uninterrupted = tmp_path / "stopped", tmp_path / "straight"
+    with drive(stopped, die=4) as process:
+        assert process.wait(300) == -signal.SIGKILL
+    metrics = stopped / "metrics.jsonl"
     assert len(rows(metrics)) == 4
-
-    process = drive(killed)
-    while process.poll() is None and metrics.read_text().count("\n") < 8:
-        time.sleep(0.002)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
     # A line that was being written when the power went.
     with metrics.open("a") as file:
         file.write('{"round": 99, "train/lo')
 
-    train(small(rounds=ROUNDS), killed)
+    with drive(stopped) as process:
+        while process.poll() is None and metrics.read_text().count("\n") < 8:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == preemption.EXIT
+    last = rows(metrics)[-1]["round"]
+    assert f"train.py: stopped after round {last}; the same command goes on" in told
+    assert max(steps(stopped / "checkpoints")) == last
+
+    for workdir in (stopped, uninterrupted):
+        train(small(rounds=ROUNDS), workdir)
     assert untimed(metrics) == untimed(uninterrupted / "metrics.jsonl")
-    both = (killed, uninterrupted)
+    both = (stopped, uninterrupted)
     ours, theirs = ((run / "clients.jsonl").read_bytes() for run in both)
     assert ours == theirs
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in both)
