@@ -230,7 +230,8 @@ def load(
         config["execution"]["devices"] = 1 if jax.process_count() == 1 else 0
         run = specs.build(schema.from_plain(config), vmapped=vmapped)
     except (AttributeError, KeyError, TypeError) as error:
-        what = f"the config of a run; got {type(error).__name__}: {error}"
+        what = "the config of a run of this version; got one of "
+        what += f"{files.written_by(workdir)}: {type(error).__name__}: {error}"
         raise checks.InputError(f"{path}: expected {what}") from error
     found = checkpoint.newest(workdir / "checkpoints", initial(run), about(run))
     if found is None:

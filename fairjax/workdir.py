@@ -47,11 +47,28 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
             else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
         )
         checks.fail("rounds", reason, config["rounds"])
+    both = schema.flat(config).keys() & schema.flat(theirs)
+    if alone := [field for field in differing if field not in both]:
+        ours = f"fairjax {importlib.metadata.version('fairjax')}"
+        names = ", ".join([*alone[:5], ".."] if len(alone) > 5 else alone)
+        raise checks.InputError(
+            f"--workdir: expected a run of {ours}; got {workdir} of "
+            f"{written_by(workdir)}, whose config has not the same fields: {names}"
+        )
     if differing:
         raise checks.InputError(
             f"--workdir: expected the config of {workdir}; got other values of "
             f"{', '.join(differing)}"
         )
+
+
+def written_by(workdir: pathlib.Path) -> str:
+    """The version of fairjax that a run began with, as far as it says."""
+    try:
+        told = json.loads((workdir / "provenance.json").read_text(errors="replace"))
+        return f"fairjax {told['versions']['fairjax']}"
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return "an unknown version"
 
 
 def create(workdir: pathlib.Path) -> None:

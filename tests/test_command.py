@@ -281,8 +281,8 @@ CONFIGS = {
     b"[" * 9000: "expected JSON; got maximum recursion",
     b"\xff\xfe\0": "expected JSON; got ",
     b"[]": "expected a JSON object; got 'list'",
-    b"{}": "got other values of baselines, ",
-    b'{"rounds": "x", "data": 3}': "got other values of baselines, ",
+    b"{}": "of an unknown version, whose config has not the same fields: baselines, ",
+    b'{"rounds": "x", "data": 3}': "has not the same fields: baselines, ",
 }
 
 
@@ -295,7 +295,7 @@ def test_a_workdir_whose_config_is_broken(refused, tmp_path, content):
 def test_a_run_whose_config_is_another_program_s(refused, tmp_path):
     (tmp_path / "config.json").write_text('{"execution": {}, "rounds": 3}')
     line = refused(name="evaluate", config=None, workdir=tmp_path)
-    assert "config.json: expected the config of a run; got AttributeError" in line
+    assert "config.json: expected the config of a run of this version; got one" in line
 
 
 def test_a_log_loses_what_was_not_whole_and_nothing_else(tmp_path):

@@ -202,14 +202,24 @@ def test_without_a_valid_step_nothing_is_changed(straight, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 4
 
 
-def test_a_run_of_a_version_with_fewer_fields_is_refused(finished, tmp_path):
+def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path):
+    provenance = {"versions": {"fairjax": "0.0.9"}}
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance))
     path = tmp_path / "config.json"
     config = json.loads((finished[0].workdir / "config.json").read_text())
     del config["execution"]["unroll"]
     path.write_text(json.dumps(config))
-    with pytest.raises(checks.InputError, match=r"config of a run; got .*unroll"):
+    with pytest.raises(
+        checks.InputError, match=r"got one of fairjax 0\.0\.9: .*unroll"
+    ):
         load(tmp_path)
-    with pytest.raises(checks.InputError, match=r"other values of execution\.unroll"):
+    message = (
+        r"of fairjax 0\.0\.9, whose config has not the same fields: execution\.unroll$"
+    )
+    with pytest.raises(checks.InputError, match=message):
+        train(small(), tmp_path)
+    path.write_text(json.dumps(schema.plain(small()) | {"newer": 1}))
+    with pytest.raises(checks.InputError, match=r"not the same fields: newer$"):
         train(small(), tmp_path)
 
 
