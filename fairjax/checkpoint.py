@@ -163,7 +163,7 @@ class Checkpoints:
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(host),
-            meta=ocp.args.JsonSave(meta | {"sha256": _seal(meta)}),
+            meta=ocp.args.JsonSave(meta | {"sha256": sealed(meta)}),
         )
         with _failing(self._directory):
             self._manager.save(round, args=items, force=True)
@@ -253,7 +253,7 @@ def _read(
             return read
 
         meta = item(meta=ocp.args.JsonRestore())
-        if meta.pop("sha256", None) != _seal(meta) or meta["round"] != int(path.name):
+        if meta.pop("sha256", None) != sealed(meta) or meta["round"] != int(path.name):
             raise ValueError("its description is not the one that was written")
         if not isinstance(meta["versions"], dict):
             raise ValueError("its versions are no list of packages")
@@ -303,7 +303,8 @@ def _as_large_as(first: Any, item: pathlib.Path) -> None:
             raise ValueError("an array of it is stored in pieces larger than itself")
 
 
-def _seal(meta: Mapping[str, Any]) -> str:
+def sealed(meta: Mapping[str, Any]) -> str:
+    """The digest of a description, against accidents: who forges one forges this."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from configs import breast_cancer, default
-from fairjax import checks, command, names, report, schema
+from fairjax import checkpoint, checks, command, names, report, schema, specs
 from fairjax import train as training
 from fairjax import workdir as files
 from fairjax.data import augment, datasets, federation
@@ -138,11 +138,12 @@ def overrides(rng: Random, folder: pathlib.Path) -> Attempt:
         if rng.random() < 0.1:
             value = _garbled(rng, value)
         argv.append(f"--config.{field}={value}")
-    return Attempt(
-        lambda options: schema.check(options.config, command.overridden(options)),
-        train.define,
-        argv,
-    )
+
+    def main(options: Any) -> None:
+        schema.check(options.config, command.overridden(options))
+        specs.build(options.config)
+
+    return Attempt(main, train.define, argv)
 
 
 # ------------------------------------------------------------------- the user's files
@@ -287,6 +288,54 @@ def _changed(rng: Random, value: Any) -> Any:
     return [*value[:at], inner, *value[at + 1 :]]
 
 
+WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
+STATE = {"params": {"w": WEIGHTS}, "round": np.int32(1)}
+ABOUT = checkpoint.About({"seed": 0}, {"fairjax": "0.1.0"})
+
+
+@functools.cache
+def step() -> dict[str, bytes]:
+    """The files of a checkpoint by path."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with checkpoint.Checkpoints(folder, keep=2, about=ABOUT) as checkpoints:
+            checkpoints.save(1, STATE)
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+
+def steps(rng: Random, folder: pathlib.Path) -> Attempt:
+    """A step one or two of whose files are broken, or whose description lies."""
+    broken = dict(step())
+    if rng.random() < 0.5:
+        for name in rng.choice(list(broken), rng.integers(1, 3), replace=False):
+            broken[name] = mutated(rng, broken[name])
+    else:
+        name = "1/meta/metadata"
+        meta = json.loads(broken[name])
+        del meta["sha256"]
+        claim = pick(rng, list(meta))
+        meta[claim] = _changed(rng, meta[claim])
+        broken[name] = json.dumps(meta | {"sha256": checkpoint.sealed(meta)}).encode()
+    for name, content in broken.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    def main(_: Any) -> None:
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            found = checkpoint.newest(folder, STATE, ABOUT)
+        if found is None or not np.array_equal(found.state["params"]["w"], WEIGHTS):
+            raise AssertionError("another state")
+        if not told.getvalue().rstrip("\n").isprintable():
+            raise AssertionError(told.getvalue())
+
+    return Attempt(main)
+
+
 def finished() -> dict[str, bytes]:
     """The files of a run of two rounds."""
     config = default.preset(breast_cancer.get_config(), "smoke")
@@ -351,6 +400,7 @@ def kinds(content: Mapping[str, bytes]) -> dict[str, Kind]:
         "csv": Kind("csv, read and dealt to hospitals", csv),
         "npz": Kind("npz, read and dealt to hospitals", npz),
         "run": Kind("the files of a run", functools.partial(run, content)),
+        "step": Kind("a step of checkpoints", steps),
     }
 
 

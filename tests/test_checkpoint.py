@@ -200,7 +200,7 @@ def forged(step, **claims):
     meta = json.loads(path.read_text())
     del meta["sha256"]
     meta |= claims
-    path.write_text(json.dumps(meta | {"sha256": checkpoint._seal(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": checkpoint.sealed(meta)}))
 
 
 def vast(folder):

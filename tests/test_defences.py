@@ -251,6 +251,23 @@ def test_a_run_names_the_hospital_that_sends_no_numbers(tmp_path):
     np.testing.assert_allclose(entered, result.state.attendance.entered.sum())
 
 
+def test_a_hospital_without_numbers_is_left_out_for_a_whole_run():
+    """To the bit: as the run in which its uploads are lost, and no other hospital's."""
+    ends = []
+    for name in ("nan", "drop_after"):
+        run = specs.build(small(robust__faults=((name, 0.25, 1.0),), cohort=0))
+        state = train_module.initial(run)
+        step, _ = train_module.compiled(run, state)
+        for _ in range(3):
+            state, (_, info) = step(state)
+            assert info.valid.sum() == 3
+        ends.append(state)
+    assert fakes.equal(ends[0].params, ends[1].params)
+    counts = [state.attendance.entered.tolist() for state in ends]
+    assert counts[0] == counts[1]
+    assert sorted(counts[0]) == [0, 3, 3, 3]
+
+
 def test_an_undisturbed_run_has_nobody_to_name():
     run = specs.build(small())
     state = train_module.initial(run)

@@ -7,12 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import fakes
 import pytest
 from trained import final_params, rows, small, steps, untimed
 
-from fairjax.train import train
+from fairjax.train import load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -67,22 +68,18 @@ except checks.InputError as error:
 """
 
 
-def test_two_processes_are_one_run(finished, on_four, tmp_path):
-    """Of two devices each, on loopback: the same bits as four devices of one process.
-
-    The second one is given a folder of its own, as on a disk of its own.
-    """
-    shutil.copytree(finished[0].workdir, tmp_path / "0")
+def two(program, tmp_path, **fields):
+    """Two processes of two devices each, on loopback, with a folder of its own each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fields = {"eval_every": 2, "cohort": 3, "data.partition.num_clients": 4}
-    fields |= {"model.mlp.hidden": "(8,)", "rounds": 5, "execution.devices": 0}
-    command = [sys.executable, "-c", PROCESS.format(root=str(ROOT))]
+    command = [sys.executable, "-c", program.format(root=str(ROOT))]
     command += ["--config=configs/default.py", "--distributed", "--processes=2"]
     command += [f"--coordinator=127.0.0.1:{port}"]
+    fields = {"eval_every": 2, "cohort": 3, "model.mlp.hidden": "(8,)"} | fields
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    processes = [
+    command += ["--config.data.partition.num_clients=4", "--config.execution.devices=0"]
+    return [
         subprocess.Popen(
             [*command, f"--process={number}", f"--workdir={tmp_path / str(number)}"],
             stdout=subprocess.PIPE,
@@ -93,6 +90,12 @@ def test_two_processes_are_one_run(finished, on_four, tmp_path):
         )
         for number in range(2)
     ]
+
+
+def test_two_processes_are_one_run(finished, on_four, tmp_path):
+    """The same bits as four devices of one process."""
+    shutil.copytree(finished[0].workdir, tmp_path / "0")
+    processes = two(PROCESS, tmp_path, rounds=5)
     try:
         said = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -121,3 +124,18 @@ def test_two_processes_are_one_run(finished, on_four, tmp_path):
     assert lines[0][-1].startswith(stop)
     assert lines[1][-2:] == [alike, "a disk: expected room; got 'none'"]
     assert "accuracy" not in said[1][0]
+
+
+@pytest.mark.slow
+def test_a_process_whose_other_one_is_lost_says_so_and_keeps_its_last_step(tmp_path):
+    first, other = two(PROCESS, tmp_path, rounds=100_000)
+    metrics = tmp_path / "0" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert first.poll() is None
+        time.sleep(0.01)
+    other.kill()
+    _, told = first.communicate(timeout=300)
+    other.communicate()
+    assert first.returncode == 1
+    assert "train.py: another process is gone, see what it said (" in told
+    assert int(load(tmp_path / "0")[1].round) >= 4
