@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fairjax import checks, command
+from fairjax import checks, command, final
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
@@ -55,6 +55,8 @@ def measure(config: Any, score: str) -> Run:
     that takes no part has none.
     """
     config.checkpoint.every, config.checkpoint.keep = config.eval_every, 2
+    # Intervals of the final figures, which are not kept, may take longer than the run.
+    final.RESAMPLES = 2
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -171,16 +171,23 @@ def blood() -> Contest:
     )
 
 
-def tabular(title: str, config: Any, rounds: int, shares: tuple[float, ...]) -> Contest:
+def tabular(
+    title: str,
+    config: Any,
+    rounds: int,
+    shares: tuple[float, ...],
+    steps: int | None = None,
+) -> Contest:
     """Records of a table, all hospitals in every round, on a residual network.
 
     Its width tiers have a third and more than a half of the parameters: what one and
-    two of four blocks have at least.
+    two of four blocks have at least. Hospitals of very different sizes take the same
+    number of steps, if one is given.
     """
 
     def resmlp() -> Any:
         c = config.get_config()
-        c.rounds, c.eval_every = rounds, 5
+        c.rounds, c.eval_every, c.local.steps = rounds, 5, steps
         c.model.name = "resmlp"
         c.model.resmlp.width, c.model.resmlp.hidden = 32, 64
         c.model.resmlp.norm = "none"
@@ -219,6 +226,6 @@ CONTESTS = {
         "Heart disease at 4 hospitals", heart_disease, 60, (0.31, 0.57, 1.0)
     ),
     "diabetes": tabular(
-        "Readmission at 16 specialties", diabetes130, 30, (0.33, 0.58, 1.0)
+        "Readmission at 16 specialties", diabetes130, 30, (0.33, 0.58, 1.0), steps=40
     ),
 }
