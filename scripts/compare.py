@@ -16,10 +16,11 @@ processes that have a part of the methods each (--methods=fedavg,heterofl) share
 files.
 """
 
+import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,9 @@ def measure(config: Any, score: str) -> Run:
     that takes no part has none.
     """
     config.checkpoint.every, config.checkpoint.keep = config.eval_every, 2
-    # Intervals of the final figures, which are not kept, may take longer than the run.
-    final.RESAMPLES = 2
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_intervals():
         result = train(config, f"{folder}/run", log=lambda _, row: rows.append(row))
     tiers = len(config.tiers.budget)
     spent = result.summary["principles"]["sustainability"]
@@ -72,6 +71,16 @@ def measure(config: Any, score: str) -> Run:
         "flops": spent["flops_train"],
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+@contextlib.contextmanager
+def _without_intervals() -> Iterator[None]:
+    """Those of the final figures, which are not kept, may take longer than a run."""
+    before, final.RESAMPLES = final.RESAMPLES, 2
+    try:
+        yield
+    finally:
+        final.RESAMPLES = before
 
 
 def evaluation(row: Mapping[str, Any], tiers: int, score: str) -> dict[str, Any]:

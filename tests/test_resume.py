@@ -82,8 +82,8 @@ def test_a_schedule_that_ends_is_not_extended(tmp_path):
         train(small(local__schedule="cosine", rounds=4), tmp_path)
 
 
-def test_checkpoint_fields_may_differ(finished):
-    train(small(checkpoint__keep=3), finished[0].workdir)
+def test_checkpoint_fields_may_differ(copied):
+    train(small(checkpoint__keep=3), copied)
 
 
 def test_a_checkpoint_that_cannot_be_read_costs_one_round(finished, copied):
