@@ -16,8 +16,8 @@ def seconds(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio to two figures, or to whole numbers from 100."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    """A ratio to hundredths, or to whole numbers from 10."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def pivot(

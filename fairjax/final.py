@@ -71,7 +71,7 @@ def final(
 
 
 class _Figures(NamedTuple):
-    """V views of the same records, each cut into S segments; R resamples of each."""
+    """V views of the same records, each cut into S segments; or R resamples of them."""
 
     quality: metrics.Quality
     """[V, S], or [R, V, S]."""
@@ -83,6 +83,7 @@ class _Figures(NamedTuple):
     """Of the first segment of the first view, all records: [bins], or [R, bins]."""
 
 
+@functools.partial(jax.jit, static_argnames="segments")
 def _figures(
     logits: Float[Array, "E C"],
     y: Int[Array, "E"],
@@ -214,6 +215,11 @@ class _Records(NamedTuple):
     parts: list[list[_Part]]
     """Of every view, and every segment of it."""
 
+    @property
+    def segments(self) -> int:
+        """S, the segments of the view that has the most."""
+        return max(map(len, self.parts))
+
 
 def _attributes(run: specs.Run) -> tuple[Attribute, ...]:
     """Those of patients, and last, where there are any, groups of hospitals.
@@ -332,18 +338,19 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     records = _records(run, tiers)
     missing: Counter[str] = Counter()
     thresholds = _chosen(run, full, own)
-    figures = functools.partial(_draws, run, state, records)
-    made = figures(full["test"], thresholds[0], RESAMPLES)
-    value = _at(made, 0)
-    between = _gaps(value)
-    ends = _ends(value, between, _at(made, slice(1, None)))
-    shown = jax.device_get((between, ends))
+
+    def figures(logits: Float[np.ndarray, "E C"], threshold: Any) -> _Figures:
+        given = logits, records.y, records.views, threshold
+        return jax.device_get(_figures(*given, segments=records.segments))
+
+    value = figures(full["test"], threshold=thresholds[0])
+    shown = _intervals(run, state, records, full["test"], thresholds[0], value)
     whole = _Sheet(records, float(thresholds[0]), value, missing, *shown)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
 
     def of_tier(tier: int) -> dict[str, Any]:
         cut = thresholds[1 + tier]
-        value = _at(figures(own["test"][tier], cut, 0), 0)
+        value = figures(own["test"][tier], cut)
         sub = _Sheet(records, float(cut), value, missing)
         head = {"tier": tier, "n": records.parts[by_tier][tier].n}
         threshold = {"threshold": files.number(sub.threshold)}
@@ -393,15 +400,36 @@ def _chosen(
     return np.asarray(_thresholds(full["val"], own["val"], y))
 
 
+def _intervals(
+    run: specs.Run,
+    state: RunState,
+    records: _Records,
+    logits: Float[np.ndarray, "E C"],
+    threshold: Any,
+    value: _Figures,
+) -> tuple[_Gaps, _Intervals]:
+    """Gaps, and the bounds of them and of what all records and patient groups have.
+
+    Hospitals and tiers have no intervals: their views are not drawn.
+    """
+    judged = _Records(records.y, records.views[:-2], records.parts[:-2])
+    drawn = _draws(run, state, judged, logits, threshold)
+    views, segments = len(judged.views), judged.segments
+    value = jax.tree.map(
+        lambda leaf: leaf[:views, :segments], value._replace(plot=None)
+    )
+    between = _gaps(value)
+    return jax.device_get((between, _ends(value, between, drawn)))
+
+
 def _draws(
     run: specs.Run,
     state: RunState,
     records: _Records,
     logits: Float[np.ndarray, "E C"],
     threshold: Any,
-    resamples: int,
 ) -> _Figures:
-    """Figures of the records, then of `resamples` draws of hospitals and patients."""
+    """Figures of `RESAMPLES` draws of hospitals and their patients."""
     patient = run.splits.patients
     owner = np.repeat(np.arange(len(run.tiers)), np.asarray(run.splits.test.count))
     _, places = np.unique(patient, return_index=True)
@@ -417,20 +445,15 @@ def _draws(
             *clusters,
             key,
             np.arange(first, first + chunk, dtype=np.int32),
-            segments=max(len(parts) for parts in records.parts),
+            segments=records.segments,
             patients=len(places),
             longest=int(count.max()),
         )
-        for first in range(0, 1 + resamples, chunk)
+        for first in range(1, 1 + RESAMPLES, chunk)
     ]
     return jax.tree.map(
-        lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
+        lambda *leaves: np.concatenate(leaves)[:RESAMPLES], *jax.device_get(parts)
     )
-
-
-def _at(made: _Figures, index: int | slice) -> _Figures:
-    """One resample, or some."""
-    return jax.tree.map(lambda leaf: leaf[index], made)
 
 
 def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

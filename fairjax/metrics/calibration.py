@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from fairjax.metrics.segments import Weight, counted, mean, once, rank, total
 
 BINS = 15
-REACHED = 1e-3
-"""Farthest that the last Newton step may move, in standardised logits."""
+SETTLED, REACHED = 1e-4, 1e-3
+"""Newton's steps end with one shorter than the first, in standardised logits: its error
+is about the square of that. Where their number is up, it must be below the second."""
 
 
 def brier(
@@ -151,7 +152,8 @@ def line(
 ) -> Line:
     """Cox's calibration line: the logistic regression of the class on the logit.
 
-    Newton's method from the origin, in standardised logits.
+    Newton's method from the origin, in standardised logits, until all segments' steps
+    are short.
 
     Args:
         logit: of the predicted probability of the positive class.
@@ -159,7 +161,7 @@ def line(
         segment: which segment a record belongs to, in [0, segments).
         segments: how many there are.
         weight: how often a record counts.
-        steps: of Newton; more than enough unless the classes hardly overlap.
+        steps: of Newton at most; more than enough unless the classes hardly overlap.
 
     Returns:
         NaN where the likelihood has no maximum (one class; classes that a threshold
@@ -185,8 +187,12 @@ def line(
     z = (logit - center[segment]) / scale[segment]
     y = positive.astype(logit.dtype)
 
-    def newton(at: tuple[Array, Array], _: None):
-        slope, intercept = at
+    def moves(at: tuple[Array, ...]) -> Bool[Array, ""]:
+        step, _, _, moved = at
+        return (step < steps) & jnp.any(overlap & (moved >= SETTLED))
+
+    def newton(at: tuple[Array, ...]) -> tuple[Array, ...]:
+        step, slope, intercept, _ = at
         p = jax.nn.sigmoid(intercept[segment] + slope[segment] * z)
         curve = p * (1 - p)
         terms = [curve, curve * z, curve * z * z, y - p, (y - p) * z]
@@ -197,10 +203,11 @@ def line(
         d0, d1 = (h2 * g0 - h1 * g1) / by, (h0 * g1 - h1 * g0) / by
         # Flat where all of the records are answered with certainty: no maximum either.
         moved = jnp.where(area > 0, jnp.abs(d0) + jnp.abs(d1), jnp.inf)
-        return (slope + d1, intercept + d0), moved
+        return step + 1, slope + d1, intercept + d0, moved
 
     zero = jnp.zeros((segments,), logit.dtype)
-    (slope, intercept), moved = jax.lax.scan(newton, (zero, zero), length=steps)
-    known = overlap & (moved[-1] < REACHED)
+    start = jnp.int32(0), zero, zero, zero + jnp.inf
+    _, slope, intercept, moved = jax.lax.while_loop(moves, newton, start)
+    known = overlap & (moved < REACHED)
     slope = jnp.where(known, slope / scale, jnp.nan)
     return Line(slope, jnp.where(known, intercept - slope * center, jnp.nan))
