@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from fairjax import keys, metrics, specs
 from fairjax import workdir as files
@@ -28,8 +28,9 @@ from fairjax.metrics import bootstrap, calibration, clients, groups
 from fairjax.types import RunState
 
 RESAMPLES, LEVEL = 1000, 0.95
-LARGEST = 2**22
-"""Numbers of an array of a chunk of resamples: 16 MB."""
+LARGEST, FEWEST, MOST = 2**18, 4, 64
+"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds. Resamples
+of a chunk: scores are sorted once in each."""
 BETTER = {
     "accuracy": 1,
     "balanced_accuracy": 1,
@@ -71,29 +72,47 @@ def final(
 
 
 class _Figures(NamedTuple):
-    """V views of the same records, each cut into S segments; or R resamples of them."""
+    """Of a view of the records in S segments, [S]; of R resamples, [R, S].
+
+    Of V views [V, S] and [R, V, S].
+    """
 
     quality: metrics.Quality
-    """[V, S], or [R, V, S]."""
     rates: groups.Rates
-    """[V, S], or [R, V, S]; NaN with more than two classes."""
-    misses: Float[Array, "*R V S bins"]
+    """NaN with more than two classes."""
+    misses: Float[Array, "*more S bins"]
     """What the ECE adds up."""
     plot: calibration.Reliability
-    """Of the first segment of the first view, all records: [bins], or [R, bins]."""
+    """Of the first segment: [*more, bins]."""
 
 
-@functools.partial(jax.jit, static_argnames="segments")
+@functools.partial(jax.jit, static_argnames=("segments", "patients", "longest"))
 def _figures(
     logits: Float[Array, "E C"],
     y: Int[Array, "E"],
-    views: Int[Array, "V E"],
+    segment: Int[Array, "E"],
     threshold: Float[Array, ""],
-    weight: Int[Array, "E"] | None = None,
+    patient: Int[Array, "E"],
+    offset: Int[Array, "N"],
+    count: Int[Array, "N"],
+    key: Key[Array, ""],
+    numbers: Int[Array, "R"],
     *,
     segments: int,
+    patients: int,
+    longest: int,
 ) -> _Figures:
-    def one(segment: Array) -> tuple[Any, ...]:
+    """Resamples `numbers` of one view; number 0 is the records themselves.
+
+    One program for all that is asked of a run: compiling it takes longer than most
+    runs' figures.
+    """
+
+    def draw(key: Array) -> Int[Array, "E"]:
+        times = bootstrap.clustered(key, offset, count, rows=patients, longest=longest)
+        return times[patient]
+
+    def of(weight: Int[Array, "E"]) -> _Figures:
         quality = metrics.quality(
             logits, y, segment, segments, threshold=threshold, weight=weight
         )
@@ -112,28 +131,10 @@ def _figures(
             segments,
             weight=weight,
         )
-        return quality, rates, calibration.misses(plot), plot
+        first = jax.tree.map(lambda leaf: leaf[0], plot)
+        return _Figures(quality, rates, calibration.misses(plot), first)
 
-    quality, rates, misses, plots = jax.vmap(one)(views)
-    plot = jax.tree.map(lambda leaf: leaf[0, 0], plots)
-    return _Figures(quality, rates, misses, plot)
-
-
-@functools.partial(jax.jit, static_argnames=("segments", "patients", "longest"))
-def _resampled(
-    logits, y, views, threshold, patient, offset, count, key, numbers, *,
-    segments, patients, longest,
-) -> _Figures:  # fmt: skip
-    def draw(key: Array) -> Int[Array, "E"]:
-        times = bootstrap.clustered(key, offset, count, rows=patients, longest=longest)
-        return times[patient]
-
-    return bootstrap.resampled(
-        lambda weight: _figures(logits, y, views, threshold, weight, segments=segments),
-        draw,
-        key,
-        numbers,
-    )
+    return bootstrap.resampled(of, draw, key, numbers)
 
 
 @jax.jit
@@ -214,11 +215,6 @@ class _Records(NamedTuple):
     """All records; then every attribute; then hospitals; then tiers."""
     parts: list[list[_Part]]
     """Of every view, and every segment of it."""
-
-    @property
-    def segments(self) -> int:
-        """S, the segments of the view that has the most."""
-        return max(map(len, self.parts))
 
 
 def _attributes(run: specs.Run) -> tuple[Attribute, ...]:
@@ -338,23 +334,27 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     records = _records(run, tiers)
     missing: Counter[str] = Counter()
     thresholds = _chosen(run, full, own)
-
-    def figures(logits: Float[np.ndarray, "E C"], threshold: Any) -> _Figures:
-        given = logits, records.y, records.views, threshold
-        return jax.device_get(_figures(*given, segments=records.segments))
-
-    value = figures(full["test"], threshold=thresholds[0])
-    shown = _intervals(run, state, records, full["test"], thresholds[0], value)
-    whole = _Sheet(records, float(thresholds[0]), value, missing, *shown)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
+    drawn = functools.partial(_drawn, run, state, records)
+    judged = [
+        drawn(full["test"], thresholds[0], view, RESAMPLES)
+        for view in (pooled, *by_attribute)
+    ]
+    others = [
+        drawn(full["test"], thresholds[0], view) for view in (by_hospital, by_tier)
+    ]
+    value = _stacked([_at(made, 0) for made in judged + others], axis=0)
+    shown = _intervals(judged, max(map(len, records.parts[:by_hospital])))
+    whole = _Sheet(records, float(thresholds[0]), value, missing, *shown)
 
     def of_tier(tier: int) -> dict[str, Any]:
         cut = thresholds[1 + tier]
-        value = figures(own["test"][tier], cut)
-        sub = _Sheet(records, float(cut), value, missing)
+        alone = records._replace(parts=[records.parts[by_tier]])
+        value = drawn(own["test"][tier], cut, by_tier)
+        sub = _Sheet(alone, float(cut), value, missing)
         head = {"tier": tier, "n": records.parts[by_tier][tier].n}
         threshold = {"threshold": files.number(sub.threshold)}
-        mine = threshold | sub.plain(by_tier, tier)
+        mine = threshold | sub.plain(0, tier)
         return head | whole.plain(by_tier, tier) | {"own": mine}
 
     def of_hospital(client: int) -> dict[str, Any]:
@@ -385,7 +385,7 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
             for view, attribute in named.items()
         },
         "gaps": {attribute.name: whole.gaps(view) for view, attribute in named.items()},
-        "calibration": list(_bins(value.plot)),
+        "calibration": list(_bins(_at(judged[pooled], 0).plot)),
         "not_estimated": dict(sorted(missing.items())),
     }
 
@@ -400,60 +400,65 @@ def _chosen(
     return np.asarray(_thresholds(full["val"], own["val"], y))
 
 
-def _intervals(
+def _drawn(
     run: specs.Run,
     state: RunState,
     records: _Records,
     logits: Float[np.ndarray, "E C"],
     threshold: Any,
-    value: _Figures,
-) -> tuple[_Gaps, _Intervals]:
-    """Gaps, and the bounds of them and of what all records and patient groups have.
-
-    Hospitals and tiers have no intervals: their views are not drawn.
-    """
-    judged = _Records(records.y, records.views[:-2], records.parts[:-2])
-    drawn = _draws(run, state, judged, logits, threshold)
-    views, segments = len(judged.views), judged.segments
-    value = jax.tree.map(
-        lambda leaf: leaf[:views, :segments], value._replace(plot=None)
-    )
-    between = _gaps(value)
-    return jax.device_get((between, _ends(value, between, drawn)))
-
-
-def _draws(
-    run: specs.Run,
-    state: RunState,
-    records: _Records,
-    logits: Float[np.ndarray, "E C"],
-    threshold: Any,
+    view: int,
+    resamples: int = 0,
 ) -> _Figures:
-    """Figures of `RESAMPLES` draws of hospitals and their patients."""
+    """Figures of a view, and then of draws of hospitals and their patients."""
     patient = run.splits.patients
     owner = np.repeat(np.arange(len(run.tiers)), np.asarray(run.splits.test.count))
     _, places = np.unique(patient, return_index=True)
     every = np.bincount(owner[places]).astype(np.int32)
     count, offset = (each[every > 0] for each in (every, np.cumsum(every) - every))
-    chunk = min(64, max(1, LARGEST // (records.views.size * logits.shape[1])))
-    given = (logits, records.y, records.views, threshold)
+    segments = max(map(len, records.parts))
+    largest = max(logits.size, segments * calibration.BINS)
+    chunk = min(MOST, max(FEWEST, LARGEST // largest))
+    given = (logits, records.y, records.views[view], threshold)
     clusters = (patient, offset.astype(np.int32), count)
     key = keys.at(jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round))
     parts = [
-        _resampled(
+        _figures(
             *given,
             *clusters,
             key,
             np.arange(first, first + chunk, dtype=np.int32),
-            segments=records.segments,
+            segments=segments,
             patients=len(places),
             longest=int(count.max()),
         )
-        for first in range(1, 1 + RESAMPLES, chunk)
+        for first in range(0, 1 + resamples, chunk)
     ]
     return jax.tree.map(
-        lambda *leaves: np.concatenate(leaves)[:RESAMPLES], *jax.device_get(parts)
+        lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
     )
+
+
+def _at(made: _Figures, index: int | slice) -> _Figures:
+    """One resample, or some."""
+    return jax.tree.map(lambda leaf: leaf[index], made)
+
+
+def _stacked(views: list[_Figures], axis: int) -> _Figures:
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *views)
+
+
+def _intervals(judged: list[_Figures], segments: int) -> tuple[_Gaps, _Intervals]:
+    """Gaps, and the bounds of everything, of views of at most so many segments.
+
+    Args:
+        judged: the records' figures and those of resamples, of every view.
+        segments: what the others hold is of no group.
+    """
+    both = _stacked([made._replace(plot=None) for made in judged], axis=1)
+    both = jax.tree.map(lambda leaf: leaf[:, :, :segments], both)
+    value, drawn = _at(both, 0), _at(both, slice(1, None))
+    between = _gaps(value)
+    return jax.device_get((between, _ends(value, between, drawn)))
 
 
 def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 
 from fairjax.data import federation, partition
@@ -81,7 +82,20 @@ def test_tiers_follow_sizes_as_closely_as_asked_for(rho):
         found.append(federation.by_size(tiers, counts))
     expected = {0.0: 0.0, 0.5: 0.45, 1.0: 0.943}[rho]
     assert abs(np.mean(found) - expected) < 0.04
-    assert federation.by_size(np.zeros(3, int), np.arange(3)) is None
+
+
+pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=2)
+
+
+@given(pairs)
+def test_whether_tiers_follow_sizes_is_spearmans_correlation(pairs):
+    tiers, counts = np.transpose(pairs)
+    got = federation.by_size(tiers, counts)
+    if len(set(tiers)) < 2 or len(set(counts)) < 2:
+        assert got is None
+    else:
+        expected = scipy.stats.spearmanr(tiers, counts).statistic
+        np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_random_tiers_do_not_follow_the_number_of_records():
