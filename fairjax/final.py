@@ -29,8 +29,8 @@ from fairjax.types import RunState
 
 RESAMPLES, LEVEL = 1000, 0.95
 LARGEST, FEWEST, MOST = 2**18, 4, 64
-"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds. Resamples
-of a chunk: scores are sorted once in each."""
+"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds.
+Resamples of a chunk: scores are sorted once in each."""
 BETTER = {
     "accuracy": 1,
     "balanced_accuracy": 1,
