@@ -17,6 +17,8 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
         flags.append("--xla_cpu_use_fusion_emitters=false")  # later ones have no such
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# No program says which lines of Python it is from: nobody asks it.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import hypothesis
 import jax
