@@ -277,7 +277,8 @@ class _Sheet:
 
     records: _Records
     threshold: float
-    value: _Figures
+    value: list[_Figures]
+    """Of every view."""
     missing: Counter[str]
     """Counted as entries are made: why they are null."""
     between: _Gaps = dataclasses.field(default_factory=dict)
@@ -287,8 +288,8 @@ class _Sheet:
         """{metric: value} of one segment."""
         part = self.records.parts[view][segment]
         entry = {}
-        for name, leaf in self.value.quality._asdict().items():
-            entry[name] = files.number(leaf[view, segment])
+        for name, leaf in self.value[view].quality._asdict().items():
+            entry[name] = files.number(leaf[segment])
             if entry[name] is None:
                 self.missing[_why(name, part, self.threshold)] += 1
         return entry
@@ -336,22 +337,23 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     thresholds = _chosen(run, full, own)
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
     drawn = functools.partial(_drawn, run, state, records)
+    segments = max(map(len, records.parts[:by_hospital]))
     judged = [
-        drawn(full["test"], thresholds[0], view, RESAMPLES)
+        drawn(full["test"], thresholds[0], view, segments, RESAMPLES)
         for view in (pooled, *by_attribute)
     ]
     others = [
-        drawn(full["test"], thresholds[0], view) for view in (by_hospital, by_tier)
+        drawn(full["test"], thresholds[0], view, len(records.parts[view]))
+        for view in (by_hospital, by_tier)
     ]
-    value = _stacked([_at(made, 0) for made in judged + others], axis=0)
-    shown = _intervals(judged, max(map(len, records.parts[:by_hospital])))
-    whole = _Sheet(records, float(thresholds[0]), value, missing, *shown)
+    value = [_at(made, 0) for made in judged + others]
+    whole = _Sheet(records, float(thresholds[0]), value, missing, *_intervals(judged))
 
     def of_tier(tier: int) -> dict[str, Any]:
         cut = thresholds[1 + tier]
         alone = records._replace(parts=[records.parts[by_tier]])
-        value = drawn(own["test"][tier], cut, by_tier)
-        sub = _Sheet(alone, float(cut), value, missing)
+        value = drawn(own["test"][tier], cut, by_tier, len(alone.parts[0]))
+        sub = _Sheet(alone, float(cut), [_at(value, 0)], missing)
         head = {"tier": tier, "n": records.parts[by_tier][tier].n}
         threshold = {"threshold": files.number(sub.threshold)}
         mine = threshold | sub.plain(0, tier)
@@ -385,7 +387,7 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
             for view, attribute in named.items()
         },
         "gaps": {attribute.name: whole.gaps(view) for view, attribute in named.items()},
-        "calibration": list(_bins(_at(judged[pooled], 0).plot)),
+        "calibration": list(_bins(value[pooled].plot)),
         "not_estimated": dict(sorted(missing.items())),
     }
 
@@ -407,35 +409,53 @@ def _drawn(
     logits: Float[np.ndarray, "E C"],
     threshold: Any,
     view: int,
+    segments: int,
     resamples: int = 0,
 ) -> _Figures:
-    """Figures of a view, and then of draws of hospitals and their patients."""
+    """Figures of a view, and then of draws of hospitals and their patients.
+
+    Args:
+        run: the run.
+        state: the model's.
+        records: the test split.
+        logits: of its records.
+        threshold: on the positive class's probability.
+        view: which one of the records'.
+        segments: how many to keep; the program has as many as any view.
+        resamples: R, beside the records themselves.
+
+    Returns:
+        [1 + R, segments].
+    """
     patient = run.splits.patients
     owner = np.repeat(np.arange(len(run.tiers)), np.asarray(run.splits.test.count))
     _, places = np.unique(patient, return_index=True)
     every = np.bincount(owner[places]).astype(np.int32)
     count, offset = (each[every > 0] for each in (every, np.cumsum(every) - every))
-    segments = max(map(len, records.parts))
-    largest = max(logits.size, segments * calibration.BINS)
+    most = max(map(len, records.parts))
+    largest = max(logits.size, most * calibration.BINS)
     chunk = min(MOST, max(FEWEST, LARGEST // largest))
     given = (logits, records.y, records.views[view], threshold)
     clusters = (patient, offset.astype(np.int32), count)
     key = keys.at(jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round))
-    parts = [
-        _figures(
+
+    def some(numbers: Int[np.ndarray, "R"]) -> _Figures:
+        made = _figures(
             *given,
             *clusters,
             key,
-            np.arange(first, first + chunk, dtype=np.int32),
-            segments=segments,
+            numbers,
+            segments=most,
             patients=len(places),
             longest=int(count.max()),
         )
-        for first in range(0, 1 + resamples, chunk)
-    ]
-    return jax.tree.map(
-        lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *jax.device_get(parts)
-    )
+        plot, made = jax.device_get((made.plot, made._replace(plot=None)))
+        kept = jax.tree.map(lambda leaf: leaf[:, :segments], made)
+        return kept._replace(plot=plot)
+
+    starts = range(0, 1 + resamples, chunk)
+    parts = [some(np.arange(n, n + chunk, dtype=np.int32)) for n in starts]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *parts)
 
 
 def _at(made: _Figures, index: int | slice) -> _Figures:
@@ -443,19 +463,16 @@ def _at(made: _Figures, index: int | slice) -> _Figures:
     return jax.tree.map(lambda leaf: leaf[index], made)
 
 
-def _stacked(views: list[_Figures], axis: int) -> _Figures:
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *views)
-
-
-def _intervals(judged: list[_Figures], segments: int) -> tuple[_Gaps, _Intervals]:
-    """Gaps, and the bounds of everything, of views of at most so many segments.
+def _intervals(judged: list[_Figures]) -> tuple[_Gaps, _Intervals]:
+    """Gaps between segments, and the bounds of both, view by view.
 
     Args:
-        judged: the records' figures and those of resamples, of every view.
-        segments: what the others hold is of no group.
+        judged: of every view the records' figures, and then those of resamples.
     """
-    both = _stacked([made._replace(plot=None) for made in judged], axis=1)
-    both = jax.tree.map(lambda leaf: leaf[:, :, :segments], both)
+    both = jax.tree.map(
+        lambda *leaves: np.stack(leaves, axis=1),
+        *(made._replace(plot=None) for made in judged),
+    )
     value, drawn = _at(both, 0), _at(both, slice(1, None))
     between = _gaps(value)
     return jax.device_get((between, _ends(value, between, drawn)))

@@ -172,7 +172,7 @@ def test_patients_are_drawn_whole(two):
     records = final._records(run, run.tiers)
     given = records, np.asarray(logits.full["test"]), np.float32(0.5)
     by_hospital = len(records.views) - 2
-    draw = lambda run: final._drawn(run, base()[1], *given, by_hospital, 40)  # noqa: E731
+    draw = lambda run: final._drawn(run, base()[1], *given, by_hospital, 4, 40)  # noqa: E731
     whole = draw(dataclasses.replace(run, splits=splits)).quality.loss
     known = ~np.isnan(whole)
     assert known[0].all()
