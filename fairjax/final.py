@@ -28,9 +28,10 @@ from fairjax.metrics import bootstrap, calibration, clients, groups
 from fairjax.types import RunState
 
 RESAMPLES, LEVEL = 1000, 0.95
-LARGEST, FEWEST, MOST = 2**18, 4, 64
-"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds.
-Resamples of a chunk: scores are sorted once in each."""
+LARGEST = 2**18
+"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds."""
+FEWEST, MOST = 4, 64
+"""Resamples of a chunk, in each of which scores are sorted once."""
 BETTER = {
     "accuracy": 1,
     "balanced_accuracy": 1,
@@ -277,8 +278,8 @@ class _Sheet:
 
     records: _Records
     threshold: float
-    value: list[_Figures]
-    """Of every view."""
+    value: Mapping[int, _Figures]
+    """By view."""
     missing: Counter[str]
     """Counted as entries are made: why they are null."""
     between: _Gaps = dataclasses.field(default_factory=dict)
@@ -338,25 +339,25 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
     pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
     drawn = functools.partial(_drawn, run, state, records)
     segments = max(map(len, records.parts[:by_hospital]))
-    judged = [
-        drawn(full["test"], thresholds[0], view, segments, RESAMPLES)
+    judged = {
+        view: drawn(full["test"], thresholds[0], view, segments, RESAMPLES)
         for view in (pooled, *by_attribute)
-    ]
-    others = [
-        drawn(full["test"], thresholds[0], view, len(records.parts[view]))
+    }
+    others = {
+        view: drawn(full["test"], thresholds[0], view, len(records.parts[view]))
         for view in (by_hospital, by_tier)
-    ]
-    value = [_at(made, 0) for made in judged + others]
-    whole = _Sheet(records, float(thresholds[0]), value, missing, *_intervals(judged))
+    }
+    value = {view: _at(made, 0) for view, made in (judged | others).items()}
+    bounds = _intervals(list(judged.values()))
+    whole = _Sheet(records, float(thresholds[0]), value, missing, *bounds)
 
     def of_tier(tier: int) -> dict[str, Any]:
         cut = thresholds[1 + tier]
-        alone = records._replace(parts=[records.parts[by_tier]])
-        value = drawn(own["test"][tier], cut, by_tier, len(alone.parts[0]))
-        sub = _Sheet(alone, float(cut), [_at(value, 0)], missing)
+        made = drawn(own["test"][tier], cut, by_tier, len(run.budget))
+        sub = _Sheet(records, float(cut), {by_tier: _at(made, 0)}, missing)
         head = {"tier": tier, "n": records.parts[by_tier][tier].n}
         threshold = {"threshold": files.number(sub.threshold)}
-        mine = threshold | sub.plain(0, tier)
+        mine = threshold | sub.plain(by_tier, tier)
         return head | whole.plain(by_tier, tier) | {"own": mine}
 
     def of_hospital(client: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """beartype, prepared when something is first checked.
 
-It writes a program for every function that it is to check, inner ones anew whenever
-their outer one runs: a tenth of what tests take, of which most check no annotations
-(`ANNOTATED` in conftest.py).
+It writes code for every function that it is to check, for an inner one anew whenever
+its outer one runs, and most tests check no annotations (`ANNOTATED` in conftest.py).
 """
 
 from beartype import beartype

@@ -82,6 +82,7 @@ def test_tiers_follow_sizes_as_closely_as_asked_for(rho):
         found.append(federation.by_size(tiers, counts))
     expected = {0.0: 0.0, 0.5: 0.45, 1.0: 0.943}[rho]
     assert abs(np.mean(found) - expected) < 0.04
+    assert federation.by_size(np.zeros(3, int), np.arange(3)) is None
 
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=2)
