@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
     c.submodel.fedavg.mode = "full"
     c.submodel.fedavg.tier = 0  # of "exclusive"; poorer clients take no part
     c.submodel.heterofl = ConfigDict()
-    c.submodel.heterofl.scaler = True  # divide activations by the share in training
+    c.submodel.heterofl.scaler = True  # divide activations by the tier's share
     c.submodel.heterofl.masked_loss = True  # leave absent classes out of loss and head
     c.submodel.heterofl.dynamic = False  # draw every client's tier anew each round
     c.submodel.federated_dropout = ConfigDict()

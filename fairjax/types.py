@@ -172,8 +172,8 @@ class Kept(NamedTuple):
     update: Units | None = None
     """Units trained and sent back; None: the same as `forward`."""
     scale: Float[Array, ""] | None = None
-    """Activations of hidden layers are divided by it while training (HeteroFL's
-    scaler); None: no scaling."""
+    """Activations of hidden layers are divided by it (HeteroFL's scaler), wherever the
+    sub-model runs; None: no scaling."""
     extra: PyTree[Array] = None
     """What else the method's `enter` needs to know of this client (a threshold, which
     branches are alive)."""
@@ -230,7 +230,7 @@ class Apply(Protocol):
         Args:
             params: the plain model's, masked, or a sliced network's.
             x: inputs of a batch.
-            train: training mode: dropout, `kept.scale`.
+            train: training mode: dropout. What is kept is scaled in both modes.
             key: of dropout.
             where: valid records, for norms with batch statistics.
             stats: moments that batch norms normalise by; None: those of the batch.

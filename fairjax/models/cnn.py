@@ -99,7 +99,7 @@ def cnn(
         return module.lazy_init(key, shape, None)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        around = layers.setting(train, where, stats, kept)
+        around = layers.setting(where, stats, kept)
         answers: Any = module.apply({"params": params}, x, around.scale)
         return Outputs(residual.deepest(answers, stages, kept), answers)
 

@@ -106,7 +106,7 @@ def _convnet(
         return leaves.init(key, table(x.shape))
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        scale = layers.setting(train, where, stats, kept).scale
+        scale = layers.setting(where, stats, kept).scale
         x = see(x, params, scale)
         for name in dense:
             x = jax.nn.relu(layers.scaled(layers.dense(params[name], x), scale))

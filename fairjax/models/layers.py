@@ -251,21 +251,24 @@ class Setting(NamedTuple):
     stats: Mapping[str, Moments] | None
     """Moments by the name of their batch norm; None: those of the batch."""
     scale: Float[Array, ""] | None
-    """`Kept.scale` in training, else None."""
+    """`Kept.scale`, in training and evaluation alike; None: no scaling."""
     active: Mapping[str, Shaped[Array, "units"]]
     """Kept units of the masked axes."""
 
 
 def setting(
-    train: bool,
     where: Bool[Array, "B"] | None,
     stats: Mapping[str, Moments] | None,
     kept: Kept | None,
 ) -> Setting:
-    """The setting that these arguments of `Model.apply` describe."""
+    """The setting that these arguments of `Model.apply` describe.
+
+    Training mode is none of them: nothing in these layers hangs on it, so a sub-model
+    answers in evaluation as it was trained.
+    """
     kept = kept or Kept()
     active = kept.forward.axes if kept.forward else {}
-    return Setting(where, stats, kept.scale if train else None, active)
+    return Setting(where, stats, kept.scale, active)
 
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -278,7 +281,13 @@ def scaled(
 ) -> Float[Array, "..."]:
     """Gives x / scale, so that narrow and wide layers feed alike; x when scale is None.
 
+    It is part of the sub-model: it divides in evaluation as in training. A norm behind
+    it would hide the difference but for its epsilon; where there is none, or where its
+    moments were taken behind the scaler, an answer without it is another function than
+    the one that was trained.
+
     Source: the Scaler of HeteroFL (Diao et al. 2021), placed before the norm as there.
+    The released code evaluates the whole model alone, which has no scaler.
     """
     return x if scale is None else x / scale.astype(x.dtype)
 

@@ -48,7 +48,7 @@ def mlp(*, classes: int, hidden: tuple[int, ...]) -> Model:
         return module.init(key, x, None)["params"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        around = layers.setting(train, where, stats, kept)
+        around = layers.setting(where, stats, kept)
         logits: Any = module.apply({"params": params}, x, around.scale)
         return Outputs(logits, (logits,))
 

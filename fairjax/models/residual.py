@@ -66,7 +66,7 @@ def model(parts: Parts, resize: Callable[[Size], Model]) -> Model:
         return leaves.init(key, parts.table(x.shape))
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        around = layers.setting(train, where, stats, kept)
+        around = layers.setting(where, stats, kept)
         below, *needed = reach(kept, len(blocks))
         x, moments = gated(stem, below)(params[STEM], x, around)
         answers = []

@@ -28,7 +28,7 @@ def federated_dropout(
         shared: one order per axis and round for all clients, of which every tier takes
             the lead, so that in a round the tiers nest; else every client has an order
             of its own.
-        scaler: divide hidden activations by the tier's share while training.
+        scaler: divide hidden activations by the tier's share; see `heterofl`.
         masked_loss: set the logits of classes that the client does not hold to 0 in its
             loss, and leave the head's rows of those classes out of its update.
 

@@ -27,7 +27,7 @@ def fedrolex(
     Args:
         axes: unit axes of the plain model.
         budget: width share of every tier, in (0, 1], smallest tier first.
-        scaler: divide hidden activations by the tier's share while training.
+        scaler: divide hidden activations by the tier's share; see `heterofl`.
         masked_loss: set the logits of classes that the client does not hold to 0 in its
             loss, and leave the head's rows of those classes out of its update.
         overlap: share of its window that a tier keeps from one round to the next:

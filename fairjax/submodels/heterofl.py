@@ -28,8 +28,9 @@ def heterofl(
     Args:
         axes: unit axes of the plain model.
         budget: width share of every tier, in (0, 1], smallest tier first.
-        scaler: divide hidden activations by the tier's share while training, so that
-            narrow and wide layers feed the next one alike.
+        scaler: divide hidden activations by the tier's share, in training and wherever
+            the sub-model answers, so that narrow and wide layers feed the next one
+            alike. The whole model has no scaler.
         masked_loss: set the logits of classes that the client does not hold to 0 (not
             to minus infinity) in its loss, and leave the head's rows of those classes
             out of its update.

@@ -58,8 +58,7 @@ def scalefl(
 
     Source: Ilhan, Su and Liu 2023. Deviates: the teacher gets no gradient and the
     distillation is on (the released code does neither by default); KL is summed over
-    classes and averaged over records (there over both); activations are divided by the
-    width in training only, there in evaluation too.
+    classes and averaged over records (there over both).
     """
     given = width or tuple(math.sqrt(share) for share in budget)
     if len(given) != len(budget):

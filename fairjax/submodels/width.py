@@ -54,8 +54,7 @@ def kept(
         budget: width share of every tier.
         tier: the client's tier in this round.
         member: who it is.
-        scaler: divide hidden activations by the tier's share while training, so that
-            narrow and wide layers feed the next one alike.
+        scaler: divide hidden activations by the tier's share; see `heterofl`.
         masked_loss: leave the head's rows of classes that the client does not hold out
             of its update; goes with `masked_cross_entropy`.
 

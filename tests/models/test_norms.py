@@ -108,18 +108,17 @@ def names(jaxpr):
 
 
 @pytest.mark.parametrize("kind", ["group", "batch", "layer", "none"])
-def test_the_scaler_divides_in_training_and_a_norm_is_marked_for_the_bill(kind):
+def test_the_scaler_divides_before_a_norm_which_is_marked_for_the_bill(kind):
     x = 30 * jnp.asarray(normal((6, 4)), jnp.float32)
     params = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
-    kept = Kept(Units({}, {}), scale=jnp.asarray(0.5))
+    scaled = Kept(Units({}, {}), scale=jnp.asarray(0.5))
 
-    def run(x, train):
-        around = layers.setting(train, None, None, kept)
+    def run(x, kept):
+        around = layers.setting(None, None, kept)
         return layers.norm(params, x, around, kind=kind, name="n", group_size=2)
 
-    y, moments = run(x, True)
+    y, moments = run(x, scaled)
     assert moments.keys() == ({"n"} if kind == "batch" else set())
-    still = run(2 * x, False)[0]
-    np.testing.assert_array_equal(y, still)
-    jaxpr = jax.make_jaxpr(lambda x: run(x, False)[0])(x).jaxpr
+    np.testing.assert_array_equal(y, run(2 * x, Kept())[0])
+    jaxpr = jax.make_jaxpr(lambda x: run(x, Kept())[0])(x).jaxpr
     assert names(jaxpr) == ([] if kind == "none" else ["norm"])

@@ -113,7 +113,7 @@ def outputs_and_grads(model, params, x, kept, where):
 
 @every_case
 def test_masked_is_sliced_in_width_and_depth(name):
-    """Answers, exits and moments; with a padded record and the scaler of training."""
+    """Answers, exits and moments; with a padded record and a scaler."""
     with jax.enable_x64(True):
         model, params, x = drawn(name)
         units, size = cut(model, CASES[name][2])
@@ -369,7 +369,7 @@ def counted(calls):
 @pytest.mark.parametrize("traced", [True, False])
 def test_the_backward_pass_of_a_block_runs_only_if_it_is_needed(traced):
     calls = []
-    block, around = counted(calls), layers.setting(True, None, None, None)
+    block, around = counted(calls), layers.setting(None, None, None)
     params, x, seen = (
         jnp.asarray(normal(shape, 3), jnp.float32) for shape in [(3, 3), (2, 3), (2, 3)]
     )

@@ -74,7 +74,7 @@ def residual(
         return x @ layer["kernel"] + layer["bias"]
 
     def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        scale = 1 if kept is None or kept.scale is None or not train else kept.scale
+        scale = 1 if kept is None or kept.scale is None else kept.scale
         x, exits = affine(params["stem"], x), []
         for number in numbers:
             block = params[f"block{number}"]
