@@ -18,9 +18,10 @@ def get_config() -> ConfigDict:
     c.rounds = 50  # communication rounds
     c.cohort = 0  # clients per round; 0: all
     c.eval_every = 5  # rounds between evaluations; the last round always is one
-    # of the validation split, whose best round is kept in workdir/selected:
-    # balanced_accuracy, accuracy, auroc or loss
-    c.select = "balanced_accuracy"
+    # figure of the validation split whose best round is kept in workdir/selected:
+    # balanced_accuracy, accuracy, auroc or loss; "auto": auroc with two classes, else
+    # balanced_accuracy
+    c.select = "auto"
     # in the end also train every hospital alone for as many rounds, and tune the model
     # at each for one: who would be better off without the others?
     c.baselines = False

@@ -15,6 +15,7 @@ def get_config(preset: str = ""):
     c.rounds = 60
     c.cohort = 10
     c.eval_every = 10
+    c.select = "balanced_accuracy"  # were there validation records
     c.data.name = "mixtures"
     c.data.partition.num_clients = 50
     c.data.partition.val_fraction = 0.0

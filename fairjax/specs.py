@@ -27,6 +27,7 @@ from fairjax import (
     names,
     round,
     schema,
+    selection,
     trees,
 )
 from fairjax.data import augment, datasets, federation, pixels
@@ -46,6 +47,7 @@ VALUES = (
     "privacy.noise_multiplier",
 )
 """Fields that are numbers of a program and not its shape."""
+UNSELECTED = "no round: there are no validation records"
 MOST_PARAMETERS = 2**34
 """Of a model: 64 GiB of float32."""
 
@@ -69,6 +71,8 @@ class Run:
     """Per layer, of every tier."""
     cohort: int
     """K."""
+    criterion: str
+    """What the round that is handed out is selected by, see `selection.best`."""
     spec: round.Spec
     with_values: Callable[[Mapping[str, Any]], round.Spec]
     """{field of `VALUES`: value, traced or not} -> the spec with these."""
@@ -186,7 +190,9 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
     train = pixels.packed(bytes_, splits.train)
     records, whence = _records(c, memory, train, model, spec.rule, sample)
     asked = "asked for" if c.execution.devices else "all that there are"
+    criterion, because = selection.resolve(c.select, len(splits.classes))
     choices = {
+        "select": f"{criterion}: {because}" if splits.rows["val"] else UNSELECTED,
         "execution.form": why,
         "execution.batching": laid.reason,
         "execution.devices": f"{1 if mesh is None else mesh.size}: {asked}",
@@ -207,6 +213,7 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         budget=tuple(c.tiers.budget),
         branches=names.branches_of(c),
         cohort=cohort,
+        criterion=criterion,
         spec=spec,
         with_values=lambda values: _with_values(c, values, facts, model),
         layout=spread(laid),

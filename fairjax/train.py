@@ -257,7 +257,7 @@ def _leading(
     """The row of the best round so far; none without one."""
     rows = files.rows(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["round"] <= int(state.round)]
-    best = selection.best(rows, run.config["select"])
+    best = selection.best(rows, run.criterion)
     return [row for row in rows if row["round"] == best]
 
 
@@ -476,7 +476,7 @@ def _loop(
             row = {name: files.number(value) for name, value in row.items()}
             files.write_lines(rounds_file, [row])
             if selected is not None:
-                leading = _select(selected, leading, row, config["select"], state)
+                leading = _select(selected, leading, row, run.criterion, state)
             if log is not None:
                 log(number, row)
             stop = hosts.some(told())

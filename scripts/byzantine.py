@@ -39,6 +39,7 @@ BEGIN = "<!-- results/byzantine.json -->"
 def heart() -> Any:
     """Heart disease at 20 hospitals, 60 rounds with all of them."""
     c = heart_disease.get_config()
+    c.select = experiment.SELECT
     c.rounds = 60
     c.data.partition.name = "iid"
     c.data.partition.num_clients = 20
@@ -48,6 +49,7 @@ def heart() -> Any:
 def blood() -> Any:
     """Blood cells at 30 hospitals of which 9 are in a round, 20 rounds."""
     c = pbc_blood28.get_config()
+    c.select = experiment.SELECT
     c.rounds = 20
     return c
 

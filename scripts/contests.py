@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from configs import diabetes130, heart_disease, pbc_blood28
+from scripts import experiment
 
 Role = Literal["reference", "published", "control", "ours"]
 
@@ -142,6 +143,12 @@ def entries(
 
 def blood() -> Contest:
     """Pictures, 30 hospitals of which 9 are in a round, labels skewed."""
+
+    def cells(preset: str = "") -> Any:
+        c = pbc_blood28.get_config(preset)
+        c.select = experiment.SELECT
+        return c
+
     methods = entries(
         rounds=60,
         smallest={"model.cnn.channels": (8, 8, 16)},
@@ -163,7 +170,7 @@ def blood() -> Contest:
     methods = {"central": alone, **methods}
     return Contest(
         "Blood cells at 30 hospitals",
-        pbc_blood28.get_config,
+        cells,
         "balanced_accuracy",
         {"7:2:1": (7.0, 2.0, 1.0), "4:3:3": (4.0, 3.0, 3.0)},
         methods,
@@ -187,6 +194,7 @@ def tabular(
 
     def resmlp() -> Any:
         c = config.get_config()
+        c.select = experiment.SELECT
         c.rounds, c.eval_every, c.local.steps = rounds, 5, steps
         c.model.name = "resmlp"
         c.model.resmlp.width, c.model.resmlp.hidden = 32, 64

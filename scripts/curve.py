@@ -47,6 +47,7 @@ def config_of(
     """The config of one run."""
     config: Any = heart_disease.get_config()
     config.seed = seed
+    config.select = experiment.SELECT
     config.rounds = config.eval_every = config.checkpoint.every = 20
     config.local.batch_size = 32
     config.local.learning_rate = rate

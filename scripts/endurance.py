@@ -48,7 +48,7 @@ SETTLED = 200
 def config_of(rounds: int) -> Any:
     """The config of both runs."""
     config = breast_cancer.get_config()
-    config.rounds = rounds
+    config.rounds, config.select = rounds, experiment.SELECT
     return config
 
 

@@ -16,6 +16,8 @@ from configs import default
 from fairjax import schema
 from fairjax.workdir import provenance
 
+SELECT = "balanced_accuracy"
+"""What the runs of experiments select their round by, whatever the default is."""
 END = "<!-- end -->"
 """Ends a section of a page."""
 

@@ -83,9 +83,16 @@ JUDGED = {"AUROC, worst hospital": 1, "loss, worst": -1}
 PRICE = "AUROC, mean of hospitals"
 
 
+def setting(data: str) -> Any:
+    """The config that the rules of a data set share."""
+    config: Any = DATA[data].get_config()
+    config.select = experiment.SELECT
+    return config
+
+
 def config_of(data: str, rule: str, seed: int) -> Any:
     """The config of one run; the first rule's also trains every hospital alone."""
-    config: Any = DATA[data].get_config()
+    config = setting(data)
     entry = RULES[rule]
     config.seed = seed
     config.eval_every = config.rounds
@@ -240,10 +247,7 @@ def main(options: flags.FlagValues) -> None:
         "rules": {
             name: {"rule": entry.rule, **entry.options} for name, entry in RULES.items()
         },
-        "setting": {
-            name: experiment.changes(module.get_config())
-            for name, module in DATA.items()
-        },
+        "setting": {name: experiment.changes(setting(name)) for name in DATA},
         **experiment.surroundings(),
     }
     while True:

@@ -339,6 +339,7 @@ def steps(rng: Random, folder: pathlib.Path) -> Attempt:
 def finished() -> dict[str, bytes]:
     """The files of a run of two rounds."""
     config = default.preset(breast_cancer.get_config(), "smoke")
+    config.select = experiment.SELECT
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),

@@ -130,6 +130,7 @@ def setting(part: Part) -> dict[str, Any]:
 def config_of(part: Part) -> Any:
     """The config of a part."""
     config: Any = pbc_blood28.get_config()
+    config.select = experiment.SELECT
     config.update_from_flattened_dict(MODEL | part.fields)
     return config
 

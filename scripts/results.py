@@ -20,6 +20,7 @@ from fairjax.data.federation import Splits
 from fairjax.measure import evaluate
 from fairjax.train import train
 from fairjax.workdir import provenance
+from scripts import experiment
 from scripts.experiment import fill, interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -96,7 +97,7 @@ def main() -> None:
     for name, make in RUNS.items():
         for seed in SEEDS:
             config = make()
-            config.seed = seed
+            config.seed, config.select = seed, experiment.SELECT
             runs[name].append(measure(config))
     made = provenance()
     results = {

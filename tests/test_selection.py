@@ -1,8 +1,13 @@
 """Which round is selected, from rows alone."""
 
+import itertools
+
+import numpy as np
 import pytest
 
 from fairjax import selection
+from scripts import byzantine, curve, endurance, experiment, frontier, inversion, trend
+from scripts.contests import CONTESTS
 
 ROWS = [
     {"round": 1, "eval/accuracy": 1.0},
@@ -10,24 +15,60 @@ ROWS = [
     {"round": 3},
     {"round": 4, "val/accuracy": 0.9, "val/loss": 0.5, "val/auroc": None},
     {"round": 6, "val/accuracy": 0.9, "val/loss": 0.4, "val/auroc": 0.1},
-    {"round": 8, "val/accuracy": 0.8, "val/loss": None, "val/auroc": None},
+    {"round": 7, "val/accuracy": 0.9, "val/loss": 0.4, "val/auroc": None},
+    {"round": 8, "val/accuracy": 1.0, "val/loss": None, "val/auroc": 1.0},
 ]
 
 
 @pytest.mark.parametrize(
     ("criterion", "best"),
     [
-        ("accuracy", 4),  # the first of two equal ones
-        ("loss", 6),  # the lowest; null is not
-        ("auroc", 6),  # the only one that is known
-        ("balanced_accuracy", None),
+        ("accuracy", 7),  # of three alike two have the lower loss: the later of these
+        ("loss", 7),  # the lowest; null is none
+        ("auroc", 6),  # the only one known, of models that give probabilities
+        ("balanced_accuracy", 7),  # known of no round: by the loss
     ],
 )
 def test_the_best_round(criterion, best):
     assert selection.best(ROWS, criterion) == best
 
 
-def test_rounds_to_come_take_nothing_back():
-    """What was the best so far stays so, unless a later round is better."""
-    chosen = [selection.best(ROWS[:n], "accuracy") for n in range(len(ROWS) + 1)]
-    assert chosen == [None, None, 2, 2, 4, 4, 4]
+def test_without_validation_no_round_is_the_best():
+    assert selection.best(ROWS[:1], "accuracy") is None
+
+
+@pytest.mark.parametrize("criterion", selection.CRITERIA)
+def test_a_run_that_keeps_the_best_so_far_ends_with_the_best_of_all(criterion):
+    """Ties and nulls of every kind, in any order of their figures."""
+    figures = [None, 0.25, 0.5]
+    kinds = list(itertools.product(figures, figures))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        order = rng.integers(len(kinds), size=8)
+        rows = [
+            {"round": n, "val/loss": kinds[i][0], f"val/{criterion}": kinds[i][1]}
+            for n, i in enumerate(order)
+        ]
+        leading = []
+        for row in rows:
+            if selection.best([*leading, row], criterion) == row["round"]:
+                leading = [row]
+        number = leading[0]["round"] if leading else None
+        assert number == selection.best(rows, criterion)
+
+
+def test_the_default_follows_the_task():
+    assert selection.resolve("auto", 2) == ("auroc", "2 classes")
+    assert selection.resolve("auto", 8) == ("balanced_accuracy", "8 classes")
+    assert selection.resolve("loss", 2) == ("loss", "asked for")
+
+
+def test_experiments_name_their_criterion():
+    """So that what is published rests on no default."""
+    configs = [contest.config() for contest in CONTESTS.values()]
+    configs += [frontier.config_of(data, frontier.FIRST, 0) for data in frontier.DATA]
+    configs += [curve.config_of(1.0, 0), endurance.config_of(1)]
+    configs += [setting.config() for setting in byzantine.SETTINGS.values()]
+    configs += [inversion.config_of(part) for part in inversion.PARTS.values()]
+    configs += [trend.config_of("full", 0)]
+    assert {config.select for config in configs} == {experiment.SELECT}

@@ -288,7 +288,8 @@ def test_schedules_over_rounds(name, expected):
 def test_auto_is_resolved_and_explained():
     run = specs.build(changed(data__name="digits", model__name="cnn"))
     named = ("form", "batching", "conv", "devices", "records", "pixels")
-    assert set(run.choices) == {f"execution.{n}" for n in named}
+    assert set(run.choices) == {"select", *(f"execution.{n}" for n in named)}
+    assert run.choices["select"] == f"{run.criterion}: 10 classes"
     assert run.choices["execution.devices"] == "1: asked for"
     everything = specs.build(changed(execution__devices=0))
     assert everything.choices["execution.devices"] == "4: all that there are"
