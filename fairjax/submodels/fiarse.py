@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fairjax import checks
+from fairjax import checks, trees
 from fairjax.types import Kept, Masks, Member, Method, Params
 
 
@@ -17,10 +17,17 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     With theta the incoming model, N its maskable coordinates (kernels and biases) and
     k = floor(budget_t * N), at least 1,
 
-        tau_t = the k-th largest |theta|,    mask = 1[|theta| >= tau_t],
+        tau_t = the k-th largest |theta|.
 
-    fixed for the round. The forward pass uses w * mask; see `through` for the gradient.
-    Equal values at tau are all kept.
+    The threshold is fixed for the round, the mask is not: every local step runs the
+    weights w as they have become, w * 1[|w| >= tau_t], starting from w = theta, with
+    the gradient of `through`. A weight that shrinks below tau_t therefore leaves the
+    forward pass and gets no gradient from then on; one that starts below it never
+    enters. Equal values at tau are all kept.
+
+    A client sends the change of the weights themselves, of those also that have left
+    the forward pass, and answers for every coordinate that it started with. What is
+    scored, deployed and billed is the incoming model's mask, 1[|theta| >= tau_t].
 
     A layer is a dictionary that holds a "kernel"; all it holds is maskable. Leaves of
     other dictionaries (norms, embeddings) are always kept whole.
@@ -36,8 +43,10 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     with a bias of 0) by nothing. No unit is dropped, so there is no network of a
     smaller size and no computation is saved.
 
-    Source: Wu et al. 2024. Deviates: a coordinate's mean is over the clients that kept
-    it; the released code divides by the number of changes other than 0.
+    Source: Wu et al. 2024; the mask of every step and the upload as in the released
+    code. Deviates: a coordinate's mean is over the clients that kept it, by their
+    weights; the released code weighs clients alike and divides by the number of changes
+    other than 0.
     """
 
     def sorted_by_size(leaves: list[Array]) -> Float[Array, "n"]:
@@ -98,7 +107,11 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     def effective(local: PyTree) -> Params:
         return jax.tree.map(through, local["weights"], local["threshold"])
 
-    return Method(units=units, mask=mask, enter=enter, effective=effective)
+    def leave(before: PyTree, after: PyTree, update: Masks) -> tuple[Params, Masks]:
+        change = trees.subtract(after["weights"], before["weights"])
+        return trees.multiply(change, update), update
+
+    return Method(units=units, mask=mask, enter=enter, effective=effective, leave=leave)
 
 
 def _layers(node: Any) -> list[Any]:
@@ -112,16 +125,17 @@ def _layers(node: Any) -> list[Any]:
 
 @jax.custom_jvp
 def through(weight: Float[Array, "..."], tau: Float[Array, ""]) -> Float[Array, "..."]:
-    """A kept weight as it is; its gradient sees that the mask depends on it.
+    """The weight where it is at least tau, else 0; its gradient sees the mask move.
 
-        d through / d weight = 1 + 2 tau |w| / (|w| + tau)^2,    d through / d tau = 0
+        through(w, tau) = w 1[|w| >= tau]
+        d through / d w = (1 + 2 tau |w| / (|w| + tau)^2) 1[|w| >= tau]
 
-    The gain is 1.5 at |w| = tau and falls to 1 for large weights; it follows the weight
-    as it is trained. For tau = 0 it is 1.
+    and 0 along tau. The gain is 1.5 at |w| = tau and falls to 1 for large weights. For
+    tau = 0 all weights are kept and it is 1.
 
     Source: Wu et al. 2024, the straight-through gradient of their threshold.
     """
-    return weight
+    return jnp.where(jnp.abs(weight) >= tau, weight, jnp.zeros_like(weight))
 
 
 @through.defjvp
@@ -129,4 +143,5 @@ def _through_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     weight, tau = primals
     size = jnp.abs(weight)
     total = jnp.where(tau > 0, size + tau, jnp.ones_like(size))
-    return weight, (1 + 2 * tau * size / total**2) * tangents[0]
+    gain = (1 + 2 * tau * size / total**2) * (size >= tau).astype(size.dtype)
+    return through(weight, tau), gain * tangents[0]

@@ -38,8 +38,9 @@ def scalefl(
         loss = sum_{j < E} (j + 1) l_j / (E (E + 1) / 2),    l_last = CE_last,
         l_j = CE_j + gamma T^2 KL(softmax(z_last / T) || softmax(z_j / T)),
 
-    over the E exits that the client keeps; the KL terms begin once `warmup` of the
-    rounds are finished. It answers with its deepest exit.
+    over the E exits that the client keeps. The KL terms begin when more than
+    warmup * rounds are finished: of 40 rounds with warmup 0.25, in the 12th. It answers
+    with its deepest exit.
 
     Args:
         axes: unit axes of the plain model, which has exits.
@@ -51,7 +52,8 @@ def scalefl(
         exits: exits that every tier keeps; (): ceil(budget * exits).
         gamma: strength of the distillation; 0: without.
         temperature: T.
-        warmup: share of the rounds before the distillation.
+        warmup: share of the rounds before the distillation, in [0, 1]; with 0 the first
+            round alone is without.
 
     Raises:
         InputError: a model without exits, or options that do not fit the tiers.
@@ -72,7 +74,8 @@ def scalefl(
     ]
     kept_exits = depth.counts("submodel.scalefl.exits", exits, budget, len(axes.exits))
     lengths = [axes.exits[number - 1] + 1 for number in kept_exits]
-    start = math.ceil(round(warmup * rounds, 9))
+    # The first whole number above it: the condition is strict.
+    start = math.floor(round(warmup * rounds, 9)) + 1
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         here = {

@@ -1,4 +1,4 @@
-"""Importance masks against a NumPy top-k, and the gradient's gain by hand."""
+"""Importance masks against a NumPy top-k, and local steps against plain NumPy."""
 
 import functools
 import math
@@ -15,6 +15,15 @@ from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fiarse import fiarse, through
 from fairjax.types import Examples, Kept
 from tests import fakes
+from tests.submodels.by_hand import (
+    cross_entropy,
+    each,
+    gap,
+    gradient,
+    leaves,
+    perceptron,
+    plain,
+)
 
 BUDGET = (0.1, 0.29, 1.0)
 MODEL = fakes.small_cnn()
@@ -62,60 +71,83 @@ def test_layerwise_is_the_top_k_of_every_layer():
 
 
 def test_the_gain_by_hand():
-    """1.5 at the threshold, 1 + 2 * 3 / 16 at three times it, 1 without one."""
-    weight = jnp.asarray([0.2, -0.2, 0.6, -0.6])
+    """1.5 at the threshold, 1 + 2 * 3 / 16 at three times it, 1 without one; 0 below
+    it, where the weight is out of the forward pass."""
+    weight = jnp.asarray([0.2, -0.2, 0.6, -0.6, 0.19, -0.19])
     tau = jnp.asarray(0.2)
     gain, of_tau = jax.grad(lambda w, t: through(w, t).sum(), (0, 1))(weight, tau)
-    np.testing.assert_allclose(gain, [1.5, 1.5, 1.375, 1.375], rtol=1e-6)
+    np.testing.assert_allclose(gain, [1.5, 1.5, 1.375, 1.375, 0, 0], rtol=1e-6)
     assert float(of_tau) == 0
-    np.testing.assert_array_equal(through(weight, tau), weight)
+    kept = np.asarray([0.2, -0.2, 0.6, -0.6, 0, 0], np.float32)
+    np.testing.assert_array_equal(through(weight, tau), kept)
     zero = jax.grad(lambda w: through(w, jnp.asarray(0.0)).sum())
     np.testing.assert_array_equal(zero(jnp.asarray([0.0, 3.0])), [1, 1])
 
 
-def test_two_steps_by_hand():
-    """The incoming model's mask, the gain of the weight as it moves, masked decay."""
+def released(theta, share, x, y, *, steps, rate, decay, frozen=False):
+    """(change, mask at the start, weights that fell) of local steps, in NumPy.
+
+    Weights of 0 that start below the threshold stay 0; `frozen` keeps the first mask.
+    """
+    sizes = np.sort(np.concatenate([abs(leaf).ravel() for leaf in leaves(theta)]))
+    tau = sizes[::-1][math.floor(share * sizes.size) - 1]
+    first = each(lambda leaf: abs(leaf) >= tau, theta)
+    weights = start = each(np.multiply, theta, first)
+    for _ in range(steps):
+        mask = first if frozen else each(lambda leaf: abs(leaf) >= tau, weights)
+        slope = gradient(
+            lambda effective: cross_entropy(perceptron(effective, x), y),
+            each(np.multiply, weights, mask),
+        )
+
+        def moved(w, g, m, trained):
+            straight = g * (1 + 2 * tau * abs(w) / (abs(w) + tau) ** 2) * m
+            return w - rate * (straight + decay * w) * trained
+
+        weights = each(moved, weights, slope, mask, first)
+    fell = each(lambda w, m: m & (abs(w) < tau), weights, first)
+    return each(np.subtract, weights, start), first, fell
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_steps_by_hand(steps):
+    """The mask of every step, the gain of the weight as it moves, and what is sent:
+    the change of the weights, of those too that fell out on the way."""
     model, data = fakes.small_mlp(), fakes.federation()
-    params, member = fakes.drawn(model, data.x[:1]), fakes.member(0, 1)
+    theta, member = fakes.drawn(model, data.x[:1]), fakes.member(0, 1)
     method = fiarse(BUDGET, layerwise=False)
     optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1))
     spec = fakes.spec(
-        model, method, optimizer=optimizer, counts=(10,), batch_size=10, epochs=2
+        model, method, optimizer=optimizer, counts=(10,), batch_size=10, epochs=steps
     )
-    kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
     run = functools.partial(
         client.update, member=member, round=jnp.asarray(0), local=spec.local
     )
-    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
-    delta, cover, _, _ = jax.jit(run)(jax.random.key(1), params, None, kept, examples)
-
-    values = flat(params, params)
-    tau = np.sort(np.abs(values))[::-1][math.floor(0.29 * values.size) - 1]
-    mask = jax.tree.map(lambda leaf: (jnp.abs(leaf) >= tau).astype(leaf.dtype), params)
 
     @jax.jit
-    def grads(weights):
-        def loss(weights):
-            logits = jax.nn.log_softmax(model.apply(weights, data.x[:10]).logits)
-            return -logits[jnp.arange(10), data.y[:10]].mean()
+    def trained(params, x):
+        examples = Examples(x, data.y, data.offset[0], data.count[0])
+        kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
+        return run(jax.random.key(1), params, None, kept, examples)
 
-        return jax.grad(loss)(weights)
-
-    weights = first = jax.tree.map(jnp.multiply, params, mask)
-    for _ in range(2):
-        weights = jax.tree.map(
-            lambda w, g, m: (
-                w
-                - 0.1
-                * m
-                * (g * (1 + 2 * tau * jnp.abs(w) / (jnp.abs(w) + tau) ** 2) + 0.1 * w)
-            ),
-            weights,
-            grads(weights),
-            mask,
-        )
-    assert fakes.gap(delta, jax.tree.map(jnp.subtract, weights, first)) < 1e-6
-    assert fakes.equal(cover, mask)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), theta)
+        delta, cover, _, _ = trained(wide, jnp.asarray(data.x, jnp.float64))
+    x, y = np.asarray(data.x[:10], np.float64), np.asarray(data.y[:10])
+    local = {"steps": steps, "rate": 0.1, "decay": 0.1}
+    expected, mask, fell = released(plain(theta), BUDGET[1], x, y, **local)
+    assert gap(delta, expected) < 1e-9
+    assert gap(cover, mask) == 0
+    other = released(plain(theta), BUDGET[1], x, y, frozen=True, **local)[0]
+    if steps == 1:
+        assert gap(delta, other) < 1e-9
+        return
+    # What the case is about: weights fell, they are in what is sent, and a mask that
+    # stays as it was gives another change.
+    assert sum(leaf.sum() for leaf in leaves(fell)) >= 3
+    for change, gone in zip(leaves(plain(delta)), leaves(fell), strict=True):
+        assert np.all(change[gone] != 0)
+    assert gap(delta, other) > 1e-3
 
 
 def test_without_a_threshold_it_is_fedavg():
