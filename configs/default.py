@@ -197,8 +197,15 @@ def get_config() -> ConfigDict:
     c.local.steps = placeholder(int)  # steps per round of every client, not epochs
     c.local.batch_size = 16  # records
     c.local.optimizer = "sgd"  # sgd or adam (decoupled weight decay)
-    c.local.learning_rate = 0.2  # in the first round
-    c.local.schedule = "constant"  # over rounds: constant, linear or cosine (to 0)
+    c.local.learning_rate = 0.2  # at its highest
+    # over rounds: constant; linear or cosine, to 0 in the end; steps, times decay_rate
+    # at every milestone; exponential, times decay_rate every round
+    c.local.schedule = "constant"
+    # of steps: rounds after which the rate falls, of the whole run and increasing
+    c.local.milestones = ()
+    c.local.decay_rate = placeholder(float)  # of steps and exponential, in (0, 1]
+    # rounds of linear rise, r / (warmup + 1) in round r, before the schedule begins
+    c.local.warmup = 0
     c.local.momentum = 0.0  # of sgd
     c.local.weight_decay = 0.0  # per step; sgd: added to the gradient
     c.local.prox = 0.0  # FedProx mu
@@ -208,6 +215,10 @@ def get_config() -> ConfigDict:
     c.server = ConfigDict()
     c.server.optimizer = "sgd"  # sgd, momentum, adam or yogi
     c.server.learning_rate = 1.0  # sgd at 1 is FedAvg
+    c.server.schedule = "constant"  # of the server's rate over rounds; as of local
+    c.server.milestones = ()  # as of local
+    c.server.decay_rate = placeholder(float)  # as of local
+    c.server.warmup = 0  # as of local
 
     c.fairness = ConfigDict()
     # One rule, or several that give different things, as in "tier_term+logit_adjust".

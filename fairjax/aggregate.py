@@ -11,6 +11,8 @@ weight cancels. With b_k = n_k / sum_j n_j, whatever the rule ("fixed"), it does
 hospital of twice its share of the weight moves by twice its change what it alone holds.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -110,6 +112,22 @@ def finish(
     )
     new_state = jax.tree.map(keep, moved, new_state, opt_state)
     return new_params, new_state
+
+
+def scaled(
+    server: optax.GradientTransformation, factor: Float[Array, ""] | float
+) -> optax.GradientTransformation:
+    """The optimiser with its updates times a factor; its state is as without.
+
+    So a factor of 1 is the optimiser itself, bit for bit, and moments gather what
+    clients sent whatever the factor is.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = server.update(updates, state, params)
+        return scale(updates, jnp.asarray(factor)), state
+
+    return optax.GradientTransformation(server.init, update)
 
 
 def coverage(den: Masks, params: Params) -> Float[Array, ""]:

@@ -55,6 +55,8 @@ class Family(NamedTuple):
     """Needs a learnable step size in every block."""
     branches: bool = False
     """Its tiers may have branches; it then takes the options of dynamicfl too."""
+    of_rounds: Callable[[Any], bool] = lambda c: False
+    """Whether, by its options, it rests on the number of rounds (see `Schedule`)."""
 
 
 def _model(
@@ -165,6 +167,7 @@ METHODS: dict[str, Family] = {
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
         ),
         exits=True,
+        of_rounds=lambda options: options["gamma"] > 0 and options["warmup"] > 0,
     ),
     "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),
     "lora": Family(
@@ -274,15 +277,56 @@ SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
-def _over(schedule: optax.Schedule) -> Callable[[Array], Any]:
-    return lambda round: schedule(round.astype(jnp.float32))
+class Schedule(NamedTuple):
+    """A law by which a learning rate changes over rounds."""
+
+    law: Callable[[Any, int], optax.Schedule]
+    """(config group, rounds from its first one to the run's last) -> schedule over
+    the rounds since its first one."""
+    options: tuple[str, ...] = ()
+    """Fields of the group that it reads."""
+    of_rounds: bool = False
+    """It rests on the number of rounds, so that no run of it can be extended."""
 
 
-SCHEDULES: dict[str, Callable[[int], Callable[[Array], Any]]] = {
-    "constant": lambda rounds: lambda round: 1.0,
-    "linear": lambda rounds: _over(optax.linear_schedule(1.0, 0.0, rounds)),
-    "cosine": lambda rounds: _over(optax.cosine_decay_schedule(1.0, rounds)),
+SCHEDULES: dict[str, Schedule] = {
+    "constant": Schedule(lambda c, rounds: optax.constant_schedule(1.0)),
+    "linear": Schedule(
+        lambda c, rounds: optax.linear_schedule(1.0, 0.0, rounds), of_rounds=True
+    ),
+    "cosine": Schedule(
+        lambda c, rounds: optax.cosine_decay_schedule(1.0, rounds), of_rounds=True
+    ),
+    "steps": Schedule(
+        lambda c, rounds: optax.piecewise_constant_schedule(
+            1.0, {number - c.warmup: c.decay_rate for number in c.milestones}
+        ),
+        ("milestones", "decay_rate"),
+    ),
+    "exponential": Schedule(
+        lambda c, rounds: optax.exponential_decay(1.0, 1, c.decay_rate), ("decay_rate",)
+    ),
 }
+
+
+def schedule(c: Any, rounds: int) -> Callable[[Array], Any]:
+    """Rounds finished -> factor on the learning rate of a group, local or server.
+
+    Over the first `warmup` = W rounds it is (r + 1) / (W + 1), so that no round is
+    lost; the law begins with the round after them.
+
+    Args:
+        c: the group.
+        rounds: of the whole run.
+    """
+    if c.schedule == "constant" and not c.warmup:
+        return lambda round: 1.0
+    law = SCHEDULES[c.schedule].law(c, max(rounds - c.warmup, 1))
+    if c.warmup:
+        rise = optax.linear_schedule(1 / (c.warmup + 1), 1.0, c.warmup)
+        law = optax.join_schedules([rise, law], [c.warmup])
+    return lambda round: law(round.astype(jnp.float32))
+
 
 NORMALISATIONS = ("pooled", "client", "none")
 ASSIGNMENTS = ("random", "by_size", "by_label")

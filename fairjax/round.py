@@ -57,6 +57,10 @@ class Spec:
     protection: Protection = aggregate.OPEN
     schedule: Callable[[Int[Array, ""]], Float[Array, ""] | float] = lambda round: 1.0
     """Rounds finished -> factor on the local learning rate."""
+    server_schedule: Callable[[Int[Array, ""]], Float[Array, ""] | float] = (
+        lambda round: 1.0
+    )
+    """Rounds finished -> factor on the server's: on its updates, not on its state."""
     finite_guard: bool = True
     """Leave out a client whose change or loss is not finite (`ClientInfo.finite`)."""
     sending: Sending | None = None
@@ -332,7 +336,8 @@ def step(
         # The sums then serve the copies that tiers keep.
         num, den = combined
     finish = method.finish or aggregate.finish
-    params, server = finish(spec.server, state.server, state.params, num, den)
+    optimizer = aggregate.scaled(spec.server, spec.server_schedule(state.round))
+    params, server = finish(optimizer, state.server, state.params, num, den)
 
     entered = counts.astype(jnp.float32)
     if protection.entered is not None:

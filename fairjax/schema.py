@@ -20,6 +20,8 @@ from fairjax.submodels.ladder import KINDS
 
 RECORDS = ("auto", "device", "host")
 PIXELS = ("auto", "uint8", "float32")
+RATES = ("local", "server")
+"""Groups with a learning rate and its schedule."""
 
 
 def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
@@ -119,7 +121,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("local.batch_size", c.local.batch_size)
     checks.one_of("local.optimizer", c.local.optimizer, names.OPTIMIZERS)
     checks.in_range("local.learning_rate", c.local.learning_rate, 0)
-    checks.one_of("local.schedule", c.local.schedule, names.SCHEDULES)
+    _check_rate(c, "local")
     checks.in_range("local.momentum", c.local.momentum, 0, 1, open_high=True)
     if c.local.momentum and c.local.optimizer != "sgd":
         checks.fail("local.momentum", "0 with optimizer adam", c.local.momentum)
@@ -130,6 +132,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
 
     checks.one_of("server.optimizer", c.server.optimizer, names.SERVERS)
     checks.in_range("server.learning_rate", c.server.learning_rate, 0)
+    _check_rate(c, "server")
     _check_rule(c)
     guarantees.check(c)
     defences.check(c, names.rule(c))
@@ -165,6 +168,28 @@ def _check_branches(c: Any) -> None:
         named = [name for name, family in names.METHODS.items() if family.branches]
         what = f"no branches unless submodel.name is {' or '.join(named)}"
         checks.fail("tiers.branches", what, numbers)
+
+
+def _check_rate(c: Any, group: str) -> None:
+    """The schedule of a learning rate."""
+    options = c[group]
+    checks.one_of(f"{group}.schedule", options.schedule, names.SCHEDULES)
+    checks.in_range(f"{group}.warmup", options.warmup, 0)
+    for number in options.milestones:
+        checks.count(f"{group}.milestones", number)
+    read = names.SCHEDULES[options.schedule].options
+    if "decay_rate" in read:
+        where, rate = f"{group}.decay_rate", options.decay_rate
+        if rate is None:
+            checks.fail(where, f"a factor for schedule {options.schedule}", rate)
+        checks.in_range(where, rate, 0, 1, open_low=True)
+    if "milestones" in read:
+        where, rounds = f"{group}.milestones", options.milestones
+        if not rounds:
+            checks.fail(where, f"rounds for schedule {options.schedule}", rounds)
+        if list(rounds) != sorted(set(rounds)) or rounds[0] < options.warmup:
+            what = f"rounds that increase, none of the {options.warmup} of warmup"
+            checks.fail(where, what, rounds)
 
 
 def _check_schedule(c: Any) -> None:
@@ -282,6 +307,8 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
             guarantees.check_used(path, owner, c)
         if group == "robust":
             defences.check_used(path, c)
+        if group in RATES:
+            _check_read(path, c)
         if group not in in_use:
             continue
         field, chosen, table = in_use[group]
@@ -290,6 +317,20 @@ def _check_overridden(c: Any, overridden: Collection[str]) -> None:
             raise checks.InputError(
                 f"{path}: expected {field}={owner!r} for this option; got {chosen!r}"
             )
+
+
+def _check_read(path: str, c: Any) -> None:
+    """Refuses an option of a learning rate that its schedule does not read."""
+    group, _, field = path.partition(".")
+    chosen = c[group].schedule
+    readers = [
+        name for name, schedule in names.SCHEDULES.items() if field in schedule.options
+    ]
+    if readers and chosen not in readers:
+        what = " or ".join(map(repr, readers))
+        raise checks.InputError(
+            f"{path}: expected {group}.schedule={what} for this option; got {chosen!r}"
+        )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -312,10 +353,17 @@ def _remade(value: Any, old: type, new: type) -> Any:
 
 
 def extendable(config: dict[str, Any]) -> bool:
-    """True if a run's rounds may grow later: schedule and noise do not rest on them."""
+    """True if a run's rounds may grow later.
+
+    Neither its schedules nor its method nor its noise may rest on their number.
+    """
     given = config["privacy"]["noise_multiplier"] is not None
     calibrated = config["privacy"]["epsilon"] is not None and not given
-    return config["local"]["schedule"] == "constant" and not calibrated
+    name = config["submodel"]["name"]
+    resting = names.METHODS[name].of_rounds(config["submodel"].get(name, {}))
+    for group in RATES:
+        resting |= names.SCHEDULES[config[group]["schedule"]].of_rounds
+    return not (resting or calibrated)
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -38,14 +38,26 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 
 
 def test_a_continued_run_sums_up_as_one_that_never_stopped(tmp_path):
-    """Bills of redrawn tiers change by the round: they must be those of one round."""
-    fields = {"submodel__heterofl__dynamic": True}
+    """Bills of redrawn tiers change by the round: they must be those of one round.
+
+    The local rate falls where the run was cut, the server's in every round.
+    """
+    fields = {
+        "submodel__heterofl__dynamic": True,
+        "local__schedule": "steps",
+        "local__milestones": (2, 3),
+        "local__decay_rate": 0.5,
+        "local__warmup": 1,
+        "server__schedule": "exponential",
+        "server__decay_rate": 0.9,
+    }
     train(small(rounds=2, **fields), tmp_path / "a")
     ends = [
         train(small(**{"rounds": 4} | fields), tmp_path / name) for name in ("a", "b")
     ]
     continued, straight = (untimed_summary(end.summary) for end in ends)
     assert continued == straight
+    assert fakes.equal(*(final_params(tmp_path / name) for name in ("a", "b")))
 
 
 def test_more_rounds_extend_a_run_as_if_it_had_never_stopped(copied, longer):

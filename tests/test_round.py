@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import aggregate, client, keys, layout, round
+from fairjax import aggregate, client, keys, layout, names, round
 from fairjax.fairness import weights
 from fairjax.keys import Role
 from fairjax.submodels.heterofl import heterofl
@@ -324,6 +324,42 @@ def test_a_schedule_scales_the_local_rate_by_rounds_finished():
     slower = fakes.spec(optimizer=optax.sgd(0.05))
     expected, _ = jitted(slower)(first, data, fakes.cohort())
     assert fakes.gap(second.params, expected.params) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_a_schedule_scales_the_servers_updates_and_leaves_its_state(name):
+    servers = {"sgd": 1.0, "momentum": 0.5, "adam": 0.1}
+    server = fakes.relaxed(names.SERVERS[name](servers[name]))
+    data = fakes.federation()
+    plain = fakes.spec(server=server)
+    halved = dataclasses.replace(
+        plain, server_schedule=lambda finished: 0.5 ** finished.astype(jnp.float32)
+    )
+    step, slower = jitted(plain), jitted(halved)
+    state = fakes.start(plain, data)
+    for number in range(3):
+        whole, _ = step(state, data, fakes.cohort())
+        part, _ = slower(state, data, fakes.cohort())
+        # 0.5^0 is traced, and exactly 1: the run as it is without.
+        assert fakes.equal(whole.server, part.server)
+        assert fakes.equal(whole.params, part.params) == (number == 0)
+        expected = jax.tree.map(
+            lambda new, old, f=0.5**number: old + f * (new - old),
+            whole.params,
+            state.params,
+        )
+        assert fakes.gap(part.params, expected) < 1e-6
+        state = part
+
+
+def test_what_nobody_covers_keeps_its_value_under_a_servers_schedule():
+    spec = width(server_schedule=lambda finished: jnp.asarray(0.5))
+    data = fakes.federation()
+    state = fakes.start(spec, data)
+    new, _ = jitted(spec)(state, data, fakes.cohort(tiers=(0, 0, 0, 0)))
+    change = moved(new.params, state.params)["hidden0"]["kernel"]
+    assert np.all(change[:, 4:] == 0)
+    assert np.all(np.any(change[:, :4] != 0, 0))
 
 
 def test_a_run_starts_from_the_parameters_it_is_given():

@@ -124,6 +124,8 @@ def test_bad_stages_are_refused():
 # ------------------------------------------------------------------------------- FedDyn
 
 ALPHA = 0.5
+DECAY = 0.9
+"""Of the server's learning rate per round."""
 
 
 def numpy_feddyn(rounds, cohorts, clients):
@@ -132,7 +134,7 @@ def numpy_feddyn(rounds, cohorts, clients):
     x, y = np.asarray(data.x, np.float64), np.asarray(data.y)
     w, h = np.zeros((6, 3)), np.zeros((6, 3))
     memory = np.zeros((clients, 6, 3))
-    for cohort in cohorts[:rounds]:
+    for number, cohort in enumerate(cohorts[:rounds]):
         changes = []
         for k in cohort:
             v = w.copy()
@@ -144,7 +146,7 @@ def numpy_feddyn(rounds, cohorts, clients):
             memory[k] -= ALPHA * (v - w)
             changes.append(v - w)
         h = h - ALPHA * sum(changes) / clients
-        w = w + np.mean(changes, 0) - h / ALPHA
+        w = w + DECAY**number * (np.mean(changes, 0) - h / ALPHA)
     return w, memory
 
 
@@ -174,6 +176,7 @@ def test_feddyn_is_its_paper_s_over_two_rounds():
         batch_size=32,
         epochs=2,
         server=method.server(optax.sgd(1.0), 0.5),
+        server_schedule=lambda finished: DECAY ** finished.astype(jnp.float32),
     )
     step = jax.jit(
         lambda s, c: round.step(s, data, c, spec=one, layout=layout.vmapped())[0]
