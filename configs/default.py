@@ -290,7 +290,8 @@ def get_config() -> ConfigDict:
     # none; client_dp: clipped changes, noise on their sum, by a server that is trusted;
     # record_dp: DP-SGD inside every hospital; local_dp: noise on every upload
     c.privacy.mechanism = "none"
-    # largest norm of a hospital's change, or under record_dp of a record's gradient
+    # largest norm of a hospital's change, or under record_dp of a record's gradient; from
+    # 2^-40 to 2^50, where float32 clips
     c.privacy.clip = 1.0
     # per tier, in place of clip: tiers of smaller changes are hidden better
     c.privacy.tier_clip = ()
@@ -338,7 +339,9 @@ def get_config() -> ConfigDict:
     c.privacy.secure.minimum = 3
 
     c.robust = ConfigDict()
-    c.robust.finite_guard = True  # leave out a client whose change is not finite
+    # leave out a client whose change is not finite (client_dp and local_dp may not show
+    # that one failed: it sends what one that learned nothing does)
+    c.robust.finite_guard = True
     # how changes become one: "mean", the weighted one of the fairness rule; by coordinate
     # "median" or "trimmed_mean" over who holds it, without weights; by distance "krum",
     # one hospital's as it is, or "multi_krum", the weighted mean of those that lie together

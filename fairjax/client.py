@@ -128,7 +128,8 @@ class ClientInfo(NamedTuple):
     steps: Int[Array, ""]
     finite: Bool[Array, ""]
     """False if its change or its loss holds NaN or infinity, or its change is longer
-    than any that training makes (`trees.bounded`)."""
+    than any that training makes (`trees.bounded`). With `Local.dp` by its change alone:
+    that follows from noised gradients, as the loss does not."""
     extra: dict[str, Array]
     """What its objective reported, averaged over steps."""
 
@@ -464,7 +465,9 @@ def update(
         return jnp.sum(values) / jnp.maximum(taken, 1).astype(values.dtype)
 
     loss = over_steps(step_losses)
-    finite = trees.bounded(delta) & jnp.isfinite(loss)
+    finite = trees.bounded(delta)
+    if dp is None:
+        finite &= jnp.isfinite(loss)
     info = ClientInfo(loss, taken, finite, jax.tree.map(over_steps, extras))
     return delta, cover, memory, info
 

@@ -110,6 +110,9 @@ def _check_faults(c: Any, made: Rule) -> None:
         if name in injected.CLAIMS and c.privacy.mechanism == "client_dp":
             what = f"no {name} with client_dp, whose weights are public"
             checks.fail(where, what, name)
+        if name == "corrupted" and c.privacy.mechanism == "record_dp":
+            what = "no corrupted with record_dp: it deals one record's values to many"
+            checks.fail(where, what, name)
     if "inflated_loss" in named and "loss" not in made.needs:
         what = "a rule that reads losses for inflated_loss in robust.faults"
         checks.fail("fairness.rule", what, c.fairness.rule)

@@ -181,13 +181,43 @@ class Guarantee:
         }
 
 
+def check_rule(c: Any) -> None:
+    """Refuses a rule that cannot be had with the mechanism.
+
+    It comes before any check of what goes with a rule (its denominator, its cap), which
+    would ask for what the next one forbids.
+    """
+    mechanism = checks.one_of("privacy.mechanism", c.privacy.mechanism, MECHANISMS)
+    if mechanism == "none":
+        return
+    known = (*RULES, *BY_LOSS) if mechanism == "client_dp" else RULES
+    for part in c.fairness.rule.split("+"):
+        if part not in known:
+            what = f"one of {', '.join(known)} with {mechanism}: other rules read "
+            what += "losses, labels or single changes without noise"
+            checks.fail("fairness.rule", what, part)
+
+
+def check_sums(c: Any, rule: Rule) -> None:
+    """Refuses a rule that sees single changes, where only their sum is shown.
+
+    Args:
+        c: a config.
+        rule: its fairness rule.
+    """
+    secret = checks.one_of("privacy.secure_sum", c.privacy.secure_sum, securesum.MODES)
+    if secret != "off" and (rule.needs - {"loss"} or rule.combine is not None):
+        what = "a rule of sums alone with privacy.secure_sum"
+        checks.fail("fairness.rule", what, c.fairness.rule)
+
+
 def check(c: Any) -> None:
     """Refuses what no data could make private, by the name of the field."""
     p = c.privacy
     mechanism = checks.one_of("privacy.mechanism", p.mechanism, MECHANISMS)
-    checks.positive("privacy.clip", p.clip)
+    clipping.check("privacy.clip", p.clip)
     for bound in p.tier_clip:
-        checks.positive("privacy.tier_clip", bound)
+        clipping.check("privacy.tier_clip", bound)
     checks.in_range("privacy.delta", p.delta, 0, 1, open_low=True, open_high=True)
     checks.one_of("privacy.sampling", p.sampling, SAMPLINGS)
     checks.one_of("privacy.batches", p.batches, BATCHES)
@@ -216,13 +246,6 @@ def check(c: Any) -> None:
     if not c.robust.finite_guard:
         what = f"True with {mechanism}: a change that is no number has no norm to clip"
         checks.fail("robust.finite_guard", what, False)
-    known = (*RULES, *BY_LOSS) if mechanism == "client_dp" else RULES
-    for part in c.fairness.rule.split("+"):
-        if part not in known:
-            what = f"of {', '.join(known)} with {mechanism}: other rules read losses, "
-            checks.fail(
-                "fairness.rule", what + "labels or single changes without noise", part
-            )
     if c.fairness.warmup and not _by_loss(c):
         what = f"0 with {mechanism}: its weights are the same in every round"
         checks.fail("fairness.warmup", what, c.fairness.warmup)
@@ -395,9 +418,9 @@ def _secured(c: Any, facts: Facts, guarantee: Guarantee) -> Guarantee:
     if p.secure_sum == "off":
         return guarantee
     cohort = c.cohort or len(facts.tiers)
-    if facts.rule.needs - {"loss"} or facts.rule.combine is not None:
-        what = "a rule of sums alone with privacy.secure_sum"
-        checks.fail("fairness.rule", what, c.fairness.rule)
+    if cohort < 2:
+        what = "at least 2 hospitals with privacy.secure_sum: of one alone no sum hides"
+        checks.fail("cohort", what, cohort)
     checks.in_range("privacy.secure.minimum", p.secure.minimum, 2, cohort)
     # Of a Poisson cohort anybody may be.
     most = cohort if guarantee.draw is None else len(facts.tiers)
@@ -518,6 +541,10 @@ def _client(c: Any, facts: Facts) -> Guarantee:
             p.secure_sum, p.secure.bits, p.secure.minimum, jnp.trunc
         )
         fewest = float(expected[expected > 0].min())
+        if _by_loss(c) and fewest < 2:
+            what = "off with a rule by losses, which are summed by tier, where an "
+            what += f"average cohort has {fewest:g} hospitals of one: a sum takes 2"
+            checks.fail("privacy.secure_sum", what, p.secure_sum)
         if _by_loss(c) and fewest < p.secure.minimum:
             what = f"at most {fewest:g} with a rule by losses, which are summed by "
             what += "tier: what an average cohort has of the smallest one"

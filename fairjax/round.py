@@ -85,7 +85,8 @@ class RoundInfo(NamedTuple):
     """Weights in force, 0 for padded and refused clients. They sum to 1, or to 0 where
     all weight was of clients that are then refused: such a round changes nothing."""
     valid: Bool[Array, "K"]
-    """Clients whose change, or a part of it, entered the model."""
+    """Clients whose change, or a part of it, entered the model; where it may not show
+    whose training failed, of those too."""
     coverage: Float[Array, ""]
     """Share of the parameter coordinates that somebody covered."""
     clients: client.ClientInfo
@@ -178,7 +179,8 @@ def step(
 
     Guarantees: a padded slot and a client without records leave no trace. With the
         finite guard a client whose change is not finite moves neither the model nor its
-        own state. Where weights are made before training, that is without a stack of
+        own state, unless it may not show that (`Protection.hides_failure`): it then
+        sends what one whose change is 0 does. Where weights are made before training, that is without a stack of
         changes, its loss at the incoming model has by then been read: rules whose
         weights follow from records alone do not notice, others may have weighed the
         rest and moved their state by it. The order of the slots changes nothing beyond
@@ -194,6 +196,7 @@ def step(
         | huge losses, strong rules | weights and state stay finite (`fairness`) |
     """
     local, rule, method = spec.local, spec.rule, spec.local.method
+    protection = spec.protection
     records = jax.tree.map(jnp.asarray, data)
     cohort = _admitted(method, records, cohort)
     rate = spec.schedule(state.round)
@@ -225,23 +228,23 @@ def step(
         )
         # What a client keeps is as it was trained, whatever becomes of its upload.
         own = private.own(state.private, delta)
-        ended = slot.member.valid
-        counts = ended & info.finite if spec.finite_guard else ended
-        moves = counts
+        ended = arrives = slot.member.valid
+        moves = ended & info.finite if spec.finite_guard else ended
         if spec.sending is not None:
             upload, held = (
                 private.leaving(state.private, tree) for tree in (delta, cover)
             )
-            delta, info, arrives, done = spec.sending(
+            delta, info, reaches, done = spec.sending(
                 fault_key, slot.member, upload, held, info
             )
-            counts, moves, ended = counts & arrives, moves & done, ended & done
-            if spec.finite_guard:
-                counts = counts & info.finite
+            arrives, moves, ended = arrives & reaches, moves & done, ended & done
+        counts = arrives & info.finite if spec.finite_guard else arrives
         # where, not a product: 0 * NaN is NaN.
         delta = jax.tree.map(
             lambda leaf: jnp.where(counts, leaf, jnp.zeros_like(leaf)), delta
         )
+        if protection.hides_failure:
+            counts = arrives
         memory = trees.select(moves, memory, slot.memory)
         personal = slot.personal
         if rule.personal is not None:
@@ -259,7 +262,6 @@ def step(
             personal = trees.select(ended & alone.finite, moved, personal)
         return delta, cover, (own, memory, personal, moves), info, counts
 
-    protection = spec.protection
     release_key = keys.at(state.key, Role.RELEASE, state.round)
 
     def protect(delta, cover, weight, base, member):
@@ -284,7 +286,11 @@ def step(
     cells = layout.stack(score, slots) if "loss" in rule.needs else None
     losses = None if cells is None else client.mean_loss(cells)
     scores = Scores(slots.member.count, losses, cells, rate)
-    slots = slots._replace(told=rule.tell(state.rule, cohort, scores))
+    # Where losses are released with noise alone, no client is told of them without.
+    tellable = scores
+    if protection.weigh is not None:
+        tellable = scores._replace(loss=None, cells=None)
+    slots = slots._replace(told=rule.tell(state.rule, cohort, tellable))
     stacked = bool(rule.needs - {"loss"}) or protection.fold is not None
     if not stacked:
         weights, base, rule_state = weigh(cohort, scores)
@@ -359,7 +365,11 @@ def step(
         protection=protected,
         attendance=_attended(state.attendance, cohort, entered),
     )
-    loss = jnp.sum(jnp.where(weights > 0, info.loss * weights, 0))
+    learned = weights
+    if protection.hides_failure:
+        # Who may not show its failure has a weight, and no loss.
+        learned = simplex.over_valid(weights, valid & info.finite)
+    loss = jnp.sum(jnp.where(learned > 0, info.loss * learned, 0))
     coverage = aggregate.coverage(den, params)
     return new_state, RoundInfo(loss, weights, valid, coverage, info, losses)
 

@@ -266,6 +266,7 @@ def _check_rule(c: Any) -> None:
     parts = c.fairness.rule.split("+")
     for part in parts:
         checks.one_of("fairness.rule", part, names.RULES)
+    guarantees.check_rule(c)
     checks.one_of("fairness.denominator", c.fairness.denominator, names.DENOMINATORS)
     wanted = [part for part in parts if names.by_group(c, part)]
     if c.fairness.group is not None and not wanted:
@@ -276,6 +277,7 @@ def _check_rule(c: Any) -> None:
         what = "sgd for q_fedavg, whose Lipschitz estimate is 1 / learning_rate"
         checks.fail("local.optimizer", what, c.local.optimizer)
     made = names.rule(c)
+    guarantees.check_sums(c, made)
     if made.combine is not None and c.fairness.denominator == "fixed":
         what = f"cover with rule {c.fairness.rule}, which has denominators of its own"
         checks.fail("fairness.denominator", what, "fixed")

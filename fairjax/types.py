@@ -475,8 +475,8 @@ class Protection(NamedTuple):
     protect: Callable[[Array, PyTree, Cohort, Member, Sent, Array, Array], PyTree]
     """(key, state, cohort, member, sent, weight, base) -> what reaches the server of
     one client, which is summed over the cohort; sensitivity is fixed here. The key is
-    the round's; `sent` has w = b = 1; `member.valid` is False for a client whose change
-    does not count, and all its numbers are then 0."""
+    the round's; `sent` has w = b = 1; `member.valid` is False for a client that sends
+    nothing, and all its numbers are then 0."""
     release: Callable[
         [Array, PyTree, Cohort, Bool[Array, "K"], PyTree, Sent | None],
         tuple[Sent, PyTree],
@@ -494,6 +494,10 @@ class Protection(NamedTuple):
     ) = None
     """(state, cohort, who of it counts, sums) -> what share of every client's change is
     in the sums, 0 for none; None: all of those that count."""
+    hides_failure: bool = False
+    """Whether a client whose training failed, so that its change is not finite, sends
+    what one whose change is 0 does: that it failed follows from its records. The round
+    then looks alike whatever those are. False: it sends nothing."""
     population: Population | None = None
     """None: no public sums."""
     weigh: (

@@ -125,6 +125,15 @@ FLIP = (("sign_flip", 0.25, 1.0),)
             },
             "robust.faults: expected no inflated_count with client_dp",
         ),
+        (
+            {
+                "robust__faults": (("corrupted", 0.5, 1.0),),
+                "submodel__heterofl__masked_loss": False,
+                "privacy__mechanism": "record_dp",
+                "privacy__noise_multiplier": 1.0,
+            },
+            "robust.faults: expected no corrupted with record_dp",
+        ),
     ],
 )
 def test_what_cannot_hold_is_refused_by_name(fields, message):

@@ -2,14 +2,26 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from fairjax import checks
+from fairjax import checks, trees
+
+SMALLEST = 2.0**-40
+"""Clipping norm below which float32 would not see by how much a change exceeds it: the
+squares of its entries vanish below 2^-126."""
+
+
+def check(where: str, bound: Any) -> None:
+    """Refuses a clipping norm at which float32 does not clip.
+
+    Above `trees.LONGEST` no change is as long, and sums of changes might overflow.
+    """
+    checks.in_range(where, bound, SMALLEST, trees.LONGEST)
 
 
 def to_norm(
@@ -35,7 +47,7 @@ class Adaptive(NamedTuple):
         C  <- C exp(-eta (b~ - gamma))
 
     with m the expected cohort, a public number. Where more stay unclipped than gamma
-    asks for, C shrinks. A hospital moves the centred count by 1/2 at most.
+    asks for, C shrinks, within the norms at which float32 clips (`check`). A hospital moves the centred count by 1/2 at most.
 
     Source: Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1 and its remark on
     centring. Deviates: m is fixed, so that who came does not enter.
@@ -55,7 +67,8 @@ class Adaptive(NamedTuple):
     ) -> Float[Array, "T"]:
         """The norms of the next round, from the noisy sum of b_k - 1/2."""
         unclipped = 0.5 + centred / self.expected
-        return clip * jnp.exp(-self.rate * (unclipped - self.quantile))
+        clip = clip * jnp.exp(-self.rate * (unclipped - self.quantile))
+        return jnp.clip(clip, SMALLEST, trees.LONGEST)
 
 
 def split(noise_multiplier: float, beside: Mapping[str, float]) -> float:

@@ -49,6 +49,9 @@ def central(
     sum divided by the weights that came, one hospital could move a coordinate that it
     alone holds by C instead of C / D_j.
 
+    A hospital whose change is not finite adds 0 and counts among those who came: under
+    secure sums it sends integers of 0.
+
     Guarantees: a hospital's presence or absence moves the sum by at most C_t in
         Euclidean norm, whatever the others send. So a hospital of tier t is exposed to
         a Gaussian release of noise multiplier sigma C / C_t.
@@ -83,7 +86,7 @@ def central(
     a denominator for every coordinate, and clips by tier.
     """
     for bound in clip:
-        checks.positive("privacy.clip", bound)
+        clipping.check("privacy.clip", bound)
     checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
     sigma, beside = noise_multiplier, others(adaptive, means)
     if beside:
@@ -156,7 +159,12 @@ def central(
 
     start = jnp.asarray(clip, jnp.float32)
     return Protection(
-        protect, release, lambda: start, population=population, weigh=weigh
+        protect,
+        release,
+        lambda: start,
+        hides_failure=True,
+        population=population,
+        weigh=weigh,
     )
 
 
@@ -188,16 +196,19 @@ def local(*, clip: Sequence[float], noise_multiplier: Scalar) -> Protection:
     Weights, sums and denominators come after, at a server that may see every u_k and
     every mask.
 
+    A hospital that comes sends an upload. One whose change is not finite sends noise
+    around 0: that nothing came would tell of its records.
+
     Guarantees: whatever records a hospital holds, its upload moves by at most 2 C_t:
         one round is a Gaussian release with neighbours "replace_one". Masks must not
-        depend on records. That a change is not finite shows: it is left out.
+        depend on records.
 
     Args:
         clip: C_t of every tier.
         noise_multiplier: sigma.
     """
     for bound in clip:
-        checks.positive("privacy.clip", bound)
+        clipping.check("privacy.clip", bound)
     checks.in_range("privacy.noise_multiplier", noise_multiplier, 0)
     bounds = jnp.asarray(clip, jnp.float32)
 
@@ -218,4 +229,4 @@ def local(*, clip: Sequence[float], noise_multiplier: Scalar) -> Protection:
         upload = aggregate.changed(sent, trees.multiply(noisy, cover))
         return aggregate.weigh(upload, weight, base)
 
-    return aggregate.OPEN._replace(protect=protect)
+    return aggregate.OPEN._replace(protect=protect, hides_failure=True)

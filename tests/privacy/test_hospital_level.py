@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fairjax import checks, layout, round, trees
 from fairjax.fairness import weights
 from fairjax.privacy import clip as clipping
-from fairjax.privacy import hospitals
+from fairjax.privacy import hospitals, securesum
 from fairjax.submodels.heterofl import heterofl
 from fairjax.types import Cohort, Member, Population, Sent
 
@@ -387,6 +387,90 @@ def test_an_upload_stays_within_its_mask():
     narrow = fold(protection, sent(jnp.ones((N, 8))), jnp.ones(N), alone)
     assert np.all(np.asarray(noisy.num["a"]) != 0)
     assert np.all(np.asarray(narrow.num["a"])[2:] == 0)
+
+
+DIVERGED = 2
+"""The hospital whose records are such that training overflows."""
+
+
+def diverging(data):
+    rows = slice(int(data.offset[DIVERGED]), int(data.offset[DIVERGED + 1]))
+    return dataclasses.replace(data, x=data.x.at[rows].multiply(1e30))
+
+
+PROTECTIONS = {
+    "local": hospitals.local(clip=(1.0,) * 3, noise_multiplier=1.0),
+    "central": hospitals.central(
+        Population(jnp.asarray([0, 1, 2, 1]), jnp.ones(4), 1.0),
+        clip=(1.0,) * 3,
+        noise_multiplier=1.0,
+    ),
+    "secret": hospitals.central(
+        Population(jnp.asarray([0, 1, 2, 1]), jnp.ones(4), 1.0),
+        clip=(1.0,) * 3,
+        noise_multiplier=1.0,
+        secret=securesum.Sums("masked", 20, 1, jnp.trunc),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_a_hospital_whose_training_fails_is_not_to_be_told_from_others(name):
+    """It sends as one that learned nothing, which a learning rate of 0 makes it."""
+    spec, data = federated()
+    spec = dataclasses.replace(spec, protection=PROTECTIONS[name])
+    state = fakes.start(spec, data)
+    new, info = jitted(spec)(state, diverging(data), fakes.cohort())
+    assert np.asarray(info.clients.finite).tolist() == [True, True, False, True]
+    assert np.asarray(info.valid).all()
+    np.testing.assert_array_equal(new.attendance.entered, new.attendance.came)
+    assert np.isfinite(info.loss)
+    _, usual = jitted(spec)(state, data, fakes.cohort())
+    np.testing.assert_array_equal(info.weights, usual.weights)
+    # Units that it alone holds are moved, by noise.
+    alone = np.asarray(
+        trees.subtract(new.params, state.params)["hidden0"]["kernel"][:, 8:]
+    )
+    assert np.all(np.isfinite(alone))
+    assert np.std(alone) == pytest.approx(1.0, rel=0.3)
+
+
+def test_a_rule_under_noisy_losses_tells_nobody_the_true_ones():
+    """What it tells a client would move that client's change past any clip."""
+    seen = []
+
+    def tell(state, cohort, scores):
+        seen.append((scores.loss, scores.cells))
+        return jnp.zeros(len(cohort.client))
+
+    spec, data = federated()
+    rule = weights.q_ffl(q=1.0)._replace(tell=tell)
+    spec = dataclasses.replace(spec, rule=rule)
+    state = fakes.start(spec, data)
+    jax.eval_shape(jitted(spec), state, data, fakes.cohort())
+    assert seen == [(None, None)]
+
+
+@pytest.mark.parametrize("steps", [-1, 1])
+def test_a_clip_that_adapts_stays_where_floats_clip(steps):
+    adaptive = clipping.Adaptive(expected=1.0, count_noise=1.0, rate=10.0)
+    clip = jnp.ones(1)
+    for _ in range(20):
+        clip = adaptive.moved(clip, jnp.float32(-steps * 0.5))
+    end = trees.LONGEST if steps > 0 else clipping.SMALLEST
+    assert float(clip[0]) == end
+    tree = jnp.full(1000, 1e10 * end if steps < 0 else 1e18, jnp.float32)
+    clipped, _ = clipping.to_norm(tree, clip[0])
+    assert np.linalg.norm(np.asarray(clipped, float)) <= end * (1 + 1e-4)
+
+
+def test_a_clip_that_floats_cannot_hold_is_refused():
+    """At 1e-25 the squares of a change that is 10^4 clips long are 0."""
+    tiny, _ = clipping.to_norm(jnp.full(100, 1e-22, jnp.float32), 1e-25)
+    assert np.linalg.norm(np.asarray(tiny, float)) > 1e3 * 1e-25
+    for bound in (1e-25, 1e30):
+        with pytest.raises(checks.InputError, match=r"privacy\.clip: expected"):
+            hospitals.local(clip=(bound,), noise_multiplier=1.0)
 
 
 @pytest.mark.parametrize("make", [hospitals.central, hospitals.local])

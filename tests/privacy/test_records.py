@@ -249,3 +249,42 @@ def test_a_trained_tree_of_zeros_moves_nothing():
     dp = PLAIN._replace(noise_multiplier=5.0)
     _, grads = gradient(rows(), nothing, dp)
     assert not flat(grads).any()
+
+
+def test_that_a_hospital_sends_does_not_follow_from_its_losses():
+    """One record of finite, huge loss: the sum over steps is infinite, the change not.
+
+    It moves no step, as the norm of its gradient overflows, and must not stop them.
+    """
+    who, first = 3, int(DATA.offset[3])
+    examples = Examples(
+        DATA.x.at[first].set(jnp.zeros(6).at[0].set(3e38)),
+        DATA.y,
+        DATA.offset[who],
+        DATA.count[who],
+    )
+    local = local_of(PLAIN._replace(batch_size=8), batch_size=8, epochs=120)
+    member = fakes.member(who, 1, DATA)
+    kept = local.method.units(jax.random.key(0), jnp.asarray(0), PARAMS, member)
+
+    @jax.jit
+    def run(examples):
+        return client.update(
+            jax.random.key(0),
+            PARAMS,
+            None,
+            kept,
+            examples,
+            member=member,
+            round=jnp.asarray(0),
+            local=local,
+        )
+
+    delta, _, _, info = run(examples)
+    assert np.isinf(info.loss)
+    assert bool(info.finite)
+    empty = examples._replace(x=examples.x.at[first].set(jnp.nan))
+    without, _, _, usual = run(empty)
+    assert np.isfinite(usual.loss)
+    assert bool(usual.finite)
+    assert fakes.equal(delta, without)
