@@ -178,13 +178,14 @@ def step(
         (new state, info).
 
     Guarantees: a padded slot and a client without records leave no trace. With the
-        finite guard a client whose change is not finite moves neither the model nor its
-        own state, unless it may not show that (`Protection.hides_failure`): it then
-        sends what one whose change is 0 does. Where weights are made before training, that is without a stack of
-        changes, its loss at the incoming model has by then been read: rules whose
-        weights follow from records alone do not notice, others may have weighed the
-        rest and moved their state by it. The order of the slots changes nothing beyond
-        float order. A coordinate nobody covers keeps its value exactly.
+        finite guard a client whose change is not finite keeps its own state and does
+        not move the model: it sends nothing, or, where that may not show, what one
+        whose change is 0 sends (`Protection.hides_failure`). Where weights are made
+        before training, that is without a stack of changes, its loss at the incoming
+        model has by then been read: rules whose weights follow from records alone do
+        not notice, others may have weighed the rest and moved their state by it. The
+        order of the slots changes nothing beyond float order. A coordinate nobody
+        covers keeps its value exactly.
 
     Edge cases:
         | nobody counts (padded slots alone, no records, all refused) | round + 1, the

@@ -47,7 +47,8 @@ class Adaptive(NamedTuple):
         C  <- C exp(-eta (b~ - gamma))
 
     with m the expected cohort, a public number. Where more stay unclipped than gamma
-    asks for, C shrinks, within the norms at which float32 clips (`check`). A hospital moves the centred count by 1/2 at most.
+    asks for, C shrinks; it stays within the norms at which float32 clips (`check`). A
+    hospital moves the centred count by 1/2 at most.
 
     Source: Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1 and its remark on
     centring. Deviates: m is fixed, so that who came does not enter.
