@@ -389,7 +389,11 @@ REFUSED = {
     "privacy.secure.minimum": [
         (RECORD, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 5}),
         (CLIENT, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 4}),
-        # On average a cohort has one hospital of a tier, and less.
+        # On average a cohort has two hospitals of a tier.
+        (SECRET, {"privacy__secure__minimum": 3}),
+    ],
+    "privacy.secure_sum": [
+        # One, and less, of which no sum is secret, whatever the minimum.
         (BY_LOSS, {"privacy__secure_sum": "masked", "privacy__secure__minimum": 2}),
     ],
     "execution.form": [(RECORD, {"execution__form": "sliced"})],
