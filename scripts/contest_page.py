@@ -1,7 +1,7 @@
 """The pages of a contest: its table, the sentence that sums it up, and its figure."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,11 +12,17 @@ from scripts import experiment
 from scripts.contests import Contest
 from scripts.experiment import interval
 from scripts.standings import (
+    BASELINE,
     FIGURES,
+    MARGIN,
+    claims_of,
     complete,
     done,
     figures_of,
+    headroom,
+    resolution,
     shown,
+    trials,
     tuning,
     validation,
 )
@@ -26,6 +32,7 @@ HEADS = {
     "last": "in the last round",
     "selected": "in the selected round",
     "accuracy": "accuracy",
+    "poorest": "poorest tier, own sub-model",
     "worst_tier": "worst tier",
     "own": "worst tier, own sub-model",
     "gap": "gap between tiers",
@@ -34,7 +41,12 @@ HEADS = {
 """What `figures_of` has -> head of its column."""
 NAMES = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 """`Contest.score` -> as it is written."""
-OF_TIERS = ("worst_tier", "own", "gap", "std")
+BRACKETS = (
+    "In square brackets: the score of the poorest tier's own sub-model at its own "
+    "hospitals, for the two methods of the claim, and after the semicolon for the "
+    "baseline, which gives everybody the smallest model and adjusts its logits."
+)
+OF_TIERS = ("poorest", "worst_tier", "own", "gap", "std")
 """Figures that one hospital alone does not have."""
 
 
@@ -62,7 +74,7 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
             rate = results["learning_rates"][name]
             unknown = set(OF_TIERS) if len(spent["parameters"]) == 1 else set()
             if 0 in spent["bytes"]:
-                unknown |= {"own"}
+                unknown |= {"own", "poorest"}
             mark = "**" if entry.role == "ours" else ""
             cells = [
                 f"{mark}{entry.title}{mark}",
@@ -83,13 +95,60 @@ def table(contest: Contest, results: Mapping[str, Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
         parts += experiment.verdicts(
-            results["claims"][ratio],
-            len(seeds),
-            by=lambda claim: f": {difference(claim['numbers'])}",
+            results["claims"][ratio], len(seeds), by=_beside(contest, results, ratio)
         )
+        parts += [BRACKETS, *limits(contest, seeds)]
     parts.append("\\* The largest or the smallest learning rate that was tried.")
     parts.append(searched(contest, results))
     return "\n\n".join(parts)
+
+
+def _beside(
+    contest: Contest, results: Mapping[str, Any], ratio: str
+) -> Callable[[Mapping[str, Any]], str]:
+    """What a claim's line ends with: its size, and what the poorest tier gets.
+
+    In square brackets stand the poorest tier's own sub-model at its own hospitals, by
+    both methods of the claim, and then by the baseline: a gain elsewhere may leave
+    these hospitals with less than the simplest model.
+    """
+    seeds = list(complete(contest, done(results["runs"]), ratio).values())
+    rival = results["best_published"][ratio]
+
+    def poorest(name: str) -> str:
+        runs = [figures_of(contest, seed[name])["poorest"] for seed in seeds]
+        return f"{np.mean(runs):.3f}" if np.isfinite(runs).all() else "none"
+
+    names = {
+        claim.title(contest): (claim.better, claim.worse)
+        for claim in claims_of(contest, results["best_of_ours"], rival)
+    }
+
+    def said(claim: Mapping[str, Any]) -> str:
+        both = ", ".join(map(poorest, names[claim["claim"]]))
+        return f": {difference(claim['numbers'])} [{both}; {poorest(BASELINE)}]"
+
+    return said
+
+
+def limits(contest: Contest, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on what so many seeds, and this task, can show at all."""
+    said = []
+    half = resolution(seeds, contest)
+    if half is not None:
+        said.append(
+            f"{counted(len(seeds)).capitalize()} tell two methods apart to about "
+            f"±{half:.3f}, the median half-width of a 95 % interval over all pairs."
+        )
+    pairs = headroom(seeds, contest)
+    if np.mean([whole - small for whole, small in pairs]) < MARGIN:
+        whole, small = np.mean(pairs, axis=0)
+        said.append(
+            f"Model size buys nothing on this task: FedAvg has {whole:.3f} with the "
+            f"whole model and {small:.3f} with the smallest one, so it cannot show "
+            "what sub-models are worth."
+        )
+    return said
 
 
 def difference(pairs: Sequence[Sequence[float]]) -> str:
@@ -108,7 +167,7 @@ def counted(seeds: int) -> str:
 
 
 def searched(contest: Contest, results: Mapping[str, Any]) -> str:
-    """The combinations of ours that were tried, by the figure that chose among them."""
+    """How often each side tried, and what the validation split made of our trials."""
     made = done(results["runs"])
     tried = [
         f"{entry.title}: "
@@ -116,7 +175,12 @@ def searched(contest: Contest, results: Mapping[str, Any]) -> str:
         for name, entry in contest.entries.items()
         if entry.role == "ours"
     ]
-    return f"Combinations tried, on the validation split: {'; '.join(tried)}."
+    sides = trials(contest)
+    return (
+        f"Trials on the validation split of one seed: {sides['published']} for every "
+        f"published method, {sides['ours']} for ours, which is the best of "
+        f"{len(tried)} combinations: {'; '.join(tried)}."
+    )
 
 
 def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
@@ -126,11 +190,13 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
     if not results["complete_seeds"]:
         return table(contest, results)
     for ratio, rival in results["best_published"].items():
-        seeds = complete(contest, made, ratio).values()
+        seeds = list(complete(contest, made, ratio).values())
 
-        def pairs(of: str, seeds: Any = seeds, rival: str = rival) -> list[list[float]]:
+        def pairs(
+            of: str, seeds: Any = seeds, names: Sequence[str] = (ours, rival)
+        ) -> list[list[float]]:
             return [
-                [figures_of(contest, runs[name])[of] for name in (ours, rival)]
+                [figures_of(contest, runs[name])[of] for name in names]
                 for runs in seeds
             ]
 
@@ -142,9 +208,23 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
             f"{'beats' if wins else 'does not beat at every seed'} "
             f"{contest.entries[rival].title}, {theirs:.3f}, the best published method "
             f"under the same budgets, by {difference(pairs('score'))}; at the worst "
-            f"tier by {difference(pairs('worst_tier'))}, with that tier's own "
-            f"sub-model by {difference(pairs('own'))}"
+            f"tier by {difference(pairs('worst_tier'))}"
         )
+        names = list(dict.fromkeys((ours, rival, BASELINE)))
+        values = np.mean(pairs("poorest", names=names), axis=0)
+        listed = "; ".join(
+            f"{contest.entries[name].title}, {value:.3f}"
+            for name, value in zip(names, values, strict=True)
+        )
+        parts.append(
+            f"The poorest hospitals' own sub-model has, at these hospitals: {listed}"
+        )
+        parts += [line.removesuffix(".") for line in limits(contest, seeds)]
+    sides = trials(contest)
+    parts.append(
+        f"Ours is the best of {sides['ours']} trials, a published method of "
+        f"{sides['published']}"
+    )
     return f"{contest.title}, {NAMES[contest.score]}. {'. '.join(parts)}."
 
 

@@ -9,13 +9,31 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from scripts import experiment
 from scripts.contests import Contest
 from scripts.experiment import Figure
 
-FIGURES = ("score", "last", "selected", "accuracy", "worst_tier", "own", "gap", "std")
+FIGURES = (
+    "score",
+    "last",
+    "selected",
+    "accuracy",
+    "poorest",
+    "worst_tier",
+    "own",
+    "gap",
+    "std",
+)
 """What `figures_of` has of a run."""
+
+BASELINE = "smallest_adjusted"
+"""The entry that stands beside every claim: everybody has the smallest model, whose
+logits are adjusted by the hospital's labels."""
+MARGIN = 0.01
+"""A score that whole models gain over the smallest ones below which a task is one where
+model size buys nothing."""
 
 Run = dict[str, Any]
 """What `compare.measure` made, with the fields of its `Job`."""
@@ -48,8 +66,10 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
     """A run as `FIGURES`: means over its last evaluations, but for two rounds.
 
     "last" is the score in the last round, "selected" in the evaluated one with the best
-    validation figure, the first of equals. A tier none of whose hospitals can be judged
-    (an AUROC of one class) is no worst tier; one that takes no part has no sub-model.
+    validation figure, the first of equals. "poorest" is the score of tier 0's own
+    sub-model at tier 0's hospitals, "own" the smallest such score of any tier. A tier
+    none of whose hospitals can be judged (an AUROC of one class) is no worst tier; one
+    that takes no part has no sub-model.
     """
     everything = run["evaluations"]
     rows = everything[-contest.last :]
@@ -68,6 +88,7 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
         "last": known(everything[-1]["score"]),
         "selected": known(everything[best]["score"]),
         "accuracy": float(mean("accuracy")),
+        "poorest": known(mean("own")[0]) if takes_part[0] else np.nan,
         "worst_tier": float(mean("tiers").min()),
         "own": float(mean("own")[takes_part].min()),
         "gap": float(mean("gap")),
@@ -189,42 +210,103 @@ def complete(
     return seeds
 
 
+# ------------------------------------------------------------------- what runs can tell
+
+
+def trials(contest: Contest) -> dict[str, int]:
+    """Runs on the validation split that each side's choice was made among."""
+    combinations = sum(entry.role == "ours" for entry in contest.entries.values())
+    rates = len(contest.rates)
+    return {"published": rates, "ours": rates * combinations}
+
+
+def resolution(seeds: Collection[Mapping[str, Run]], contest: Contest) -> float | None:
+    """Half the width of a typical 95 % interval of a difference of two methods.
+
+    The median over all pairs of methods of t(0.975, n - 1) s / sqrt(n), s the standard
+    deviation of the pair's differences in score over n seeds. None below two seeds.
+    """
+    if len(seeds) < 2:
+        return None
+    scores = np.array(
+        [[figures_of(contest, run)["score"] for run in runs.values()] for runs in seeds]
+    )
+    scores = scores[:, np.isfinite(scores).all(0)]
+    first, second = np.triu_indices(scores.shape[1], 1)
+    spread = np.std(scores[:, first] - scores[:, second], axis=0, ddof=1)
+    number = len(scores)
+    factor = scipy.special.stdtrit(number - 1, 0.975) / np.sqrt(number)
+    return float(factor * np.median(spread))
+
+
+def headroom(
+    seeds: Collection[Mapping[str, Run]], contest: Contest
+) -> list[list[float]]:
+    """Scores of FedAvg with the whole and with the smallest model, seed by seed.
+
+    What a larger model is worth on the task, where nobody's budget is in the way.
+    """
+    return [
+        [figures_of(contest, runs[name])["score"] for name in ("fedavg", "smallest")]
+        for runs in seeds
+    ]
+
+
 # ------------------------------------------------------------------------------- claims
 
 
-def claims_of(
-    contest: Contest, ours: str | None, rival: str
-) -> dict[str, tuple[Figure, Figure]]:
-    """Claim "A > B" -> (A, B), of a ratio at which `rival` is the best published."""
-    titles = {name: entry.title for name, entry in contest.entries.items()}
+class Claim(NamedTuple):
+    """That one method has a higher figure than another."""
 
-    def figure(name: str, of: str) -> Figure:
-        return lambda runs: figures_of(contest, runs[name])[of]
+    better: str
+    worse: str
+    """Both by their names in the contest."""
+    of: str = "score"
+    """Of `FIGURES`."""
 
-    def pair(a: str, b: str, of: str = "score", what: str = ""):
-        claim = f"{what}{titles[a]} > {what}{titles[b]}"
-        return claim, (figure(a, of), figure(b, of))
-
-    claims = [
-        pair(*names)
-        for names in (
-            ("dynamicfl", "fedavg"),
-            ("dynamicfl", "matched"),
-            ("dynamicfl", "heterofl"),
-            ("ladder", "heterofl"),
-            ("heterofl", "fedrolex"),
-            ("heterofl", "smallest"),
-            ("heterofl", "exclusive"),
+    def title(self, contest: Contest) -> str:
+        """As it is written."""
+        prefix = OF_TIERS.get(self.of, "")
+        return " > ".join(
+            prefix + contest.entries[name].title for name in (self.better, self.worse)
         )
-        if all(name in titles for name in names)
+
+    def figures(self, contest: Contest) -> tuple[Figure, Figure]:
+        """What is compared, as functions of the runs of a seed."""
+
+        def figure(name: str) -> Figure:
+            return lambda runs: figures_of(contest, runs[name])[self.of]
+
+        return figure(self.better), figure(self.worse)
+
+
+OF_TIERS = {
+    "worst_tier": "worst tier of ",
+    "own": "own sub-model at the worst tier of ",
+    "poorest": "poorest tier's own sub-model of ",
+}
+"""What a figure of `FIGURES` is called before the method that it is of."""
+
+
+def claims_of(contest: Contest, ours: str | None, rival: str) -> list[Claim]:
+    """What is judged at a ratio at which `rival` is the best published method."""
+    claims = [
+        Claim("dynamicfl", "fedavg"),
+        Claim("dynamicfl", "matched"),
+        Claim("dynamicfl", "heterofl"),
+        Claim("ladder", "heterofl"),
+        Claim("heterofl", "fedrolex"),
+        Claim("heterofl", "smallest"),
+        Claim("heterofl", "exclusive"),
     ]
     if ours:
-        claims.append(pair(ours, rival))
-        claims.append(pair(ours, rival, "worst_tier", "worst tier of "))
-        claims.append(pair(ours, rival, "own", "own sub-model at the worst tier of "))
-        others = ("fedavg", "fedavg_adjusted", "smallest_adjusted", "widths")
-        claims += [pair(ours, other) for other in others]
-    return dict(claims)
+        claims.append(Claim(ours, rival))
+        claims += [Claim(ours, rival, of) for of in ("worst_tier", "own", "poorest")]
+        claims.append(Claim(ours, BASELINE, "poorest"))
+        others = ("fedavg", "fedavg_adjusted", BASELINE, "widths")
+        claims += [Claim(ours, other) for other in others]
+    known = contest.entries.keys()
+    return [claim for claim in claims if {claim.better, claim.worse} <= known]
 
 
 def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +330,11 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
         "complete_seeds": {ratio: list(runs) for ratio, runs in seeds.items()},
         "claims": {
             ratio: experiment.judge(
-                claims_of(contest, ours, rivals[ratio]), list(runs.values())
+                {
+                    claim.title(contest): claim.figures(contest)
+                    for claim in claims_of(contest, ours, rivals[ratio])
+                },
+                list(runs.values()),
             )
             for ratio, runs in seeds.items()
         },

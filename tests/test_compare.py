@@ -136,6 +136,7 @@ def test_a_run_keeps_every_evaluation_and_what_tiers_spent(monkeypatch):
             "selected": 0.05 * 2,
             "accuracy": 0.1 * 5,
             "worst_tier": 0.05 * 5,
+            "poorest": 0.05 * 5,
             # The richest tier took no part.
             "own": 0.05 * 4,
             "gap": 0.3,
@@ -150,6 +151,12 @@ def test_a_tier_that_cannot_be_judged_is_not_the_worst():
         row["tiers"], row["own"] = [None, 0.6, 0.8], [0.5, None, 0.8]
     figures = standings.figures_of(BLOOD, made)
     assert (figures["worst_tier"], figures["own"]) == pytest.approx((0.6, 0.5))
+    assert figures["poorest"] == pytest.approx(0.5)
+    for row in made["evaluations"]:
+        row["own"] = [None, 0.6, 0.8]
+    assert np.isnan(standings.figures_of(BLOOD, made)["poorest"])
+    made["bytes"] = [0, 0, 1]
+    assert np.isnan(standings.figures_of(BLOOD, made)["poorest"])
 
 
 @pytest.mark.usefixtures("unfinal")
@@ -278,6 +285,8 @@ def test_the_validation_split_decides_who_of_ours_is_shown():
     assert "| **widths, adjusted logits, tiers weighed by loss** | 0.1 |" in text
     assert "| **widths, adjusted logits** |" not in text
     assert "widths, adjusted logits: 0.850;" in text.splitlines()[-1]
+    # Four combinations of ours at three learning rates, and one published method.
+    assert "3 for every published method, 12 for ours" in text.splitlines()[-1]
 
 
 def test_the_rival_is_the_best_published_of_its_ratio_by_the_validation_split():
@@ -297,7 +306,7 @@ def test_the_rival_is_the_best_published_of_its_ratio_by_the_validation_split():
 def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     made = results(made_up())
     for claims in made["claims"].values():
-        assert len(claims) == 14
+        assert len(claims) == 16
         assert all(claim["shown"] for claim in claims)
     # A tie is no ">", and two seeds do not outvote the third.
     made = results(made_up(dynamicfl_0=0.7, heterofl_0=0.7))
@@ -306,9 +315,10 @@ def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     assert missed == [f"{dynamicfl} > HeteroFL"]
     assert all(claim["shown"] for claim in made["claims"]["4:3:3"])
     # Differences 0, 0.2, 0.2; t(0.975, 2) = 4.303.
-    assert f"Not shown: {dynamicfl} > HeteroFL: +0.133 (-0.154 to +0.420)." in (
-        contest_page.table(BLOOD, made)
-    )
+    assert (
+        f"Not shown: {dynamicfl} > HeteroFL: +0.133 (-0.154 to +0.420) "
+        "[0.833, 0.700; 0.400]."
+    ) in contest_page.table(BLOOD, made)
 
 
 def test_only_seeds_that_all_methods_have_run_are_judged():
@@ -332,7 +342,7 @@ def test_the_table_has_the_figures_and_what_they_cost():
     # One hospital has no tiers, and nothing to compare at another ratio.
     (here, there) = re.findall(r"^\| one hospital.*$", text, re.M)
     assert here == there
-    assert here.endswith(" |  |  |  |  | 7 | 3 | 3,000 |")
+    assert here.endswith(" |  |  |  |  |  | 7 | 3 | 3,000 |")
 
 
 def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
@@ -343,7 +353,10 @@ def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
     text = contest_page.table(BLOOD, results(runs))
     (row, _) = re.findall(r"^\| FedAvg: the richest.*$", text, re.M)
     assert row.startswith("| FedAvg: the richest tier alone | 0.3 \\* | ")
-    assert row.split(" | ")[7] == ""
+    assert [row.split(" | ")[place] for place in (6, 8)] == ["", ""]
+    # Whom it leaves out has no sub-model of it, beside any claim.
+    claimed = f"> {BLOOD.entries['exclusive'].title}: +0.400 (+0.400 to +0.400)"
+    assert f"{claimed} [0.700, none; 0.400]" in text
     assert " | 0 / 0 / 7 | 0 / 0 / 1 | " in row
 
 
@@ -353,7 +366,33 @@ def test_the_sentence_says_who_wins_by_how_much_and_for_whom():
     said = contest_page.sentence(BLOOD, made)
     assert "0.883, does not beat at every seed HeteroFL, 0.783," in said
     assert "by +0.100 (-0.148 to +0.348); at the worst tier by +0.100" in said
+    # The poor are named beside the claim, with the baseline that may serve them better.
+    ours, baseline = (
+        BLOOD.entries[name].title for name in ("adjusted_tiers", "smallest_adjusted")
+    )
+    listed = f"at these hospitals: {ours}, 0.883; HeteroFL, 0.783; {baseline}, 0.400"
+    assert listed in said
+    assert "best of 12 trials, a published method of 3" in said
     assert "0.950, beats HeteroFL, 0.700, the best published method" in said
+
+
+def test_a_page_says_what_its_seeds_can_tell_and_whether_size_buys_anything():
+    runs = made_up(fedavg_0=0.6, fedavg_1=0.7, fedavg_2=0.8, smallest_0=0.4)
+    seeds = list(standings.complete(BLOOD, runs, FIRST).values())
+    pairs = standings.headroom(seeds, BLOOD)
+    assert pairs == [pytest.approx([whole, 0.4]) for whole in (0.6, 0.7, 0.8)]
+    two = BLOOD._replace(entries={n: BLOOD.entries[n] for n in ("fedavg", "smallest")})
+    only = [{name: runs[name] for name in two.entries} for runs in seeds]
+    # Differences 0.2, 0.3, 0.4: 4.3027 * 0.1 / sqrt(3).
+    assert standings.resolution(only, two) == pytest.approx(0.24841, abs=1e-5)
+    assert standings.resolution(only[:1], two) is None
+    (half,) = contest_page.limits(two, only)
+    assert half.startswith("3 seeds tell two methods apart to about ±0.248,")
+    # Less than a hundredth: no page may claim that sub-models help there.
+    for seed in only:
+        seed["fedavg"] = run(Job("fedavg", FIRST, 0, 0.1), 0.409)
+    said = contest_page.limits(two, only)[-1]
+    assert said.startswith("Model size buys nothing on this task: FedAvg has 0.409")
 
 
 def test_the_figure_shows_who_takes_part(tmp_path):

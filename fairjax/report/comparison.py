@@ -24,8 +24,9 @@ METRICS = (
     "eval/accuracy/client_mean",
     "eval/accuracy/client_worst",
     "eval/accuracy/tier_gap",
+    "eval/accuracy/tier_0/own",
 )
-"""What a table shows unless it is told."""
+"""What a table shows unless it is told; the last is what the poorest hospitals get."""
 
 
 class Group(NamedTuple):
