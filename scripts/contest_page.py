@@ -20,7 +20,6 @@ from scripts.standings import (
     done,
     figures_of,
     headroom,
-    resolution,
     shown,
     trials,
     tuning,
@@ -134,12 +133,13 @@ def _beside(
 def limits(contest: Contest, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sentences on what so many seeds, and this task, can show at all."""
     said = []
-    half = resolution(seeds, contest)
-    if half is not None:
-        said.append(
-            f"{counted(len(seeds)).capitalize()} tell two methods apart to about "
-            f"±{half:.3f}, the median half-width of a 95 % interval over all pairs."
-        )
+    if len(seeds) > 1:
+        scores = [
+            [figures_of(contest, runs[name])["score"] for runs in seeds]
+            for name in seeds[0]
+        ]
+        half = experiment.resolution(scores)
+        said.append(experiment.told_apart(len(seeds), half))
     pairs = headroom(seeds, contest)
     if np.mean([whole - small for whole, small in pairs]) < MARGIN:
         whole, small = np.mean(pairs, axis=0)
@@ -216,8 +216,18 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
             f"{contest.entries[name].title}, {value:.3f}"
             for name, value in zip(names, values, strict=True)
         )
+        within = [
+            name
+            for name in seeds[0]
+            if contest.entries[name].role != "reference"
+            and np.isfinite(pairs("poorest", names=[name])).all()
+        ]
+        every = np.mean(pairs("poorest", names=within), axis=0)
+        best = int(np.argmax(every))
         parts.append(
-            f"The poorest hospitals' own sub-model has, at these hospitals: {listed}"
+            f"The poorest hospitals' own sub-model has, at these hospitals: {listed}. "
+            f"Of all within the budgets {contest.entries[within[best]].title} serves "
+            f"them best, with {every[best]:.3f}"
         )
         parts += [line.removesuffix(".") for line in limits(contest, seeds)]
     sides = trials(contest)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from scripts import experiment
 from scripts.contests import Contest
@@ -218,25 +217,6 @@ def trials(contest: Contest) -> dict[str, int]:
     combinations = sum(entry.role == "ours" for entry in contest.entries.values())
     rates = len(contest.rates)
     return {"published": rates, "ours": rates * combinations}
-
-
-def resolution(seeds: Collection[Mapping[str, Run]], contest: Contest) -> float | None:
-    """Half the width of a typical 95 % interval of a difference of two methods.
-
-    The median over all pairs of methods of t(0.975, n - 1) s / sqrt(n), s the standard
-    deviation of the pair's differences in score over n seeds. None below two seeds.
-    """
-    if len(seeds) < 2:
-        return None
-    scores = np.array(
-        [[figures_of(contest, run)["score"] for run in runs.values()] for runs in seeds]
-    )
-    scores = scores[:, np.isfinite(scores).all(0)]
-    first, second = np.triu_indices(scores.shape[1], 1)
-    spread = np.std(scores[:, first] - scores[:, second], axis=0, ddof=1)
-    number = len(scores)
-    factor = scipy.special.stdtrit(number - 1, 0.975) / np.sqrt(number)
-    return float(factor * np.median(spread))
 
 
 def headroom(

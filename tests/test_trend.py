@@ -14,7 +14,8 @@ from scripts.experiment import interval
 
 def run(accuracy, tiers=None):
     tiers = tiers or 5 * [accuracy]
-    return {"accuracy": accuracy, "tiers": tiers, "parameters": [1], "seconds": 1.0}
+    known = {"accuracy": accuracy, "tiers": tiers, "poorest": tiers[0]}
+    return known | {"parameters": [1], "seconds": 1.0}
 
 
 def made_up(**changes):
@@ -41,10 +42,12 @@ def test_a_claim_is_shown_only_if_it_holds_for_every_seed():
     assert first["numbers"] == [[0.9, 0.8], [0.9, 0.9], [0.9, 0.8]]
     assert all(claim["shown"] for claim in rest)
     assert experiment.margin(first) == 0
-    shown, not_shown, _ = trend.table(results).split("\n\n")[2:]
+    shown, not_shown, _, baseline, half = trend.table(results).split("\n\n")[2:]
     assert shown.startswith("Shown at each of 3 seeds: DepthFL > HeteroFL (")
     assert not_shown.startswith("Not shown: full > DepthFL (")
     assert "full > DepthFL" not in shown
+    assert f"gives the poorest hospitals {interval([0.2, 0.2, 0.2])}" in baseline
+    assert half.startswith("3 seeds tell two methods apart to about ±0.000")
 
 
 def test_only_seeds_that_all_methods_have_run_are_judged():
@@ -61,7 +64,10 @@ def test_figures_are_mean_lowest_and_highest():
     results = trend.judged(made_up(full=[run(0.9), run(0.8), run(0.85)]))
     figure = results["figures"]["full"]["accuracy"]
     assert figure == {"mean": pytest.approx(0.85), "lowest": 0.8, "highest": 0.9}
-    assert f"| {interval([0.9, 0.8, 0.85])} |  |" in trend.table(results)
+    whole = interval([0.9, 0.8, 0.85])
+    assert f"| {whole} | {whole} |  |" in trend.table(results)
+    alone = interval(3 * [0.5])
+    assert f"| richest tier alone | {alone} |  |  |" in trend.table(results)
     widest_first = trend.table(results).splitlines()[4]
     assert widest_first.index("0.600") < widest_first.index("0.250")
 
@@ -73,6 +79,7 @@ def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
             if number % 2 == 0:
                 row["eval/accuracy"] = 0.2 * number
                 row |= {f"eval/accuracy/submodel_{t}": 0.1 * t for t in range(5)}
+                row["eval/accuracy/tier_0/own"] = 0.1 * number
             log(number, row)
         return SimpleNamespace(summary={"tiers": 5 * [{"parameters": 7}]})
 
@@ -82,6 +89,7 @@ def test_a_run_counts_the_evaluations_since_a_round(monkeypatch):
     late = trend.measure(config, since=3)
     assert late["accuracy"] == pytest.approx(0.8)
     assert late["tiers"] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert late["poorest"] == pytest.approx(0.4)
 
 
 @pytest.mark.usefixtures("unfinal")
