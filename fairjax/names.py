@@ -218,7 +218,9 @@ RULES: dict[str, Callable[[Any, Groups], Rule]] = {
     "fairfed": lambda c, known: fairfed(**c.fairness.fairfed),
     "fedce": lambda c, known: fedce(**c.fairness.fedce),
     "q_fedavg": lambda c, known: directions.q_fedavg(
-        **c.fairness.q_fedavg, learning_rate=c.local.learning_rate
+        **c.fairness.q_fedavg,
+        learning_rate=c.local.learning_rate,
+        weight_decay=c.local.weight_decay,
     ),
     "fedmgda": lambda c, known: directions.fedmgda(**c.fairness.fedmgda),
     "fedfv": lambda c, known: directions.fedfv(**c.fairness.fedfv),

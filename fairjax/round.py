@@ -303,7 +303,9 @@ def step(
         deltas, covers, kept, info, counts = layout.stack(train, slots)
         shared = jax.vmap(functools.partial(private.shared, state.private))
         scores = scores._replace(
-            delta=shared(deltas, cohort.tier), cover=shared(covers, cohort.tier)
+            delta=shared(deltas, cohort.tier),
+            cover=shared(covers, cohort.tier),
+            incoming=state.params,
         )
         if "validation" in rule.needs:
             assert validation is not None

@@ -273,14 +273,25 @@ def _check_rule(c: Any) -> None:
         what = f"none with rule {c.fairness.rule}, which asks for no attribute"
         checks.fail("fairness.group", what, c.fairness.group)
     _check_hospital_group(c, parts)
-    if "q_fedavg" in parts and c.local.optimizer != "sgd":
-        what = "sgd for q_fedavg, whose Lipschitz estimate is 1 / learning_rate"
-        checks.fail("local.optimizer", what, c.local.optimizer)
+    if "q_fedavg" in parts:
+        _check_plain_steps(c)
     made = names.rule(c)
     guarantees.check_sums(c, made)
     if made.combine is not None and c.fairness.denominator == "fixed":
         what = f"cover with rule {c.fairness.rule}, which has denominators of its own"
         checks.fail("fairness.denominator", what, "fixed")
+
+
+def _check_plain_steps(c: Any) -> None:
+    """Refuses local steps of which a change over the learning rate is no gradient."""
+    why = "for q_fedavg, which reads gradients off the changes of plain SGD"
+    if c.local.optimizer != "sgd":
+        checks.fail("local.optimizer", f"sgd {why}", c.local.optimizer)
+    for field in ("momentum", "clip"):
+        if c.local[field]:
+            checks.fail(f"local.{field}", f"0 {why}", c.local[field])
+    if c.submodel.name == "depthfl" and c.submodel.depthfl.feddyn:
+        checks.fail("submodel.depthfl.feddyn", f"0 {why}", c.submodel.depthfl.feddyn)
 
 
 def _check_hospital_group(c: Any, parts: list[str]) -> None:

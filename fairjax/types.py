@@ -387,6 +387,8 @@ class Scores(NamedTuple):
     """All changes, [K, ...] a leaf, without leaves that a client or a tier keeps for
     itself; 0 for a client that is not valid."""
     cover: Masks | None = None
+    incoming: Params | None = None
+    """The plain model that the changes are of, where they are asked for."""
     errors: Callable[[Params], Float[Array, "K"]] | None = None
     """(changes of the incoming model, [K, ...] a leaf) -> share of each client's
     validation records that the model so changed answers wrongly; NaN without any."""

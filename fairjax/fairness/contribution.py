@@ -23,7 +23,8 @@ class _Record(NamedTuple):
     error: Float[Array, "N"]
     weight: Float[Array, "N"]
     """Of the round before."""
-    round: Int[Array, ""]
+    rounds: Int[Array, "N"]
+    """How many it took part in: a mean is over these alone."""
 
 
 def fedce(*, mode: str) -> Rule:
@@ -51,7 +52,7 @@ def fedce(*, mode: str) -> Rule:
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> _Record:
         clients = len(counts)
         zero, one = jnp.zeros(clients), jnp.ones(clients)
-        return _Record(zero, one, one / clients, jnp.zeros((), jnp.int32))
+        return _Record(zero, one, one / clients, jnp.zeros(clients, jnp.int32))
 
     def weigh(
         state: _Record, cohort: Cohort, scores: Scores
@@ -61,7 +62,7 @@ def fedce(*, mode: str) -> Rule:
         before = simplex.over_valid(state.weight[who], valid)
         inner = gram(scores.delta, scores.delta).astype(before.dtype)
         cosine = state.cosine[who] + _cosines(inner, before)
-        rounds = (state.round + 1).astype(before.dtype)
+        rounds = (state.rounds[who] + 1).astype(before.dtype)
         a = _at_least(jnp.maximum(1 - cosine / rounds, 0), valid)
         b = _at_least(state.error[who] / rounds, valid)
         weights = _at_least(a + b if mode == "plus" else a * b, valid)
@@ -77,7 +78,7 @@ def fedce(*, mode: str) -> Rule:
             kept(state.cosine, cosine),
             kept(state.error, state.error[who] + error),
             kept(state.weight, weights),
-            state.round + 1,
+            state.rounds.at[slot].add(1, mode="drop"),
         )
 
     needs = frozenset({"update", "validation"})

@@ -51,25 +51,43 @@ def _anybody(covers: Masks, weights: Float[Array, "K"]) -> Masks:
 # ----------------------------------------------------------------------------- q-FedAvg
 
 
-def q_fedavg(*, q: float, learning_rate: Scalar) -> Rule:
+def q_fedavg(*, q: float, learning_rate: Scalar, weight_decay: Scalar = 0.0) -> Rule:
     """q-FedAvg: every client's step divided by an estimate of its Lipschitz constant.
 
         g_k = -L d_k,   L = 1 / (local learning rate of the round),
-        h_k = q F_k^(q-1) |g_k|^2 + L F_k^q,
+        h_k = q F_k^(q-1) |g_k| (|g_k| + c |m_k w|) + L F_k^q,
         change = -sum_k F_k^q g_k / sum_k h_k
 
-    F_k is the loss at the incoming model; sums run over the clients that cover a
-    coordinate. Records do not enter: q = 0 is the plain mean over clients.
+    F_k is the loss at the incoming model w, m_k w what client k holds of it, c the
+    weight decay; sums run over the clients that cover a coordinate. Records do not
+    enter: q = 0 is the plain mean over clients.
+
+    L is to bound the curvature of what clients descend by plain SGD,
+
+        G_k(v) = F_k(v) + c/2 |v|^2 + mu/2 |v - w|^2,
+
+    as a learning rate must that is not to overshoot. One step of it has g_k = grad G_k;
+    of more, the sum of their gradients stands for it, as published. h_k then bounds how
+    fast F_k^q grad G_k, of which the change is made, turns at w: its derivative is
+
+        F_k^q hess G_k + q F_k^(q-1) grad G_k grad F_k^T,
+        |hess G_k| <= L,   |grad F_k| <= |grad G_k| + c |m_k w|.
+
+    Without decay this is lemma 3 of the publication. At w the proximal term has neither
+    value nor gradient; its curvature mu is inside L. Momentum and clipping would make
+    g_k the gradient of nothing.
 
     Args:
         q: fairness, from 0.
         learning_rate: of the clients' optimiser, before the round's factor.
+        weight_decay: c, added to the gradient.
 
     Source: Li et al. 2020, "Fair resource allocation in federated learning",
-    algorithm 2; its code adds 1e-10 to every loss.
+    algorithm 2 and lemma 3; its code adds 1e-10 to every loss. With decay: ours.
     """
     checks.in_range("fairness.q_fedavg.q", q, 0)
     checks.positive("local.learning_rate with rule q_fedavg", learning_rate)
+    checks.in_range("local.weight_decay with rule q_fedavg", weight_decay, 0)
 
     def weigh(
         state: PyTree, cohort: Cohort, scores: Scores
@@ -86,18 +104,28 @@ def q_fedavg(*, q: float, learning_rate: Scalar) -> Rule:
     ) -> tuple[Params, Masks, PyTree]:
         valid = simplex.known(scores, cohort.valid)
         loss = jnp.where(valid, simplex.loss(scores), 1) + _FLOOR
-        lipschitz = 1 / (learning_rate * jnp.asarray(scores.rate, loss.dtype))
-        squares = _squared_norms(scores.delta) * lipschitz**2
-        # Numerator and denominator over the largest F^q, which cancels.
+        step = learning_rate * jnp.asarray(scores.rate, loss.dtype)
+        # In a round whose rate is 0 nobody has moved.
+        least = jnp.finfo(loss.dtype).tiny
+        length = jnp.sqrt(_squared_norms(scores.delta)) / jnp.maximum(step, least)
+        assert scores.incoming is not None
+        decay = weight_decay * jnp.sqrt(_held_squares(scores.incoming, scores.cover))
+        # Numerator and denominator over L and the largest F^q, which cancel.
         power = jnp.where(valid, weights / jnp.maximum(jnp.max(weights), 1e-30), 0)
-        h = power * (q * squares / loss + lipschitz)
-        return (
-            combined(power * lipschitz, scores.delta),
-            combined(h, scores.cover),
-            state,
-        )
+        h = power * (q * step * length * (length + decay) / loss + 1)
+        return combined(power, scores.delta), combined(h, scores.cover), state
 
     return Rule(weigh, _BOTH, combine=combine)
+
+
+def _held_squares(plain: Params, covers: Masks) -> Float[Array, "K"]:
+    """|m_k w|^2 of every client."""
+
+    def one(leaf: Array, cover: Array) -> Array:
+        held = cover * jnp.square(leaf)
+        return jnp.sum(held, axis=tuple(range(1, held.ndim)))
+
+    return _sum(jax.tree.map(one, plain, covers))
 
 
 def _squared_norms(stack: Params) -> Float[Array, "K"]:

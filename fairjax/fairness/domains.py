@@ -1,18 +1,35 @@
 """Rules that weigh domains: tiers, hospitals, groups of them or of patients.
 
-A rule keeps one log-multiplier a_d per domain, or sets it anew from the round's losses,
-and a client weighs
+A rule keeps one multiplier u_d = exp(a_d) per domain, or sets it anew from the round's
+losses, and a client weighs
 
-    w_k proportional to sum_d n_kd exp(a_d),
+    w_k proportional to sum_d n_kd u_d,
 
-n_kd its records in domain d. With all a_d alike this is FedAvg, whoever is in the
-cohort. A domain that is absent from a cohort keeps its multiplier. The tier rules are
-ours: no budget may buy a hospital less attention.
+n_kd its records in domain d. With all u_d alike this is FedAvg, whoever is in the
+cohort. The tier rules are ours: no budget may buy a hospital less attention.
+
+A rule that climbs (`agnostic`, `tier_gap`, `tier_afl`) moves masses,
+
+    lambda_d = N_d u_d / sum_e N_e u_e,    N_d the records of d in all cohorts so far,
+
+those of the domains that are present in a cohort alone, and leaves the sum of these
+masses as it was: a domain that is away keeps its own. Had it just kept its multiplier,
+it would lose: multipliers mean something only relative to each other, so that those who
+are there would gain on it by up to exp(rate F_d) a round, and a domain that is often
+away would be left with nothing, however badly it is served. The published answer, F_d
+over the probability that d is present (DRFA), is right on average; its noise moves
+masses even where all losses are alike. Here nothing moves then, whoever comes; and a
+cohort of one domain moves nothing at all. Where all are present the step is the
+published one.
+
+Source: mirror ascent on the coordinates that are seen. For DRFA, Deng, Kamani and
+Mahdavi 2020, "Distributionally robust federated averaging", algorithm 1.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -31,6 +48,15 @@ from fairjax.types import (
 )
 
 DOMAINS = ("tier", "client", "hospital_group", "group")
+
+
+class Ascent(NamedTuple):
+    """What a rule that climbs carries."""
+
+    scale: Float[Array, "D"]
+    """a_d, or u_d where a mass may be 0."""
+    records: Float[Array, "D"]
+    """N_d."""
 
 
 class Domains(NamedTuple):
@@ -102,14 +128,16 @@ def agnostic(
         client k minimises (1 / beta_k) sum_i alpha_d(i) l_i,    w_k ~ beta_k,
         lambda_d <- lambda_d exp(rate F_d) / Z,    lambda_d = N_d / N at first;
 
+    with Z such that the masses of the domains in a cohort add up to what they did: see
+    the head of this module. (The published code gives an absent domain the loss 0.)
     rate = 0 is FedAvg. Patient groups are told apart inside a client: a batch of b of
     its n_k records has the loss (1 / b) sum_i v_i l_i, v_i = n_k alpha_d(i) / beta_k,
     whose mean is the client's objective. (The published code leaves out n_k / b, a
     factor on the learning rate.) Records of unknown group are a domain of their own:
     none is left out. Where a client has one domain, v = 1.
 
-    Held as a_d = log(lambda_d N / N_d), so that N_d, which the published algorithm
-    estimates over a window of cohorts, cancels.
+    Carried as a_d = log(lambda_d N / N_d), so that in alpha and beta N_d cancels, which
+    the published algorithm estimates over a window of cohorts.
 
     Args:
         rate: of the ascent.
@@ -123,17 +151,17 @@ def agnostic(
     checks.in_range("fairness.agnostic.rate", rate, 0)
     checks.one_of("fairness.agnostic.domain", domain, DOMAINS)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "D"]:
+    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
         number = {
             "tier": tiers,
             "client": len(counts),
             "hospital_group": max(hospitals, default=-1) + 1,
             "group": groups + 1,
         }
-        return jnp.zeros(number[domain])
+        return Ascent(jnp.zeros(number[domain]), jnp.zeros(number[domain]))
 
     def divided(
-        state: Float[Array, "D"], cohort: Cohort, scores: Scores
+        state: Ascent, cohort: Cohort, scores: Scores
     ) -> tuple[Domains, Bool[Array, "K"]]:
         valid = simplex.known(scores, cohort.valid)
         if domain == "group":
@@ -142,21 +170,19 @@ def agnostic(
         whose = cohort.tier if domain == "tier" else cohort.client
         if domain == "hospital_group":
             whose = jnp.asarray(hospitals)[cohort.client]
-        return _of_clients(whose, scores, valid, len(state)), valid
+        return _of_clients(whose, scores, valid, len(state.scale)), valid
 
     def weigh(
-        state: Float[Array, "D"], cohort: Cohort, scores: Scores
+        state: Ascent, cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         domains, valid = divided(state, cohort, scores)
         moved = _moved(state, rate, domains.loss, domains)
-        return _weigh(state, domains, valid), moved
+        return _weigh(state.scale, domains, valid), moved
 
-    def tell(
-        state: Float[Array, "D"], cohort: Cohort, scores: Scores
-    ) -> Float[Array, "K D"]:
+    def tell(state: Ascent, cohort: Cohort, scores: Scores) -> Float[Array, "K D"]:
         """The factors v of all domains, for every client."""
         domains, _ = divided(state, cohort, scores)
-        alpha = _multiplier(state, domains)
+        alpha = _multiplier(state.scale, domains)
         records = jnp.sum(domains.count, axis=1, keepdims=True)
         beta = jnp.sum(domains.count * alpha, axis=1, keepdims=True)
         return alpha * records / jnp.where(beta > 0, beta, 1)
@@ -184,27 +210,39 @@ _LEAST = -100.0
 
 
 def _moved(
-    state: Float[Array, "D"],
-    rate: float,
-    value: Float[Array, "D"],
-    domains: Domains,
-) -> Float[Array, "D"]:
-    """The multipliers after a_d <- a_d + rate value_d of the domains that are present.
+    state: Ascent, rate: float, value: Float[Array, "D"], domains: Domains
+) -> Ascent:
+    """After a step of exponentiated gradient by those who are present, P.
 
-    Only differences count: the largest is kept at 0, and none falls below `_LEAST`, so
-    that a lost domain can return.
+        lambda_d <- lambda_d exp(rate value_d) M_P / sum_P lambda_e exp(rate value_e),
+
+    M_P = sum_P lambda_e. Only differences count: the largest a_d is kept at 0, and none
+    falls below `_LEAST`, so that a lost domain can return. Up to such a shift, those
+    who are present move by rate value_d, as they do where all are, and those who are
+    away by the logarithm of what that multiplies M_P by.
 
     Args:
-        state: between `_LEAST` and 0.
+        state: its a_d between `_LEAST` and 0.
         rate: of the step.
         value: of a domain, from 0.
         domains: which are present.
     """
-    value = jnp.where(domains.present, value, 0)
+    here = domains.present
+    records = state.records + jnp.sum(domains.count, axis=0).astype(state.records.dtype)
+    value = jnp.where(here, value, 0)
     # Relative to the largest nothing overflows that would not end at the floor.
     step = jnp.maximum(rate * (value - jnp.max(value)), 2 * _LEAST)
-    moved = state + step.astype(state.dtype)
-    return jnp.maximum(moved - jnp.max(moved), _LEAST)
+    step = step.astype(state.scale.dtype)
+    mass = jnp.log(jnp.where(here, records, 1)) + state.scale
+    gain = _log_sum(mass + step, here) - _log_sum(mass, here)
+    moved = state.scale + jnp.where(here, step, gain)
+    return Ascent(jnp.maximum(moved - jnp.max(moved), _LEAST), records)
+
+
+def _log_sum(log_mass: Float[Array, "D"], where: Bool[Array, "D"]) -> Float[Array, ""]:
+    """The logarithm of sum_d exp(log_mass_d); 0 where there is nobody."""
+    total = jax.nn.logsumexp(log_mass, where=where)
+    return jnp.where(jnp.any(where), total, 0)
 
 
 # -------------------------------------------------------------------------------- tiers
@@ -264,20 +302,25 @@ def tier_gap(*, rate: float) -> Rule:
 
     Accuracies are over a tier's training records, of its own sub-models at the incoming
     model. rate = 0 is FedAvg; `capped` bounds what the gap of a tier that cannot catch
-    up adds up to.
+    up adds up to. In a cohort without all tiers the gap is that to the best of those
+    who are there, and the tiers that are away keep their mass, as in `agnostic`: added
+    to multipliers alone, the gap of a middle tier would be taken from them.
     """
     checks.in_range("fairness.tier_gap.rate", rate, 0)
 
+    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
+        return Ascent(jnp.zeros(tiers), jnp.zeros(tiers))
+
     def weigh(
-        state: Float[Array, "T"], cohort: Cohort, scores: Scores
+        state: Ascent, cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         valid = simplex.known(scores, cohort.valid)
-        domains = _of_clients(cohort.tier, scores, valid, len(state))
+        domains = _of_clients(cohort.tier, scores, valid, len(state.scale))
         best = jnp.max(domains.accuracy, where=domains.present, initial=0)
         state = _moved(state, rate, best - domains.accuracy, domains)
-        return _weigh(state, domains, valid), state
+        return _weigh(state.scale, domains, valid), state
 
-    return Rule(weigh, LOSS, init=_level)
+    return Rule(weigh, LOSS, init=init)
 
 
 def tier_afl(*, rate: float) -> Rule:
@@ -285,25 +328,35 @@ def tier_afl(*, rate: float) -> Rule:
 
         lambda <- Proj_simplex(lambda + rate F),   w_k = lambda_t(k) n_k / N_t(k),
 
-    F_t the mean loss over a tier's records. What is carried is lambda minus the share
-    of records, so that rate = 0 is FedAvg for every cohort.
+    F_t the mean loss over a tier's records. In a cohort without all tiers the masses
+    of those that are there are projected to the sum they had, and its weights are
+    lambda_t(k) n_k / N_t(k) over their sum: the head of this module says why. Carried
+    is u_t = lambda_t N / N_t, so that rate = 0 is FedAvg for every cohort.
 
     Source: Mohri et al. 2019, algorithm 1, with tiers for clients.
     """
     checks.in_range("fairness.tier_afl.rate", rate, 0)
 
+    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
+        return Ascent(jnp.ones(tiers), jnp.zeros(tiers))
+
     def weigh(
-        state: Float[Array, "T"], cohort: Cohort, scores: Scores
+        state: Ascent, cohort: Cohort, scores: Scores
     ) -> tuple[Float[Array, "K"], PyTree]:
         valid = simplex.known(scores, cohort.valid)
-        domains = _of_clients(cohort.tier, scores, valid, len(state))
-        records = jnp.sum(domains.count, axis=0)
-        share = records / jnp.maximum(jnp.sum(records), 1)
-        held = jnp.where(domains.present, jnp.maximum(share + state, 0), 0)
-        mass = simplex.restricted(held, share)
-        weights = jnp.sum(domains.count * (mass / jnp.maximum(records, 1)), axis=1)
-        climbed = ascend(mass, rate, domains.loss, domains.present, jnp.sum(mass))
-        state = jnp.where(domains.present, climbed - share, state).astype(state.dtype)
-        return simplex.over_valid(weights, valid), state
+        domains = _of_clients(cohort.tier, scores, valid, len(state.scale))
+        here, now = domains.present, jnp.sum(domains.count, axis=0)
+        records = state.records + now.astype(state.records.dtype)
+        mass = simplex.restricted(now * state.scale, now / jnp.maximum(jnp.sum(now), 1))
+        weights = jnp.sum(domains.count * (mass / jnp.maximum(now, 1)), axis=1)
 
-    return Rule(weigh, LOSS, init=_level)
+        share = records / jnp.maximum(jnp.sum(records), 1)
+        everybody = share * state.scale
+        total = jnp.sum(everybody)
+        held = jnp.where(here, everybody / jnp.where(total > 0, total, 1), 0)
+        climbed = ascend(held, rate, domains.loss, here, jnp.sum(held))
+        scale = climbed * jnp.where(total > 0, total, 1) / jnp.where(here, share, 1)
+        scale = jnp.where(here, scale, state.scale).astype(state.scale.dtype)
+        return simplex.over_valid(weights, valid), Ascent(scale, records)
+
+    return Rule(weigh, LOSS, init=init)

@@ -33,7 +33,8 @@ def fairfed(*, beta: float) -> Rule:
     together. A negative v_k is set to 0, which the publication leaves open. beta = 0 is
     FedAvg.
 
-    All hospitals take part in every round.
+    All hospitals take part in every round. One that a fault keeps away has the share of
+    all v that it had: where others' negative ones are set to 0, it gains as they do.
 
     Source: FairFed, Ezzeldin et al. 2023, "FairFed: enabling group fairness in
     federated learning", algorithm 1.
@@ -60,10 +61,13 @@ def fairfed(*, beta: float) -> Rule:
         away = jnp.where(jnp.isnan(by_gap), by_accuracy, by_gap)
         number = jnp.maximum(jnp.sum(valid), 1).astype(away.dtype)
         mean = jnp.sum(away, where=valid) / number
-        moved = state[cohort.client] - beta * (away - mean).astype(state.dtype)
+        before = jnp.where(valid, state[cohort.client], 0)
+        moved = before - beta * (away - mean).astype(state.dtype)
         moved = jnp.where(valid, jnp.maximum(moved, 0), 0)
         slot = jnp.where(valid, cohort.client, len(state))
         weights = simplex.restricted(moved, simplex.by_records(scores, valid))
-        return weights, state.at[slot].set(moved, mode="drop")
+        had = jnp.sum(before)
+        growth = jnp.where(had > 0, jnp.sum(moved) / jnp.where(had > 0, had, 1), 1)
+        return weights, (state * growth).at[slot].set(moved, mode="drop")
 
     return Rule(weigh, LOSS, everyone=True, init=init)

@@ -244,10 +244,13 @@ def ascend(
     valid: Bool[Array, "K"],
     total: Float[Array, ""],
 ) -> Float[Array, "K"]:
-    """Proj(mass + rate * loss) onto {x >= 0, sum x = total}, 0 where not valid."""
+    """Proj(mass + rate * loss) onto {x >= 0, sum x = total}, 0 where not valid.
+
+    Who is away keeps its mass where `total` is what the others had; of 0 it stays 0.
+    """
     high = jnp.where(valid, jnp.ones_like(mass), 0)
     scale = jnp.where(total > 0, total, 1)
     # A common shift moves no projection, nor does how far beyond 1 behind a mass is.
     step = jnp.maximum(rate * _from_largest(loss, valid) / scale, -2)
     climbed = mass / scale + step
-    return scale * simplex.project(climbed, jnp.zeros_like(mass), high)
+    return total * simplex.project(climbed, jnp.zeros_like(mass), high)

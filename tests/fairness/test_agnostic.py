@@ -120,7 +120,7 @@ def test_what_clients_are_told_has_mean_one_over_their_records():
     records = count.sum(2)
     np.testing.assert_allclose((told * records).sum(1), records.sum(1), rtol=1e-5)
     # The ratio of two domains is that of their multipliers, at every client.
-    apart = np.exp(state[0] - state[1])
+    apart = np.exp(state.scale[0] - state.scale[1])
     np.testing.assert_allclose(told[:, 0] / told[:, 1], apart, rtol=1e-4)
 
 

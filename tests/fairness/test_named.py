@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from configs import default, heart_disease
 from fairjax import checks, layout, names, round, schema, specs
 from fairjax.fairness import personal
 from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Federation
+from fairjax.types import Federation, Scores
 from tests import fakes
 
 NEUTRAL = {
@@ -178,6 +178,22 @@ REFUSED = {
     "local.optimizer": [
         ({"fairness.rule": "q_fedavg", "local.optimizer": "adam"}, "sgd for q_fedavg"),
     ],
+    "local.momentum": [
+        ({"fairness.rule": "q_fedavg", "local.momentum": 0.9}, "0 for q_fedavg"),
+    ],
+    "local.clip": [
+        ({"fairness.rule": "q_fedavg", "local.clip": 1.0}, "0 for q_fedavg"),
+    ],
+    "submodel.depthfl.feddyn": [
+        (
+            {
+                "fairness.rule": "q_fedavg+logit_adjust",
+                "submodel.name": "depthfl",
+                "submodel.depthfl.feddyn": 0.1,
+            },
+            "0 for q_fedavg",
+        ),
+    ],
     "fairness.cvar.alpha": [
         ({"fairness.rule": "cvar", "fairness.cvar.alpha": 0.0}, "0, 1"),
     ],
@@ -195,6 +211,27 @@ def test_what_cannot_be_is_refused_by_name(where, fields, what):
         schema.check(c)
 
 
+def test_q_fedavg_reads_the_decay_of_the_config():
+    """Heart disease is trained with one: 1 + q |g| (|g| + 0.1 |w|) / (L F)."""
+    c = heart_disease.get_config()
+    c.fairness.rule = "q_fedavg"
+    schema.check(c)
+    rule, d, w = names.rule(c), jnp.asarray([[0.3, 0.4]]), jnp.asarray([3.0, 4.0])
+    known = Scores(
+        jnp.ones(1, int),
+        jnp.ones(1),
+        delta={"w": d},
+        cover={"w": jnp.ones((1, 2))},
+        incoming={"w": w},
+    )
+    alone = fakes.cohort((0,), (0,))
+    given, _ = rule.weigh((), alone, known)
+    _, den, _ = rule.combine((), alone, known, given)
+    length, lipschitz = 0.5 / 0.03, 1 / 0.03
+    expected = 1 + length * (length + 0.1 * 5) / lipschitz
+    np.testing.assert_allclose(den["w"], expected, rtol=1e-5)
+
+
 def test_a_rule_for_everybody_refuses_a_part_of_them():
     c = config("afl", cohort=3)
     with pytest.raises(checks.InputError, match=r"^cohort: .*all hospitals.* afl"):
@@ -209,7 +246,7 @@ def test_every_hospital_has_a_group_in_their_order():
     run = specs.build(c)
     assert run.hospital_groups == ("east", "north", "south")
     assert run.group_of == (2, 1, 2, 0)
-    assert run.spec.rule.init({}, jnp.ones(4, int), 4).shape == (3,)
+    assert run.spec.rule.init({}, jnp.ones(4, int), 4).scale.shape == (3,)
     c.fairness.hospital_group = ("south", "north", "south")
     what = r"^fairness\.hospital_group: .*4 groups, one per hospital \(hospital_0, "
     with pytest.raises(checks.InputError, match=what):

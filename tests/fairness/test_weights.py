@@ -441,7 +441,7 @@ def test_tier_gap_raises_who_is_behind_until_it_is_not():
     rule, count = domains.tier_gap(rate=2.0), np.array([2, 2, 2, 4, 2])
     loss = np.array([1.0, 1.0, 0.25, 0.0, 0.25])
     accuracy = np.array([0.5, 0.8, 1.0])
-    first, state = once(rule, count, loss, state=jnp.zeros(T))
+    first, state = once(rule, count, loss, state=rule.init({}, jnp.asarray(count), T))
     raw = np.exp(2 * (1 - accuracy))
     np.testing.assert_allclose(by_tier(first), raw / raw.sum(), rtol=1e-5)
     second, state = once(rule, count, loss, state=state)
@@ -453,7 +453,7 @@ def test_tier_gap_raises_who_is_behind_until_it_is_not():
 def test_tier_afl_by_hand():
     rule, count = domains.tier_afl(rate=0.1), np.array([1, 1, 3, 2, 3])
     loss = np.array([2.0, 2.0, 1.0, 0.0, 1.0])
-    first, state = once(rule, count, loss, state=jnp.zeros(T))
+    first, state = once(rule, count, loss, state=rule.init({}, jnp.asarray(count), T))
     np.testing.assert_allclose(by_tier(first), [0.2, 0.6, 0.2], rtol=1e-6)
     second, _ = once(rule, count, loss, state=state)
     np.testing.assert_allclose(by_tier(second), [0.3, 0.6, 0.1], rtol=1e-5)

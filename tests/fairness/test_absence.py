@@ -1,0 +1,172 @@
+"""No rule takes from a domain because it was away, or forgets whom it has not seen."""
+
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
+
+from fairjax.fairness import contribution, domains, groups, weights
+from fairjax.types import Cells, Cohort, Scores
+
+N, ROUNDS = 10, 200
+COUNT = np.array([20, 5, 30, 20, 40, 10, 20, 15, 20, 60], np.float32)
+DOMAIN = np.array([0, 0, 1, 1, 1, 2, 2, 2, 2, 2], np.int32)
+"""Of every hospital: its tier, its group of hospitals and its patients' group."""
+OF = {
+    "tier": {},
+    "client": {},
+    "hospital_group": {"hospitals": tuple(DOMAIN.tolist())},
+    "group": {"groups": 2},
+}
+RULES = {
+    **{
+        f"agnostic_{name}": domains.agnostic(rate=0.5, domain=name, **more)
+        for name, more in OF.items()
+    },
+    "tier_afl": domains.tier_afl(rate=0.1),
+    "tier_gap": domains.tier_gap(rate=2.0),
+}
+"""All that climb and take any cohort. (`afl` asks for everybody.)"""
+
+
+def known(loss) -> Scores:
+    """Patients of group 2 are those of unknown group; 1 / (1 + loss) are right."""
+    place = jnp.asarray(DOMAIN)[:, None, None] == jnp.arange(3)[:, None]
+    count = jnp.where(place, jnp.asarray(COUNT)[:, None, None], 0)
+    loss = loss[:, None, None]
+    return Scores(
+        jnp.asarray(COUNT, jnp.int32),
+        loss[:, 0, 0],
+        Cells(count, count * loss, count / (1 + loss)),
+    )
+
+
+def coming(valid) -> Cohort:
+    return Cohort(jnp.arange(N), jnp.asarray(DOMAIN), valid)
+
+
+@functools.cache
+def long_run(name):
+    """(losses, log presence, K, seed) -> weights of all N after `ROUNDS` cohorts."""
+    rule = RULES[name]
+
+    def run(loss, presence, size, seed):
+        def once(state, key):
+            order = jnp.argsort(-presence - jax.random.gumbel(key, (N,)))
+            valid = jnp.argsort(order) < size
+            return rule.weigh(state, coming(valid), known(loss))[1], None
+
+        keys = jax.random.split(jax.random.key(seed), ROUNDS)
+        start = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+        state, _ = jax.lax.scan(once, start, keys)
+        return rule.weigh(state, coming(jnp.ones(N, bool)), known(loss))[0]
+
+    return jax.jit(jax.vmap(run, in_axes=(None, None, 0, 0)))
+
+
+SIZES = jnp.arange(1, N + 1)
+OFTEN_AWAY = jnp.log(jnp.asarray([0.1, 0.1, *[1.0] * 8], jnp.float32))
+"""How likely hospitals come, beside the others: those of domain 0 seldom."""
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_with_equal_losses_nobody_gains_or_loses_in_any_cohorts(name):
+    loss = jnp.full(N, 0.6)
+    got = long_run(name)(loss, OFTEN_AWAY, SIZES, SIZES)
+    share = np.tile(COUNT / COUNT.sum(), (N, 1))
+    np.testing.assert_allclose(got, share, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_who_is_served_worst_gains_however_seldom_it_comes(name):
+    """Beside a domain that comes often and is served nearly as badly.
+
+    In cohorts of one nobody is compared with anybody.
+    """
+    loss = jnp.asarray([1.2, 1.2, 1.0, 1.0, 1.0, *[0.1] * 5])
+    got = np.asarray(long_run(name)(loss, OFTEN_AWAY, SIZES, SIZES))[:, :2].sum(1)
+    share = COUNT[:2].sum() / COUNT.sum()
+    assert np.all(got >= share * (1 - 1e-4))
+    assert np.all(got[1:] > 1.2 * share)
+
+
+@functools.cache
+def stepping(name):
+    rule = RULES[name]
+    return jax.jit(
+        lambda state, valid, loss: rule.weigh(state, coming(valid), known(loss))
+    )
+
+
+cohorts = st.lists(arrays(bool, N), min_size=2, max_size=6)
+losses = arrays(np.float32, N, elements=st.floats(0, 4, width=32))
+
+
+@given(st.sampled_from(sorted(RULES)), cohorts, losses)
+def test_masses_of_those_who_are_away_stay(name, visits, loss):
+    rule, step = RULES[name], stepping(name)
+    state = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+    for valid in visits:
+        before, (_, state) = state, step(state, valid, loss)
+    whose = np.arange(N) if name == "agnostic_client" else DOMAIN
+    away = np.setdiff1d(whose, whose[valid])
+
+    def masses(scale):
+        multiplier = (
+            np.float64(scale) if name == "tier_afl" else np.exp(np.float64(scale))
+        )
+        return state.records * multiplier / np.sum(state.records * multiplier)
+
+    if np.any(valid):
+        kept = masses(before.scale)[away], masses(state.scale)[away]
+        np.testing.assert_allclose(*kept, rtol=1e-4, atol=1e-7)
+
+
+# --------------------------------------------- who asks for everybody and misses some
+
+
+def test_afl_gives_nobody_mass_that_others_have():
+    """The only one who came has none."""
+    rule = weights.afl(rate=0.5)
+    state = jnp.asarray([0.0, 0.6, 0.4, *[0.0] * 7])
+    got, state = rule.weigh(state, coming(jnp.arange(N) == 0), known(jnp.ones(N)))
+    np.testing.assert_allclose(got[0], 1)
+    np.testing.assert_allclose(state, [0, 0.6, 0.4, *[0.0] * 7], atol=1e-7)
+
+
+def test_fairfed_leaves_who_is_away_its_share_of_all():
+    """Of three who came one falls to 0, which raises the sum of the three."""
+    rule = groups.fairfed(beta=2.0)
+    right = jnp.asarray([0.9, 0.5, 0.5, 0.5, *[0.0] * 6])[:, None, None]
+    scores = known(jnp.ones(N))
+    assert scores.cells is not None
+    # Nobody has positives: accuracies are compared.
+    scores = scores._replace(
+        cells=scores.cells._replace(right=scores.cells.count * right)
+    )
+    before = rule.init({}, jnp.asarray(COUNT, jnp.int32), 1)
+    _, after = rule.weigh(before, coming(jnp.arange(N) < 3), scores)
+    assert after[0] == 0
+    np.testing.assert_allclose((after / after.sum())[3:], before[3:], rtol=1e-5)
+
+
+def test_fedce_takes_means_over_the_rounds_that_a_hospital_was_in():
+    """All hospitals are alike; the first missed four rounds of six."""
+    rule = contribution.fedce(mode="plus")
+    changes = {"a": jnp.concatenate([jnp.eye(N), jnp.ones((N, 1))], axis=1)}
+    scores = Scores(
+        jnp.full(N, 10),
+        delta=changes,
+        cover=jax.tree.map(jnp.ones_like, changes),
+        errors=lambda _: jnp.ones(N),
+    )
+    state, got = rule.init({}, jnp.full(N, 10), 1), jnp.zeros(N)
+    for number in range(6):
+        valid = jnp.ones(N, bool).at[0].set(number in (0, 5))
+        got, state = rule.weigh(state, coming(valid), scores)
+    np.testing.assert_allclose(got, 1 / N, rtol=0.05)
