@@ -149,7 +149,8 @@ def get_config() -> ConfigDict:
     c.submodel.nefl = ConfigDict()
     # Share of the parameters that narrowing leaves, per tier; (): tiers.budget.
     c.submodel.nefl.width = ()
-    c.submodel.nefl.dropped = ()  # identity blocks dropped per tier, from the end
+    # Identity blocks dropped per tier: how many from the end, or a tuple of positions.
+    c.submodel.nefl.dropped = ()
     c.submodel.lora = ConfigDict()
     c.submodel.lora.rank = 8  # of the richest tier; the others keep their budget of it
     c.submodel.lora.alpha = 16.0  # kernels change by alpha / rank * a b, at every tier

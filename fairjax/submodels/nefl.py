@@ -14,33 +14,44 @@ from fairjax.submodels import depth
 from fairjax.types import Axes, Kept, Member, Method, Params, Size, Units
 
 
+Dropped = int | tuple[int, ...]
+"""Identity blocks of a tier: how many from the end, or at which positions."""
+
+
 def nefl(
     axes: Axes,
     budget: tuple[float, ...],
     *,
     width: tuple[float, ...],
-    dropped: tuple[int, ...],
+    dropped: tuple[Dropped, ...],
 ) -> Method:
     """NeFL: nested sub-models in both directions, each with its own step sizes.
 
     A tier keeps the first ceil(sqrt(width) * U) of the U units of every hidden axis and
-    all residual blocks but its last `dropped` identity blocks: x + s F(x) of a dropped
-    block is x, and the learnable s of the others make up for it. Step sizes and the
-    norms' scale and bias are private to the tier; all else is the mean over those who
-    hold it, and what nobody holds keeps its value.
+    all residual blocks but those it drops: x + s F(x) of a dropped block is x, and the
+    learnable s of the others make up for it. Step sizes and the norms' scale and bias
+    are private to the tier, and the whole model has the richest tier's; all else is the
+    mean over those who hold it, and what nobody holds keeps its value.
 
     Args:
         axes: unit axes of the plain model.
         budget: share of the parameters of every tier, in (0, 1], smallest first.
         width: share of the parameters that narrowing leaves, per tier; (): budget.
-        dropped: blocks dropped per tier, the last one first; (): none. Blocks of
-            `Axes.fixed` are never dropped.
+        dropped: per tier how many identity blocks are dropped, the last one first, or
+            the positions of those that are, from 0: ((4, 5), 1, 0); (): none. Identity
+            blocks are all but those of `Axes.fixed`.
 
     Raises:
-        InputError: another number of tiers, or more blocks than can be dropped.
+        InputError: another number of tiers, more blocks than can be dropped, or a
+            position where none can.
 
-    Source: Kang et al. 2023. Deviates: the released code zeroes a block that nobody in
-    the cohort holds; tiers do not jitter from round to round.
+    Source: Kang et al. 2023. Deviates: clients are weighted by the fairness rule (the
+    released code counts each once: rule "uniform"); it zeroes a block that nobody in
+    the cohort holds; tiers do not jitter from round to round; moments of batch norms
+    are a tier's own under moments "per_tier" alone, as they are there. A block that
+    changes the stream's shape goes with its projection, so it cannot be dropped; three of
+    the released tiers (D, ResNet-18) drop such a block, keep its projection, and throw
+    away what that learns.
     """
     shares = width or budget
     drops = dropped or (0,) * len(budget)
@@ -50,12 +61,7 @@ def nefl(
             checks.fail(f"submodel.nefl.{where}", what, values)
     sizes = [unit_axes.prefix_sizes(axes, math.sqrt(share)) for share in shares]
     length = axes.blocks.get(depth.BLOCKS, 0)
-    identity = [block for block in range(length) if block not in axes.fixed]
-    for number in drops:
-        # One block at least remains.
-        most = min(len(identity), max(length - 1, 0))
-        checks.in_range("submodel.nefl.dropped", number, 0, most)
-    gone = [identity[len(identity) - number :] for number in drops]
+    gone = [_gone(axes, length, choice) for choice in drops]
     kept = [tuple(b for b in range(length) if b not in blocks) for blocks in gone]
     table = jnp.asarray([[b in blocks for b in range(length)] for blocks in kept])
 
@@ -71,6 +77,24 @@ def nefl(
         return Size(sizes[tier], {depth.BLOCKS: kept[tier]} if length else {})
 
     return Method(units=units, size=size, private=_inconsistent)
+
+
+def _gone(axes: Axes, length: int, choice: Dropped) -> tuple[int, ...]:
+    """Positions of the blocks that a tier drops."""
+    where = "submodel.nefl.dropped"
+    identity = [block for block in range(length) if block not in axes.fixed]
+    # One block at least remains.
+    most = min(len(identity), max(length - 1, 0))
+    if isinstance(choice, tuple):
+        if len(choice) > most or len(set(choice)) < len(choice):
+            checks.fail(where, f"at most {most} positions, each once", choice)
+        if not set(choice) <= set(identity):
+            checks.fail(where, f"positions among {identity}", choice)
+        return choice
+    if not isinstance(choice, int):
+        checks.fail(where, "a number or a tuple of positions per tier", choice)
+    checks.in_range(where, choice, 0, most)
+    return tuple(identity[len(identity) - choice :])
 
 
 def _inconsistent(params: Params) -> Any:

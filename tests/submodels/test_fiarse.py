@@ -10,11 +10,13 @@ import optax
 import pytest
 
 from fairjax import checks, client, layout, round
+from fairjax.models import mlp
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fiarse import fiarse, through
-from fairjax.types import Examples, Kept
+from fairjax.types import Kept
 from tests import fakes
+from tests.submodels import rounds
 from tests.submodels.by_hand import (
     cross_entropy,
     each,
@@ -22,7 +24,6 @@ from tests.submodels.by_hand import (
     gradient,
     leaves,
     perceptron,
-    plain,
 )
 
 BUDGET = (0.1, 0.29, 1.0)
@@ -31,6 +32,7 @@ IMAGE = jnp.zeros((1, 8, 8, 1))
 PARAMS = fakes.drawn(MODEL, IMAGE)
 LAYERS = ("conv0", "conv1", "head")
 NORMS = ("norm0", "norm1")
+MLP, DECAY = mlp(classes=rounds.CLASSES, hidden=(7, 5)), 0.1
 
 
 def masks(method, tier):
@@ -84,10 +86,11 @@ def test_the_gain_by_hand():
     np.testing.assert_array_equal(zero(jnp.asarray([0.0, 3.0])), [1, 1])
 
 
-def released(theta, share, x, y, *, steps, rate, decay, frozen=False):
+def released(theta, share, x, y, *, steps, frozen=False):
     """(change, mask at the start, weights that fell) of local steps, in NumPy.
 
-    Weights of 0 that start below the threshold stay 0; `frozen` keeps the first mask.
+    Weights that start below the threshold are 0 and stay so; `frozen` keeps the first
+    mask in all steps.
     """
     sizes = np.sort(np.concatenate([abs(leaf).ravel() for leaf in leaves(theta)]))
     tau = sizes[::-1][math.floor(share * sizes.size) - 1]
@@ -102,7 +105,7 @@ def released(theta, share, x, y, *, steps, rate, decay, frozen=False):
 
         def moved(w, g, m, trained):
             straight = g * (1 + 2 * tau * abs(w) / (abs(w) + tau) ** 2) * m
-            return w - rate * (straight + decay * w) * trained
+            return w - 0.1 * (straight + DECAY * w) * trained
 
         weights = each(moved, weights, slope, mask, first)
     fell = each(lambda w, m: m & (abs(w) < tau), weights, first)
@@ -110,44 +113,44 @@ def released(theta, share, x, y, *, steps, rate, decay, frozen=False):
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_steps_by_hand(steps):
-    """The mask of every step, the gain of the weight as it moves, and what is sent:
-    the change of the weights, of those too that fell out on the way."""
-    model, data = fakes.small_mlp(), fakes.federation()
-    theta, member = fakes.drawn(model, data.x[:1]), fakes.member(0, 1)
-    method = fiarse(BUDGET, layerwise=False)
-    optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1))
-    spec = fakes.spec(
-        model, method, optimizer=optimizer, counts=(10,), batch_size=10, epochs=steps
-    )
-    run = functools.partial(
-        client.update, member=member, round=jnp.asarray(0), local=spec.local
+@rounds.wide
+def test_a_round_by_hand(steps):
+    """The mask of every step, the gain of the weight as it moves, and what is sent: the
+    change of the weights, of those too that fell out on the way. A weight's mean is
+    over those who held it when the round began."""
+    params, share = rounds.drawn(MLP), (0.2, 0.5, 1.0)
+    _, [(_, got)] = rounds.federated(
+        MLP,
+        fiarse(share, layerwise=False),
+        params,
+        steps=steps,
+        optimizer=optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(0.1)),
     )
 
-    @jax.jit
-    def trained(params, x):
-        examples = Examples(x, data.y, data.offset[0], data.count[0])
-        kept = method.units(jax.random.key(0), jnp.asarray(0), params, member)
-        return run(jax.random.key(1), params, None, kept, examples)
+    def expected(frozen):
+        total, count = (each(np.zeros_like, params) for _ in range(2))
+        fallen = []
+        for tier, (x, y) in zip(rounds.TIERS, rounds.records(), strict=True):
+            delta, mask, fell = released(
+                params, share[tier], x, y, steps=steps, frozen=frozen
+            )
+            total, count = each(np.add, total, delta), each(np.add, count, mask)
+            for change, gone in zip(leaves(delta), leaves(fell), strict=True):
+                fallen += list(change[gone])
+        mean = each(lambda p, s, n: p + s / np.maximum(n, 1), params, total, count)
+        return mean, fallen
 
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), theta)
-        delta, cover, _, _ = trained(wide, jnp.asarray(data.x, jnp.float64))
-    x, y = np.asarray(data.x[:10], np.float64), np.asarray(data.y[:10])
-    local = {"steps": steps, "rate": 0.1, "decay": 0.1}
-    expected, mask, fell = released(plain(theta), BUDGET[1], x, y, **local)
-    assert gap(delta, expected) < 1e-9
-    assert gap(cover, mask) == 0
-    other = released(plain(theta), BUDGET[1], x, y, frozen=True, **local)[0]
+    anew, fallen = expected(frozen=False)
+    assert gap(got.params, anew) < rounds.TIGHT
+    frozen, _ = expected(frozen=True)
     if steps == 1:
-        assert gap(delta, other) < 1e-9
+        assert gap(got.params, frozen) < rounds.TIGHT
         return
-    # What the case is about: weights fell, they are in what is sent, and a mask that
-    # stays as it was gives another change.
-    assert sum(leaf.sum() for leaf in leaves(fell)) >= 3
-    for change, gone in zip(leaves(plain(delta)), leaves(fell), strict=True):
-        assert np.all(change[gone] != 0)
-    assert gap(delta, other) > 1e-3
+    # What the case is about: weights fell and are in what is sent, and a mask that
+    # stays as it was gives another model.
+    assert len(fallen) > 5
+    assert np.all(np.asarray(fallen) != 0)
+    assert gap(got.params, frozen) > 1e-3
 
 
 def test_without_a_threshold_it_is_fedavg():
