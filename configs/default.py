@@ -137,6 +137,9 @@ def get_config() -> ConfigDict:
     c.submodel.depthfl.ramp = 300  # rounds until they do so at full strength
     c.submodel.depthfl.ensemble = True  # answer with the mean of the exits
     c.submodel.depthfl.feddyn = 0.0  # FedDyn alpha; 0: without
+    # tier whose depth all train that can, while poorer hospitals take no part; not given:
+    # every tier its own
+    c.submodel.depthfl.exclusive = placeholder(int)
     c.submodel.inclusivefl = ConfigDict()
     c.submodel.inclusivefl.stages = ()  # as of depthfl
     c.submodel.inclusivefl.beta = 0.2  # share of the richer tier in a last block

@@ -113,6 +113,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     _check_schedule(c)
     last = len(c.tiers.budget) - 1
     checks.in_range("submodel.fedavg.tier", c.submodel.fedavg.tier, 0, last)
+    if c.submodel.depthfl.exclusive is not None:
+        where = "submodel.depthfl.exclusive"
+        checks.in_range(where, c.submodel.depthfl.exclusive, 0, last)
 
     if c.local.steps is None:
         checks.positive("local.epochs", c.local.epochs)

@@ -439,6 +439,7 @@ def test_methods_of_exits_and_steps_want_a_residual_network(name):
     [
         ("depthfl.ramp", 0),
         ("depthfl.feddyn", -0.1),
+        ("depthfl.exclusive", 4),
         ("inclusivefl.beta", 1.5),
         ("scalefl.width", (0.5, 1.1)),
         ("scalefl.temperature", 0.0),

@@ -1,7 +1,7 @@
 """Depth prefixes with an exit at every end: local exits teach each other."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fairjax import checks, losses
 from fairjax.submodels import depth
@@ -29,6 +29,7 @@ def depthfl(
     ramp: int,
     ensemble: bool,
     feddyn: float,
+    exclusive: int | None = None,
 ) -> Method:
     """DepthFL: a tier keeps the first exits of the model and trains all of them.
 
@@ -46,19 +47,28 @@ def depthfl(
         ramp: rounds after which lambda is 1.
         ensemble: answer with the mean of the kept exits' logits, not with the deepest.
         feddyn: alpha of `feddyn`; 0: without.
+        exclusive: a tier, whose depth all train that can; poorer clients take no part,
+            and what lies deeper never moves. None: every tier trains its own depth.
 
     Raises:
-        InputError: a model without exits, or a number of exits that it does not have.
+        InputError: a model without exits, a number of exits that it does not have, or
+            an exclusive tier that there is not.
 
     Edge cases: with one exit there is nobody to teach, and the loss is its own.
 
     Source: Kim et al. 2023, eqs. 1 to 3, whose released code has FedDyn on with alpha
-    0.1. Deviates: clients are weighted by the fairness rule (there alike: "uniform").
+    0.1; its baselines of exclusive learning by depth, whose counterpart by width is
+    `fedavg`'s. Deviates: clients are weighted by the fairness rule (there alike:
+    "uniform"); FedDyn's state on the server, see `feddyn`.
     """
     kept_exits = depth.counts(
         "submodel.depthfl.stages", stages, budget, len(axes.exits)
     )
     checks.positive("submodel.depthfl.ramp", ramp)
+    if exclusive is not None:
+        last = len(budget) - 1
+        checks.in_range("submodel.depthfl.exclusive", exclusive, 0, last)
+        kept_exits = (kept_exits[exclusive],) * len(budget)
     lengths = [axes.exits[number - 1] + 1 for number in kept_exits]
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
@@ -89,7 +99,10 @@ def depthfl(
     def size(tier: int) -> Size:
         return depth.size(lengths[tier])
 
-    method = Method(units=units, size=size, objective=objective)
+    def admits(member: Member) -> Bool[Array, ""]:
+        return member.valid & (member.tier >= (exclusive or 0))
+
+    method = Method(units=units, size=size, admits=admits, objective=objective)
     if ensemble:
         method = method._replace(predict=predict)
     return with_feddyn(method, feddyn) if feddyn else method

@@ -42,9 +42,10 @@ def fedavg(
         tier: the tier of "exclusive".
 
     Source: McMahan et al. 2017, algorithm 1; the weights are the fairness rule's. The
-    baselines are those of DepthFL (Kim et al. 2023; smallest and exclusive) and
-    AdaptiveFL (Jia et al. 2024; decoupled). Deviates: a decoupled tier takes the mean
-    of its clients as it is, without the server optimiser.
+    baselines are those of DepthFL (Kim et al. 2023; smallest and exclusive by width;
+    `depthfl` has them by depth) and AdaptiveFL (Jia et al. 2024; decoupled). Deviates:
+    a decoupled tier takes the mean of its clients as it is, without the server
+    optimiser.
     """
     checks.one_of("mode", mode, MODES)
     per_tier = width.sizes(axes, budget)

@@ -37,7 +37,8 @@ def federated_dropout(
     Source: Caldas et al. 2018, whose clients all keep one share; shares per tier and
     HeteroFL's two options as in the code of FedRolex (Alam et al. 2022). Deviates from
     that code, which draws per convolution and so adds channels of different subsets in
-    residual blocks.
+    residual blocks; clients are weighted by the fairness rule (there each counts once:
+    rule "uniform"), and attention is cut by heads, as in `heterofl`.
     """
     per_tier = width.sizes(axes, budget)
 

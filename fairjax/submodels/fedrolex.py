@@ -39,7 +39,9 @@ def fedrolex(
     the released code rolls the other way, to -j mod U, which covers units alike. Its
     overlap mode moves by (1 - overlap) w + 1 places through a random order that a bug
     redraws in nearly every round, counts up per client and wraps at w, not at U; here
-    units keep their order and all clients of a tier share a window.
+    units keep their order and all clients of a tier share a window. Clients are
+    weighted by the fairness rule (that code counts each once unless told otherwise:
+    rule "uniform"), and attention is cut by heads (there windows cross them).
     """
     per_tier = width.sizes(axes, budget)
     pace = [

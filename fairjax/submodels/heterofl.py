@@ -39,9 +39,14 @@ def heterofl(
             has no static size, so the method runs masked, and the sub-model by which a
             tier is evaluated is that of the tier drawn. None: tiers are fixed.
 
+    Edge cases: on `vit` a unit of an attention is a whole head, for this and every
+    other method that cuts widths: of three heads the budgets 0.25, 0.5 and 0.75 keep
+    one, two and three.
+
     Source: Diao, Ding and Tarokh 2021, with the released code's rounding, masked loss
     and modes "fix" and "dynamic". Deviates: clients are weighted by the fairness rule
-    (the released code counts each once: rule "uniform").
+    (the released code counts each once: rule "uniform"); attention is cut by heads,
+    where that code keeps every head and cuts the dimensions of each.
     """
     per_tier = width.sizes(axes, budget)
 

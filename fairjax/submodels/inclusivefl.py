@@ -45,7 +45,8 @@ def inclusivefl(
     came, the change is the tier's own; where nobody of the tier came, there is none.
 
     Source: Liu et al. 2022. Deviates: the momentum is applied, as the paper says, while
-    the released code asks for it only before it has any, so that it never does; clients
+    the released code asks for it only before it has any, so that it never does, and
+    would overwrite one block's share with the next one's where they add up; clients
     are weighted by the fairness rule (there alike: "size"); changes of local training
     are averaged, where the released code steps one AdamW per tier along gradients.
     """

@@ -13,7 +13,6 @@ from fairjax.submodels import axes as unit_axes
 from fairjax.submodels import depth
 from fairjax.types import Axes, Kept, Member, Method, Params, Size, Units
 
-
 Dropped = int | tuple[int, ...]
 """Identity blocks of a tier: how many from the end, or at which positions."""
 
@@ -49,9 +48,11 @@ def nefl(
     released code counts each once: rule "uniform"); it zeroes a block that nobody in
     the cohort holds; tiers do not jitter from round to round; moments of batch norms
     are a tier's own under moments "per_tier" alone, as they are there. A block that
-    changes the stream's shape goes with its projection, so it cannot be dropped; three of
-    the released tiers (D, ResNet-18) drop such a block, keep its projection, and throw
-    away what that learns.
+    changes the stream's shape goes with its projection, so it cannot be dropped; three
+    of the released tiers (D, ResNet-18) drop such a block, keep its projection, and
+    throw away what that learns. On `vit` attention is cut by heads and shared, and a
+    block has one s; there every head is narrowed, attention is a tier's own, and each
+    half of a block has an s.
     """
     shares = width or budget
     drops = dropped or (0,) * len(budget)

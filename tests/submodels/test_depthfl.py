@@ -113,6 +113,34 @@ def test_one_exit_is_fedavg_of_a_model_with_one_exit():
     assert fakes.gap(*results) < 1e-6
 
 
+def test_exclusive_trains_one_depth_and_leaves_out_the_poor():
+    """It is the federation in which all that can have that depth."""
+    model, data, ends = residual(hidden=(6, 6)), fakes.federation(), []
+    budget = (0.3, 0.5, 1.0)
+    alone = depths(model, budget, exclusive=1)
+    for method, tiers, valid in (
+        (alone, (0, 1, 2, 1), None),
+        (depths(model, budget), (1, 1, 1, 1), (False, True, True, True)),
+    ):
+        one = fakes.spec(model, method, epochs=1)
+        cohort = fakes.cohort(tiers=tiers, valid=valid)
+        step = jax.jit(
+            lambda s, one=one, cohort=cohort: round.step(
+                s, data, cohort, spec=one, layout=layout.vmapped()
+            )
+        )
+        state = fakes.start(one, data)
+        end, info = step(state)
+        assert info.valid.tolist() == [False, True, True, True]
+        ends.append(end.params)
+    assert fakes.gap(*ends) < 1e-6
+    parts = moved(jax.tree.map(jnp.subtract, ends[0], state.params))
+    assert {path.partition("/")[0] for path in parts} == {"stem", "block0", "exit0"}
+    assert [alone.size(tier).blocks["blocks"] for tier in range(3)] == [(0,)] * 3
+    with pytest.raises(checks.InputError, match=r"submodel\.depthfl\.exclusive"):
+        depths(exclusive=3)
+
+
 def test_bad_stages_are_refused():
     for stages in [(1, 2), (1, 2, 4), (0, 1, 2)]:
         with pytest.raises(checks.InputError, match=r"submodel\.depthfl\.stages"):

@@ -9,7 +9,7 @@ from fairjax import checks, layout, private, round
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.nefl import nefl
 from tests import fakes
-from tests.submodels.residual import member, moved, residual, trained
+from tests.submodels.residual import agree, member, moved, residual, trained
 
 MODEL = residual(ends=(), steps=True, fixed=(0, 2))
 BUDGET = (0.25, 1.0)
@@ -56,6 +56,22 @@ def test_a_dropped_block_gets_nothing_and_every_other_leaf_something():
     assert moved(delta) == {path for path in paths if "block1" not in path}
 
 
+def test_blocks_inside_the_network_are_dropped_where_they_stand():
+    """As in the released tiers, whose zeros stand between ones; sliced as masked."""
+    model = residual(ends=(), steps=True, hidden=(6,) * 5, fixed=(0, 3))
+    method = nested(model, budget=(0.25, 0.5, 1.0), dropped=((1, 4), (2,), 0))
+    assert [method.size(tier).blocks["blocks"] for tier in range(3)] == [
+        (0, 2, 3),
+        (0, 1, 3, 4),
+        (0, 1, 2, 3, 4),
+    ]
+    kept = method.units(
+        jax.random.key(0), jnp.asarray(0), {}, member(fakes.federation(), 0, 0)
+    )
+    assert kept.forward.blocks["blocks"].tolist() == [True, False, True, True, False]
+    agree(fakes.spec(model, method, epochs=1), 0)
+
+
 def test_norms_and_steps_are_the_tier_s_and_nothing_else_is():
     method = nested()
     cohort = fakes.cohort(tiers=(0, 0, 1, 1))
@@ -93,6 +109,9 @@ def test_one_tier_of_full_size_is_fedavg():
     [
         ({"dropped": (2, 0)}, r"submodel\.nefl\.dropped"),
         ({"dropped": (1,)}, r"submodel\.nefl\.dropped"),
+        ({"dropped": (1.0, 0)}, r"submodel\.nefl\.dropped"),
+        ({"dropped": ((0,), 0)}, r"submodel\.nefl\.dropped: .* positions among \[1\]"),
+        ({"dropped": ((1, 1), 0)}, r"submodel\.nefl\.dropped: .* each once"),
         ({"width": (0.5,)}, r"submodel\.nefl\.width"),
     ],
 )

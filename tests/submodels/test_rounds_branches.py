@@ -94,7 +94,7 @@ def test_equation_16_branches_side_by_side_are_one_kernel():
         "branches": {"conv": each(jnp.asarray, psi)},
         "alive": {"conv": jnp.ones(len(psi))},
     }
-    one = plain(branches.effective(local))["conv"]
+    one = plain(jax.jit(branches.effective)(local))["conv"]
     by_sum = convolved(x, base["kernel"]) + base["bias"]
     for slot, values in psi.items():
         by_sum = by_sum + beside(slot.partition("_")[2], values, x)
