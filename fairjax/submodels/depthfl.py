@@ -56,10 +56,10 @@ def depthfl(
 
     Edge cases: with one exit there is nobody to teach, and the loss is its own.
 
-    Source: Kim et al. 2023, eqs. 1 to 3, whose released code has FedDyn on with alpha
-    0.1; its baselines of exclusive learning by depth, whose counterpart by width is
-    `fedavg`'s. Deviates: clients are weighted by the fairness rule (there alike:
-    "uniform"); FedDyn's state on the server, see `feddyn`.
+    Source: Kim et al. 2023 (DepthFL, ICLR), eqs. 1 to 3, whose released code has FedDyn
+    on with alpha 0.1; its baselines of exclusive learning by depth, whose counterpart
+    by width is `fedavg`'s. Deviates: clients are weighted by the fairness rule (there
+    alike: "uniform"); FedDyn's state on the server, see `feddyn`.
     """
     kept_exits = depth.counts(
         "submodel.depthfl.stages", stages, budget, len(axes.exits)

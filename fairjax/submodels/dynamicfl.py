@@ -40,8 +40,9 @@ def dynamicfl(axes: Axes, number: tuple[int, ...], **options: Any) -> Method:
         number: branches per layer of every tier, smallest tier first.
         **options: of `branched`.
 
-    Source: Zhang et al. 2025. Tiers below the plain model, which it does not have, are
-    `fairjax.submodels.ladder`'s.
+    Source: Zhang et al. 2025 (Nature Communications 16:2852, doi
+    10.1038/s41467-025-58055-3). Tiers below the plain model, which it does not have,
+    are `fairjax.submodels.ladder`'s.
     """
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:

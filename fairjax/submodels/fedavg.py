@@ -41,11 +41,11 @@ def fedavg(
         mode: see above.
         tier: the tier of "exclusive".
 
-    Source: McMahan et al. 2017, algorithm 1; the weights are the fairness rule's. The
-    baselines are those of DepthFL (Kim et al. 2023; smallest and exclusive by width;
-    `depthfl` has them by depth) and AdaptiveFL (Jia et al. 2024; decoupled). Deviates:
-    a decoupled tier takes the mean of its clients as it is, without the server
-    optimiser.
+    Source: McMahan et al. 2017 (AISTATS, arXiv 1602.05629), algorithm 1; the weights
+    are the fairness rule's. The baselines are those of DepthFL (Kim et al. 2023;
+    smallest and exclusive by width; `depthfl` has them by depth) and AdaptiveFL (Jia et
+    al. 2024; decoupled). Deviates: a decoupled tier takes the mean of its clients as it
+    is, without the server optimiser.
     """
     checks.one_of("mode", mode, MODES)
     per_tier = width.sizes(axes, budget)

@@ -30,11 +30,11 @@ def feddyn(method: Method, alpha: float) -> Method:
         method: whose sub-models and objective these are; it has no memory.
         alpha: strength, > 0.
 
-    Source: Acar et al. 2021, algorithm 1. Deviates: theirs divides the sum of the
-    cohort's deltas by the number of all clients; here a coordinate's mean is taken over
-    those of the cohort that hold it and scaled by K / N, the same where all hold it.
-    The released code of DepthFL takes the other form: there h moves by the share of all
-    clients that hold a leaf, and corrects deep leaves less.
+    Source: Acar et al. 2021 (ICLR, arXiv 2111.04263), algorithm 1. Deviates: theirs
+    divides the sum of the cohort's deltas by the number of all clients; here the mean
+    of a coordinate is over those of the cohort that hold it, times K / N: the same
+    where all hold it. The released code of DepthFL takes the other form: there h moves
+    by the share of all clients that hold a leaf, and corrects deep leaves less.
     """
     objective = method.objective
     assert objective is not None

@@ -34,11 +34,12 @@ def federated_dropout(
 
     A tier is evaluated on the subset drawn for one of its clients in the next round.
 
-    Source: Caldas et al. 2018, whose clients all keep one share; shares per tier and
-    HeteroFL's two options as in the code of FedRolex (Alam et al. 2022). Deviates from
-    that code, which draws per convolution and so adds channels of different subsets in
-    residual blocks; clients are weighted by the fairness rule (there each counts once:
-    rule "uniform"), and attention is cut by heads, as in `heterofl`.
+    Source: Caldas et al. 2018 (arXiv 1812.07210), whose clients all keep one share;
+    shares per tier and HeteroFL's two options as in the code of FedRolex (Alam et al.
+    2022). Deviates from that code, which draws per convolution and so adds channels of
+    different subsets in residual blocks; clients are weighted by the fairness rule
+    (there each counts once: rule "uniform"), and attention is cut by heads, as in
+    `heterofl`.
     """
     per_tier = width.sizes(axes, budget)
 

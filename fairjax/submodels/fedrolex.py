@@ -35,13 +35,14 @@ def fedrolex(
             that tiers no longer nest. U rounds then cover units evenly only where the
             greatest common divisor of a and U divides w. None: a = 1.
 
-    Source: Alam et al. 2022, section 3. The window starts at j mod U as in the paper;
-    the released code rolls the other way, to -j mod U, which covers units alike. Its
-    overlap mode moves by (1 - overlap) w + 1 places through a random order that a bug
-    redraws in nearly every round, counts up per client and wraps at w, not at U; here
-    units keep their order and all clients of a tier share a window. Clients are
-    weighted by the fairness rule (that code counts each once unless told otherwise:
-    rule "uniform"), and attention is cut by heads (there windows cross them).
+    Source: Alam et al. 2022 (NeurIPS, arXiv 2212.01548), section 3. The window starts
+    at j mod U as in the paper; the released code rolls the other way, to -j mod U,
+    which covers units alike. Its overlap mode moves by (1 - overlap) w + 1 places
+    through a random order that a bug redraws in nearly every round, counts up per
+    client and wraps at w, not at U; here units keep their order and all clients of a
+    tier share a window. Clients are weighted by the fairness rule (that code counts
+    each once unless told otherwise: rule "uniform"), and attention is cut by heads
+    (there windows cross them).
     """
     per_tier = width.sizes(axes, budget)
     pace = [

@@ -43,10 +43,10 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     with a bias of 0) by nothing. No unit is dropped, so there is no network of a
     smaller size and no computation is saved.
 
-    Source: Wu et al. 2024; the mask of every step and the upload as in the released
-    code. Deviates: a coordinate's mean is over the clients that kept it, by their
-    weights; the released code weighs clients alike and divides by the number of changes
-    other than 0.
+    Source: Wu et al. 2024 (NeurIPS, arXiv 2407.19389); the mask of every step and the
+    upload as in the released code. Deviates: a coordinate's mean is over the clients
+    that kept it, by their weights; the released code weighs clients alike and divides
+    by the number of changes other than 0.
     """
 
     def sorted_by_size(leaves: list[Array]) -> Float[Array, "n"]:

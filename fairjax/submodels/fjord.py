@@ -40,8 +40,9 @@ def fjord(axes: Axes, budget: tuple[float, ...], *, distill: bool) -> Method:
     apart in the same step. Its bill for training is the mean over the widths, the pass
     of the teacher included; for room, that of p_max.
 
-    Source: Horvath et al. 2021, section 3, with the self-distillation of the authors'
-    Flower baseline (the paper's loss mixes soft and true labels by a weight).
+    Source: Horvath et al. 2021 (NeurIPS, arXiv 2102.13451), section 3, with the
+    self-distillation of the authors' Flower baseline (the paper's loss mixes soft and
+    true labels by a weight).
     """
     per_tier = width.sizes(axes, budget)
     widths = sorted(set(budget))

@@ -43,10 +43,11 @@ def heterofl(
     other method that cuts widths: of three heads the budgets 0.25, 0.5 and 0.75 keep
     one, two and three.
 
-    Source: Diao, Ding and Tarokh 2021, with the released code's rounding, masked loss
-    and modes "fix" and "dynamic". Deviates: clients are weighted by the fairness rule
-    (the released code counts each once: rule "uniform"); attention is cut by heads,
-    where that code keeps every head and cuts the dimensions of each.
+    Source: Diao, Ding and Tarokh 2021 (ICLR, arXiv 2010.01264), with the released
+    code's rounding, masked loss and modes "fix" and "dynamic". Deviates: clients are
+    weighted by the fairness rule (the released code counts each once: rule "uniform");
+    attention is cut by heads, where that code keeps every head and cuts the dimensions
+    of each.
     """
     per_tier = width.sizes(axes, budget)
 

@@ -44,11 +44,12 @@ def inclusivefl(
     them on. Tiers of one depth keep a copy each. Where nobody of the teacher's tier
     came, the change is the tier's own; where nobody of the tier came, there is none.
 
-    Source: Liu et al. 2022. Deviates: the momentum is applied, as the paper says, while
-    the released code asks for it only before it has any, so that it never does, and
-    would overwrite one block's share with the next one's where they add up; clients
-    are weighted by the fairness rule (there alike: "size"); changes of local training
-    are averaged, where the released code steps one AdamW per tier along gradients.
+    Source: Liu et al. 2022 (KDD, arXiv 2202.08036). Deviates: the momentum is applied,
+    as the paper says, while the released code asks for it only before it has any, so
+    that it never does, and would overwrite one block's share with the next one's where
+    they add up; clients are weighted by the fairness rule (there alike: "size");
+    changes of local training are averaged, where the released code steps one AdamW per
+    tier along gradients.
     """
     where = "submodel.inclusivefl"
     checks.in_range(f"{where}.beta", beta, 0, 1)

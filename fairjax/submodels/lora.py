@@ -60,7 +60,8 @@ def adapt(model: Model, rank: int, alpha: float, *, head: bool = True) -> Model:
     Raises:
         InputError: a rank below 1.
 
-    Source: Hu et al. 2022, section 4; kernels of higher rank as stated here.
+    Source: Hu et al. 2022 (ICLR, arXiv 2106.09685), section 4; kernels of higher rank
+    as stated here.
     """
     checks.count("submodel.lora.rank", rank)
     return _adapted(model, rank, alpha / rank, head)
@@ -150,9 +151,12 @@ def lora(axes: Axes, budget: tuple[float, ...]) -> Method:
         axes: unit axes of an adapted model.
         budget: share of the ranks per tier, in (0, 1], smallest tier first.
 
-    Source: the truncation of HetLoRA (Cho et al. 2024) with the mean per rank of
-    raFLoRA (arXiv 2602.13486). Deviates from HetLoRA: clients are weighted by the
-    fairness rule, not by the norm of their product, and none prunes its own rank.
+    Source: the truncation of HetLoRA (Cho et al. 2024, arXiv 2401.06432) with the mean
+    of factors per rank of RBLA (Chen et al. 2024, arXiv 2408.08699). Deviates from
+    HetLoRA: clients are weighted by the fairness rule (by records, as in RBLA: rule
+    "size"), not by the norm of their product, and none prunes its own rank. FlexLoRA
+    (arXiv 2402.11505) and raFLoRA (arXiv 2602.13486) are other methods: they average
+    products of factors and take an SVD.
     """
     checks.one_of("submodel.lora", RANK, axes.units)
     total = axes.units[RANK]

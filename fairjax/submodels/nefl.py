@@ -44,15 +44,15 @@ def nefl(
         InputError: another number of tiers, more blocks than can be dropped, or a
             position where none can.
 
-    Source: Kang et al. 2023. Deviates: clients are weighted by the fairness rule (the
-    released code counts each once: rule "uniform"); it zeroes a block that nobody in
-    the cohort holds; tiers do not jitter from round to round; moments of batch norms
-    are a tier's own under moments "per_tier" alone, as they are there. A block that
-    changes the stream's shape goes with its projection, so it cannot be dropped; three
-    of the released tiers (D, ResNet-18) drop such a block, keep its projection, and
-    throw away what that learns. On `vit` attention is cut by heads and shared, and a
-    block has one s; there every head is narrowed, attention is a tier's own, and each
-    half of a block has an s.
+    Source: Kang et al. 2023 (NeFL, arXiv 2308.07761; IEEE TMC 2025). Deviates: clients
+    are weighted by the fairness rule (the released code counts each once: rule
+    "uniform"); it zeroes a block that nobody in the cohort holds; tiers do not jitter
+    from round to round; moments of batch norms are a tier's own under moments
+    "per_tier" alone, as they are there. A block that changes the stream's shape goes
+    with its projection, so it cannot be dropped; three of the released tiers (D,
+    ResNet-18) drop such a block, keep its projection, and throw away what that learns.
+    On `vit` attention is cut by heads and shared, and a block has one s; there every
+    head is narrowed, attention is a tier's own, and each half of a block has an s.
     """
     shares = width or budget
     drops = dropped or (0,) * len(budget)

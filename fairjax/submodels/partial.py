@@ -40,9 +40,12 @@ def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
     Raises:
         InputError: the model has no block list, or there is no such mode.
 
-    Source: partial training of the backbone's last layers as in Sidahmed et al. 2021;
+    Source: partly trainable networks (FedPT, Sidahmed et al. 2021, arXiv 2110.03450);
     rolling and random blocks after FedRolex (Alam et al. 2022) and Federated Dropout
-    (Caldas et al. 2018), with blocks for units.
+    (Caldas et al. 2018), with blocks for units. Deviates from FedPT, where all clients
+    freeze the same layers for the whole run, at values that follow from a seed and need
+    not be sent: here tiers freeze as many blocks as their budgets ask, others train
+    them, and so they travel down.
     """
     checks.one_of("mode", mode, MODES)
     if _BLOCKS not in axes.blocks:

@@ -58,10 +58,10 @@ def scalefl(
     Raises:
         InputError: a model without exits, or options that do not fit the tiers.
 
-    Source: Ilhan, Su and Liu 2023. Deviates: the teacher gets no gradient and the
-    distillation is on (the released code does neither by default); KL is summed over
-    classes and averaged over records (there over both); clients are weighted by the
-    fairness rule (there each counts once: rule "uniform").
+    Source: Ilhan, Su and Liu 2023 (ScaleFL, CVPR). Deviates: the teacher gets no
+    gradient and the distillation is on (the released code does neither by default); KL
+    is summed over classes and averaged over records (there over both); clients are
+    weighted by the fairness rule (there each counts once: rule "uniform").
     """
     given = width or tuple(math.sqrt(share) for share in budget)
     if len(given) != len(budget):
