@@ -312,9 +312,10 @@ class Method(NamedTuple):
     """Whether a client takes part at all (exclusive training leaves poor ones out)."""
     mask: Callable[[Params, Kept], Masks] | None = None
     """(params, kept) -> 0/1 tree of the single coordinates that the sub-model holds of
-    the units in `kept`, in the forward pass and the update (importance masks); None:
-    all of them. `Kept()` is the whole model. A method that has one runs masked: its
-    `size` is None."""
+    the units in `kept` (importance masks): what of the incoming model runs, and what is
+    trained and sent; None: all of them. `effective` may drop more of them as training
+    goes on. `Kept()` is the whole model. A method that has one runs masked: its `size`
+    is None."""
     inner: Callable[[Array, Array, Kept], Kept] | None = None
     """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
     same in every step."""
