@@ -71,6 +71,8 @@ class Reconstruction(NamedTuple):
     """Whether the class was read right."""
     structure: np.ndarray | None
     """Whether the search hit on the victim's structure; None without a search."""
+    objective: Float[np.ndarray, "n"]
+    """The attacker's, at what was found: the less, the better the update is matched."""
 
 
 def invert(
@@ -343,10 +345,12 @@ def _attacker(
             shape=shape,
             iterations=settings.iterations,
         )
-        return inversion.restarted(key, attempt, settings.restarts)
+        starts = None if alone else settings.restarts
+        return inversion.restarted(key, attempt, settings.restarts, size=starts)
 
     # Side by side they would leave a CPU's cache.
-    size = None if jax.default_backend() == "cpu" else settings.images
+    alone = jax.default_backend() == "cpu"
+    size = None if alone else settings.images
 
     def every(*each: Any) -> inversion.Found:
         return jax.lax.map(lambda mine: one(*mine), each, batch_size=size)
@@ -431,7 +435,9 @@ def _matched(
         _common(mine, true) / len(true)
         for mine, true in zip(best.labels, np.asarray(victims.y), strict=True)
     ]
-    return Reconstruction(found, victims.true, np.asarray(right), structure)
+    return Reconstruction(
+        found, victims.true, np.asarray(right), structure, np.asarray(best.value)
+    )
 
 
 def _common(named: np.ndarray, true: np.ndarray) -> int:

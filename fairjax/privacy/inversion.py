@@ -274,14 +274,27 @@ def dlg(
 
 
 def restarted(
-    key: Key[Array, ""], attempt: Callable[[Key[Array, ""]], Found], restarts: int
+    key: Key[Array, ""],
+    attempt: Callable[[Key[Array, ""]], Found],
+    restarts: int,
+    *,
+    size: int | None = None,
 ) -> Found:
     """The attempt that the attacker prefers: of the least objective, from many starts.
 
     More restarts keep the starts that there were.
+
+    Args:
+        key: of the starts.
+        attempt: (key of a start) -> what it ends with.
+        restarts: how many starts there are.
+        size: starts side by side; None: one after another. Side by side, every start
+            convolves with kernels of its own, for which a CPU has no fast convolution.
     """
     starts = jnp.arange(restarts, dtype=jnp.int32)
-    found = jax.vmap(lambda start: attempt(keys.at(key, start)))(starts)
+    found = jax.lax.map(
+        lambda start: attempt(keys.at(key, start)), starts, batch_size=size
+    )
     return trees.pick(found, jnp.argmin(found.value))
 
 

@@ -111,7 +111,7 @@ def test_guesses_are_what_they_are_called(pictures, tmp_path):
     assert public.min() == 0
     assert public.max() == 1
     true = public[[3, 5]][:, None]
-    made = reconstruction.Reconstruction(true, true, np.ones(2), None)
+    made = reconstruction.Reconstruction(true, true, np.ones(2), None, np.zeros(2))
     row = reconstruction.judge(run, reconstruction.Inversion(images=2), made)
     assert row["psnr"] is None
     assert row["ssim"] == pytest.approx(1, abs=1e-5)
