@@ -26,6 +26,8 @@ _OPTIONS = (
     "restarts",
     "iterations",
     "shadows",
+    "gamma",
+    "scale",
     "rounds",
     "runs",
     "chunk",
@@ -52,6 +54,10 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_integer("restarts", None, "Starts of every attempt.", **there)
     flags.DEFINE_integer("iterations", None, "Of every attempt.", **there)
     flags.DEFINE_integer("shadows", None, "Shadow runs of membership.", **there)
+    what = "Of RMIA: the factor by which a record must surpass others."
+    flags.DEFINE_float("gamma", None, what, **there)
+    what = "Of offline RMIA: a, where members have a p + 1 - a for others' p."
+    flags.DEFINE_float("scale", None, what, **there)
     flags.DEFINE_integer("rounds", None, "Of every audited run.", **there)
     flags.DEFINE_integer("runs", None, "Audited with, and without, canary.", **there)
     flags.DEFINE_integer("chunk", None, "Shadow or audited runs at once.", **there)

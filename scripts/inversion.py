@@ -332,6 +332,21 @@ HIDING = (("dynamicfl", 1), ("dynamicfl", 2), ("dynamicfl steps", 2))
 """Part and tier of the pairs that say what hiding branches is worth."""
 
 
+def stops(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """(noise in clips, its epsilon) from which on nobody is recognised; None: never."""
+    noisy = {
+        PARTS[row["part"]].fields["privacy.noise_multiplier"]: row
+        for row in rows
+        if row["epsilon"] is not None
+    }
+    quiet = [
+        clips
+        for clips in noisy
+        if not any(recognised(noisy[more]) for more in noisy if more >= clips)
+    ]
+    return (min(quiet), noisy[min(quiet)]["epsilon"]) if quiet else None
+
+
 def sentence(rows: Sequence[dict[str, Any]]) -> str:
     """The README's sentence on privacy: what these figures support and no more."""
     blind = [
@@ -345,23 +360,12 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
     hidden = "does not keep patients' images from it"
     if len(read) < len(blind):
         hidden = f"kept {len(blind) - len(read)} of {len(blind)} such attacks from it"
-    noisy = {
-        PARTS[row["part"]].fields["privacy.noise_multiplier"]: row
-        for row in rows
-        if row["epsilon"] is not None
-    }
-    quiet = [
-        clips
-        for clips in noisy
-        if not any(recognised(noisy[more]) for more in noisy if more >= clips)
-    ]
-    noise = "no noise that was tried on the upload stops the attack"
-    if quiet:
-        least = min(quiet)
+    noise, least = "no noise that was tried on the upload stops the attack", stops(rows)
+    if least is not None:
+        clips, epsilon = least
         noise = (
-            f"noise of {least:g} clips on the upload stops this attack, at an epsilon "
-            f"of {noisy[least]['epsilon']:,.0f} per round, which is no guarantee "
-            "against a better one"
+            f"noise of {clips:g} clips on the upload stops this attack, at an epsilon "
+            f"of {epsilon:,.0f} per round, which is no guarantee against a better one"
         )
     return (
         "So, of one image in one update of a small CNN: that a server does not know "

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from outline import Outline
 from workdirs import fake_run
 
 from fairjax import checks, report
-from fairjax.report import markup, privacy
+from fairjax.report import markup, privacy, roc
 from fairjax.report.formats import MISSING
 
 NAMES = ["north", "south"]
@@ -102,6 +103,35 @@ def test_the_worst_protected_tier_is_named_for_every_attack(tmp_path):
         *("record", "0", "1.250", "4.000", "3.000")
     ]
     assert "more ε than is accounted" not in shown.text
+
+
+def test_curves_are_drawn_where_few_are_accused(tmp_path):
+    few = [[0, 0], [1, 4], [10, 12], [20, 40]]
+    attacks = [
+        member(None, 0.7, roc=few),
+        member(None, 0.6, "rmia_offline", roc=few, tpr_at_1=0.1),
+        member(0, 0.6, roc=None),
+        AUDIT,
+    ]
+    image = roc.diagram(attacks)
+    assert image.png.startswith(b"\x89PNG")
+    assert "40 training records and 20 test records" in image.caption
+    assert "loss, model –, rmia offline, model 10.0%" in image.alt  # noqa: RUF001
+    assert roc.diagram(attacks[2:]) is None
+    wrong, right = roc._rates(attacks[0])
+    np.testing.assert_allclose(wrong, [0, 0.05, 0.5, 1])
+    np.testing.assert_allclose(right, [0, 0.1, 0.3, 1])
+    # The page's tables do not list the points.
+    shown = page(tmp_path, PROMISE, attacks)
+    assert "roc" not in shown.cells
+
+
+def test_what_no_attack_could_show_has_no_column(tmp_path):
+    rare = {"tpr_at_0.1": 0.25, "tpr_at_0.1_low": 0.0, "tpr_at_0.1_high": 0.5}
+    shown = page(tmp_path, PROMISE, [member(t, 0.5, **rare) for t in (0, 1)])
+    assert "found at 0.1%" in shown.cells
+    assert "0.250 (0.000–0.500)" in shown.cells  # noqa: RUF001
+    assert "found at 1% false positives" not in shown.cells
 
 
 def test_an_audit_that_shows_too_much_is_an_alarm(tmp_path):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fairjax import keys, layout, losses, measure, metrics, round, specs
+from fairjax import checks, keys, layout, losses, measure, metrics, round, specs
 from fairjax import workdir as files
 from fairjax.attacks import observed, shadows
 from fairjax.keys import Role
@@ -24,10 +24,10 @@ from fairjax.privacy import membership as attacks
 from fairjax.train import beginning
 from fairjax.types import RunState
 
-RATE = 0.01
-"""False positive rate at which members are counted that are found."""
+RATES = {"tpr_at_1": 0.01, "tpr_at_0.1": 0.001}
+"""Figure -> false positive rate at which members are counted that are found."""
 RESAMPLES, LEVEL = 1000, 0.95
-CALIBRATED = ("class", "calibrated", "likelihood")
+CALIBRATED = ("class", "calibrated", "likelihood", "rmia", "rmia_offline")
 """Attacks that need shadow models."""
 _SHADOWS, _RESAMPLES = range(2)
 
@@ -40,6 +40,10 @@ class Membership:
     """Shadow runs."""
     chunk: int = 8
     """Shadow runs side by side, which bounds the memory."""
+    gamma: float = 1.0
+    """Of RMIA, at least 1."""
+    scale: float = 0.3
+    """Of offline RMIA, in [0, 1]: the a in p_in = a p_out + 1 - a."""
 
 
 def attack(
@@ -54,13 +58,18 @@ def attack(
 
     Returns:
         {"attack", "variant", "observable", "mechanism", "tier", "members",
-        "nonmembers", "auc", "auc_low", "auc_high", "tpr_at_1", "baseline_auc",
-        "blind_auc", "shadows", "reason"}. "observable" is the "model" of the last
-        round, "models" of all rounds, or single "uploads"; "tier" None: all hospitals;
-        "members" and "nonmembers" those who have a score; "blind_auc" that of
-        `attacks.difficulty`, which looks at no model; "reason" says why a figure is
-        null, or what has no score.
+        "nonmembers", "auc", "auc_low", "auc_high", "tpr_at_1", "tpr_at_1_low",
+        "tpr_at_1_high", "tpr_at_0.1", ..., "baseline_auc", "blind_auc", "shadows",
+        "roc", "reason"}. "observable" is the "model" of the last round, "models" of all
+        rounds, or single "uploads"; "tier" None: all hospitals; "members" and
+        "nonmembers" those who have a score; "tpr_at_1" and "tpr_at_0.1" the shares of
+        members found at 1 % and 0.1 % false positives, with `attacks.interval`;
+        "blind_auc" that of `attacks.difficulty`, which looks at no model; "roc" the
+        points of `attacks.curve`, for all hospitals alone; "reason" says why a figure
+        is null, or what has no score.
     """
+    checks.in_range("--gamma", settings.gamma, 1)
+    checks.in_range("--scale", settings.scale, 0, 1)
     candidates = shadows.pool(run.splits.train, run.splits.test)
     scores = _scores(run, state, candidates, settings)
     tiers = np.asarray(run.tiers_at(state.round - 1))
@@ -69,22 +78,30 @@ def attack(
     segments = [None, *range(len(run.budget))]
     wheres = np.stack([tier >= 0 if t is None else tier == t for t in segments])
     names = list(scores)
+    stacked = jnp.stack([scores[name] for name in names])
     figures = jax.device_get(
-        _figures(
-            jnp.stack([scores[name] for name in names]),
-            jnp.asarray(candidates.member),
-            jnp.asarray(wheres),
-            key,
-        )
+        _figures(stacked, jnp.asarray(candidates.member), jnp.asarray(wheres), key)
     )
     blind = names.index(("blind", "model"))
+    shown = np.asarray(stacked, np.float64)
 
     def row(at: int, segment: int) -> dict[str, Any]:
         variant, observable = names[at]
         where = wheres[segment]
-        auc, tpr, low, high, *held = (part[at, segment] for part in figures)
-        members, others = map(int, held)
+        auc, low, high, *shares = (part[at, segment] for part in figures)
+        known = where & ~np.isnan(shown[at])
+        inside, outside = (
+            shown[at, known & (candidates.member == kind)] for kind in (True, False)
+        )
+        members, others = len(inside), len(outside)
         unknown = int(np.sum(where)) - members - others
+        found = {}
+        for (name, rate), share in zip(RATES.items(), shares, strict=True):
+            ends = (np.nan, np.nan)
+            if not np.isnan(share):
+                ends = attacks.interval(inside, outside, rate=rate, confidence=LEVEL)
+            for end, value in zip(("", "_low", "_high"), (share, *ends), strict=True):
+                found[name + end] = files.number(value)
         return {
             "attack": "membership",
             "variant": variant,
@@ -96,10 +113,11 @@ def attack(
             "auc": files.number(auc),
             "auc_low": files.number(low),
             "auc_high": files.number(high),
-            "tpr_at_1": files.number(tpr),
+            **found,
             "baseline_auc": 0.5,
             "blind_auc": files.number(figures[0][blind, segment]),
             "shadows": settings.shadows if variant in CALIBRATED else 0,
+            "roc": _roc(inside, outside) if segments[segment] is None else None,
             "reason": _reason(members, others, unknown),
         }
 
@@ -111,13 +129,20 @@ def attack(
     ]
 
 
+def _roc(inside: np.ndarray, outside: np.ndarray) -> list[list[int]]:
+    return [list(point) for point in attacks.curve(inside, outside)]
+
+
 def _reason(members: int, others: int, unknown: int) -> str | None:
     """Why a figure is null."""
     said = []
     if not members or not others:
         said.append("no members or no non-members")
-    elif others * RATE < 1:
-        said.append(f"{others} non-members are too few for {RATE:.0%} false positives")
+    else:
+        few = [f"{rate:.1%}" for rate in RATES.values() if others * rate < 1]
+        if few:
+            rates = " and ".join(few).replace(".0%", "%")
+            said.append(f"{others} non-members are too few for {rates} false positives")
     if unknown:
         said.append(f"{unknown} records without a score")
     return "; ".join(said) or None
@@ -197,12 +222,15 @@ def _scores(
     loss, phi = attacked(state)
     by_upload, by_model = followed(start)
     classes = len(run.splits.classes)
+    relative = functools.partial(attacks.relative, gamma=settings.gamma)
     made = {
         ("blind", "model"): attacks.difficulty(shadow, inside),
         ("loss", "model"): -loss,
         ("class", "model"): attacks.by_class(loss, y, shadow, inside, classes=classes),
         ("calibrated", "model"): attacks.calibrated(loss, shadow, inside),
         ("likelihood", "model"): attacks.likelihood(phi, shadow_phi, inside),
+        ("rmia", "model"): relative(loss, shadow, inside),
+        ("rmia_offline", "model"): relative(loss, shadow, inside, scale=settings.scale),
     }
     if run.guarantee.secure_sum == "off":
         made["update", "uploads"] = by_upload
@@ -223,7 +251,7 @@ def _figures(
     wheres: Bool[Array, "S E"],
     key: Array,
 ) -> tuple[Array, ...]:
-    """(AUC, true positives at `RATE`, lower, upper bound, members, others), [A, S]."""
+    """(AUC, lower, upper bound, members found at each of `RATES`), [A, S] each."""
 
     def one(at: tuple[Array, Array]) -> tuple[Array, ...]:
         score, where = at
@@ -240,9 +268,8 @@ def _figures(
             resamples=RESAMPLES,
             level=LEVEL,
         )
-        hits = attacks.found(score, member, known, rate=RATE)
-        held = (jnp.sum(known & (member == kind)) for kind in (True, False))
-        return area(), hits, *ends, *held
+        shares = (attacks.found(score, member, known, rate=r) for r in RATES.values())
+        return area(), *ends, *shares
 
     pairs = [
         jnp.repeat(scores, wheres.shape[0], axis=0),

@@ -145,6 +145,7 @@ def _images(run: Run) -> dict[str, list[figures.Image]]:
         "calibration": figures.calibration(run),
         "weights": figures.weights(run),
         "tiers": figures.tiers(run),
+        "privacy": figures.privacy(run),
         "data": figures.data(run),
     }
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fairjax.report import bars, dots, formats, reliability
+from fairjax.report import bars, dots, formats, reliability, roc
 from fairjax.report.canvas import (
     ACCURACY,
     AUROC,
@@ -163,6 +163,11 @@ def weights(run: Run) -> list[Image]:
 def calibration(run: Run) -> list[Image]:
     """Whether predicted probabilities are what happens."""
     return _drawn(reliability.diagram(run))
+
+
+def privacy(run: Run) -> list[Image]:
+    """What attacks on membership find at low false positive rates."""
+    return _drawn(roc.diagram(run.attacks))
 
 
 def tiers(run: Run) -> list[Image]:

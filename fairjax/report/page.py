@@ -84,7 +84,12 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         Section("calibration", "Calibration", drawn["calibration"], optional=True),
         Section("weights", "Weights over time", drawn["weights"]),
         Section("tiers", "Cost per tier", drawn["tiers"] + _tiers(run)),
-        Section("privacy", "Privacy", privacy.section(run), optional=True),
+        Section(
+            "privacy",
+            "Privacy",
+            privacy.section(run) + drawn["privacy"],
+            optional=True,
+        ),
         Section("robust", "Faults and liars", robust.section(run), optional=True),
         Section("principles", "Five principles", _principles(run), optional=True),
         Section("data", "Data", _data(run, drawn["data"])),

@@ -27,7 +27,16 @@ _SUMS = {
     "quantized": "Sums are those of a secure sum, computed without its masks.",
     "masked": "Sums are those of a simulated secure sum, under masks that cancel.",
 }
-_FIGURES = ("auc", "tpr_at_1", "psnr", "ssim", "epsilon_low", "epsilon", "ceiling")
+_FIGURES = (
+    "auc",
+    "tpr_at_1",
+    "tpr_at_0.1",
+    "psnr",
+    "ssim",
+    "epsilon_low",
+    "epsilon",
+    "ceiling",
+)
 """Columns of their own, even if alike in all rows."""
 _SUCCESS = {"membership": "auc", "inversion": "psnr", "audit": "epsilon_low"}
 """Attack -> the figure that is larger the more it finds."""
@@ -36,6 +45,7 @@ _NAMES = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "tpr_at_1": "found at 1% false positives",
+    "tpr_at_0.1": "found at 0.1%",
     "blind_auc": "AUC without the model",
     "baseline_auc": "AUC of guessing",
     "nonmembers": "non-members",
@@ -178,19 +188,21 @@ def _worst(name: str, rows: Sequence[Row]) -> str:
 
 def _all(name: str, rows: Sequence[Row]) -> str:
     """Every row of an attack, folded away where there are many."""
-    hidden = {"attack", "variant", "observable", "level", "tier", "reason"}
+    hidden = {"attack", "variant", "observable", "level", "tier", "reason", "roc"}
+    # What is null in all rows is told by their remarks.
+    names = dict.fromkeys(key for row in rows for key in row)
+    hidden |= {key for key in names if all(row.get(key) is None for row in rows)}
     keys = [
         key
-        for key in dict.fromkeys(key for row in rows for key in row)
+        for key in names
         if key not in hidden
         and (key in _FIGURES or not key.endswith(("_low", "_high")))
         # What is alike in all rows is said once.
         and (key in _FIGURES or len({str(row.get(key)) for row in rows}) > 1)
     ]
-    shown = dict.fromkeys(key for row in rows for key in row)
     alike = {
         _title(key): rows[0][key]
-        for key in shown
+        for key in names
         if key not in (*hidden, *keys) and not key.endswith(("_low", "_high"))
     }
     reasons = any(row.get("reason") for row in rows)
@@ -228,7 +240,8 @@ FOLDED = 12
 _CAPTIONS = {
     "membership": (
         "was a record trained on? Training records against test records of the same "
-        "hospitals; 0.5 is guessing."
+        "hospitals; an AUC of 0.5 is guessing. Intervals of 95%; that of members found "
+        "holds for any scores, and covers that the threshold is estimated too."
     ),
     "audit": (
         "what runs with and without a canary show of ε, which must not be above what "

@@ -65,7 +65,8 @@ def test_there_is_a_row_for_every_attack_and_tier(rows, finished):
     run, _ = finished
     told = [(row["variant"], row["observable"], row["tier"]) for row in rows]
     kinds = [(name, "model") for name in ("loss", "class", "calibrated")]
-    kinds += [("likelihood", "model"), ("update", "models")]
+    kinds += [(name, "model") for name in ("likelihood", "rmia", "rmia_offline")]
+    kinds.append(("update", "models"))
     assert told == [(*kind, tier) for kind in kinds for tier in (None, 0, 1)]
     everybody = rows[0]
     assert everybody["members"] == len(run.splits.train.y)
@@ -77,12 +78,25 @@ def test_there_is_a_row_for_every_attack_and_tier(rows, finished):
 def test_figures_are_null_with_a_reason_or_lie_in_their_interval(rows):
     for row in rows:
         assert row["auc_low"] - 0.02 <= row["auc"] <= row["auc_high"] + 0.02
-        few = row["nonmembers"] < 100
-        assert (row["tpr_at_1"] is None) == few
-        assert ("too few" in (row["reason"] or "")) == few
+        few = []
+        for name, others, rate in (("1", 100, "1%"), ("0.1", 1000, "0.1%")):
+            ends = [row[f"tpr_at_{name}{end}"] for end in ("_low", "", "_high")]
+            unknown = row["nonmembers"] < others
+            assert ends == ([None] * 3 if unknown else sorted(ends))
+            few += [rate] * unknown
+        assert f"too few for {' and '.join(few)} false positives" in row["reason"]
         assert (row["shadows"] == 3) == (row["variant"] in membership.CALIBRATED)
     known = [row for row in rows if row["tier"] is None]
     assert len({row["blind_auc"] for row in known}) == 1
+    for row in rows:
+        if row["tier"] is None:
+            assert row["roc"][-1] == [row["nonmembers"], row["members"]]
+            allowed = [right for wrong, right in row["roc"] if wrong <= 1]
+            if row["nonmembers"] >= 100:
+                share = allowed[-1] / row["members"]
+                assert row["tpr_at_1"] == pytest.approx(share)
+        else:
+            assert row["roc"] is None
 
 
 def test_what_the_audit_shows_is_below_what_is_accounted(finished):

@@ -160,7 +160,7 @@ def test_restarts_are_chosen_by_the_attackers_objective():
     key = jax.random.key(4)
     every = [float(attempt(jax.random.fold_in(key, i)).value) for i in range(8)]
     assert not np.all(np.isfinite(every))
-    for restarts, size in ((1, None), (3, 2), (8, None), (8, 8)):
+    for restarts, size in ((1, None), (3, 2), (8, None)):
         best = inversion.restarted(key, attempt, restarts, size=size)
         assert float(best.value) == min(every[:restarts])
         assert float(best.images[0]) == min(every[:restarts])

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from fairjax import metrics
 from fairjax.privacy import membership
+from fairjax.privacy.audit import upper
 
 E, M, C = 60, 12, 3
 RNG = np.random.default_rng(0)
@@ -73,6 +75,69 @@ def test_the_likelihood_ratio_is_that_of_two_gaussians_of_pooled_variance():
     np.testing.assert_allclose(got[2:], ratio[2:], rtol=1e-3, atol=1e-4)
 
 
+def surpassed(gamma, scale=None, *, strict=False, alone=False, swapped=False):
+    """RMIA as published, record by record; the options are ways to get it wrong."""
+    p, shadow = np.exp(-LOSS.astype(float)), np.exp(-SHADOW.astype(float))
+    scores = np.full(E, np.nan)
+    ratio = np.full(E, np.nan)
+    for i in range(E):
+        inside, outside = shadow[INSIDE[:, i], i], shadow[~INSIDE[:, i], i]
+        if not len(outside) or (scale is None and not len(inside)):
+            continue
+        if scale is None:
+            ratio[i] = p[i] / ((inside.mean() + outside.mean()) / 2)
+        else:
+            ratio[i] = p[i] / (((1 + scale) * outside.mean() + 1 - scale) / 2)
+    for i in range(E):
+        hits = []
+        for z in range(E):
+            if z == i or np.isnan(ratio[z]):
+                continue
+            of_z = p[z] if alone else ratio[z]
+            lr = of_z / ratio[i] if swapped else ratio[i] / of_z
+            hits.append(lr > gamma if strict else lr >= gamma)
+        scores[i] = np.nan if np.isnan(ratio[i]) else np.mean(hits)
+    return scores
+
+
+relative = jax.jit(membership.relative, static_argnames=("scale", "chunk"))
+
+
+@pytest.mark.parametrize("scale", [None, 0.3, 1.0])
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_rmia_is_the_share_of_others_that_a_record_surpasses(gamma, scale):
+    got = relative(jnp.asarray(LOSS), *SHADOWS, gamma=gamma, scale=scale)
+    got = np.asarray(got)
+    np.testing.assert_allclose(got, surpassed(gamma, scale), atol=1e-6)
+    assert np.isnan(got[0])  # no model is without it
+    assert np.isnan(got[1]) == (scale is None)  # none is with it
+    # Without the population's own p(z), or upside down, it is something else.
+    for wrong in ({"alone": True}, {"swapped": True}):
+        assert np.nanmax(np.abs(got - surpassed(gamma, scale, **wrong))) > 0.1
+    other = surpassed(gamma, 0.3 if scale is None else None)
+    assert np.nanmax(np.abs(got - other)) > 0.02
+
+
+def test_rmia_counts_a_tie_and_not_the_record_itself():
+    """Four records alike: each surpasses the three others by a factor of just 1."""
+    loss, shadow = jnp.full(4, 0.5), jnp.full((2, 4), 0.7)
+    inside = jnp.asarray([[True] * 4, [False] * 4])
+    for gamma, share in ((1.0, 1.0), (1.0001, 0.0)):
+        got = relative(loss, shadow, inside, gamma=gamma)
+        np.testing.assert_array_equal(got, share)
+    alone = relative(loss[:1], shadow[:, :1], inside[:, :1], gamma=1.0)
+    assert np.isnan(alone).all()
+
+
+def test_rmia_survives_records_that_no_model_believes():
+    loss = jnp.asarray([0.1, 500.0, 1.0])
+    shadow = jnp.asarray([[0.2, 400.0, 1.0], [0.3, 600.0, 1.0]])
+    inside = jnp.asarray([[True] * 3, [False] * 3])
+    got = relative(loss, shadow, inside, gamma=1.0)
+    # p(x) of the second is e^-400 / 2 and its ratio 2 e^-100.
+    np.testing.assert_array_equal(got, [1.0, 0.0, 0.5])
+
+
 def test_alignment_is_a_cosine_against_the_gradient():
     gradient = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([[4.0]])}
     step = jax.tree.map(lambda leaf: -0.1 * leaf, gradient)
@@ -120,6 +185,86 @@ def test_too_few_non_members_show_no_low_rate(others, known):
     assert got == 1.0 if known else np.isnan(got)
 
 
+def naive(inside, outside, rate):
+    """Clopper-Pearson at the estimated threshold, as if that were known."""
+    threshold = np.sort(outside)[::-1][int(len(outside) * rate)]
+    hits, number = int(np.sum(inside > threshold)), len(inside)
+    low = 1 - upper(np.asarray(number - hits), number, 0.975)
+    return float(low), float(upper(np.asarray(hits), number, 0.975))
+
+
+def quantised(scores):
+    """Steps of a quarter: many ties."""
+    return np.floor(4 * scores) / 4
+
+
+@pytest.mark.parametrize(("others", "shift"), [(300, 2.5), (1000, 1.5)])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_interval_covers_the_share_that_is_found(others, shift, coarse):
+    """Normal scores, of which the share is known; the threshold is estimated too."""
+    rng, repeats = np.random.default_rng(others), 150
+    t = norm.isf(0.01)
+    if coarse:
+        # The least step that no more than 1 % of non-members exceed.
+        t = np.ceil(4 * t) / 4 - 0.25
+        assert norm.sf(t + 0.25) <= 0.01 < norm.sf(t)
+    true = norm.sf(t + 0.25 * coarse - shift)
+    missed = {membership.interval: 0, naive: 0}
+    for _ in range(repeats):
+        outside, inside = rng.normal(size=others), rng.normal(shift, 1, 400)
+        if coarse:
+            outside, inside = quantised(outside), quantised(inside)
+        for bounds in missed:
+            low, high = bounds(inside, outside, rate=0.01)
+            missed[bounds] += not low <= true <= high
+    assert missed[membership.interval] <= 0.05 * repeats
+    if not coarse:
+        assert missed[naive] > 0.15 * repeats
+
+
+@given(seed=st.integers(0, 2**16), coarse=st.booleans())
+def test_what_is_found_lies_in_its_interval(seed, coarse):
+    rng = np.random.default_rng(seed)
+    member = rng.random(600) < 0.4
+    score = np.round(rng.normal(0, 1, 600) + member, 1 if coarse else 9)
+    score = score.astype(np.float32)
+    share = float(found(jnp.asarray(score), member, np.ones_like(member), 0.05))
+    low, high = membership.interval(score[member], score[~member], rate=0.05)
+    assert 0 <= low <= share <= high <= 1
+
+
+def test_few_non_members_leave_the_lower_end_open():
+    for others, open_ in ((436, True), (437, False)):
+        low, high = membership.interval(np.ones(50), np.zeros(others), rate=0.01)
+        assert (low == 0) == open_
+        assert high == 1
+    assert membership.interval(np.ones(0), np.zeros(9), rate=0.01) == (0, 1)
+    assert membership.interval(np.ones(9), np.zeros(0), rate=0.01) == (0, 1)
+
+
+@given(seed=st.integers(0, 2**16), coarse=st.booleans())
+def test_the_curve_has_what_is_found_at_every_one_of_its_points(seed, coarse):
+    rng = np.random.default_rng(seed)
+    member = rng.random(400) < 0.4
+    score = rng.normal(0, 1, 400) + member
+    score = np.round(score, 0 if coarse else 9)
+    inside, outside = score[member], score[~member]
+    points = membership.curve(inside, outside, points=30)
+    assert len(points) <= 30
+    assert points == sorted(set(points))
+    assert points[0][0] == 0
+    assert points[-1] == (len(outside), len(inside))
+    for wrong, right in points[:-1]:
+        # The lowest threshold among non-members' scores that accuses so many.
+        t = min(t for t in outside if np.sum(outside > t) == wrong)
+        assert right == np.sum(inside > t)
+    if not coarse:
+        # No gap of more than a step of the logarithm.
+        wrong = np.array([point[0] for point in points[1:]])
+        assert np.all(wrong[1:] <= np.maximum(wrong[:-1] + 1, 1.3 * wrong[:-1]))
+    assert membership.curve(inside, outside[:0]) == []
+
+
 @pytest.mark.parametrize("leak", [0.0, 2.0])
 def test_attacks_find_what_is_there_and_nothing_else(leak):
     """Hard and easy records: only calibration tells fit from ease."""
@@ -141,11 +286,15 @@ def test_attacks_find_what_is_there_and_nothing_else(leak):
         "loss": auc(-loss[0]),
         "calibrated": auc(membership.calibrated(loss[0], loss[1:], shadows)),
         "likelihood": auc(membership.likelihood(phi[0], phi[1:], shadows)),
+        "rmia": auc(relative(loss[0], loss[1:], shadows, gamma=1.0)),
+        "rmia offline": auc(relative(loss[0], loss[1:], shadows, gamma=1.0, scale=0.3)),
     }
     assert area["blind"] == pytest.approx(0.5, abs=0.06)
     if leak:
         assert 0.6 < area["loss"] < area["calibrated"] - 0.1
         assert area["calibrated"] < area["likelihood"]
         assert area["likelihood"] > 0.88
+        assert area["rmia"] > area["loss"] + 0.1
+        assert area["rmia offline"] > area["loss"] + 0.05
     else:
         assert all(abs(value - 0.5) < 0.06 for value in area.values())

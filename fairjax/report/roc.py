@@ -1,0 +1,107 @@
+"""Members found against non-members accused, where few are accused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import LogFormatterSciNotation
+
+from fairjax.report import formats
+from fairjax.report.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    RULE,
+    SKY,
+    VERMILION,
+    Image,
+    blank,
+    literal,
+    png,
+)
+from fairjax.report.run import Row
+
+_LOOK = tuple(
+    (colour, dash)
+    for dash in ("-", (0, (4, 1.5)))
+    for colour in (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, INK)
+)
+"""Colour and line of every attack."""
+
+
+def diagram(attacks: Sequence[Row]) -> Image | None:
+    """ROC curves of the attacks on membership, both axes logarithmic.
+
+    Args:
+        attacks: rows of attack.json; those with a "roc" are drawn.
+
+    Returns:
+        The figure; None where no row has a curve.
+    """
+    rows = [row for row in attacks if row.get("roc")]
+    if not rows:
+        return None
+    members, others = (max(row[kind] for row in rows) for kind in _KINDS)
+    title = "Who is found when hardly anybody is accused?"
+    figure, axes = blank(title, 4.1)
+    left, low = 0.5 / others, 0.5 / members
+    ends = [min(left, low), 1]
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+    for row, (colour, dash) in zip(rows, _LOOK, strict=False):
+        x, y = _rates(row)
+        axes.step(
+            np.maximum(x, left),
+            np.where(y > 0, y, np.nan),
+            where="post",
+            color=colour,
+            linestyle=dash,
+            linewidth=1.4,
+            label=literal(_name(row)),
+        )
+    axes.set(xscale="log", yscale="log", xlim=(left, 1.05), ylim=(low, 1.15))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_Percent())
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_xlabel("non-members accused", fontsize=9, color=INK)
+    axes.set_ylabel("members found", fontsize=9, color=INK)
+    axes.legend(
+        frameon=False, fontsize=7, loc="lower right", handlelength=2.2, labelspacing=0.3
+    )
+    caption = (
+        f"All hospitals: {formats.count(members)} training records and "
+        f"{formats.count(others)} test records of the same hospitals. The dotted line "
+        "is guessing. The left edge is what is found with nobody accused; what ties "
+        "with a threshold is not accused. Near the left edge a step is one record: the "
+        "table has intervals."
+    )
+    shares = ", ".join(
+        f"{_name(row)} {formats.percent(row.get('tpr_at_1'))}" for row in rows
+    )
+    alt = (
+        f"{title} Share of members found against share of non-members accused, both "
+        f"axes logarithmic. At 1% accused: {shares}."
+    )
+    return Image("membership_roc", caption, alt, png(figure))
+
+
+_KINDS = ("members", "nonmembers")
+
+
+class _Percent(LogFormatterSciNotation):
+    """0.001 -> "0.1%"."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        return f"{100 * x:g}%"
+
+
+def _rates(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """(false, true) positive rates at the points of a row's curve."""
+    wrong, right = np.asarray(row["roc"], float).T
+    return wrong / row["nonmembers"], right / row["members"]
+
+
+def _name(row: Row) -> str:
+    return f"{row['variant']}, {row['observable']}".replace("_", " ")
