@@ -159,14 +159,14 @@ def test_nefl():
     """Prefixes of ceil(sqrt(share) units), blocks inside the network left out, and as
     in `NeFedAvg` the counted mean of what is common, tiers' own norms and steps by the
     mean of the tier, and those of the richest in the whole model."""
-    model, dims = network(4, norm="batch", steps=True)
-    params, width, gone = drawn(model), (0.3, 0.6, 1.0), ((1, 2), (2,), ())
+    model, dims = network(3, norm="batch", steps=True)
+    params, width, gone = drawn(model), (0.3, 0.6, 1.0), ((1,), (2,), ())
     method = nefl(model.axes, (0.2, 0.5, 1.0), width=width, dropped=gone)
     _, [(_, got)] = federated(model, method, params, steps=2, optimizer=optax.sgd(RATE))
     sent = []
     for who, (x, y) in enumerate(records()):
         tier = TIERS[who]
-        axes = {"stream": WIDTH} | {f"hidden{i}": INSIDE for i in range(4)}
+        axes = {"stream": WIDTH} | {f"hidden{i}": INSIDE for i in range(3)}
         root = math.sqrt(width[tier])
         units = {name: np.arange(math.ceil(root * n)) for name, n in axes.items()}
         small = by_hand.cut(
@@ -206,8 +206,8 @@ def test_inclusivefl():
     """A tier's last block and its exit are its own; the block moves by (1 - beta) of
     the tier's change and beta of the mean of the next tier's over the blocks from there
     to its end; all else by the mean over tiers that do not end with it."""
-    model, dims = network(4, exits=True)
-    params, depths, beta = drawn(model), (1, 3, 4), 0.2
+    model, dims = network(3, exits=True)
+    params, depths, beta = drawn(model), (1, 2, 3), 0.2
     method = inclusivefl(model.axes, (0.2, 0.6, 1.0), stages=depths, beta=beta)
     _, [(_, got)] = federated(model, method, params, steps=2, optimizer=optax.sgd(RATE))
     ends = []
