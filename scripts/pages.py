@@ -18,6 +18,7 @@ from scripts import (
     frontier,
     fuzz,
     inversion,
+    inversion_budget,
     results,
     trend,
 )
@@ -53,6 +54,11 @@ SECTIONS = (
     Section(
         README, "results/inversion.json", lambda made: inversion.sentence(made["runs"])
     ),
+    Section(
+        README,
+        "results/inversion_budget.json",
+        lambda made: inversion_budget.sentence(made["runs"]),
+    ),
     Section(EVIDENCE, "results/trend.json", trend.table),
     *_contests(EVIDENCE, contest_page.table),
     Section(
@@ -61,6 +67,11 @@ SECTIONS = (
     Section(EVIDENCE, "results/curve.json", curve.table),
     Section(
         EVIDENCE, "results/inversion.json", lambda made: inversion.table(made["runs"])
+    ),
+    Section(
+        EVIDENCE,
+        "results/inversion_budget.json",
+        lambda made: inversion_budget.table(made["runs"]),
     ),
     Section(
         EVIDENCE, "results/byzantine.json", lambda made: byzantine.table(made["runs"])
