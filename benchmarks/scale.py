@@ -6,6 +6,7 @@ Five minutes on 2 CPU cores. Every point is a process of its own; devices are si
 ones, which share the machine's cores.
 """
 
+import io
 import pathlib
 from collections.abc import Sequence
 
@@ -103,5 +104,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("seconds a round")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    path.write_bytes(buffer.getvalue())
     plt.close(figure)

@@ -17,11 +17,26 @@
     final       the figures that a run reports in the end
     train       the loop: `train(config, workdir)`
 
-Importing fairjax imports what the first round needs and none of the edges (data, specs,
-measure, final, train): import those by name.
+Importing fairjax imports none of them: a room comes when it is first asked for, so that
+a command can listen to signals (`preemption`) before JAX is there. Those of `__all__`
+need no import of their own; the edges (data, specs, measure, final, train) do, by name.
 """
 
-from fairjax import aggregate, client, layout, metrics, round, types
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fairjax import aggregate, client, layout, metrics, round, types
 
 __all__ = ["aggregate", "client", "layout", "metrics", "round", "types"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,7 +8,9 @@ where, what was expected, what came and the nearest name. Scripts exit with
     1     the machine failed: a full disk, too little memory, a process that is gone;
           one line. Or an error of the program: a traceback
     2     something the user gave cannot be used, and nothing was done; one line
-    75    told to stop by SIGTERM or SIGINT, or Ctrl-C, see `preemption`; one line
+    75    told to stop by SIGINT, as Ctrl-C does, SIGTERM or SIGHUP, at any moment; one
+          line, and the same command goes on. See `preemption`
+    128 + n  told so by signal n once more, while a round was finished; one line
 """
 
 import hashlib
@@ -53,22 +55,25 @@ def run(
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisable
     keep_programs()
+    # With another's command line it is a part of a command.
+    over = preemption.over if argv is None else lambda code: None
     argv = list(sys.argv if argv is None else argv)
     script = pathlib.Path(argv[0]).name
     try:
-        with preemption.listening():
-            main(parse(define, argv))
+        main(parse(define, argv))
     except (Exception, KeyboardInterrupt) as error:
         told = outcome(error)
+        line, code = told or ("", 1)
+        over(code)
         if told is None:
             raise
-        line, code = told
         print(f"{script}: {checks.shown(line, _LINE)}", file=sys.stderr, flush=True)
         if jax.distributed.is_initialized() and not isinstance(error, Stopped):
             # At its exit JAX would wait for the others, who may wait for this one.
             sys.stdout.flush()
             os._exit(code)
         sys.exit(code)
+    over(0)
 
 
 def outcome(error: BaseException) -> tuple[str, int] | None:

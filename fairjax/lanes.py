@@ -64,7 +64,8 @@ def train_all(
         threading.Thread(target=one, args=(lane,), name=f"lane {lane}")
         for lane in range(len(configs))
     ]
-    with preemption.deferred():
+    # A lane's rounds are deferred, what it does before and after them is not.
+    with preemption.listening():
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -4,6 +4,7 @@ A run of a sweep is a command of scripts/train.py with the config's fields overr
 so a sweep parses, refuses and continues exactly what that command does.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -11,12 +12,12 @@ import pathlib
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, command, lanes, report, schema
+from fairjax import checks, command, lanes, preemption, report, schema
 from fairjax import workdir as files
 
 Fields = Mapping[str, str]
@@ -168,7 +169,7 @@ def run(
     """Runs what is not finished, each in a process of its own.
 
     What a run prints is appended to <name>.log beside its folder. One that fails stops
-    no other; an exception here, as Ctrl-C is, stops all after the rounds in hand.
+    no other; a signal or an exception here stops all after the rounds in hand.
 
     Args:
         points: see `points`.
@@ -178,14 +179,17 @@ def run(
 
     Returns:
         {name: why} of the runs that failed: the last line that they printed.
+
+    Raises:
+        Stopped: a signal came, and all have saved the round in hand; a second signal
+            kills them.
     """
     waiting = [point for point in points if not finished(point, workdir)]
     print(f"{len(points) - len(waiting)} of {len(points)} runs are finished")
     files.create(workdir)
-    running: dict[str, subprocess.Popen[bytes]] = {}
     failed: dict[str, str] = {}
-    try:
-        while waiting or running:
+    with _processes() as (running, told):
+        while (waiting or running) and not told():
             while waiting and len(running) < processes:
                 point = waiting.pop(0)
                 flags = [*point.flags, f"--workdir={workdir / point.name}"]
@@ -205,12 +209,31 @@ def run(
                 if process.returncode:
                     failed[name] = _last_line(_log(workdir, name), process.returncode)
                 print(f"{name}: {'failed' if name in failed else 'done'}", flush=True)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
     return failed
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[
+    tuple[dict[str, subprocess.Popen[bytes]], Callable[[], bool]]
+]:
+    """{name: process}, and whether this one has been told to stop.
+
+    Those that are left are told so in the end, and waited for.
+    """
+    running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def kill() -> None:
+        for process in running.values():
+            process.kill()
+
+    with preemption.deferred() as told, preemption.leaving(kill):
+        try:
+            yield running, told
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
 
 
 def run_together(points: Sequence[Point], workdir: pathlib.Path) -> dict[str, str]:

@@ -102,6 +102,7 @@ def train(
         InputError: the config, the data, the workdir or what was saved in it cannot be
             used; nothing has been written then.
         Stopped: a signal came while rounds ran (`preemption`); the same call goes on.
+        KeyboardInterrupt: at a second one at once; all saved rounds stay.
         OSError: the workdir cannot be written any more; what is saved stays.
     """
     workdir = pathlib.Path(workdir)
@@ -485,7 +486,9 @@ def _loop(
                 checkpoints.save(number, state)
             show(number, row)
             if stop:
+                checkpoints.wait()  # a signal ends a command once it is out of here
                 raise preemption.Stopped(f"stopped after round {number}")
+        checkpoints.wait()
         if hosts.some(told()):  # while the last round was saved
             raise preemption.Stopped(f"stopped after round {last}")
     spent = {
@@ -560,7 +563,7 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console) as bar, preemption.leaving(bar.stop):
         task = bar.add_task("", total=last, completed=first, figures="")
 
         def show(number: int, row: dict[str, Any]) -> None:

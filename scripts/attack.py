@@ -7,6 +7,11 @@ With a config the victims train its first model, else the newest checkpoint in w
 Writes attack.json, whose rows of other attacks stay, and attack_inversion.png.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import json
 from collections.abc import Sequence
 

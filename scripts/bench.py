@@ -6,6 +6,11 @@ Writes benchmarks/<name>.json, or .jsonl where the figures are rows, and from it
 part between its markers in benchmarks/README.md.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import json
 import os
 import pathlib

@@ -11,6 +11,11 @@ shares and seeds of a fold and an attack side by side in one program; blood cell
 after the other, two hours.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import dataclasses
 import functools
 import itertools

@@ -16,9 +16,13 @@ processes that have a part of the methods each (--methods=fedavg,heterofl) share
 files.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import contextlib
 import pathlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -58,7 +62,7 @@ def measure(config: Any, score: str) -> Run:
     config.checkpoint.every, config.checkpoint.keep = config.eval_every, 2
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, _without_intervals():
+    with experiment.temporary() as folder, _without_intervals():
         result = train(config, f"{folder}/run", log=lambda _, row: rows.append(row))
     tiers = len(config.tiers.budget)
     spent = result.summary["principles"]["sustainability"]

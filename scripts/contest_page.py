@@ -1,5 +1,6 @@
 """The pages of a contest: its table, the sentence that sums it up, and its figure."""
 
+import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -294,5 +295,7 @@ def draw(contest: Contest, results: Mapping[str, Any], path: pathlib.Path) -> No
     )
     handles, labels = np.atleast_1d(panels)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.91, 0.5))
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    path.write_bytes(buffer.getvalue())
     plt.close(figure)

@@ -11,10 +11,14 @@ the runs that are shown are runs of `train`. Writes results/curve.json and the
 page beside it.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import dataclasses
 import itertools
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +118,7 @@ def best(
 
 def measured(config: Any) -> dict[str, Any]:
     """One run: figures of all test records, and of every hospital."""
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         result = train(config, f"{folder}/run")
     last, privacy = result.summary["final"]["last"], result.summary["privacy"]
     names = ("auroc", "accuracy", "balanced_accuracy", "loss")

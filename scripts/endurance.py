@@ -10,6 +10,11 @@ are counted every hundred rounds. Writes results/endurance.json and the page bes
 Ten to twenty minutes on 2 CPU cores.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import collections
 import contextlib
 import functools
@@ -19,7 +24,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from configs import breast_cancer
-from fairjax import checkpoint, command, measure, trees
+from fairjax import checkpoint, command, measure, preemption, trees
 from fairjax import train as loop
 from fairjax import workdir as files
 from scripts import experiment
@@ -100,7 +104,11 @@ def _start(workdir: pathlib.Path, mark: pathlib.Path) -> subprocess.Popen[bytes]
 def kill(workdir: pathlib.Path, mark: pathlib.Path, phase: str, after: int) -> str:
     """Starts a process, kills it some rounds later in a phase; the one it was in."""
     process, first = _start(workdir, mark), 0
-    with mark.open("rb") as file, contextlib.ExitStack() as ended:
+    with (
+        mark.open("rb") as file,
+        preemption.leaving(process.kill),
+        contextlib.ExitStack() as ended,
+    ):
         ended.callback(process.wait)
         ended.callback(process.kill)
         while process.poll() is None:
@@ -156,8 +164,10 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
         was = kill(folder / "killed", mark, phase, int(rng.integers(8)))
         lives.append({"phase": was, **left(folder / "killed")})
     for name in ("killed", "straight"):
-        if code := _start(folder / name, mark).wait():
-            raise RuntimeError(f"the {name} run ended with {code}")
+        process = _start(folder / name, mark)
+        with preemption.leaving(process.kill):
+            if code := process.wait():
+                raise RuntimeError(f"the {name} run ended with {code}")
     ours, theirs = (contents(folder / name) for name in ("killed", "straight"))
     return {
         "rounds": ROUNDS,
@@ -241,7 +251,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs both and writes both files."""
     with contextlib.ExitStack() as opened:
-        where = options.workdir or opened.enter_context(tempfile.TemporaryDirectory())
+        where = options.workdir or opened.enter_context(experiment.temporary())
         folder = pathlib.Path(where)
         files.create(folder)
         results = {

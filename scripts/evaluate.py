@@ -5,6 +5,11 @@
 Prints the evaluation keys of metrics.jsonl and one row per hospital, as JSON.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import json
 import math
 from collections.abc import Sequence

@@ -8,9 +8,13 @@ two 3 x 3 convolutions with ReLU, mean over space, dense head. In float64, so th
 differs is the form and not its rounding.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import functools
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
-from fairjax import keys, losses
+from fairjax import command, keys, losses
 from fairjax.data import datasets
 from fairjax.submodels import branches, expanded
 from fairjax.workdir import provenance, write_json
@@ -274,7 +279,7 @@ def expansion(seed: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(_: flags.FlagValues) -> None:
     """Trains every form with every seed."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in FORMS}
     ends: dict[str, list[jax.Array]] = {name: [] for name in FORMS}
@@ -304,4 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main, lambda *_: None)

@@ -7,6 +7,8 @@ import json
 import operator
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import scipy.special
 
 from configs import default
-from fairjax import schema
+from fairjax import preemption, schema
 from fairjax.workdir import provenance
 
 SELECT = "balanced_accuracy"
@@ -49,6 +51,15 @@ def continued(path: pathlib.Path, same: Mapping[str, Any]) -> Any:
     if any(old.get(name) != value for name, value in same.items()):
         return None
     return old["runs"]
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[str]:
+    """A folder that is gone afterwards, also when a signal ends the process in here."""
+    with tempfile.TemporaryDirectory() as folder:
+        gone = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+        with preemption.leaving(gone):
+            yield folder
 
 
 @contextlib.contextmanager

@@ -10,8 +10,12 @@ end. The same command again goes on with the runs that are missing; another conf
 other versions begin anew. `--data=diabetes` runs a part: two processes share the files.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import pathlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -111,7 +115,7 @@ def config_of(data: str, rule: str, seed: int) -> Any:
 def measure(config: Any) -> dict[str, Any]:
     """One run: figures over hospitals, and by hospital, in its last round."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         summary = train(config, f"{folder}/run").summary
     last = summary["final"]["last"]
     return {

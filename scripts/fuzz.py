@@ -10,6 +10,11 @@ that make its input again, and the exit code is 1.
 Writes results/fuzz.json, and from it the table in results/README.md.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import contextlib
 import functools
 import gzip
@@ -17,7 +22,6 @@ import io
 import json
 import pathlib
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -296,7 +300,7 @@ ABOUT = checkpoint.About({"seed": 0}, {"fairjax": "0.1.0"})
 @functools.cache
 def step() -> dict[str, bytes]:
     """The files of a checkpoint by path."""
-    with tempfile.TemporaryDirectory() as name:
+    with experiment.temporary() as name:
         folder = pathlib.Path(name)
         with checkpoint.Checkpoints(folder, keep=2, about=ABOUT) as checkpoints:
             checkpoints.save(1, STATE)
@@ -341,7 +345,7 @@ def finished() -> dict[str, bytes]:
     config = default.preset(breast_cancer.get_config(), "smoke")
     config.select = experiment.SELECT
     with (
-        tempfile.TemporaryDirectory() as folder,
+        experiment.temporary() as folder,
         contextlib.redirect_stdout(io.StringIO()),
     ):
         workdir = training.train(config, pathlib.Path(folder) / "run").workdir
@@ -362,7 +366,7 @@ def outcome(make: Make, rng: Random) -> str:
         Defect: neither.
     """
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         attempt = make(rng, pathlib.Path(folder))
         before = _content(folder)
         try:

@@ -12,11 +12,16 @@ with the parts that are missing; another setting or other versions begin anew.
 `--part=dynamicfl` runs some of them: two processes share the files.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import dataclasses
 import functools
+import io
 import json
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -160,7 +165,7 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
     state = initial(run)
     if part.rounds:
         config.rounds = part.rounds
-        with tempfile.TemporaryDirectory() as folder:
+        with experiment.temporary() as folder:
             state = train(config, f"{folder}/run").state
     settings = reconstruction.Inversion(**part.settings)
     made = reconstruction.invert(
@@ -183,7 +188,9 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
     pictures.mkdir(parents=True, exist_ok=True)
     shown = {f"{tier} {level}": one.found[:, 0] for (tier, level), one in made.items()}
     true = next(iter(made.values())).true[:, 0]
-    np.savez_compressed(pictures / f"{name}.npz", original=true, **shown)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, original=true, **shown)
+    (pictures / f"{name}.npz").write_bytes(buffer.getvalue())
     return rows
 
 

@@ -8,6 +8,11 @@ may be; what is prepared lies in TFDS_DATA_DIR and is not made again. Without th
 and without a network it fails at once, and says which files to put where.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 from collections.abc import Sequence
 
 import numpy as np

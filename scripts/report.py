@@ -8,6 +8,11 @@ A folder that holds runs stands for all of them; their page is its comparison.ht
 unless --output names another. Runs that differ only in the seed are one point and row.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import pathlib
 from collections.abc import Sequence
 

@@ -5,17 +5,21 @@
 Writes results/first.json, and the table between the markers of README.md from it.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import json
 import pathlib
-import sys
-import tempfile
 from typing import Any
 
 import sklearn.linear_model
 import sklearn.metrics
+from absl import flags
 
 from configs import breast_cancer, digits, heart_disease
-from fairjax import specs
+from fairjax import command, specs
 from fairjax.data.federation import Splits
 from fairjax.measure import evaluate
 from fairjax.train import train
@@ -48,7 +52,7 @@ def pooled(splits: Splits) -> float:
 
 def measure(config: Any) -> dict[str, Any]:
     """One seed: the federated model, its smallest sub-model and the references."""
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         result = train(config, f"{folder}/run")
         run = specs.build(config)
         _, (_, own) = evaluate(run, result.state, "test")
@@ -91,7 +95,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(_: flags.FlagValues) -> None:
     """Trains everything and writes both files."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
     for name, make in RUNS.items():
@@ -115,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main, lambda *_: None)

@@ -15,7 +15,8 @@ Every run has a folder of its own, named by its settings, and prints to a .log b
 it. The same command again skips what is finished and goes on with the rest. A field or
 value that cannot be is refused before any run starts (exit code 2); a run that fails
 stops no other, is named at the end, and the exit code is 1. A sweep that is told to
-stop tells its runs, and exits with 75 when they have saved the round in hand.
+stop tells its runs, and exits with 75 when they have saved the round in hand; told so
+twice, it kills them.
 
 In a SLURM array every task runs one, --index=$SLURM_ARRAY_TASK_ID from 0, of the number
 that --count prints. --processes=N runs N side by side; on one GPU they share its memory
@@ -27,8 +28,12 @@ that are cheaper than each alone (benchmarks/README.md). Seeds need records that
 share, --config.data.partition.seed=0.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -69,8 +74,6 @@ def main(options: flags.FlagValues) -> None:
     if options.index is not None:
         checks.in_range("--index", options.index, 0, len(points) - 1)
         points = [points[options.index]]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
     if options.together:
         failed = sweep.run_together(points, workdir)
     else:

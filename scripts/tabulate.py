@@ -11,6 +11,11 @@ keys of metrics.jsonl, taken at the last round, or dotted paths into summary.jso
 --pages the tables of README.md and results/README.md are written from results/*.json.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import sys
 from collections.abc import Sequence
 

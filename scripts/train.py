@@ -4,12 +4,18 @@
     python scripts/train.py --config=configs/digits.py:smoke --workdir=runs/digits \
         --config.rounds=20 --config.tiers.budget='(0.5, 1.0)'
 
-The same command again goes on where the run stands. SIGTERM and Ctrl-C end it after the
-round in hand, with exit code 75; `fairjax.command` has the others.
+The same command again goes on where the run stands. Ctrl-C and SIGTERM end it at once,
+while rounds run after the round in hand, with exit code 75; `fairjax.command` has the
+others.
 
 With `--distributed` every process of a SLURM job or TPU pod runs the same command;
 elsewhere `--coordinator`, `--processes` and `--process` say who they are.
 """
+
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
 
 from collections.abc import Sequence
 

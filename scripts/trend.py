@@ -8,15 +8,20 @@ missing; another config or other versions begin anew. About a minute a run on 2 
 cores.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import pathlib
-import sys
-import tempfile
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 
 from configs import trend
+from fairjax import command
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
@@ -140,7 +145,7 @@ def measure(
     """
     rows = []
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         result = train(
             config, f"{folder}/run", log=lambda number, row: rows.append(row)
         )
@@ -239,7 +244,7 @@ def write(results: dict[str, Any]) -> None:
         path.write_text(fill(path.read_text(), BEGIN, table(results)))
 
 
-def main() -> None:
+def main(_: flags.FlagValues) -> None:
     """Runs what is missing and writes both files."""
     same = {
         "command": "python scripts/trend.py",
@@ -260,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main, lambda *_: None)

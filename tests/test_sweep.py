@@ -1,15 +1,17 @@
 """scripts/sweep.py: which runs there are, what is refused before any, what goes on."""
 
+import fcntl
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from fairjax import checks, command, schema, sweep
+from fairjax import checks, command, preemption, schema, sweep
 from scripts import sweep as script
 from scripts import train
 
@@ -250,7 +252,14 @@ def test_processes_run_side_by_side(tmp_path):
     assert sweep.run(found, tmp_path, program=program, processes=2) == {}
 
 
-def test_an_interrupt_leaves_no_run_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("interrupt", "stopped"),
+    [
+        (lambda: signal.default_int_handler(signal.SIGINT, None), KeyboardInterrupt),
+        (lambda: signal.raise_signal(signal.SIGTERM), preemption.Stopped),
+    ],
+)
+def test_an_interrupt_leaves_no_run_behind(tmp_path, monkeypatch, interrupt, stopped):
     made = []
 
     class Popen(subprocess.Popen):
@@ -258,16 +267,50 @@ def test_an_interrupt_leaves_no_run_behind(tmp_path, monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    def interrupt(_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", lambda _: interrupt())
     found = points(["seed=0,1,2"], tmp_path)
     program = recorder(tmp_path / "calls", "import signal; signal.pause()")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stopped):
         sweep.run(found, tmp_path, program=program, processes=2)
     assert [process.returncode for process in made] == [-15, -15]
+
+
+DEAF = """
+import fcntl, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+lock = open(sys.argv[-1].partition("=")[2] + ".lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("begun", flush=True)
+time.sleep(60)
+"""
+SWEEP = """
+from fairjax import preemption
+preemption.listen()
+import pathlib, sys
+from fairjax import sweep
+program = [sys.executable, "-c", {deaf!r}]
+sweep.run([sweep.Point("a", (), {{}})], pathlib.Path({folder!r}), program=program)
+"""
+
+
+def test_a_second_signal_ends_the_runs_too(tmp_path):
+    """Those that do not end at the first, which the sweep passes on."""
+    code, log = SWEEP.format(deaf=DEAF, folder=str(tmp_path)), tmp_path / "a.log"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for said in ("begun\n", "begun\ntold\n"):
+            while not log.exists() or log.read_text() != said:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        line = "-c: stopped at once; the same command goes on\n"
+        assert process.stderr.read() == line
+    with (tmp_path / "a.lock").open() as lock:  # which who has died has not
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_ctrl_c_of_a_terminal_does_not_reach_the_runs(tmp_path):

@@ -136,7 +136,7 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     readme.parent.mkdir()
     readme.write_text(f"before\n{trend.BEGIN}\n<!-- end -->\nafter\n")
     with pytest.raises(KeyboardInterrupt):
-        trend.main()
+        trend.main(None)
     made = json.loads(trend.RESULTS.read_text())
     assert made["complete_seeds"] == [0]
     # The table is there although two seeds are missing.
@@ -144,10 +144,10 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     first = list(done)
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        trend.main()
+        trend.main(None)
     assert not set(first) & set(done)
     done.clear()
-    trend.main()
+    trend.main(None)
     made = json.loads(trend.RESULTS.read_text())
     assert [len(runs) for runs in made["runs"].values()] == len(trend.METHODS) * [3]
     assert made["complete_seeds"] == list(trend.SEEDS)
@@ -155,5 +155,5 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(trend, "SINCE", 30)
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        trend.main()
+        trend.main(None)
     assert done == first

@@ -10,15 +10,15 @@ minutes.
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
-import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.peers import work
 from benchmarks.rows import Row, pivot
-from fairjax import checks
+from fairjax import checks, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TURNS = 3
@@ -53,9 +53,9 @@ def python(environment: str | None) -> str:
     folder = ROOT / "runs" / "peers" / environment
     program = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        venv.create(folder, clear=True, with_pip=True)
+        _run([sys.executable, "-m", "venv", "--clear", folder])
         install = [program, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, *REQUIREMENTS[environment]], check=True)
+        _run([*install, *REQUIREMENTS[environment]])
         (folder / "ready").touch()
     return str(program)
 
@@ -81,18 +81,34 @@ def once(
     settings = {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     if platform == "cpu" and not flags:
         settings |= {"OMP_NUM_THREADS": "1", work.ONE_CORE: "1"}
-    done = subprocess.run(
+    return json.loads(_run(command, settings).strip().splitlines()[-1])
+
+
+def _run(
+    command: Sequence[str | pathlib.Path], settings: Mapping[str, str] | None = None
+) -> str:
+    """What a command prints, which ends with this process.
+
+    Raises:
+        InputError: it fails.
+    """
+    with subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
+        env=os.environ | dict(settings or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        checks.fail(" ".join(command), "exit code 0", f"{done.returncode}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        process_group=0,
+    ) as process:
+        # Flower has processes of its own.
+        with preemption.leaving(lambda: os.killpg(process.pid, signal.SIGKILL)):
+            out, said = process.communicate()
+    if process.returncode:
+        last = (said.strip() or "no output").splitlines()[-1]
+        code = f"{process.returncode}: {last}"
+        checks.fail(" ".join(map(str, command)), "exit code 0", code)
+    return out
 
 
 def summary(turns: Sequence[Row]) -> Row:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax import checks, preemption
 from fairjax.data.table import SPLITS
 
 FILE_FORMAT = "array_record"
@@ -144,7 +145,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     tfds.disable_progress_bar()
     try:
         # It announces itself on the terminal, which belongs to the run.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            preemption.leaving(lambda: _remove_aside(builder)),
+        ):
             builder.download_and_prepare(download_config=config)
     except checks.InputError:
         raise
@@ -157,6 +161,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
             f"got {type(error).__name__}: {said.splitlines()[-1]}"
         ) from error
     return builder
+
+
+def _remove_aside(builder: tfds.core.DatasetBuilder) -> None:
+    """Removes what a builder writes aside; that is its folder until it is renamed."""
+    path = pathlib.Path(builder.data_dir)
+    if path.name.startswith("incomplete."):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

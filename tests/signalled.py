@@ -1,0 +1,121 @@
+"""A script in a process of its own, which sends itself a signal at a named point.
+
+    python tests/signalled.py POINT SCRIPT --its=flags
+
+Of a point that is no name of `POINTS` it sends none. At "drawn times" it says "begun"
+once it listens, and somebody else sends one.
+"""
+
+import gc
+import os
+import runpy
+import signal
+import sys
+
+
+def kill(*_):
+    """The point lasts until the signal is heard."""
+    from fairjax import preemption
+
+    os.kill(os.getpid(), signal.SIGINT)
+    preemption._told.wait(20)
+
+
+def first(function, meant=lambda *_: True):
+    """The function, within whose first call that is meant the signal comes."""
+    calls = []
+
+    def run(*args, **kwargs):
+        result = function(*args, **kwargs)
+        if meant(*args) and not calls:
+            calls.append(args)
+            kill()
+        return result
+
+    return run
+
+
+def starting():
+    """Only what the script itself says is heard yet."""
+    sent = []
+
+    def hook(event, args):
+        if event == "import" and args[0] == "jax" and not sent:
+            sent.append(event)
+            kill()
+
+    sys.addaudithook(hook)
+
+
+def loading_data():
+    from fairjax.data import datasets
+
+    datasets.load = first(datasets.load)
+
+
+def compiling():
+    """In a collection of garbage: what is raised there is lost."""
+    from jax.stages import Lowered
+
+    real = Lowered.compile
+
+    def compile(*args, **kwargs):
+        gc.callbacks.insert(0, kill)
+        gc.collect()
+        gc.callbacks.remove(kill)
+        return real(*args, **kwargs)
+
+    Lowered.compile = compile
+
+
+def in_a_round():
+    from fairjax import train
+
+    real = train.compiled
+
+    def compiled(*args):
+        step, program = real(*args)
+        return first(step), program
+
+    train.compiled = compiled
+
+
+def saving():
+    """The write is under way in a thread of its own."""
+    from fairjax.checkpoint import Checkpoints
+
+    def meant(self, *_):
+        return self._directory.name == "checkpoints"
+
+    Checkpoints.save = first(Checkpoints.save, meant)
+
+
+def drawing_figures():
+    from matplotlib.figure import Figure
+
+    Figure.savefig = first(Figure.savefig)
+
+
+POINTS = {
+    "starting": starting,
+    "loading data": loading_data,
+    "compiling": compiling,
+    "in a round": in_a_round,
+    "saving": saving,
+    "drawing figures": drawing_figures,
+}
+
+if __name__ == "__main__":
+    point, *sys.argv = sys.argv[1:]
+    if point != "starting":
+        from fairjax import preemption
+
+        preemption.listen()
+    if point == "drawn times":
+        print("begun", flush=True)
+    elif point != "starting":
+        from fairjax import final
+
+        final.RESAMPLES = 50  # as in the process of the tests
+    POINTS.get(point, lambda: None)()
+    runpy.run_path(sys.argv[0], run_name="__main__")
