@@ -9,10 +9,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import signalled
-from trained import rows, same_states, untimed
+from trained import rows, same_states, small, steps, untimed
+
+from fairjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AT_ONCE = "train.py: stopped; the same command goes on\n"
@@ -80,3 +84,63 @@ def test_ctrl_c_at_six_named_points(finished, tmp_path):
         assert halves(workdir) == [], point
         assert ("report: " in out) == (point == "nowhere"), point
     alike(workdir, finished[0].workdir)
+
+
+# --------------------------------------------------------------------- at drawn times
+
+ROUNDS = 30
+PARTS, EACH = 5, 10
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nobody stops, and the seconds that it takes once programs are kept."""
+    for name in ("first", "second"):
+        workdir = tmp_path_factory.mktemp("runs") / name
+        with start("drawn times", workdir, ROUNDS) as process:
+            assert process.stdout.readline() == "begun\n"
+            began = time.monotonic()
+            process.communicate(timeout=600)
+            seconds = time.monotonic() - began
+        assert process.returncode == 0
+    return workdir, seconds
+
+
+def reached(workdir):
+    """What a run was at, by the files that it left, and the rounds that it ended."""
+    metrics = workdir / "metrics.jsonl"
+    done = len(rows(metrics)) if metrics.exists() else 0
+    at = {
+        "config.json": "starting",
+        "metrics.jsonl": "compiling",
+        "summary.json": "final figures" if done == ROUNDS else "rounds",
+        "report.html": "report",
+    }
+    ahead = [at for name, at in at.items() if not (workdir / name).exists()]
+    return [*ahead, "done"][0], done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_ctrl_c_at_drawn_times(part, straight, tmp_path):
+    """Uniform over the whole run; ten in each part, of processes that still run."""
+    rng, fell = np.random.default_rng([0, part]), 0
+    while fell < EACH:
+        seconds, workdir = rng.uniform(0, straight[1]), tmp_path / str(fell)
+        with start("drawn times", workdir, ROUNDS) as process:
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(seconds)
+            fell += process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)  # else it is lost
+        (at, done), code = reached(workdir), process.returncode
+        print(f"{seconds:.2f} s, {at} {done}: {code} {err!r}", flush=True)
+        if (at, code, err) == ("done", 0, ""):
+            continue  # its work was over, and what is left of a process may not hear
+        after = AT_ONCE.replace("stopped", f"stopped after round {done}")
+        assert (code, err in (AT_ONCE, after)) == (75, True), (at, err)
+        assert halves(workdir) == []
+        if done:
+            assert max(steps(workdir / "checkpoints")) == done
+        train(small(rounds=ROUNDS), workdir)
+        alike(workdir, straight[0])
