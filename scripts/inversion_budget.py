@@ -12,6 +12,11 @@ pages when it ends. The same command again goes on with the cases that are missi
 another setting or other versions begin anew. `--case=...` runs some of them.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from fairjax import preemption
+
+    preemption.listen()
+
 import dataclasses
 import functools
 import pathlib
