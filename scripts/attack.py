@@ -36,6 +36,7 @@ _OPTIONS = (
     "rounds",
     "runs",
     "chunk",
+    "canary",
 )
 """Flags that are an attack's own."""
 
@@ -65,6 +66,8 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_float("scale", None, what, **there)
     flags.DEFINE_integer("rounds", None, "Of every audited run.", **there)
     flags.DEFINE_integer("runs", None, "Audited with, and without, canary.", **there)
+    what = "Of an audit: loud, spike, overflow or class; all. May be repeated."
+    flags.DEFINE_multi_string("canary", None, what, **there)
     flags.DEFINE_integer("chunk", None, "Shadow or audited runs at once.", **there)
     flags.mark_flags_as_required(["workdir"], values)
 

@@ -35,6 +35,7 @@ def member(tier, auc, variant="loss", **more):
 AUDIT = {
     "attack": "audit",
     "variant": "record",
+    "canary": "spike",
     "tier": 0,
     "epsilon_low": 1.25,
     "epsilon": 4.0,
@@ -100,7 +101,7 @@ def test_the_worst_protected_tier_is_named_for_every_attack(tmp_path):
     assert "update, model" not in shown.cells[at : at + 8]
     assert "20 are too few" in shown.cells
     assert after(shown, "most that could be shown", 5) == [
-        *("record", "0", "1.250", "4.000", "3.000")
+        *("record, spike", "0", "1.250", "4.000", "3.000")
     ]
     assert "more ε than is accounted" not in shown.text
 

@@ -111,7 +111,7 @@ def _membership(
 def _audit(
     run: specs.Run, state: RunState, settings: audit.Audit
 ) -> tuple[list[Row], dict[str, bytes]]:
-    return [audit.audit(run, settings)], {}
+    return audit.audit(run, settings), {}
 
 
 ATTACKS = {

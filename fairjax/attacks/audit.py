@@ -16,100 +16,140 @@ from fairjax.train import beginning
 from fairjax.types import Cohort, RunState
 
 CONFIDENCE = 0.95
+"""That none of an audit's rows shows more than there is."""
+UNITS = ("record", "hospital")
+"""Whose presence an audit knows how to vary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """How a guarantee is audited."""
 
+    canary: tuple[str, ...] = tuple(canaries.CANARIES)
+    """Which ones, a row each."""
     rounds: int = 1
     """Of a run; as many are accounted for in "epsilon"."""
     runs: int = 200
-    """With the canary, and as many without."""
+    """With a canary, and as many without."""
     chunk: int = 20
     """Runs side by side, which bounds the memory."""
+    alone: bool = True
+    """Whether the canary's hospital is a cohort by itself, where every hospital noises
+    what it sends: nothing else then moves what is seen. False: cohorts as the run draws
+    them."""
+    confidence: float = CONFIDENCE
 
 
-def audit(run: specs.Run, settings: Audit) -> dict[str, Any]:
-    """A row of attack.json: what so many runs show of epsilon, beside what is claimed.
+def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
+    """Rows of attack.json: what so many runs show of epsilon, beside what is claimed.
 
     The canary takes the place of a record of the hospital that spends most, or of a
-    hospital of the tier that does. It is loud, and all others are made silent: the
-    guarantee is for any records.
+    hospital of the tier that does. Who looks sees what the mechanism protects against:
+    the models of all rounds, or all that reaches the server.
 
     Args:
-        run: under client_dp or record_dp.
+        run: under a mechanism.
         settings: of the audit.
 
     Returns:
-        {"attack", "variant", "observable", "mechanism", "tier", "runs", "rounds",
-        "epsilon_low", "epsilon", "ceiling", "delta", "confidence", "exceeds"}.
+        A row per canary: {"attack", "variant", "canary", "observable", "mechanism",
+        "tier", "runs", "rounds", "epsilon_low", "epsilon", "ceiling", "delta",
+        "confidence", "exceeds"}.
 
     Raises:
-        InputError: the run has no such mechanism.
+        InputError: the run has no mechanism, or a canary is not known.
     """
     guarantee, spec, rounds = run.guarantee, run.spec, settings.rounds
+    if not guarantee.parties:
+        what = "a mechanism, whose guarantee is audited"
+        checks.fail("privacy.mechanism", what, guarantee.mechanism)
+    checks.one_of("unit of the guarantee", guarantee.unit, UNITS)
+    for name in settings.canary:
+        checks.one_of("--canary", name, canaries.CANARIES)
     start = beginning(run)
-    audited = ("client_dp", "record_dp")
-    checks.one_of("privacy.mechanism", guarantee.mechanism, audited)
     spent = guarantee.spent(rounds)
-    whose = max(spent, key=lambda name: spent[name])
-    data, laid = jax.tree.map(jnp.asarray, run.splits.train), run.layout
-    if guarantee.mechanism == "record_dp":
-        who = run.splits.clients.index(whose)
-    else:
-        who = int(np.argmax(run.tiers == int(whose.removeprefix("tier "))))
-    first = int(data.offset[who])
-    member = trees.pick(measure.everybody(run, run.tiers_at(0)), who)
-    classes = len(run.splits.classes)
-    if guarantee.mechanism == "record_dp":
-        inside, outside = canaries.record(data, first, classes)
-        direction = canaries.of_record(inside, first, member, spec=spec)
-        laid = layout.vmapped()
-    else:
-        inside, outside = canaries.hospital(data, who, classes)
-        direction = canaries.of_hospital(inside, member, spec=spec)
+    # Of those who spend alike the last: the richest tier has most for itself.
+    whose = max(reversed(spent), key=lambda name: spent[name])
+    mechanisms = guarantee.parties.values()
+    replaced = any(each.neighbours == "replace_one" for each in mechanisms)
+    # A server that adds the noise sees what it protects.
+    server = guarantee.protection.population is None
+    place = _place(run, whose)
+    member = trees.pick(measure.everybody(run, run.tiers_at(0)), place.client)
+    alone = settings.alone and server
+    laid = layout.vmapped() if alone else run.layout
+    direction = None
+    if sum(leaf.size for leaf in jax.tree.leaves(start.params)) > canaries.FEW:
+        direction = canaries.of_records(place, member, spec=spec)
+        if place.whole:
+            direction = canaries.of_hospital(member, spec=spec)
 
     def draw(state: RunState) -> Cohort:
-        if guarantee.mechanism == "client_dp":
+        if not alone:
             return run.draw(state.key, state.round)
-        # Cohorts do not enter: a record's hospital alone, in every round.
         return Cohort(*(leaf[None] for leaf in member[:3]))
 
-    def scores(drawn, data):
-        return canaries.scores(
+    def observed(drawn, data, inside):
+        return canaries.observed(
             drawn,
             start,
             data,
+            inside,
             direction,
             draw,
             spec=spec,
             layout=laid,
             rounds=rounds,
             chunk=settings.chunk,
+            server=server,
         )
 
-    scores = jax.jit(layout.on_devices(scores, run.mesh))
+    program = jax.jit(layout.on_devices(observed, run.mesh))
     key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
     drawn = jax.random.split(key, (2, settings.runs))
-    made = [
-        np.asarray(scores(each, part), np.float64)
-        for each, part in zip(drawn, (inside, outside), strict=True)
-    ]
-    shown = privacy.bound(*made, delta=guarantee.delta, confidence=CONFIDENCE)
+    confidence = 1 - (1 - settings.confidence) / len(settings.canary)
     claimed = spent[whose]
-    return {
-        "attack": "audit",
-        "variant": guarantee.unit,
-        "observable": "models",
-        "mechanism": guarantee.mechanism,
-        "tier": int(run.tiers[who]),
-        "runs": 2 * settings.runs,
-        "rounds": rounds,
-        "epsilon_low": shown.epsilon,
-        "epsilon": files.number(claimed),
-        "ceiling": shown.ceiling,
-        "delta": guarantee.delta,
-        "confidence": CONFIDENCE,
-        "exceeds": shown.epsilon > claimed,
-    }
+    rows = []
+    for name in settings.canary:
+        pair = canaries.neighbours(
+            name, run.splits.train, place, len(run.splits.classes), replaced=replaced
+        )
+        inside, outside = (jax.tree.map(jnp.asarray, each) for each in pair)
+        made = [
+            np.asarray(program(each, data, inside), np.float64)
+            for each, data in zip(drawn, (inside, outside), strict=True)
+        ]
+        shown = privacy.bound(
+            *privacy.statistics(*made), delta=guarantee.delta, confidence=confidence
+        )
+        rows.append(
+            {
+                "attack": "audit",
+                "variant": guarantee.unit,
+                "canary": name,
+                "observable": "uploads" if server else "models",
+                "mechanism": guarantee.mechanism,
+                "tier": int(run.tiers[place.client]),
+                "runs": 2 * settings.runs,
+                "rounds": rounds,
+                "epsilon_low": shown.epsilon,
+                "epsilon": files.number(claimed),
+                "ceiling": shown.ceiling,
+                "delta": guarantee.delta,
+                "confidence": confidence,
+                "exceeds": shown.epsilon > claimed,
+            }
+        )
+    return rows
+
+
+def _place(run: specs.Run, party: str) -> canaries.Place:
+    """Where the canary is, so that the party is exposed to it."""
+    train = run.splits.train
+    whole = run.guarantee.unit == "hospital"
+    if whole:
+        who = int(np.argmax(run.tiers == int(party.removeprefix("tier "))))
+    else:
+        who = run.splits.clients.index(party)
+    first, count = int(train.offset[who]), int(train.count[who])
+    return canaries.Place(who, np.arange(first, first + (count if whole else 1)), whole)

@@ -146,7 +146,7 @@ def _attacks(attacks: Sequence[Row]) -> str:
 
 def _kind(row: Row) -> str:
     """What tells an attack from others of its name, but for the tier."""
-    names = ("variant", "observable", "level")
+    names = ("variant", "canary", "observable", "level")
     return ", ".join(str(row[name]) for name in names if row.get(name) is not None)
 
 
@@ -188,7 +188,8 @@ def _worst(name: str, rows: Sequence[Row]) -> str:
 
 def _all(name: str, rows: Sequence[Row]) -> str:
     """Every row of an attack, folded away where there are many."""
-    hidden = {"attack", "variant", "observable", "level", "tier", "reason", "roc"}
+    hidden = {"attack", "variant", "canary", "observable", "level", "tier"}
+    hidden |= {"reason", "roc"}
     # What is null in all rows is told by their remarks.
     names = dict.fromkeys(key for row in rows for key in row)
     hidden |= {key for key in names if all(row.get(key) is None for row in rows)}
@@ -245,7 +246,8 @@ _CAPTIONS = {
     ),
     "audit": (
         "what runs with and without a canary show of ε, which must not be above what "
-        "is accounted for."
+        "is accounted for. A canary is loud, alone and mislabelled; a spike, one huge "
+        "input; an overflow, on which training ends in infinity; or a class of its own."
     ),
     "inversion": "images rebuilt from what a hospital sends.",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from fairjax import attacks, checks, round, specs
-from fairjax.attacks import audit, membership
+from fairjax.attacks import audit, canaries, membership
 from fairjax.train import beginning
 
 FIELDS = {
@@ -101,13 +101,22 @@ def test_figures_are_null_with_a_reason_or_lie_in_their_interval(rows):
 
 def test_what_the_audit_shows_is_below_what_is_accounted(finished):
     run, _ = finished
-    row = audit.audit(run, audit.Audit(rounds=1, runs=8, chunk=8))
-    assert row["variant"] == "record"
-    assert row["epsilon"] == max(run.guarantee.spent(1).values())
-    assert 0 <= row["epsilon_low"] <= row["epsilon"]
-    assert row["exceeds"] is False
-    assert row["runs"] == 16
-    json.dumps(row, allow_nan=False)
+    rows = audit.audit(run, audit.Audit(rounds=1, runs=9, chunk=9))
+    assert [row["canary"] for row in rows] == list(canaries.CANARIES)
+    for row in rows:
+        assert row["variant"] == "record"
+        assert row["observable"] == "uploads"
+        assert row["epsilon"] == max(run.guarantee.spent(1).values())
+        assert 0 <= row["epsilon_low"] <= row["epsilon"]
+        assert row["exceeds"] is False
+        assert row["runs"] == 18
+        assert row["confidence"] == pytest.approx(1 - 0.05 / 4)
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_canary_that_is_not_known_is_refused(finished):
+    with pytest.raises(checks.InputError, match=r'--canary: .* Did you mean "loud"'):
+        audit.audit(finished[0], audit.Audit(canary=("lord",)))
 
 
 def test_a_run_that_promises_nothing_cannot_be_audited():

@@ -1,0 +1,219 @@
+"""Accepted configurations of every kind, whose claims the audit is held against.
+
+`make test` audits some of them, `make verify` a cover in which every two values of the
+dimensions below meet that are accepted together. What is accepted the checks are asked.
+"""
+
+import functools
+import itertools
+
+import numpy as np
+
+from configs import default
+from fairjax import checks, names, schema, specs
+from fairjax.attacks import audit, canaries
+from fairjax.privacy import securesum
+from fairjax.robust import folds
+from fairjax.submodels import fedavg
+
+COUNTS = (3, 4, 2, 1)
+"""Records of the hospitals; the last one's is alone."""
+CLASSES, FEATURES = 3, 3
+CLAIM = 0.001
+"""With this probability a cover of claims that hold fails."""
+
+CLIENT = {"privacy.mechanism": "client_dp", "privacy.noise_multiplier": 12.0}
+RECORD = {"privacy.mechanism": "record_dp", "privacy.noise_multiplier": 60.0}
+LOCAL = {"privacy.mechanism": "local_dp", "privacy.noise_multiplier": 24.0}
+ADAPTIVE = {
+    "privacy.adaptive.quantile": 0.5,
+    "privacy.adaptive.count_noise": 40.0,
+    "privacy.adaptive.rate": 5.0,
+}
+MECHANISMS = {
+    "client_dp": {
+        "full": CLIENT | {"privacy.sampling": "full", "cohort": 0},
+        "replaced": CLIENT
+        | {"privacy.sampling": "full", "cohort": 0, "privacy.neighbours": "replace_one"}
+        | {"privacy.noise_multiplier": 24.0},
+        "poisson": CLIENT | {"privacy.sampling": "poisson", "cohort": 3},
+        "fixed": CLIENT
+        | {"privacy.sampling": "fixed", "cohort": 3}
+        | {"privacy.noise_multiplier": 24.0},
+        "adaptive": CLIENT | {"privacy.sampling": "full", "cohort": 0} | ADAPTIVE,
+    },
+    "record_dp": {
+        "poisson": RECORD,
+        "shuffled": RECORD | {"privacy.batches": "shuffled"},
+        "replaced": RECORD
+        | {"privacy.batches": "shuffled", "privacy.neighbours": "replace_one"}
+        | {"privacy.noise_multiplier": 120.0},
+    },
+    "local_dp": {"full": LOCAL},
+}
+"""Mechanism -> its variants."""
+METHODS = {name: {"submodel.name": name} for name in names.METHODS}
+METHODS |= {
+    f"fedavg {mode}": METHODS["fedavg"] | {"submodel.fedavg.mode": mode}
+    for mode in fedavg.MODES[1:]
+}
+DIMENSIONS = {
+    "method": tuple(METHODS),
+    "rule": tuple(names.RULES),
+    "fold": folds.FOLDS,
+    "secure_sum": securesum.MODES,
+    "denominator": names.DENOMINATORS,
+}
+"""Beside the mechanism's own, "variant"."""
+Case = tuple[str, ...]
+"""(mechanism, variant, method, rule, fold, secure_sum, denominator)."""
+
+
+def table(path) -> None:
+    """Four hospitals, Gaussian classes; every class is at somebody's."""
+    rng, rows = np.random.default_rng(0), sum(COUNTS)
+    label = np.arange(rows) % CLASSES
+    x = rng.normal(size=(rows, FEATURES)) + label[:, None]
+    np.savez(
+        path,
+        train_images=x.astype(np.float32),
+        train_labels=label,
+        train_client=np.repeat(np.arange(len(COUNTS)), COUNTS),
+        test_images=x[: len(COUNTS)].astype(np.float32),
+        test_labels=label[: len(COUNTS)],
+        test_client=np.arange(len(COUNTS)),
+    )
+
+
+def config_of(path, case: Case):
+    mechanism, variant, method, rule, fold, secure_sum, denominator = case
+    family = names.METHODS[METHODS[method]["submodel.name"]]
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.name": "npz",
+            "data.path": str(path),
+            "data.normalise": "none",
+            "data.partition.name": "natural",
+            "data.partition.min_size": 1,
+            "data.partition.val_fraction": 0.0,
+            "rounds": 2,
+            "execution.devices": 1,
+            "model.name": "resmlp" if family.blocks or family.exits else "mlp",
+            "model.mlp.hidden": (4,),
+            "model.resmlp.width": 4,
+            "model.resmlp.hidden": 2,
+            "model.resmlp.depth": 2,
+            "model.resmlp.norm": "layer",
+            "tiers.budget": (0.5, 1.0),
+            "tiers.share": (1.0, 1.0),
+            "local.batch_size": 4,
+            "local.epochs": 16,
+            "local.learning_rate": 0.01,
+            "submodel.heterofl.masked_loss": False,
+            "submodel.federated_dropout.masked_loss": False,
+            "submodel.fedrolex.masked_loss": False,
+            "submodel.fjord.distill": mechanism != "record_dp",
+            "submodel.depthfl.feddyn": 0.1,
+            "submodel.lora.rank": 2,
+            "fairness.rule": rule,
+            "fairness.denominator": denominator,
+            "privacy.clip": 0.1,
+            "privacy.accountant": "rdp",
+            "privacy.secure_sum": secure_sum,
+            "privacy.secure.minimum": 2,
+            "robust.fold": fold,
+            "robust.hostile": 0,
+        }
+        | METHODS[method]
+        | MECHANISMS[mechanism][variant]
+    )
+    if mechanism == "client_dp":
+        config.fairness.cap = 2.0 if rule in _weighing() else 0.0
+        if config.privacy.neighbours == "replace_one":
+            config.privacy.accountant = "auto"
+    return config
+
+
+@functools.cache
+def _weighing() -> frozenset[str]:
+    """Rules that read losses, which client_dp has with a cap alone."""
+    config = default.get_config()
+    made = {name: rule(config, names.ALIKE) for name, rule in names.RULES.items()}
+    return frozenset(name for name, rule in made.items() if "loss" in rule.needs)
+
+
+def accepted(path, case: Case) -> bool:
+    """Whether the checks let it run, on its data too."""
+    config = config_of(path, case)
+    try:
+        schema.check(config)
+        specs.build(config)
+    except checks.InputError:
+        return False
+    return True
+
+
+def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
+    """An accepted case, some of whose values are given."""
+    rng = np.random.default_rng(seed)
+    pools = {"variant": tuple(MECHANISMS[mechanism]), **DIMENSIONS}
+    pools |= {name: (value,) for name, value in fixed.items()}
+    while True:
+        drawn = (str(rng.choice(pool)) for pool in pools.values())
+        case = (mechanism, *drawn)
+        if accepted(path, case):
+            return case
+
+
+def cover(path, mechanism: str) -> list[Case]:
+    """Cases in which every two values meet that are accepted together."""
+    variants = tuple(MECHANISMS[mechanism])
+    plain = "fixed" if mechanism == "client_dp" else "cover"
+    usual = ("heterofl", "size", "mean", "off", plain)
+
+    def ok(*values: str) -> bool:
+        return accepted(path, (mechanism, *values))
+
+    # A method goes with a mechanism or not, whatever the rest; asked again in the end.
+    methods = [m for m in METHODS if ok(variants[0], m, *usual[1:])]
+    rest = [
+        (variant, "heterofl", *values)
+        for variant, *values in itertools.product(
+            variants, *list(DIMENSIONS.values())[1:]
+        )
+    ]
+    rest = [values for values in rest if ok(*values)]
+    cases = [
+        (mechanism, variant, method, *values)
+        for method in methods
+        for variant, _, *values in rest
+    ]
+
+    def pairs(case: Case) -> set:
+        return set(itertools.combinations(enumerate(case), 2))
+
+    left = set().union(*map(pairs, cases))
+    chosen = []
+    while left and cases:
+        best = max(cases, key=lambda case: len(pairs(case) & left))
+        if not pairs(best) & left:
+            break
+        cases.remove(best)
+        if ok(*best[1:]):
+            chosen.append(best)
+            left -= pairs(best)
+    return chosen
+
+
+def shown(run, *, cases: int, runs: int = 360, canary=tuple(canaries.CANARIES)):
+    """Rows of an audit of two rounds that may be one of so many."""
+    settings = audit.Audit(
+        canary=canary,
+        rounds=2,
+        runs=runs,
+        chunk=runs,
+        alone=False,
+        confidence=1 - CLAIM / cases,
+    )
+    return audit.audit(run, settings)
