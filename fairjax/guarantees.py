@@ -471,8 +471,10 @@ def _sigma(
 
 def _public(c: Any, *facts: str) -> tuple[str, ...]:
     named = [*facts, "tier of every hospital"]
+    constants = "constants that stand for missing inputs"
     if c.data.normalise != "none":
-        named.append("constants that inputs are normalised by")
+        constants += " and that inputs are normalised by"
+    named.append(constants)
     if c.model.init_from is not None:
         named.append("the model that the run starts from")
     return tuple(named)

@@ -498,6 +498,8 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     assert told["mechanism"] == "client_dp"
     assert max(told["tiers"].values()) == told["epsilon"] == spent.epsilon(3)
     assert "tier of every hospital" in told["public"]
+    # Of training records too, whatever inputs are normalised by.
+    assert any("missing inputs" in each for each in told["public"])
     assert told["sampling"] == "poisson"
     train(changed(base, rounds=2), tmp_path / "parts")
     parts = train(changed(base), tmp_path / "parts")
