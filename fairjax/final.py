@@ -122,9 +122,9 @@ def _figures(
         if logits.shape[1] == 2:
             predicted = metrics.predicted(logits, threshold)
             rates = groups.rates(predicted, y == 1, segment, segments, weight=weight)
-            rates = jax.tree.map(
-                lambda leaf: jnp.where(jnp.isnan(threshold), jnp.nan, leaf), rates
-            )
+            known = metrics.finite(logits, segment, segments, weight=weight)
+            known &= ~jnp.isnan(threshold)
+            rates = jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.nan), rates)
         # The bins of the ECE: XLA computes them once.
         plot = calibration.reliability(
             *calibration.confidence(jax.nn.softmax(logits), y),

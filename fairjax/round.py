@@ -80,7 +80,7 @@ class RoundInfo(NamedTuple):
     """What one round reports; arrays over the cohort's slots are in cohort order."""
 
     loss: Float[Array, ""]
-    """Mean training objective, each client by its weight."""
+    """Mean training objective, each client by its weight; NaN if nobody entered."""
     weights: Float[Array, "K"]
     """Weights in force, 0 for padded and refused clients. They sum to 1, or to 0 where
     all weight was of clients that are then refused: such a round changes nothing."""
@@ -91,7 +91,8 @@ class RoundInfo(NamedTuple):
     """Share of the parameter coordinates that somebody covered."""
     clients: client.ClientInfo
     scores: Float[Array, "K"] | None
-    """Losses at the incoming model, where the rule needed them."""
+    """Losses at the incoming model, where the rule needed them; NaN of who took no
+    part."""
 
 
 class _Slot(NamedTuple):
@@ -189,7 +190,7 @@ def step(
 
     Edge cases:
         | nobody counts (padded slots alone, no records, all refused) | round + 1, the
-          model and the server's state exactly as they were; loss and coverage 0 |
+          model and the server's state exactly as they were; loss NaN, coverage 0 |
         | a tier without a client | as coordinates that nobody covers; rules weigh the
           tiers that are there and keep what they carry of the others |
         | a hospital with one record, or of one class | as any other |
@@ -373,6 +374,9 @@ def step(
         # Who may not show its failure has a weight, and no loss.
         learned = simplex.over_valid(weights, valid & info.finite)
     loss = jnp.sum(jnp.where(learned > 0, info.loss * learned, 0))
+    loss = jnp.where(jnp.any(learned > 0), loss, jnp.nan)
+    if losses is not None:
+        losses = jnp.where(slots.member.valid, losses, jnp.nan)
     coverage = aggregate.coverage(den, params)
     return new_state, RoundInfo(loss, weights, valid, coverage, info, losses)
 

@@ -27,6 +27,7 @@ from fairjax import (
     baselines,
     checkpoint,
     checks,
+    divergence,
     final,
     hosts,
     keys,
@@ -45,6 +46,7 @@ from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
 from fairjax.data import federation, feed, pixels
 from fairjax.keys import Role
+from fairjax.report import formats
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.types import Cohort, Federation, Layout, Params, RunState
@@ -155,7 +157,9 @@ def train(
         chosen = _best_state(run, state, workdir)
 
         summary = _summary(run, start, state, tiers, whole, workdir, spent)
-        summary["final"] = final.final(run, measured_at, state, chosen)
+        rows = files.rows(workdir / "metrics.jsonl")
+        by = {"selected_by": selection.by(rows, run.criterion)}
+        summary["final"] = final.final(run, measured_at, state, chosen) | by
         if run.config["baselines"]:
             summary["baselines"] = baselines.baselines(
                 run, start, state, measured_at(state)[0]
@@ -165,6 +169,8 @@ def train(
     console = Console()
     console.print(report.table(workdir))
     console.print(report.headline(workdir), soft_wrap=True)
+    if summary["diverged"]:
+        console.print(divergence.said(summary["diverged"]), soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)
     hosts.meet("finished")
     return Result(state, summary["metrics"], summary, workdir)
@@ -301,7 +307,9 @@ def _best_state(
     """The state of the round that the validation split selects, or why it has none."""
     leading = _leading(run, state, workdir)
     if not leading:
-        return "no round could be selected on the validation split"
+        shown = run.splits.rows["val"] and files.rows(workdir / "metrics.jsonl")
+        why = ": every round that was validated shows divergence" if shown else ""
+        return f"no round could be selected on the validation split{why}"
     steps, number = workdir / "selected", leading[0]["round"]
     found = checkpoint.newest(steps, state, about(run), round=number)
     if found is None:
@@ -527,6 +535,8 @@ def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[st
     for t in range(len(run.budget)):
         row[f"fairness/weight_tier_{t}"] = float(weight[tier == t].sum())
     row["cohort/valid"] = int(np.sum(info.valid))
+    finite = np.asarray(info.clients.finite)
+    row["cohort/not_finite"] = int(np.sum(slots["trained"] & ~finite))
     row["cohort/coverage"] = float(info.coverage)
     for name, values in slots.items():
         for t in range(len(run.budget)):
@@ -539,12 +549,17 @@ def _progress(first: int, last: int) -> Iterator[Callable[[int, dict[str, Any]],
     """A bar on a terminal; elsewhere a plain line for every evaluated round."""
 
     def line(row: dict[str, Any]) -> str:
-        figures = {
-            "loss": row["train/loss"],
-            "accuracy": row.get("eval/accuracy"),
-            "auroc": row.get("eval/auroc"),
+        keys = {
+            "loss": "train/loss",
+            "accuracy": "eval/accuracy",
+            "auroc": "eval/auroc",
         }
-        return "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if v is not None)
+        figures = {name: row[key] for name, key in keys.items() if key in row}
+        return "  ".join(f"{name} {shown(value)}" for name, value in figures.items())
+
+    def shown(value: float | None) -> str:
+        long = value is None or abs(value) >= 1e4
+        return formats.decimal(value) if long else f"{value:.4f}"
 
     console = Console()
     # A terminal shows one bar at a time; beside other runs a run has none.
@@ -676,6 +691,7 @@ def _summary(
         "tiers": tiers,
         "privacy": run.guarantee.summary(int(state.round)),
         "robust": measure.withstands(run, start, state),
+        "diverged": divergence.diverged(rows) or False,
         "principles": principles.measure(
             rows,
             tiers,

@@ -62,6 +62,9 @@ def main(options: flags.FlagValues) -> None:
     print(write(found, options.metrics, options.interval).rstrip("\n"))
     for path in found.unfinished:
         print(f"tabulate.py: left out, unfinished: {path}", file=sys.stderr)
+    for run in (run for group in found.groups for run in group.runs):
+        if run.diverged:
+            print(f"tabulate.py: diverged, counted: {run.workdir}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fairjax"
 
 # Every room imports only from rooms on a lower line. What is on the same line is apart.
 FLOORS = [
-    {"checks", "preemption"},
+    {"checks", "divergence", "preemption"},
     {"types", "report"},
     {"keys", "trees", "losses"},
     {"models", "submodels", "aggregate", "private", "metrics"},

@@ -420,6 +420,31 @@ def test_the_worst_client_is_one_client_however_many_there_are():
         assert metrics.worst(accuracy, 1 / clients) == 0.5
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_model_without_finite_answers_has_no_accuracy(broken):
+    """To argmax a NaN is the largest: the share would be that of some class."""
+    rng = np.random.default_rng(0)
+    logits, y = rng.normal(size=(40, 2)), rng.integers(2, size=40)
+    logits[12, 0] = broken  # a record of the third hospital
+    found = evaluate(of_logits(logits, y))
+    sound = evaluate(of_logits(np.where(np.isfinite(logits), logits, 0), y))
+    for name in ("accuracy", "balanced_accuracy"):
+        assert np.isnan(getattr(found.pooled, name))
+        ours, theirs = (np.array(getattr(e.clients, name)) for e in (found, sound))
+        assert np.isnan(ours[2])
+        assert np.isfinite(theirs[2])
+        np.testing.assert_array_equal(np.delete(ours, 2), np.delete(theirs, 2))
+    quality = metrics.quality(
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(y, jnp.int32),
+        jnp.zeros(40, jnp.int32),
+        1,
+        threshold=jnp.float32(0.5),
+    )
+    for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity"):
+        assert np.isnan(getattr(quality, name)[0])
+
+
 def test_a_federation_nobody_could_be_tested_on_is_nan_throughout():
     row = table([NAN, NAN], [[NAN, NAN]], [0, 0])
     pooled = {"eval/accuracy", "eval/balanced_accuracy", "eval/loss", "eval/auroc"}

@@ -199,7 +199,7 @@ def test_a_cohort_of_nobody_changes_nothing(scene):
     assert fakes.equal(new.params, state.params)
     assert int(new.round) == 1
     assert float(info.coverage) == 0
-    assert float(info.loss) == 0
+    assert np.isnan(float(info.loss))
 
 
 def test_a_client_without_records_leaves_no_trace(scene):
@@ -301,6 +301,27 @@ def test_a_client_whose_change_is_not_finite_is_left_out(scene):
     open_spec = dataclasses.replace(spec, finite_guard=False)
     broken, _ = jitted(open_spec)(state, poisoned, fakes.cohort())
     assert not np.all(np.isfinite(broken.params["head"]["bias"]))
+
+
+def test_where_all_are_left_out_the_loss_is_not_known(scene):
+    _, data, state, step = scene
+    poisoned = dataclasses.replace(data, x=data.x * jnp.nan)
+    same, info = step(state, poisoned, fakes.cohort())
+    assert fakes.equal(same.params, state.params)
+    assert not np.any(info.valid)
+    assert np.isnan(float(info.loss))
+
+
+def test_a_loss_that_nobody_was_asked_for_is_not_known():
+    """A rule sees no loss of a client that a method leaves out; 0 is the best one."""
+    model = fakes.small_mlp()
+    method = fakes.fedavg(model.axes)._replace(admits=lambda who: who.tier > 0)
+    spec, data = fakes.spec(model, method, rule=weights.q_ffl(q=1)), fakes.federation()
+    _, info = jitted(spec)(fakes.start(spec, data), data, fakes.cohort())
+    assert np.isnan(info.scores).tolist() == [True, False, False, False]
+    nobody = fakes.cohort(tiers=(0, 0, 0, 0))
+    _, info = jitted(spec)(fakes.start(spec, data), data, nobody)
+    assert np.isnan(float(info.loss))
 
 
 def test_a_client_whose_change_is_longer_than_any_of_training_is_left_out(scene):

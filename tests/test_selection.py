@@ -31,6 +31,8 @@ ROWS = [
 )
 def test_the_best_round(criterion, best):
     assert selection.best(ROWS, criterion) == best
+    by = "loss" if criterion == "balanced_accuracy" else criterion
+    assert selection.by(ROWS, criterion) == by
 
 
 def test_without_validation_no_round_is_the_best():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from trained import rows, selected_state, small, steps, untimed
 
-from fairjax import checks, schema, selection, specs, trees
+from fairjax import checks, report, schema, selection, specs, trees
 from fairjax import train as train_module
 from fairjax.measure import evaluate
 from fairjax.train import initial, load, train
@@ -50,7 +50,7 @@ def test_metrics_have_flat_keys_and_no_nan(finished):
     assert [row["round"] for row in lines] == [1, 2, 3]
     assert all(next(iter(row)) == "round" for row in lines)
     assert "NaN" not in (result.workdir / "metrics.jsonl").read_text()
-    every = {"train/loss", "cohort/valid", "time/round_s"}
+    every = {"train/loss", "cohort/valid", "cohort/not_finite", "time/round_s"}
     every |= {f"fairness/weight_tier_{t}" for t in range(4)}
     slots = ("drawn", "trained", "valid", "steps", "records")
     every |= {f"cohort/{name}_tier_{t}" for name in slots for t in range(4)}
@@ -232,7 +232,8 @@ def test_the_report_is_one_page_with_every_hospital(finished):
 def test_the_best_round_of_the_validation_split_is_kept(finished):
     result, _ = finished
     lines = rows(result.workdir / "metrics.jsonl")
-    best = max(lines[1:], key=lambda row: (row["val/balanced_accuracy"], -row["round"]))
+    best = max(lines[1:], key=lambda row: (row["val/auroc"], -row["val/loss"]))
+    assert result.summary["final"]["selected_by"] == "auroc"
     state, number = selected_state(result.workdir)
     assert steps(result.workdir / "selected") == [number] == [best["round"]]
     assert int(state.round) == number
@@ -282,6 +283,47 @@ def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
     assert ours["selected"]["round"] < ours["last"]["round"]
 
 
+def test_a_run_that_diverges_says_so_and_selects_no_round(tmp_path, capfd):
+    """So fast that the first round's training overflows at every hospital."""
+    fast = small(rounds=2, eval_every=1, local__learning_rate=1e4)
+    result = train(fast, tmp_path)
+    lines = rows(tmp_path / "metrics.jsonl")
+    for row in lines:
+        assert row["train/loss"] is None
+        assert (row["cohort/valid"], row["cohort/not_finite"]) == (0, 3)
+    out, err = capfd.readouterr()
+    assert f"round 1/2  loss {report.formats.MISSING}  accuracy 0." in out
+    why = "no hospital's training ends with finite numbers"
+    assert out.count(f"diverged: since round 1 {why}") == 1
+    assert not err
+    assert result.summary["diverged"] == {"round": 1, "why": why}
+    final = result.summary["final"]
+    assert final["selected"] is None
+    assert final["selected_by"] is None
+    assert final["note"].endswith(": every round that was validated shows divergence")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("This run has diverged") == 1
+
+
+@pytest.mark.slow
+def test_a_network_that_overflows_by_degrees_has_diverged(tmp_path):
+    """Bytes of 9 x 21 in two classes of noise, at ten times the rate that LeNet bears.
+
+    Some hospitals' changes are left out, those of others make losses of many digits.
+    """
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 140), ("test", 60)):
+        arrays[f"{split}_images"] = rng.integers(0, 230, (n, 9, 21)).astype(np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, n)
+    np.savez(tmp_path / "bytes.npz", **arrays)
+    fields = {"data__name": "npz", "data__path": str(tmp_path / "bytes.npz")}
+    fields |= {"model__name": "lenet", "local__learning_rate": 0.5, "cohort": 0}
+    result = train(small(rounds=6, eval_every=3, **fields), tmp_path / "run")
+    assert result.summary["diverged"]
+    assert result.summary["final"]["selected"] is None
+
+
 def test_without_validation_records_nothing_is_selected(tmp_path):
     result = train(small(rounds=1, data__partition__val_fraction=0.0), tmp_path)
     assert not (tmp_path / "selected").exists()
@@ -289,6 +331,7 @@ def test_without_validation_records_nothing_is_selected(tmp_path):
     final = result.summary["final"]
     assert final["selected"] is None
     assert final["note"] == "no round could be selected on the validation split"
+    assert result.summary["diverged"] is False
     assert final["last"]["threshold"] is None
     assert final["last"]["pooled"]["sensitivity"]["value"] is None
     assert final["last"]["not_estimated"]["no threshold"] >= 2

@@ -35,6 +35,7 @@ from fairjax.metrics.evaluation import (
     summary,
 )
 from fairjax.metrics.overview import Quality, margin, predicted, quality
+from fairjax.metrics.segments import finite
 
 __all__ = [
     "Evaluation",
@@ -51,6 +52,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "evaluation_of",
+    "finite",
     "gini",
     "groups",
     "jain",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Num
 from fairjax import losses
 from fairjax.metrics import clients
 from fairjax.metrics.discrimination import auroc, balanced_accuracy, macro
-from fairjax.metrics.segments import mean, total
+from fairjax.metrics.segments import finite, mean, total
 from fairjax.types import Federation, Params
 
 
@@ -23,6 +23,7 @@ class Figures(NamedTuple):
     loss: Float[Array, "..."]
     """Mean cross-entropy in nats."""
     accuracy: Float[Array, "..."]
+    """NaN with a logit that is not finite, as the next one: no class is the answer."""
     balanced_accuracy: Float[Array, "..."]
     """Mean recall over the classes that the records have."""
     auroc: Float[Array, "..."]
@@ -87,11 +88,13 @@ def evaluation_of(logits: Float[Array, "E C"], data: Federation) -> Evaluation:
     right = jnp.argmax(logits, axis=-1) == y
 
     def figures(segment: Array, n: int) -> Figures:
+        known = finite(logits, segment, n)
+        balanced = balanced_accuracy(right, y, segment, n, classes=logits.shape[1])
         return Figures(
             total(jnp.ones_like(segment), segment, n),
             mean(loss, segment, n),
-            mean(right, segment, n),
-            balanced_accuracy(right, y, segment, n, classes=logits.shape[1]),
+            jnp.where(known, mean(right, segment, n), jnp.nan),
+            jnp.where(known, balanced, jnp.nan),
             macro(auroc, logits, y, segment, n),
         )
 

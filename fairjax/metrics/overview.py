@@ -16,14 +16,15 @@ from fairjax.metrics.discrimination import (
     sensitivity,
     specificity,
 )
-from fairjax.metrics.segments import Weight, mean
+from fairjax.metrics.segments import Weight, finite, mean
 
 
 class Quality(NamedTuple):
     """Of every segment; NaN where it cannot be estimated."""
 
     accuracy: Float[Array, "segments"]
-    """Of the most probable class."""
+    """Of the most probable class; as all that rests on a decision, NaN with a logit
+    that is not finite."""
     balanced_accuracy: Float[Array, "segments"]
     """Mean recall over the classes that the records have."""
     loss: Float[Array, "segments"]
@@ -81,6 +82,7 @@ def quality(
         return mean(values, segment, segments, weight=weight)
 
     classes = logits.shape[1]
+    known = finite(logits, segment, segments, weight=weight)
     right = jnp.argmax(logits, axis=1) == y
     p = jax.nn.softmax(logits)
     unknown = jnp.full((segments,), jnp.nan, logits.dtype)
@@ -90,20 +92,21 @@ def quality(
         chosen, positive = predicted(logits, threshold), y == 1
         of_positives, of_negatives = (
             jnp.where(
-                jnp.isnan(threshold),
-                jnp.nan,
+                known & ~jnp.isnan(threshold),
                 rate(chosen, positive, segment, segments, weight=weight),
+                jnp.nan,
             )
             for rate in (sensitivity, specificity)
         )
         line = calibration.line(
             margin(logits), positive, segment, segments, weight=weight
         )
+    balanced = balanced_accuracy(
+        right, y, segment, segments, classes=classes, weight=weight
+    )
     return Quality(
-        accuracy=average(right),
-        balanced_accuracy=balanced_accuracy(
-            right, y, segment, segments, classes=classes, weight=weight
-        ),
+        accuracy=jnp.where(known, average(right), jnp.nan),
+        balanced_accuracy=jnp.where(known, balanced, jnp.nan),
         loss=average(losses.cross_entropy(logits, y)),
         auroc=macro(auroc, logits, y, segment, segments, weight=weight),
         auprc=macro(auprc, logits, y, segment, segments, weight=weight),

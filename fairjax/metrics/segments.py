@@ -51,6 +51,23 @@ def mean(
     return jnp.where(count > 0, known, jnp.nan)
 
 
+def finite(
+    logits: Float[Array, "E C"],
+    segment: Int[Array, "E"],
+    segments: int,
+    *,
+    weight: Weight = None,
+) -> Bool[Array, "segments"]:
+    """Whether all logits of a segment are finite; others answer with no class.
+
+    The largest of logits with a NaN is, to `argmax`, the NaN: a share of right answers
+    would be that of some class among the records.
+    """
+    broken = ~jnp.all(jnp.isfinite(logits), axis=1)
+    times = jnp.where(broken, once(weight, broken), 0)
+    return total(times, segment, segments) == 0
+
+
 class Ranks(NamedTuple):
     """Records in the order of their segment, then of their score, lowest first."""
 

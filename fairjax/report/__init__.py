@@ -13,6 +13,7 @@ import rich.box
 import rich.table
 
 from fairjax.report import comparison, figures, formats, frontier, page
+from fairjax.report.lettering import drawing
 from fairjax.report.run import Run, of_a_run, read
 
 __all__ = ["Run", "compare", "comparison", "headline", "read", "table", "write"]
@@ -90,7 +91,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
     run = read(workdir)
-    with of_a_run(workdir):
+    with of_a_run(workdir), drawing(_texts(run)):
         images = _images(run)
         html = page.render(run, images)
     path = run.workdir / "report.html"
@@ -122,7 +123,7 @@ def compare(
     path = pathlib.Path(path)
     found = comparison.read(workdirs)
     title = path.resolve().parent.name
-    with of_a_run("--workdir"):
+    with of_a_run("--workdir"), drawing(group.name for group in found.groups):
         images = frontier.frontiers(found, interval)
         html = comparison.render(found, images, metrics, interval, title)
     _publish(path, images, html)
@@ -148,6 +149,13 @@ def _images(run: Run) -> dict[str, list[figures.Image]]:
         "privacy": figures.privacy(run),
         "data": figures.data(run),
     }
+
+
+def _texts(run: Run) -> list[str]:
+    """Names in its figures that nobody here chose."""
+    rows = [*run.clients, *run.hospitals]
+    classes = (name for row in run.hospitals for name in row.get("classes") or ())
+    return [*(str(row["client"]) for row in rows), *dict.fromkeys(classes)]
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:

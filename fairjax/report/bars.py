@@ -19,10 +19,10 @@ from fairjax.report.canvas import (
     VERMILION,
     Image,
     blank,
-    literal,
     png,
     tier_colour,
 )
+from fairjax.report.lettering import Names, literal
 from fairjax.report.run import Run
 
 _COSTS = {
@@ -34,6 +34,8 @@ _COSTS = {
     "bytes_up": "bytes up",
 }
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
+LEGEND = 6
+"""Rows of a legend that leave the axes their room."""
 
 
 def costs(run: Run) -> Image | None:
@@ -88,6 +90,8 @@ def records(run: Run) -> Image | None:
         what, by = "training records", "class"
     parts = _parts(hospitals)
     names = list(dict.fromkeys(name for part in parts for name in part))
+    named = Names(str(row["client"]) for row in hospitals)
+    classes = Names(names, by)
     title = "What does each hospital hold?"
     figure, axes = blank(title, max(HEIGHT, 1.3 + 0.19 * len(hospitals)))
     left = np.zeros(len(hospitals))
@@ -101,18 +105,20 @@ def records(run: Run) -> Image | None:
             color=_colour(i, len(names)),
             edgecolor="white",
             linewidth=0.5,
-            label=literal(formats.shorten(name, 16)),
+            label=literal(classes.short(name, 16)),
         )
         left += amounts
     labels = [
-        literal(f"{formats.shorten(str(row['client']), 22)}, tier {row.get('tier')}")
+        literal(f"{named.short(str(row['client']), 22)}, tier {row.get('tier')}")
         for row in hospitals
     ]
     axes.set_yticks(range(len(hospitals)), labels=labels, fontsize=8)
     axes.set_ylim(len(hospitals) - 0.4, -0.6)
     axes.set_xlabel(what, fontsize=9, color=INK)
-    _legend(axes)
     caption = f"{what.capitalize()} of every hospital by {by}."
+    if not _legend(axes):
+        caption += " From left to right, dark to light, as the table has them."
+    caption += named.key + classes.key
     totals = ", ".join(
         f"{row['client']} {formats.count(total)}"
         for row, total in zip(hospitals, left, strict=True)
@@ -134,10 +140,12 @@ def _colour(number: int, count: int) -> Any:
     return matplotlib.colormaps["cividis"](number / (count - 1))
 
 
-def _legend(axes: Axes) -> None:
-    """Above the axes, row by row, as many entries in each as fit."""
+def _legend(axes: Axes) -> bool:
+    """Above the axes, row by row, as many entries in each as fit; False if too many."""
     handles, labels = axes.get_legend_handles_labels()
     columns = min(len(labels), max(1, 54 // (max(map(len, labels)) + 4)))
+    if len(labels) > LEGEND * columns:
+        return False
     # matplotlib fills columns first.
     order = [i for c in range(columns) for i in range(c, len(labels), columns)]
     axes.legend(
@@ -152,3 +160,4 @@ def _legend(axes: Axes) -> None:
         columnspacing=1.2,
         borderpad=0.2,
     )
+    return True

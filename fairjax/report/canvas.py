@@ -55,11 +55,6 @@ def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
 
 
-def literal(name: str) -> str:
-    """Keeps matplotlib from reading a name as mathematics."""
-    return name.replace("$", r"\$")
-
-
 def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
     """What an axis shows of values in [low, high]: some air, but nothing impossible."""
     # A range of 0.02 at least: noise must not look like news.

@@ -220,6 +220,8 @@ def render(
     if comparison.unfinished:
         names = ", ".join(path.name for path in comparison.unfinished)
         header += markup.paragraph(f"Left out, for they are unfinished: {names}.")
+    if diverged := [run.workdir.name for run in runs if run.diverged]:
+        header += markup.paragraph(f"Diverged, and counted: {', '.join(diverged)}.")
     caption = "After the last round; keys as in metrics.jsonl and summary.json."
     listed = [
         [run.workdir.name, formats.plain(run.provenance.get("git_revision"))]

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from fairjax.report import formats
 from fairjax.report.canvas import (
     ACCURACY,
     BLUE,
@@ -20,11 +19,11 @@ from fairjax.report.canvas import (
     apart,
     blank,
     leader,
-    literal,
     png,
     span,
     tier_colour,
 )
+from fairjax.report.lettering import Names, literal
 from fairjax.report.run import Run
 
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -54,13 +53,19 @@ def by_tier(run: Run, key: str) -> list[Curve]:
     ]
 
 
+def names(run: Run) -> Names:
+    """How hospitals are called in the figures of a run."""
+    return Names(str(row["client"]) for row in run.clients)
+
+
 def by_hospital(run: Run, key: str) -> list[Curve]:
     """A key of clients.jsonl of every hospital, in its tier's colour."""
     curves, seen = [], dict.fromkeys((row["tier"] for row in run.clients), 0)
+    named = names(run)
     for row in run.clients:
         dash = _DASHES[seen[row["tier"]] % len(_DASHES)]
         seen[row["tier"]] += 1
-        label = formats.shorten(str(row["client"]), 14)
+        label = named.short(str(row["client"]), 14)
         values = run.series_of(row["client"], key)
         curves.append(Curve(label, tier_colour(run, row["tier"]), *values, dash))
     return curves
@@ -121,6 +126,8 @@ def lines(
     low, high = limits or (values.min(), values.max())
     low, high = span(low, high, unit)
     axes.set_ylim(low, high)
+    if high >= 1e5:  # digits in full would leave the axes no room
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.set_ylabel(unit.label, fontsize=9, color=INK)
     axes.set_xlabel("round", fontsize=9, color=INK)
     axes.grid(axis="y", color=RULE, linewidth=0.6)

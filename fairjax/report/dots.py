@@ -16,11 +16,11 @@ from fairjax.report.canvas import (
     VERMILION,
     Image,
     blank,
-    literal,
     png,
     span,
     tier_colour,
 )
+from fairjax.report.lettering import Names, literal
 from fairjax.report.run import Row, Run
 
 
@@ -29,6 +29,7 @@ def named(run: Run) -> Image | None:
     known = run.by_accuracy
     if not known:
         return None
+    names = Names(str(row["client"]) for row in run.clients)
     unknown = [row for row in run.clients if row.get("accuracy") is None]
     present = sorted({row["tier"] for row in run.clients})
     rows = len(run.clients) + 0.8 * (len(present) - 1)
@@ -40,7 +41,7 @@ def named(run: Run) -> Image | None:
     for tier in present:
         members = [row for row in known + unknown if row["tier"] == tier]
         for row in members:
-            ticks.append((y, formats.shorten(str(row["client"]), 22)))
+            ticks.append((y, names.short(str(row["client"]), 22)))
             accuracy = row.get("accuracy")
             axes.axhline(y, color=RULE, linewidth=0.5, zorder=0)
             if accuracy is None:
@@ -73,6 +74,7 @@ def named(run: Run) -> Image | None:
     caption = (
         "Full model on each hospital's own test records, grouped by tier, worst first. "
         "The ring marks the worst hospital, the dashed line the mean over hospitals."
+        f"{names.key}"
     )
     return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
 
@@ -82,6 +84,7 @@ def distribution(run: Run) -> Image | None:
     known = run.by_accuracy
     if not known:
         return None
+    names = Names(str(row["client"]) for row in known[:1])
     present = sorted({row["tier"] for row in known})
     title = "How far apart are the hospitals of each tier?"
     figure, axes = blank(title, max(HEIGHT, 1.2 + 0.75 * len(present)))
@@ -101,7 +104,7 @@ def distribution(run: Run) -> Image | None:
         labels.append(f"tier {tier}\n({len(members)})")
         if known[0] is members[0]:
             _ring(axes, values[0], y + offsets[0])
-            name = literal(formats.shorten(str(known[0]["client"]), 24))
+            name = literal(names.short(str(known[0]["client"]), 24))
             text = f"worst {formats.percent(known[0]['accuracy'])} ({name})"
             # Above the dots of its tier, where nothing is hidden.
             axes.annotate(
@@ -113,7 +116,7 @@ def distribution(run: Run) -> Image | None:
     caption = (
         "Every dot is a hospital (how many in brackets); the box holds the middle "
         "half, the bar is the median. The ring marks the worst hospital, the dashed "
-        "line the mean over hospitals."
+        f"line the mean over hospitals.{names.key}"
     )
     return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
 

@@ -16,7 +16,7 @@ from fairjax.report.canvas import (
     Image,
     Unit,
 )
-from fairjax.report.curves import by_hospital, by_tier, curve, lines, spread
+from fairjax.report.curves import by_hospital, by_tier, curve, lines, names, spread
 from fairjax.report.run import Run
 
 NAMED = 40
@@ -45,7 +45,8 @@ def learning(run: Run) -> list[Image]:
             "each_hospital",
             "How well does the full model serve each hospital?",
             "Full model on each hospital's own test records. Hospitals of one tier "
-            "share a colour: light for the smallest tier, dark for the largest.",
+            "share a colour: light for the smallest tier, dark for the largest."
+            f"{names(run).key}",
             ACCURACY,
             by_hospital(run, "accuracy"),
         )
@@ -153,7 +154,7 @@ def weights(run: Run) -> list[Image]:
             "hospital_weights",
             "How much does each hospital weigh in the average?",
             "Aggregation weight in evaluated rounds; none where a hospital was not in "
-            "the cohort.",
+            f"the cohort.{names(run).key}",
             _WEIGHT,
             by_hospital(run, "weight"),
         )

@@ -26,13 +26,15 @@ def points(difference: Number) -> str:
 
 
 def decimal(value: Number) -> str:
-    """0.91834 -> "0.918"."""
-    return MISSING if value is None else f"{value:.3f}"
+    """0.91834 -> "0.918"; from ten thousand on 1.3e24 -> "1.3e+24"."""
+    if value is None:
+        return MISSING
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
 def figure(value: Number) -> str:
     """A number of unknown kind: 0.91834 -> "0.918", 12345.6 -> "12,346"."""
-    if value is None or abs(value) < 100:
+    if value is None or not 100 <= abs(value) < 1e15:
         return decimal(value)
     return count(value)
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairjax.report import formats
 from fairjax.report.canvas import (
     ACCURACY,
     AUROC,
@@ -20,11 +19,11 @@ from fairjax.report.canvas import (
     apart,
     blank,
     leader,
-    literal,
     png,
     span,
 )
 from fairjax.report.comparison import Comparison, Group, summarise
+from fairjax.report.lettering import Names, literal
 
 LABELS = 12
 """Points that have room for a name: first the frontier, then by the worst hospital."""
@@ -68,6 +67,7 @@ def _frontier(
     points = _points(comparison, interval, key)
     if not points:
         return None
+    names = Names((point.name for point in points), "setting")
     title = f"How do mean and worst {word} trade off?"
     figure, axes = blank(title, HEIGHT + 0.6)
     left, right = _reach([point.x for point in points], unit)
@@ -91,7 +91,7 @@ def _frontier(
     heights = apart([(at[i, 1] - low) / (high - low) for i in named], 0.075)
     for i, height in zip(named, heights, strict=True):
         axes.annotate(
-            literal(formats.shorten(points[i].name, 24)),
+            literal(names.short(points[i].name, 24)),
             at[i],
             (1.05, height),
             textcoords="axes fraction",
@@ -103,7 +103,7 @@ def _frontier(
     caption = (
         "The full model on each hospital's own test records after the last round; "
         "every point a setting, bars the intervals over seeds. Filled and joined: no "
-        "other setting is at least as good in both and better in one."
+        f"other setting is at least as good in both and better in one.{names.key}"
     )
     told = "; ".join(
         f"{name}: mean {unit.show(x.mean)}, worst {unit.show(y.mean)}"

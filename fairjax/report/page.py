@@ -68,7 +68,8 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
     """
     drawn = {key: markup.figures(of_section) for key, of_section in images.items()}
     header = (
-        f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_cards(run)}"
+        f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_diverged(run)}"
+        f"{_cards(run)}"
         f"{markup.paragraph(_which_round(run))}"
     )
     sections = [
@@ -120,6 +121,20 @@ def _unfinished(run: Run) -> str:
         '<p class="notice"><strong>This run is unfinished.</strong> The page shows the '
         f"{len(run.metrics)} of {html.escape(formats.plain(run.config.get('rounds')))} "
         "rounds that are logged; what is only known at the end is left open.</p>\n"
+    )
+
+
+def _diverged(run: Run) -> str:
+    found = run.diverged
+    if found is None:
+        return ""
+    said = (
+        f"Since round {found['round']} {found['why']}. What usually helps is a smaller "
+        "local.learning_rate, or local.clip."
+    )
+    return (
+        '<p class="notice"><strong>This run has diverged.</strong> '
+        f"{html.escape(said)}</p>\n"
     )
 
 

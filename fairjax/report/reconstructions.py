@@ -8,7 +8,8 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fairjax.report.canvas import DPI, INK, literal, png
+from fairjax.report.canvas import DPI, INK, png
+from fairjax.report.lettering import literal
 
 SHOWN = 10
 """Images of a row."""

@@ -19,9 +19,9 @@ from fairjax.report.canvas import (
     VERMILION,
     Image,
     blank,
-    literal,
     png,
 )
+from fairjax.report.lettering import literal
 from fairjax.report.run import Row
 
 _LOOK = tuple(

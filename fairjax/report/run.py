@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fairjax import checks
+from fairjax import checks, divergence
 from fairjax.report.formats import Number
 
 Row = Mapping[str, Any]
@@ -84,6 +84,11 @@ class Run:
             for name, figures in (("last", last), ("selected", selected))
             if figures
         ]
+
+    @property
+    def diverged(self) -> Row | None:
+        """Since when and why, see `divergence.diverged`; None if it has not."""
+        return divergence.diverged(self.metrics)
 
     @property
     def hospitals(self) -> list[Row]:

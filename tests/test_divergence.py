@@ -1,0 +1,86 @@
+"""When a run counts as diverged, from rows alone."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fairjax import divergence, selection
+
+HUGE = 1.3e24
+
+
+def row(number, *, loss=0.7, train=0.6, valid=3, not_finite=0, evaluated=True):
+    made = {"round": number, "train/loss": train, "cohort/valid": valid}
+    made |= {"cohort/not_finite": not_finite}
+    made |= {"cohort/trained_tier_0": 1, "cohort/trained_tier_1": 2}
+    if evaluated:
+        made |= {"eval/loss": loss, "val/loss": loss, "val/auroc": 0.9}
+    return made
+
+
+SOUND, ABSURD, LOST = {}, {"loss": HUGE}, {"loss": None}
+REFUSED = {"train": None, "valid": 0, "not_finite": 3}
+BETWEEN = {"evaluated": False}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "since"),
+    [
+        ([SOUND, SOUND], None),
+        ([SOUND, LOST], 2),
+        ([SOUND, ABSURD, ABSURD], 2),
+        ([ABSURD, SOUND], None),  # it recovered
+        ([ABSURD, SOUND, LOST], 3),
+        # Rounds that were not evaluated and show nothing end nothing.
+        ([SOUND, BETWEEN, ABSURD, BETWEEN, BETWEEN, LOST], 3),
+        ([SOUND, BETWEEN, REFUSED], 3),
+        ([SOUND, BETWEEN | REFUSED, BETWEEN | REFUSED, REFUSED], 2),
+        # Nobody came, or nobody's upload did: nothing is known, and nothing diverged.
+        ([SOUND, {"train": None, "valid": 0}], None),
+        # One of three is left out, and the others go on.
+        ([SOUND, {"not_finite": 1, "valid": 2}], None),
+        # Without the guard what is not finite enters.
+        ([SOUND, {"train": None, "not_finite": 1}], 2),
+        ([], None),
+    ],
+)
+def test_since_when(kinds, since):
+    rows = [row(n, **kind) for n, kind in enumerate(kinds, 1)]
+    found = divergence.diverged(rows)
+    assert (found and found["round"]) == since
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (ABSURD, "eval/loss is 1.3e+24 nats, beyond the 87.3 of any probability"),
+        (LOST, "eval/loss is not finite"),
+        (REFUSED, "no hospital's training ends with finite numbers"),
+        ({"train": None}, "train/loss is not finite"),
+    ],
+)
+def test_why(kind, why):
+    found = divergence.diverged([row(1, **kind)])
+    assert found == {"round": 1, "why": why}
+    assert divergence.said(found) == f"diverged: since round 1 {why}"
+
+
+def test_the_bound_is_the_smallest_probability_and_far_from_a_constant_answer():
+    assert np.exp(np.float32(-divergence.MOST)) >= np.finfo(np.float32).tiny * 0.99
+    assert divergence.MOST > 10 * math.log(1000)
+    assert divergence.sign(row(1, loss=divergence.MOST), "eval") is None
+
+
+@pytest.mark.parametrize("kind", [ABSURD, LOST, REFUSED])
+def test_a_round_that_shows_it_is_never_selected(kind):
+    """However well it ranks."""
+    better = row(2, **kind) | {"val/auroc": 1.0}
+    assert selection.best([row(1), better], "auroc") == 1
+    assert selection.best([better], "auroc") is None
+    assert selection.by([better], "auroc") is None
+
+
+def test_the_test_split_selects_nothing():
+    lost = row(2) | {"eval/loss": None, "val/auroc": 1.0}
+    assert selection.best([row(1), lost], "auroc") == 2
