@@ -138,7 +138,7 @@ def relative(
     shadow: Float[Array, "M E"],
     inside: Bool[Array, "M E"],
     *,
-    gamma: float,
+    gamma: float | Float[Array, ""],
     scale: float | None = None,
     chunk: int = 256,
 ) -> Float[Array, "E"]:
