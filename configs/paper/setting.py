@@ -44,6 +44,23 @@ WHOLE = {
     "tiers.budget": (1.0, 1.0, 1.0),
     "tiers.branches": (0, 1, 2),
 }
+RECIPE = WHOLE | {
+    # Lines of paridis-11/DynamicFL, commit 9ca373c.
+    "rounds": 100,  # Args.py 15
+    "data.augment": ("crop", "flip"),
+    "data.partition.num_clients": 30,  # README.md 53
+    "model.name": "resnet",
+    "tiers.share": (7.0, 2.0, 1.0),  # README.md 87
+    "local.epochs": 5,  # Args.py 17
+    "local.batch_size": 16,  # Args.py 52
+    "local.optimizer": "sgd",  # Args.py 65
+    "local.learning_rate": 1e-3,  # Args.py 67
+    "local.schedule": "cosine",  # utils/utils.py 221-225
+    "local.momentum": 0.0,  # Args.py 69
+    "local.weight_decay": 5e-4,  # Node/Node.py 33
+    "eval_every": 10,  # ours, as is the next
+    "checkpoint.every": 10,
+}
 
 
 def get(name: str, large: str, preset: str) -> Any:
@@ -55,20 +72,7 @@ def get(name: str, large: str, preset: str) -> Any:
         preset: see above; "" is DynamicFL on ResNet-18, 30 hospitals, 7:2:1, iid.
     """
     c = default.get_config()
-    c.rounds = 100
-    c.eval_every = 10
-    c.data.name = name
-    c.data.augment = ("crop", "flip")
-    c.data.partition.num_clients = 30
-    c.model.name = "resnet"
-    c.update_from_flattened_dict(WHOLE)
-    c.tiers.share = (7.0, 2.0, 1.0)
-    c.local.epochs = 5
-    c.local.batch_size = 16
-    c.local.learning_rate = 1e-3
-    c.local.schedule = "cosine"
-    c.local.weight_decay = 5e-4
-    c.checkpoint.every = 10
+    c.update_from_flattened_dict({"data.name": name} | RECIPE)
     c = default.preset(c, preset, **presets(large))
     if c.model.name == "resnet":
         # The blocks of its stages differ in shape and cannot teach each other.

@@ -4,6 +4,8 @@
 
 About half a minute on 2 CPU cores. Shows a width tier, a depth tier, a plain one and one with
 branches of DynamicFL side by side.
+
+There is no preset "published": the ladder is ours.
 """
 
 from configs import default

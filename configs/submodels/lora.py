@@ -4,6 +4,10 @@
 
 About 15 s on 2 CPU cores. Shows tiers that differ in rank alone: what they send grows
 with it, while every one of them computes the whole forward pass.
+
+There is no preset "published": Cho et al. 2024 tune language models of billions of
+parameters, and of neither theirs nor raFLoRA is code known from which a recipe could be
+read.
 """
 
 from configs import default

@@ -4,6 +4,9 @@
 
 About a minute on 2 CPU cores. Shows training and uploads that shrink with the budget
 while everybody receives, and deploys, the whole model.
+
+There is no preset "published": Sidahmed et al. 2021 have no tiers, and no code of theirs
+from which a recipe could be read.
 """
 
 from configs import default
