@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fairjax import aggregate, checks
+from fairjax import aggregate, checks, private
 from fairjax.fairness import simplex
 from fairjax.privacy import accounting, hospitals, poisson, securesum
 from fairjax.privacy import clip as clipping
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.means import Means
 from fairjax.privacy.records import Records
+from fairjax.submodels import axes
 from fairjax.types import (
     Cohort,
     Member,
@@ -172,6 +173,7 @@ class Guarantee:
             "neighbours": loudest.neighbours,
             "accountant": self.accountant,
             "noise_multiplier": loudest.noise_multiplier,
+            "tail": max(each.tail(rounds) for each in self.parties.values()),
             "clip": list(self.clip),
             "budget": self.budget,
             "rounds": rounds,
@@ -480,6 +482,44 @@ def _public(c: Any, *facts: str) -> tuple[str, ...]:
     return tuple(named)
 
 
+def _uploaded(c: Any, facts: Facts) -> int:
+    """Coordinates that are noised of an upload: the plain model, all tiers' copies."""
+
+    def upload(x: jax.Array) -> Any:
+        params = facts.model.init(jax.random.key(0), x)
+        bank = private.init(facts.method, params, 1, len(c.tiers.budget))
+        copies = private.by_tier(bank, params, params, jnp.zeros((), jnp.int32))
+        return params, {path: num for path, (num, _) in copies.items()}
+
+    return _size(jax.eval_shape(upload, facts.x))
+
+
+def _trained(facts: Facts) -> int:
+    """Coordinates that are noised of a local step: those of the local tree."""
+    method, zero = facts.method, jnp.zeros((), jnp.int32)
+    labels = jnp.ones(facts.classes, jnp.int32)
+
+    def tree(x: jax.Array) -> Any:
+        key = jax.random.key(0)
+        params = facts.model.init(key, x)
+        if method.enter is None:
+            return params
+        member = Member(zero, zero, zero == 0, zero + 1, labels)
+        kept = method.units(key, zero, params, member)
+        forward, update = (
+            axes.masks(params, facts.model.axes, units)
+            for units in (kept.forward, kept.update or kept.forward)
+        )
+        memory = None if method.memory is None else method.memory.init(params)
+        return method.enter(key, params, kept, memory, forward, update)[0]
+
+    return _size(jax.eval_shape(tree, facts.x))
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def _small_delta(c: Any, members: int, what: str) -> None:
     if c.privacy.delta * members >= 1:
         least = f"below 1 / {members}, the {what} that are protected"
@@ -500,7 +540,9 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         what = f"fewer than the {clients} hospitals with privacy.sampling {p.sampling}"
         checks.fail("cohort", what, c.cohort)
     draw = None
-    law: dict[str, Any] = {"neighbours": neighbours}
+    # Of the changes, a count, and a loss of every tier.
+    numbers = _uploaded(c, facts) + 1 + len(c.tiers.budget)
+    law: dict[str, Any] = {"neighbours": neighbours, "numbers": numbers}
     if p.sampling == "poisson":
         pool, overflow = poisson.room(clients, rate)
         sizes = np.bincount(facts.tiers, minlength=len(c.tiers.budget))
@@ -638,6 +680,8 @@ def _record(c: Any, facts: Facts) -> Guarantee:
     rooms = [poisson.room(int(n), min(size / int(n), 1.0)) for n in facts.counts]
     slots = max(room for room, _ in rooms) if p.batches == "poisson" else None
 
+    numbers = _trained(facts)
+
     def parties(sigma: float) -> dict[str, Mechanism]:
         named = {}
         for k, name in enumerate(facts.clients):
@@ -649,7 +693,9 @@ def _record(c: Any, facts: Facts) -> Guarantee:
                     "releases": int(steps[k]),
                     "overflow": int(steps[k]) * rooms[k][1],
                 }
-            named[name] = Mechanism(sigma, neighbours=neighbours, **law)
+            named[name] = Mechanism(
+                sigma, neighbours=neighbours, numbers=numbers, **law
+            )
         return named
 
     def noised(sigma: Scalar) -> tuple[Protection, Records]:
@@ -676,9 +722,10 @@ def _local(c: Any, facts: Facts) -> Guarantee:
     _small_delta(c, len(facts.tiers), "hospitals")
     settings = _account(c)
     clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
+    numbers = _uploaded(c, facts)
 
     def parties(sigma: float) -> dict[str, Mechanism]:
-        each = Mechanism(sigma, neighbours="replace_one")
+        each = Mechanism(sigma, neighbours="replace_one", numbers=numbers)
         return {f"tier {tier}": each for tier in np.unique(facts.tiers)}
 
     def protection(sigma: Scalar) -> Protection:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fairjax import checks
+from fairjax.privacy import noise
 
 ACCOUNTANTS = ("pld", "rdp")
 NEIGHBOURS = ("zero_out", "replace_one")
@@ -51,6 +52,16 @@ class Mechanism(NamedTuple):
     overflow: float = 0.0
     """Probability per round that a Poisson sample is larger than its slots, and so not
     the one that is accounted for."""
+    numbers: int = 0
+    """Coordinates of a sum, whose noise ends somewhere; 0: noise that does not."""
+
+    def tail(self, rounds: int) -> float:
+        """What of delta is for noise that one neighbour has and the other cannot."""
+        if self.noise_multiplier == 0:
+            return float(rounds > 0)
+        clips = 2 if self.neighbours == "replace_one" else 1
+        each = noise.beyond(self.numbers, clips / self.noise_multiplier)
+        return min(rounds * self.releases * each, 1.0)
 
 
 def spending(
@@ -58,10 +69,20 @@ def spending(
 ) -> Callable[[int], float]:
     """Rounds -> epsilon after that many, at this delta; infinity without noise.
 
-    With tau the probability that any sample so far has overflowed, the run is within
-    tau of the accounted one in total variation, at both neighbours; so it has
+        delta = delta' + rho + (1 + exp(epsilon)) tau,    epsilon accounted at delta'.
 
-        delta = delta' + (1 + exp(epsilon)) tau,    epsilon accounted at delta'.
+    rho, `Mechanism.tail`, bounds the probability that any noise so far is what the
+    neighbour's cannot be. On all other outcomes G, given who else is drawn, both runs M
+    and N have the law of real Gaussian noise, to which the accountant's epsilon and
+    delta' belong, so that for every event A
+
+        M(A) <= M(A and G) + rho <= exp(epsilon) N(A and G) + delta' + rho.
+
+    tau is the probability that any sample so far has overflowed. The run is within tau
+    of one that never does in total variation, at both neighbours.
+
+    Beyond some epsilon nothing finite holds at delta: laws of noise that ends, moved
+    apart by more than its radius, can be told apart for certain.
 
     Raises:
         InputError: dp-accounting has no such bound: fixed samples by "pld" or for
@@ -90,17 +111,19 @@ def spending(
     def spent(rounds: int) -> float:
         if not rounds:
             return 0.0
-        releases = rounds * mechanism.releases
-        epsilon = at(releases, delta)
+        releases, left = rounds * mechanism.releases, delta - mechanism.tail(rounds)
+        if left <= 0:
+            return math.inf
+        epsilon = at(releases, left)
         tau = rounds * mechanism.overflow
         if not tau:
             return epsilon
         # Twice what the overflow costs at this epsilon covers what it costs at the
         # slightly larger one.
         aside = 2 * (1 + math.exp(min(epsilon, 700.0))) * tau
-        if aside >= delta:
+        if aside >= left:
             return math.inf
-        larger = at(releases, delta - aside)
+        larger = at(releases, left - aside)
         return larger if (1 + math.exp(larger)) * tau <= aside else math.inf
 
     return spent

@@ -151,7 +151,7 @@ def central(
         std = sigma * jnp.max(clips)
         num, tiers = noise.gaussian(keys.at(key, _CHANGE), change, std)
         if adaptive is not None:
-            draw = jax.random.normal(keys.at(key, _COUNT), (), jnp.float32)
+            draw = noise.normal(keys.at(key, _COUNT))
             clips = adaptive.moved(clips, centred + adaptive.count_noise * draw)
         dens = {path: den for path, (_, den) in public.tiers.items()}
         shares = {path: (tiers[path], dens[path]) for path in tiers}

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from fairjax import checks
+from fairjax.privacy import noise
 from fairjax.privacy.accounting import Mechanism, calibrate, epsilon, spending
 
 DELTA = 1e-5
@@ -138,3 +140,53 @@ def test_delta_is_a_probability_between(delta):
 def test_a_budget_that_no_noise_meets_is_refused():
     with pytest.raises(checks.InputError, match="budget that noise can meet"):
         calibrate(lambda sigma: [Mechanism(0.0)], 1, epsilon=1.0, delta=DELTA)
+
+
+# ------------------------------------------------------------------ noise that ends
+
+
+def test_noise_that_the_neighbour_cannot_draw_is_in_delta():
+    exact = Mechanism(1.0, rate=0.1, releases=3)
+    ends = exact._replace(numbers=10**6)
+    tail = 100 * 3 * noise.beyond(10**6, 1.0)
+    assert ends.tail(100) == pytest.approx(tail)
+    assert 0 < tail < 1e-7
+    known = epsilon(exact, 100, delta=1e-7 - tail)
+    assert epsilon(ends, 100, delta=1e-7) == known > epsilon(exact, 100, delta=1e-7)
+    # Another record moves the sum by two clips.
+    replaced = ends._replace(neighbours="replace_one")
+    assert replaced.tail(1) == pytest.approx(3 * noise.beyond(10**6, 2.0))
+    assert exact.tail(100) == 0
+    assert ends._replace(noise_multiplier=0.0).tail(1) == 1
+
+
+def test_no_epsilon_bounds_laws_that_hardly_meet():
+    """Noise of 0.2 clips ends at 1.9 clips: whoever is 2 away is told for certain."""
+    replaced = Mechanism(0.2, neighbours="replace_one")
+    settings = {"delta": DELTA, "accountant": "rdp"}
+    assert math.isfinite(epsilon(replaced, 1, **settings))
+    assert epsilon(replaced._replace(numbers=1), 1, **settings) == math.inf
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0])
+@pytest.mark.parametrize("spent", [0.5, 1.0, 2.0])
+def test_what_is_said_of_a_tail_covers_a_pair_s_law(spent, shift, monkeypatch):
+    """The divergence of two pairs that end at 3, by sums over the plane.
+
+    That of real Gaussians is below it, so that without the tail delta is false.
+    """
+    monkeypatch.setattr(noise, "RADIUS", 3.0)
+    ring = math.sqrt(9 + 2 * math.log(2))
+    side = np.linspace(-6, 6, 1201)
+
+    def law(at):
+        square = (side[:, None] - at) ** 2 + side**2
+        # All that a real pair has beyond 3 is in the ring, whose half it would have.
+        times = np.where(square <= 9, 1, np.where(square <= ring**2, 2, 0))
+        return times * np.exp(-square / 2) / (2 * math.pi) * 0.01**2
+
+    here, there = law(0.0), law(shift)
+    assert here.sum() == pytest.approx(1, abs=1e-4)
+    shown = np.maximum(here - math.exp(spent) * there, 0).sum()
+    real = gaussian_delta(spent, 1 / shift)
+    assert real + 3e-4 < shown <= real + noise.beyond(1, shift)
