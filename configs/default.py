@@ -294,7 +294,13 @@ def get_config() -> ConfigDict:
     # none; client_dp: clipped changes, noise on their sum, by a server that is trusted;
     # record_dp: DP-SGD inside every hospital; local_dp: noise on every upload
     c.privacy.mechanism = "none"
-    # largest norm of a hospital's change, or under record_dp of a record's gradient; from
+    # whose presence is hidden: under record_dp a "record" or a "patient" (data.patient),
+    # whose records at a hospital have one clipped gradient; else a "client", the whole
+    # hospital. Not given: record or client
+    c.privacy.unit = placeholder(str)
+    # of a patient in a step of record_dp, drawn anew in each; memory grows with it
+    c.privacy.records_per_patient = 4
+    # largest norm of a hospital's change, or under record_dp of a unit's gradient; from
     # 2^-40 to 2^50, where float32 clips
     c.privacy.clip = 1.0
     # per tier, in place of clip: tiers of smaller changes are hidden better
@@ -303,17 +309,18 @@ def get_config() -> ConfigDict:
     # what else is released takes a share of it. Not given: what epsilon asks for
     c.privacy.noise_multiplier = placeholder(float)
     c.privacy.epsilon = placeholder(float)  # budget of all rounds; not given: no limit
-    c.privacy.delta = 1e-5  # below 1 / hospitals; record_dp: 1 / records of the largest
+    # below 1 / hospitals; record_dp: 1 / records, or patients, of the largest hospital
+    c.privacy.delta = 1e-5
     # cohorts of client_dp: every hospital with probability cohort / N ("poisson"), as
     # many as `cohort` says ("fixed"; by RDP and replace_one), or all of them ("full")
     c.privacy.sampling = "poisson"
-    # batches of record_dp: every record with probability batch_size / n ("poisson"), or
-    # cut from shuffled epochs, which is not amplified ("shuffled")
+    # batches of record_dp: every record, or patient, with probability batch_size / n
+    # ("poisson"), or cut from shuffled epochs of records, not amplified ("shuffled")
     c.privacy.batches = "poisson"
-    c.privacy.microbatch = 16  # records whose gradients are in memory at once
-    # in what neighbouring federations differ: one hospital (or record) is absent
-    # ("zero_out") or is another one ("replace_one"); not given: zero_out, but not for
-    # fixed cohorts and local_dp
+    c.privacy.microbatch = 16  # units whose gradients are in memory at once
+    # in what neighbouring federations differ: one unit is absent ("zero_out") or is
+    # another one ("replace_one"); not given: zero_out, but not for fixed cohorts and
+    # local_dp
     c.privacy.neighbours = placeholder(str)
     c.privacy.accountant = "auto"  # pld or rdp; auto: pld, and rdp for fixed cohorts
     c.privacy.on_budget = "stop"  # before the round that would exceed epsilon; or warn

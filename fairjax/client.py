@@ -57,6 +57,7 @@ def plan(
     batch_size: int,
     epochs: int | None = None,
     steps: int | None = None,
+    units: Int[np.ndarray, "N"] | None = None,
 ) -> Plan:
     """Static lengths for clients of these sizes, by epochs or by steps.
 
@@ -65,6 +66,7 @@ def plan(
         batch_size: B; the last batch of an epoch may be smaller.
         epochs: a client with n records takes epochs * ceil(n / B) steps.
         steps: every client takes this many, over as many epochs as that needs.
+        units: n where batches are not of records (`records.units`); None: `counts`.
 
     Raises:
         InputError: both or neither of `epochs` and `steps` given, or not positive, or
@@ -76,7 +78,8 @@ def plan(
             "local", "either epochs or steps", {"epochs": epochs, "steps": steps}
         )
     counts = np.asarray(counts, np.int64)
-    per_epoch = -(-counts // batch_size)
+    units = counts if units is None else np.asarray(units, np.int64)
+    per_epoch = -(-units // batch_size)
     if steps is None:
         assert epochs is not None
         checks.positive("local.epochs", epochs)
@@ -365,7 +368,10 @@ def update(
     if anchor is not None:
         incoming = trees.multiply(anchor, forward_mask)
     order = stream(keys.at(key, _ORDER), examples.count, plan.stream)
-    per_epoch = _ceil_div(examples.count, plan.batch_size)
+    number = examples.count
+    if dp is not None:
+        number = records.units(examples, plan.longest, dp)
+    per_epoch = _ceil_div(number, plan.batch_size)
     wanted = plan.steps
     if plan.epochs is not None:
         wanted = plan.epochs * per_epoch
@@ -422,7 +428,7 @@ def update(
                 tree,
                 rows,
                 trained,
-                examples.count,
+                number,
                 dp,
             )
         updates, new_opt_state = optimizer.update(

@@ -41,6 +41,12 @@ from fairjax.types import (
 )
 
 MECHANISMS = ("none", "client_dp", "record_dp", "local_dp")
+UNITS = {
+    "client_dp": ("client",),
+    "record_dp": ("record", "patient"),
+    "local_dp": ("client",),
+}
+"""Whose presence a mechanism may protect, first what it does unless it is asked."""
 SAMPLINGS = ("poisson", "fixed", "full")
 BATCHES = ("poisson", "shuffled")
 ON_BUDGET = ("stop", "warn")
@@ -62,6 +68,7 @@ USED = {
     "losses": ("client_dp",),
     "batches": ("record_dp",),
     "microbatch": ("record_dp",),
+    "records_per_patient": ("record_dp",),
 }
 """Fields of the config -> mechanisms that read them; not named: all but none."""
 
@@ -89,9 +96,11 @@ class Guarantee:
 
     mechanism: str
     unit: str = ""
-    """"hospital" or "record": whose presence is protected."""
+    """"client", "record" or "patient": whose presence is protected."""
     parties: Mapping[str, Mechanism] = dataclasses.field(default_factory=dict)
     """What each is exposed to per round: tiers, or hospitals under record_dp."""
+    shared: Mapping[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
+    """Numbers of parties -> the patients who are exposed to all of these together."""
     delta: float = 0.0
     accountant: str = "pld"
     sampling: str = ""
@@ -122,16 +131,24 @@ class Guarantee:
             for each in dict.fromkeys(self.parties.values())
         }
 
+    @functools.cached_property
+    def _exposures(self) -> list[Callable[[int], float]]:
+        if not self.shared:
+            return list(self._spending.values())
+        settings = {"delta": self.delta, "accountant": self.accountant}
+        parties = list(self.parties.values())
+        return accounting.exposures(parties, self.shared, **settings)
+
     def spent(self, rounds: int) -> dict[str, float]:
-        """Epsilon of every party after so many rounds."""
+        """Epsilon of every party after so many rounds, for those who are at no other."""
         by_mechanism = {each: at(rounds) for each, at in self._spending.items()}
         return {name: by_mechanism[each] for name, each in self.parties.items()}
 
     def epsilon(self, rounds: int) -> float | None:
-        """Epsilon of the party that has spent most; None without a mechanism."""
+        """Epsilon of whoever is exposed most; None without a mechanism."""
         if not self.parties:
             return None
-        return max(at(rounds) for at in self._spending.values())
+        return max(at(rounds) for at in self._exposures)
 
     def allowed(self, rounds: int) -> int:
         """The most of these rounds that stay within the budget, where it stops."""
@@ -180,7 +197,14 @@ class Guarantee:
             "secure_sum": self.secure_sum,
             whose: {name: number(value) for name, value in self.spent(rounds).items()},
             "public": list(self.public),
-        }
+        } | self._several()
+
+    def _several(self) -> dict[str, Any]:
+        """Of patients at several hospitals, where there are any."""
+        if not self.shared:
+            return {}
+        most = max(map(len, self.shared))
+        return {"shared": {"patients": sum(self.shared.values()), "hospitals": most}}
 
 
 def check_rule(c: Any) -> None:
@@ -224,6 +248,7 @@ def check(c: Any) -> None:
     checks.one_of("privacy.sampling", p.sampling, SAMPLINGS)
     checks.one_of("privacy.batches", p.batches, BATCHES)
     checks.count("privacy.microbatch", p.microbatch)
+    checks.count("privacy.records_per_patient", p.records_per_patient)
     checks.one_of("privacy.accountant", p.accountant, ("auto", *accounting.ACCOUNTANTS))
     if p.neighbours is not None:
         checks.one_of("privacy.neighbours", p.neighbours, accounting.NEIGHBOURS)
@@ -235,10 +260,13 @@ def check(c: Any) -> None:
     _check_denominator(c)
     _check_secure(c)
     if mechanism == "none":
-        for field in ("noise_multiplier", "epsilon", "neighbours"):
+        for field in ("noise_multiplier", "epsilon", "neighbours", "unit"):
             if p[field] is not None:
                 checks.fail(f"privacy.{field}", "a privacy.mechanism for it", p[field])
         return
+    if p.unit is not None and p.unit not in UNITS[mechanism]:
+        what = f"{' or '.join(UNITS[mechanism])} with {mechanism}"
+        checks.fail("privacy.unit", what, p.unit)
     if p.noise_multiplier is None and p.epsilon is None:
         what = f"this, or privacy.epsilon, with {mechanism}"
         checks.fail("privacy.noise_multiplier", what, None)
@@ -275,6 +303,8 @@ def check_used(path: str, field: str, c: Any) -> None:
     if field == "losses" and mechanism == "client_dp" and not _by_loss(c):
         what = f"one of fairness.rule {', '.join(BY_LOSS)} for this option"
         checks.fail(path, what, c.fairness.rule)
+    if path == "privacy.records_per_patient" and p.unit != "patient":
+        checks.fail(path, "privacy.unit patient for this option", p.unit)
     if mechanism not in users:
         raise checks.InputError(
             f"{path}: expected privacy.mechanism {' or '.join(users)} for this option; "
@@ -345,14 +375,21 @@ def _check_losses(c: Any) -> None:
 
 
 def _check_record(c: Any) -> None:
-    if c.privacy.tier_clip:
+    p = c.privacy
+    if p.tier_clip:
         what = "none with record_dp, which clips records"
-        checks.fail("privacy.tier_clip", what, c.privacy.tier_clip)
+        checks.fail("privacy.tier_clip", what, p.tier_clip)
     _only_client(c, "record_dp")
     _refuse_masked_loss(c, "record_dp: one record would unmask a class for all others")
     if c.local.class_weights != "none":
         what = "none with record_dp: one record would change the weight of others"
         checks.fail("local.class_weights", what, c.local.class_weights)
+    if c.data.partition.name == "dirichlet_overlap":
+        what = "a partition with record_dp: where hospitals overlap records are at two"
+        checks.fail("data.partition.name", what, "dirichlet_overlap")
+    if p.unit == "patient" and p.batches != "poisson":
+        what = "poisson with privacy.unit patient: shuffled batches are of records"
+        checks.fail("privacy.batches", what, p.batches)
 
 
 def _check_local(c: Any) -> None:
@@ -382,6 +419,10 @@ class Facts(NamedTuple):
     tiers: Int[np.ndarray, "N"]
     counts: Int[np.ndarray, "N"]
     """Training records."""
+    patients: Int[np.ndarray, "N"] | None
+    """Training patients; None where the data name none."""
+    shared: Mapping[tuple[int, ...], int]
+    """See `Splits.shared`."""
     clients: Sequence[str]
     """Names."""
     classes: int
@@ -458,7 +499,10 @@ def _account(c: Any) -> dict[str, Any]:
 
 
 def _sigma(
-    c: Any, settings: dict[str, Any], parties: Callable[[float], dict[str, Mechanism]]
+    c: Any,
+    settings: dict[str, Any],
+    parties: Callable[[float], dict[str, Mechanism]],
+    together: Mapping[tuple[int, ...], int] | None = None,
 ) -> float:
     """The noise multiplier that is given, or that the budget asks for."""
     if c.privacy.noise_multiplier is not None:
@@ -467,6 +511,7 @@ def _sigma(
         lambda sigma: list(parties(sigma).values()),
         c.rounds,
         epsilon=c.privacy.epsilon,
+        together=together or {},
         **settings,
     )
 
@@ -625,7 +670,7 @@ def _client(c: Any, facts: Facts) -> Guarantee:
     sigma = _sigma(c, settings, parties)
     return Guarantee(
         "client_dp",
-        "hospital",
+        "client",
         parties(sigma),
         sampling=p.sampling,
         clip=clips,
@@ -662,22 +707,39 @@ def _weights(facts: Facts) -> Float[np.ndarray, "N"]:
         return np.asarray(weights) * int(np.sum(cohort.valid))
 
 
+def units(c: Any, facts: Facts) -> Int[np.ndarray, "N"] | None:
+    """Patients of every hospital where they are what is protected; None: records are.
+
+    Raises:
+        InputError: the data name no patients.
+    """
+    if c.privacy.mechanism != "record_dp" or c.privacy.unit != "patient":
+        return None
+    if facts.patients is None:
+        what = "record for data that name no patients (of a csv: data.patient)"
+        checks.fail("privacy.unit", what, "patient")
+    return facts.patients
+
+
 def _record(c: Any, facts: Facts) -> Guarantee:
     p = c.privacy
-    most = int(facts.counts.max())
-    _small_delta(c, most, "records")
+    patients = units(c, facts)
+    counts = facts.counts if patients is None else patients
+    unit = "record" if patients is None else "patient"
+    shared = {} if patients is None else facts.shared
+    _small_delta(c, int(counts.max()), f"{unit}s")
     if facts.method.objective is not None:
         what = "a method whose objective is a mean over records with record_dp"
         checks.fail("submodel.name", what, c.submodel.name)
     neighbours = p.neighbours or "zero_out"
     settings = _account(c)
     size = c.local.batch_size
-    per_epoch = -(-facts.counts // size)
+    per_epoch = -(-counts // size)
     steps = per_epoch * c.local.epochs
     if c.local.steps is not None:
         steps = np.full_like(per_epoch, c.local.steps)
     epochs = -(-steps // per_epoch)
-    rooms = [poisson.room(int(n), min(size / int(n), 1.0)) for n in facts.counts]
+    rooms = [poisson.room(int(n), min(size / int(n), 1.0)) for n in counts]
     slots = max(room for room, _ in rooms) if p.batches == "poisson" else None
 
     numbers = _trained(facts)
@@ -689,7 +751,7 @@ def _record(c: Any, facts: Facts) -> Guarantee:
             if p.batches == "poisson":
                 # Slots are those of the hospital that needs most of them.
                 law = {
-                    "rate": min(size / int(facts.counts[k]), 1.0),
+                    "rate": min(size / int(counts[k]), 1.0),
                     "releases": int(steps[k]),
                     "overflow": int(steps[k]) * rooms[k][1],
                 }
@@ -699,18 +761,26 @@ def _record(c: Any, facts: Facts) -> Guarantee:
         return named
 
     def noised(sigma: Scalar) -> tuple[Protection, Records]:
-        return aggregate.OPEN, Records(p.clip, sigma, size, slots, p.microbatch)
+        per_patient = None if patients is None else p.records_per_patient
+        dp = Records(p.clip, sigma, size, slots, p.microbatch, per_patient)
+        return aggregate.OPEN, dp
 
-    sigma = _sigma(c, settings, parties)
+    sigma = _sigma(c, settings, parties, shared)
+    known = ["number of training records of every hospital"]
+    if patients is not None:
+        known[0] = "numbers of training records and patients of every hospital"
+    if shared:
+        known.append("who is a patient of which hospitals")
     return Guarantee(
         "record_dp",
-        "record",
+        unit,
         parties(sigma),
+        shared=shared,
         sampling=p.batches,
         clip=(p.clip,),
         budget=p.epsilon,
         on_budget=p.on_budget,
-        public=_public(c, "number of training records of every hospital"),
+        public=_public(c, *known),
         records=noised(sigma)[1],
         noised=noised,
         **settings,
@@ -734,7 +804,7 @@ def _local(c: Any, facts: Facts) -> Guarantee:
     sigma = _sigma(c, settings, parties)
     return Guarantee(
         "local_dp",
-        "hospital",
+        "client",
         parties(sigma),
         sampling="full",
         clip=clips,

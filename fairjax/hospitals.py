@@ -190,7 +190,11 @@ def update(
     who = member.client
     offset = jnp.asarray(train.offset)[who]
     examples = Examples(
-        jnp.asarray(train.x), jnp.asarray(train.y), offset, member.count
+        jnp.asarray(train.x),
+        jnp.asarray(train.y),
+        offset,
+        member.count,
+        patient=None if train.patient is None else jnp.asarray(train.patient),
     )
     return client.update(
         keys.at(state.key, Role.LOCAL, number, who),

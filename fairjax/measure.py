@@ -127,7 +127,7 @@ def compiled(run: specs.Run, state: RunState) -> Measure:
     if run.records == "host":
         # No batch norm asks for records, and no hospital keeps a model.
         x, y, group = train.x[:1], train.y[:1], train.group[:1]
-        train = dataclasses.replace(train, x=x, y=y, group=group)
+        train = dataclasses.replace(train, x=x, y=y, group=group, patient=None)
     data = jax.tree.map(jnp.asarray, (with_records, train))
     members = representatives(run)
 

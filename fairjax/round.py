@@ -211,7 +211,9 @@ def step(
         params = private.gather(state.private, state.params, slot.member)
         kept = method.units(units_key, state.round, params, slot.member)
         count = slot.member.count
-        examples = Examples(records.x, records.y, slot.offset, count, group)
+        examples = Examples(
+            records.x, records.y, slot.offset, count, group, records.patient
+        )
         return params, kept, examples
 
     def score(slot: _Slot, tier: int | None):

@@ -272,6 +272,13 @@ def _data_seed(c: Any) -> int:
     return c.seed if c.data.partition.seed is None else c.data.partition.seed
 
 
+def _patients(train: Federation) -> Int[np.ndarray, "N"] | None:
+    """Training patients of every hospital; None where the data name none."""
+    if train.patient is None:
+        return None
+    return np.array([len(each) for each in federation.patients(train)])
+
+
 def _sample(splits: federation.Splits) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *splits.train.x.shape[1:]), jnp.float32)
 
@@ -325,29 +332,30 @@ def _spec(
     if c.local.clip:
         optimizer = optax.chain(optax.clip_by_global_norm(c.local.clip), optimizer)
     server = names.SERVERS[c.server.optimizer](c.server.learning_rate)
+    known = guarantees.Facts(
+        facts.tiers,
+        counts,
+        _patients(splits.train),
+        splits.shared,
+        splits.clients,
+        len(splits.classes),
+        model,
+        method,
+        rule,
+        _sample(splits),
+    )
     stepped = c.local.steps is not None
     plan = client.plan(
         counts,
         batch_size=c.local.batch_size,
         epochs=None if stepped else c.local.epochs,
         steps=c.local.steps,
+        units=guarantees.units(c, known),
     )
     if "validation" in rule.needs and not np.all(splits.val.count):
         what = f"above 0 for rule {c.fairness.rule}: every hospital validates"
         checks.fail("data.partition.val_fraction", what, c.data.partition.val_fraction)
-    guarantee = guarantees.build(
-        c,
-        guarantees.Facts(
-            facts.tiers,
-            counts,
-            splits.clients,
-            len(splits.classes),
-            model,
-            method,
-            rule,
-            _sample(splits),
-        ),
-    )
+    guarantee = guarantees.build(c, known)
     if guarantee.shown:
         rule = compose.over_tiers(rule, guarantee.shown)
     rule = injected.claiming(defences.rule(c, rule), facts.faults)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -522,14 +522,12 @@ def _drawn(run: specs.Run, state: RunState) -> Bool[np.ndarray, "rounds N"]:
 def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[str, Any]:
     tier, weight = np.asarray(cohort.tier), np.asarray(info.weights, np.float64)
     steps = np.asarray(info.clients.steps, np.int64)
-    count = np.asarray(run.splits.train.count, np.int64)[np.asarray(cohort.client)]
-    batch_size = run.spec.local.plan.batch_size
     slots = {
         "drawn": np.asarray(cohort.valid),
         "trained": steps > 0,
         "valid": np.asarray(info.valid),
         "steps": steps,
-        "records": principles.records(count, steps, batch_size),
+        "records": _records(run, np.asarray(cohort.client), steps),
     }
     row: dict[str, Any] = {"train/loss": float(info.loss)}
     for t in range(len(run.budget)):
@@ -542,6 +540,23 @@ def _round_row(run: specs.Run, cohort: Cohort, info: round.RoundInfo) -> dict[st
         for t in range(len(run.budget)):
             row[f"cohort/{name}_tier_{t}"] = int(values[tier == t].sum())
     return row
+
+
+def _records(
+    run: specs.Run, who: Int[np.ndarray, "K"], steps: Int[np.ndarray, "K"]
+) -> Int[np.ndarray, "K"]:
+    """Records that went through the local steps of clients."""
+    local, train = run.spec.local, run.splits.train
+    size = local.plan.batch_size
+    most = None if local.dp is None else local.dp.per_patient
+    if most is None:
+        return principles.records(np.asarray(train.count, np.int64)[who], steps, size)
+    # A lot of patients has as many as on average.
+    held = federation.patients(train)
+    patients = np.array([len(each) for each in held], np.int64)
+    average = np.array([np.minimum(each, most).mean() for each in held])
+    number = principles.records(patients[who], steps, size)
+    return np.rint(number * average[who]).astype(np.int64)
 
 
 @contextlib.contextmanager
@@ -657,6 +672,8 @@ def _simulation(
     devices = 1 if run.mesh is None else run.mesh.size
     slots = [-(-count // devices) * devices for count in slots]
     steps, size = local.plan.steps, local.plan.batch_size
+    if local.dp is not None and local.dp.slots is not None:
+        size = local.dp.slots * (local.dp.per_patient or 1)
     flops = [
         count * steps * (size * bill["flops_train"] + bill["flops_step"])
         for count, bill in zip(slots, tiers, strict=True)

@@ -61,6 +61,9 @@ class Federation:
     labels: Int[Block, "N C"]
     """Records of every class at every hospital; it never leaves the hospital it
     describes."""
+    patient: Int[Block, "E"] | None = None
+    """Whose every record is: a number among the hospital's patients, from 0, of whom
+    none is without a record; None where the data name no patients."""
 
 
 class Cohort(NamedTuple):
@@ -92,6 +95,8 @@ class Examples(NamedTuple):
     count: Int[Array, ""]
     group: Int[Array, "E"] | None = None
     """Patient group of every record by one attribute, -1 unknown; None without one."""
+    patient: Int[Array, "E"] | None = None
+    """As of `Federation`."""
 
 
 class Cells(NamedTuple):

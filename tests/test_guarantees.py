@@ -58,6 +58,8 @@ def of_a_hundred(**fields):
     facts = guarantees.Facts(
         tiers=np.arange(100, dtype=np.int32) % 4,
         counts=np.full(100, 5, np.int32),
+        patients=None,
+        shared={},
         clients=[f"hospital_{k}" for k in range(100)],
         classes=fakes.CLASSES,
         model=model,

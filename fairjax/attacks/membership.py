@@ -70,6 +70,9 @@ def attack(
     """
     checks.in_range("--gamma", settings.gamma, 1)
     checks.in_range("--scale", settings.scale, 0, 1)
+    if run.guarantee.unit == "patient":
+        what = "another than patient with membership, whose shadow runs draw records"
+        checks.fail("privacy.unit", what, "patient")
     candidates = shadows.pool(run.splits.train, run.splits.test)
     scores = _scores(run, state, candidates, settings)
     tiers = np.asarray(run.tiers_at(state.round - 1))

@@ -235,8 +235,8 @@ def _observed(run: specs.Run, settings: Inversion) -> client.Local:
         plan = client.plan(counts, batch_size=settings.records, steps=steps)
     dp = local.dp
     if dp is not None:
-        # The records that are attacked are in every step.
-        dp = dp._replace(slots=None)
+        # The records that are attacked are in every step, each one a patient's only.
+        dp = dp._replace(slots=None, per_patient=None)
     return local._replace(plan=plan, dp=dp)
 
 

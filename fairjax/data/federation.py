@@ -4,10 +4,11 @@ Nothing is learned from records that are not training records: missing values, m
 deviations come from the training split alone.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +41,9 @@ class Splits:
     patients: Int[np.ndarray, "E"]
     """Of every test record: its patient, from 0, numbered hospital after hospital; one
     who is seen at two is a patient of each."""
+    shared: Mapping[tuple[int, ...], int]
+    """Hospitals -> the training patients who are seen at all of them, and no others; of
+    two hospitals and more."""
     clients: tuple[str, ...]
     groups: tuple[Attribute, ...]
     classes: tuple[str, ...]
@@ -173,6 +177,14 @@ def build(
         name: _flat(x, table.y, group, owner, split == code, labels)
         for name, code in SPLITS.items()
     }
+    shared = {}
+    if table.patient is not None and np.any(table.patient != ""):
+        trained = split == TRAIN
+        parts["train"] = dataclasses.replace(
+            parts["train"],
+            patient=_within(_patients(units.of_record, owner, trained), parts["train"]),
+        )
+        shared = _shared(units.of_record[trained], owner[trained])
     digest = hashlib.sha256()
     decided = [
         partition,
@@ -189,6 +201,7 @@ def build(
     return Splits(
         **parts,
         patients=_patients(units.of_record, owner, split == TEST),
+        shared=shared,
         clients=names,
         groups=table.groups,
         classes=table.classes,
@@ -355,6 +368,36 @@ def _patients(
     pairs = np.stack([owner[index], unit[index]], axis=1)
     _, number = np.unique(pairs, axis=0, return_inverse=True)
     return number.reshape(-1).astype(np.int32)
+
+
+def _within(number: Int[np.ndarray, "n"], data: Federation) -> Int[np.ndarray, "n"]:
+    """Numbers of patients, hospital after hospital, as ones that begin at 0 in each."""
+    owner = np.repeat(np.arange(len(data.count)), data.count)
+    first = np.full(len(data.count), len(number))
+    np.minimum.at(first, owner, number)
+    return (number - first[owner]).astype(np.int32)
+
+
+def _shared(
+    unit: Int[np.ndarray, "n"], owner: Int[np.ndarray, "n"]
+) -> dict[tuple[int, ...], int]:
+    """`Splits.shared`."""
+    pairs = np.unique(np.stack([unit, owner], axis=1), axis=0)
+    _, start, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    several = collections.Counter(
+        tuple(pairs[at : at + number, 1].tolist())
+        for at, number in zip(start[count > 1], count[count > 1], strict=True)
+    )
+    return dict(several)
+
+
+def patients(train: Federation) -> list[Int[np.ndarray, "patients"]]:
+    """Of every hospital, how many training records each of its patients has."""
+    assert train.patient is not None
+    ends = np.cumsum(train.count)
+    return [
+        np.bincount(each) for each in np.split(np.asarray(train.patient), ends[:-1])
+    ]
 
 
 def hospitals(splits: Splits, tiers: Int[np.ndarray, "N"]) -> list[dict[str, Any]]:

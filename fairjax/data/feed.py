@@ -47,6 +47,7 @@ def block(data: Federation, cohort: Cohort, length: int) -> Federation:
         start,
         count,
         np.asarray(data.labels),
+        None if data.patient is None else np.asarray(data.patient)[index],
     )
 
 

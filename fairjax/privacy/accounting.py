@@ -25,9 +25,10 @@ dp-accounting.
 """
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fairjax import checks
@@ -136,6 +137,47 @@ def epsilon(
     return spending(mechanism, delta=delta, accountant=accountant)(rounds)
 
 
+def exposures(
+    mechanisms: Sequence[Mechanism],
+    together: Collection[tuple[int, ...]] = (),
+    *,
+    delta: float,
+    accountant: str = "pld",
+) -> list[Callable[[int], float]]:
+    """Rounds -> epsilon of whoever is exposed to each mechanism, or to several.
+
+    Whoever is exposed to several is accounted by their sum, each at an equal part of
+    delta: what n mechanisms spend adds up, in whatever order they take turns.
+
+    Args:
+        mechanisms: each alone exposes somebody.
+        together: the numbers of those that expose somebody together.
+        delta: of every epsilon.
+        accountant: "pld" or "rdp".
+
+    Source: sequential composition, Dwork et al. 2006, "Our data, ourselves"; of
+    mechanisms that go on side by side, Lyu 2022, "Composition theorems for interactive
+    differential privacy".
+    """
+    settings = {"accountant": accountant}
+    alone = [
+        spending(each, delta=delta, **settings) for each in dict.fromkeys(mechanisms)
+    ]
+    if not together:
+        return alone
+    part = delta / max(map(len, together))
+    shared = {
+        each: functools.cache(spending(each, delta=part, **settings))
+        for each in dict.fromkeys(mechanisms)
+    }
+
+    def added(numbers: tuple[int, ...]) -> Callable[[int], float]:
+        spent = [shared[mechanisms[number]] for number in numbers]
+        return lambda rounds: math.fsum(at(rounds) for at in spent)
+
+    return [*alone, *map(added, together)]
+
+
 def calibrate(
     mechanisms: Callable[[float], Sequence[Mechanism]],
     rounds: int,
@@ -143,6 +185,7 @@ def calibrate(
     epsilon: float,
     delta: float,
     accountant: str = "pld",
+    together: Collection[tuple[int, ...]] = (),
 ) -> float:
     """The smallest noise multiplier, to 0.01 %, within a budget; never beyond it.
 
@@ -153,17 +196,17 @@ def calibrate(
         epsilon: the budget.
         delta: of the budget.
         accountant: "pld" or "rdp".
+        together: as for `exposures`; nobody may exceed the budget.
 
     Raises:
         InputError: no noise multiplier up to 10^6 is enough.
     """
     checks.positive("privacy.epsilon", epsilon)
+    settings: dict[str, Any] = {"delta": delta, "accountant": accountant}
 
     def enough(sigma: float) -> bool:
-        return all(
-            spending(each, delta=delta, accountant=accountant)(rounds) <= epsilon
-            for each in dict.fromkeys(mechanisms(sigma))
-        )
+        spent = exposures(mechanisms(sigma), together, **settings)
+        return all(at(rounds) <= epsilon for at in spent)
 
     high = 1.0
     while not enough(high):

@@ -1,4 +1,4 @@
-"""DP-SGD against a loop over records, and what one record can move."""
+"""DP-SGD against a loop over records or patients, and what one of them can move."""
 
 import functools
 
@@ -157,13 +157,15 @@ def local_of(dp, *, batch_size=4, epochs=2):
     return spec.local._replace(dp=dp)
 
 
-def trainer(local, who, tier=1):
+def trainer(local, who, tier=1, patient=None):
     member = fakes.member(who, tier, DATA)
 
     def run(seed):
         key = jax.random.key(seed)
         kept = local.method.units(key, jnp.asarray(0), PARAMS, member)
-        examples = Examples(DATA.x, DATA.y, DATA.offset[who], DATA.count[who])
+        examples = Examples(
+            DATA.x, DATA.y, DATA.offset[who], DATA.count[who], patient=patient
+        )
         return client.update(
             key,
             PARAMS,
@@ -288,3 +290,171 @@ def test_that_a_hospital_sends_does_not_follow_from_its_losses():
     assert np.isfinite(usual.loss)
     assert bool(usual.finite)
     assert fakes.equal(delta, without)
+
+
+# ---------------------------------------------------------------------------- patients
+
+PATIENT = np.concatenate(
+    [[0] * 16, [0, 1] * 3 + [2], [*range(8)] * 2 + [1] * 7, [0] * 5]
+)
+"""At hospital 2 patients 0 to 7 have two records each, and patient 1 nine."""
+BY_PATIENT = PLAIN._replace(slots=16, per_patient=3)
+
+
+def sampled(number, dp=BY_PATIENT, who=2, x=None, seed=4):
+    """That many batches of patients; labels number the records, of all hospitals."""
+    examples = Examples(
+        DATA.x if x is None else x,
+        jnp.arange(len(DATA.y)),
+        DATA.offset[who],
+        DATA.count[who],
+        patient=jnp.asarray(PATIENT),
+    )
+    one = lambda key: records.batch(key, examples, 23, dp)  # noqa: E731
+    keys = jax.random.split(jax.random.key(seed), number)
+    return jax.jit(jax.vmap(one))(keys)
+
+
+def test_a_batch_draws_patients_alike_each_with_some_of_its_records():
+    drawn = sampled(3000)
+    row = np.asarray(drawn.y).reshape(3000, 16, 3)
+    where = np.asarray(drawn.where).reshape(3000, 16, 3)
+    # A slot is one patient's, a row too many repeats a record of the same one.
+    assert np.all(PATIENT[row] == PATIENT[row[..., :1]])
+    number = np.arange(len(PATIENT))
+    inside = (number >= 23) & (number < 46)
+    assert np.all(inside[row[where]])
+    there = where.any(-1)
+    size = where.sum(-1)[there]
+    whose = PATIENT[row[..., 0]][there]
+    np.testing.assert_array_equal(size, np.where(whose == 1, 3, 2))
+    # Every patient at rate 4 / 8, at most once, and all records of each alike.
+    each = np.zeros((3000, 8), int)
+    np.add.at(each, (np.nonzero(there)[0], whose), 1)
+    assert each.max() == 1
+    np.testing.assert_allclose(each.mean(0), 0.5, atol=0.04)
+    seen = np.zeros((3000, len(PATIENT)), int)
+    np.add.at(seen, (np.nonzero(where)[0], row[where]), 1)
+    assert seen.max() == 1
+    expected = np.where(PATIENT[inside] == 1, 0.5 * 3 / 9, 0.5)
+    np.testing.assert_allclose(seen[:, inside].mean(0), expected, atol=0.04)
+
+
+def test_which_of_the_records_are_drawn_does_not_follow_from_who_is():
+    """A record of patient 1 comes as often beside patient 0 as without."""
+    drawn = sampled(3000, seed=5)
+    row = np.where(np.asarray(drawn.where), np.asarray(drawn.y), -1)
+    first = 23 + np.flatnonzero(PATIENT[23:46] == 1)[0]
+    with_it = (row == first).any(1)
+    came = np.isin(row, 23 + np.flatnonzero(PATIENT[23:46] == 1)).any(1)
+    beside = np.isin(row, 23 + np.flatnonzero(PATIENT[23:46] == 0)).any(1)
+    shares = [with_it[came & (beside == there)].mean() for there in (False, True)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.06)
+
+
+def patients_rows(x, valid):
+    """Four patients of three rows each."""
+    return Batch(x, DATA.y[:12], jnp.asarray(valid))
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 50])
+def test_the_gradient_is_the_loop_over_patients(microbatch):
+    """Each one's mean over its rows, clipped once; nobody is in the third slot."""
+    valid = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1], bool)
+    dp = BY_PATIENT._replace(clip=1.2, microbatch=microbatch)
+    batch = patients_rows(DATA.x[:12], valid)
+    (loss, _), grads = gradient(batch, ones(), dp)
+    total, norms, means = jax.tree.map(lambda p: np.zeros(p.shape), PARAMS), [], []
+    for slot in (0, 1, 3):
+        at = slice(3 * slot, 3 * slot + 3)
+        theirs = Batch(batch.x[at], batch.y[at], batch.where[at])
+        mean, alone = jax.value_and_grad(lambda p, t=theirs: loss_of(p, t)[0])(PARAMS)
+        norms.append(np.linalg.norm(flat(alone)))
+        means.append(float(mean))
+        factor = min(1.0, 1.2 / norms[-1])
+        total = jax.tree.map(lambda t, g, f=factor: t + f * np.asarray(g), total, alone)
+    assert min(norms) < 1.2 < max(norms)
+    expected = jax.tree.map(lambda t: jnp.float32(t / 4), total)
+    assert fakes.gap(grads, expected) < 1e-6
+    assert float(loss) == pytest.approx(np.mean(means), rel=1e-5)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    clip=st.sampled_from([0.1, 1.0]),
+    what=st.sampled_from(["absent", "replaced", "infinite", "fewer"]),
+)
+def test_one_patient_moves_the_sum_by_its_clip_at_most(seed, clip, what):
+    """Whatever all of its records become, and however many of them there are."""
+    rng = np.random.default_rng(seed)
+    x = np.asarray(DATA.x[:12]) * 10.0 ** rng.uniform(-3, 3, (12, 1))
+    mine = 3 * rng.integers(4) + np.arange(3)
+    dp = BY_PATIENT._replace(clip=clip)
+    valid = np.ones(12, bool)
+    _, with_it = gradient(patients_rows(jnp.asarray(x, jnp.float32), valid), ones(), dp)
+    other, allowed = x.copy(), 2 * clip
+    if what == "absent":
+        valid[mine], allowed = False, clip
+    elif what == "replaced":
+        other[mine] = 1e3 * rng.normal(size=(3, 6))
+    elif what == "fewer":
+        valid[mine[1:]] = False
+    else:
+        other[mine[0]], allowed = np.nan, clip
+    neighbour = patients_rows(jnp.asarray(other, jnp.float32), valid)
+    _, without = gradient(neighbour, ones(), dp)
+    moved = 4 * np.linalg.norm(flat(with_it) - flat(without))
+    assert moved <= allowed * (1 + 1e-4)
+
+
+def test_as_records_one_patient_moves_it_further():
+    """The measurement above finds a gradient that is clipped by record."""
+    x = np.zeros((12, 6), np.float32)
+    x[:3] = 100.0
+    rows = Batch(jnp.asarray(x), jnp.zeros(12, jnp.int32), jnp.arange(12) < 3)
+    _, by_patient = gradient(rows, ones(), BY_PATIENT._replace(clip=0.1))
+    _, by_record = gradient(rows, ones(), PLAIN._replace(clip=0.1))
+    bound = 0.1 / 4
+    assert np.linalg.norm(flat(by_patient)) <= bound * (1 + 1e-5)
+    assert np.linalg.norm(flat(by_record)) > 2.9 * bound
+
+
+def test_what_is_no_number_stays_with_its_patient():
+    """Record 0 of the hospital is patient 0's: rows that pad others are not of it."""
+    broken = DATA.x.at[23].set(jnp.nan)
+    dp = BY_PATIENT._replace(batch_size=8)
+    drawn = sampled(1, dp, x=broken)
+    batch = jax.tree.map(lambda leaf: leaf[0], drawn)._replace(y=DATA.y[drawn.y[0]])
+    (loss, _), grads = gradient(batch, ones(), dp)
+    assert np.isfinite(float(loss))
+    assert np.linalg.norm(flat(grads)) > 0
+    whole = sampled(1, dp)
+    batch = jax.tree.map(lambda leaf: leaf[0], whole)._replace(y=DATA.y[whole.y[0]])
+    batch = batch._replace(where=batch.where & (PATIENT[whole.y[0]] != 0))
+    _, without = gradient(batch, ones(), dp)
+    assert fakes.gap(grads, without) == 0
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_patients_of_one_record_each_train_as_records_do(most):
+    """Bit for bit where a patient has one row, and to float order where two pad it."""
+    each = np.concatenate([np.arange(n) for n in (16, 7, 23, 5)]).astype(np.int32)
+    loud = PLAIN._replace(clip=0.7, noise_multiplier=0.3, slots=16)
+    records_, _, _, info = trainer(local_of(loud), 2)(0)
+    by_patient = loud._replace(per_patient=most)
+    patients, _, _, theirs = trainer(local_of(by_patient), 2, patient=each)(0)
+    assert int(info.steps) == int(theirs.steps) == 12
+    if most == 1:
+        assert fakes.equal(patients, records_)
+    assert fakes.gap(patients, records_) < 1e-6
+
+
+def test_an_epoch_passes_over_patients():
+    """Eight of them in lots of four, not 23 records."""
+    local = local_of(BY_PATIENT)
+    plan = client.plan(
+        np.asarray(DATA.count), batch_size=4, epochs=2, units=np.array([1, 3, 8, 1])
+    )
+    assert (plan.steps, plan.longest) == (4, 23)
+    _, _, _, info = trainer(local._replace(plan=plan), 2, patient=PATIENT)(0)
+    assert int(info.steps) == 4
