@@ -140,7 +140,7 @@ class Guarantee:
         return accounting.exposures(parties, self.shared, **settings)
 
     def spent(self, rounds: int) -> dict[str, float]:
-        """Epsilon of every party after so many rounds, for those who are at no other."""
+        """Epsilon of every party after so many rounds, for who is at no other one."""
         by_mechanism = {each: at(rounds) for each, at in self._spending.items()}
         return {name: by_mechanism[each] for name, each in self.parties.items()}
 

@@ -13,8 +13,9 @@ from dp_accounting import pld, rdp
 
 from configs import default
 from fairjax import checks, guarantees, names, round, schema, specs
+from fairjax.data import federation
 from fairjax.fairness import weights
-from fairjax.privacy import poisson
+from fairjax.privacy import accounting, poisson
 from fairjax.submodels.fedavg import fedavg
 from fairjax.train import initial, train
 from fairjax.types import Cohort
@@ -299,9 +300,147 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
     assert schema.extendable(schema.plain(changed(RECORD)))
 
 
+# ----------------------------------------------------------------------------- patients
+
+PATIENT = RECORD | {"privacy.unit": "patient", "privacy.accountant": "rdp"}
+
+
+def of_patients(shared, **fields):
+    """The guarantee of three hospitals of 40 patients, 20 and 8, of 50 records each."""
+    config = changed(PATIENT, local__batch_size=4, **fields)
+    schema.check(config)
+    model = fakes.small_mlp()
+    facts = guarantees.Facts(
+        tiers=np.zeros(3, np.int32),
+        counts=np.full(3, 50, np.int32),
+        patients=np.array([40, 20, 8]),
+        shared=shared,
+        clients=["a", "b", "c"],
+        classes=fakes.CLASSES,
+        model=model,
+        method=fedavg(model.axes),
+        rule=weights.size(),
+        x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
+    )
+    return guarantees.build(config, facts)
+
+
+def test_patients_are_drawn_and_counted_in_place_of_records():
+    guarantee = of_patients({}, local__epochs=2)
+    assert guarantee.unit == "patient"
+    for mechanism, n in zip(guarantee.parties.values(), (40, 20, 8), strict=True):
+        assert mechanism.rate == 4 / n
+        assert mechanism.releases == 2 * n / 4
+        room, tail = poisson.room(n, 4 / n)
+        assert room <= guarantee.records.slots
+        assert mechanism.overflow == mechanism.releases * tail
+    assert guarantee.records.per_patient == 4
+    summary = guarantee.summary(3)
+    assert summary["unit"] == "patient"
+    assert "shared" not in summary
+    known = "numbers of training records and patients of every hospital"
+    assert known in summary["public"]
+    with pytest.raises(
+        checks.InputError, match=r"privacy\.delta: expected below 1 / 40"
+    ):
+        of_patients({}, privacy__delta=1 / 40)
+
+
+def test_a_patient_at_several_hospitals_spends_at_all_of_them():
+    """What the same mechanisms spend, each at an equal part of delta, in sum."""
+    shared = {(0, 2): 3, (1, 2): 1, (0, 1, 2): 1}
+    alone, guarantee = of_patients({}), of_patients(shared)
+    assert guarantee.spent(3) == alone.spent(3)
+    part = [
+        accounting.epsilon(each, 3, delta=1e-5 / 3, accountant="rdp")
+        for each in guarantee.parties.values()
+    ]
+    assert guarantee.epsilon(3) == pytest.approx(sum(part), rel=1e-12)
+    assert guarantee.epsilon(3) > max(alone.spent(3).values()) * 1.5
+    summary = guarantee.summary(3)
+    assert summary["epsilon"] == guarantee.epsilon(3)
+    assert summary["shared"] == {"patients": 5, "hospitals": 3}
+    assert "who is a patient of which hospitals" in summary["public"]
+
+
+def test_noise_is_calibrated_for_patients_at_several_hospitals():
+    fields = {"privacy__noise_multiplier": None, "privacy__epsilon": 6.0}
+    guarantee = of_patients({(0, 1): 1}, **fields)
+    assert 5.99 < guarantee.epsilon(3) <= 6
+    alone = of_patients({}, **fields)
+    sigmas = [each.parties["a"].noise_multiplier for each in (alone, guarantee)]
+    assert sigmas[0] < sigmas[1]
+
+
+def test_patients_of_a_file_are_protected_in_the_round(tmp_path):
+    """Traced, not run; 64 records of 24 patients, some at both hospitals."""
+    rng = np.random.default_rng(0)
+    number = np.arange(80)
+    patient = np.where(number < 64, rng.integers(0, 24, 80), number).astype(str)
+    client = np.where(number % 3, "north", "south")
+    images, labels = rng.normal(size=(80, 5)).astype(np.float32), number % 2
+    np.savez(
+        tmp_path / "d.npz",
+        **{
+            f"{split}_{name}": column[at]
+            for split, at in (("train", number < 64), ("test", number >= 64))
+            for name, column in (
+                ("images", images),
+                ("labels", labels),
+                ("client", client),
+                ("patient", patient),
+            )
+        },
+    )
+    run = specs.build(
+        changed(
+            PATIENT,
+            data__name="npz",
+            data__path=str(tmp_path / "d.npz"),
+            data__partition__name="natural",
+            data__partition__val_fraction=0.0,
+            tiers__budget=(1.0,),
+            tiers__share=(1.0,),
+            local__batch_size=4,
+            privacy__records_per_patient=2,
+        )
+    )
+    held = federation.patients(run.splits.train)
+    steps = [-(-len(each) // 4) for each in held]
+    assert [each.releases for each in run.guarantee.parties.values()] == steps
+    assert run.spec.local.plan.steps == max(steps)
+    assert run.spec.local.dp.per_patient == 2
+    assert run.guarantee.shared == run.splits.shared == {(0, 1): 16}
+    state = initial(run)
+
+    def step(state):
+        data = jax.tree.map(jnp.asarray, run.splits.train)
+        cohort = run.draw(state.key, state.round)
+        return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
+
+    new, _ = jax.eval_shape(step, state)
+    assert checks.describe(new) == checks.describe(state)
+
+
 # ----------------------------------------------------------------------------- refusals
 
 REFUSED = {
+    "privacy.unit": [
+        *[(CLIENT, {"privacy__unit": unit}) for unit in ("record", "patient")],
+        *[(LOCAL, {"privacy__unit": unit}) for unit in ("record", "patient")],
+        (RECORD, {"privacy__unit": "client"}),
+        (RECORD, {"privacy__unit": "patients"}),
+        # The breast-cancer table names none.
+        (RECORD, {"privacy__unit": "patient"}),
+        ({}, {"privacy__unit": "client"}),
+    ],
+    "privacy.records_per_patient": [
+        (PATIENT, {"privacy__records_per_patient": 0}),
+    ],
+    "privacy.batches": [(PATIENT, {"privacy__batches": "shuffled"})],
+    "data.partition.name": [
+        (RECORD, {"data__partition__name": "dirichlet_overlap"}),
+    ],
     "fairness.denominator": [
         (CLIENT, {"fairness__denominator": "cover"}),
     ],
@@ -434,6 +573,8 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
         (CLIENT, "privacy.batches"),
         (CLIENT, "privacy.losses.bound"),
         (RECORD, "privacy.losses.bound"),
+        (RECORD, "privacy.records_per_patient"),
+        (LOCAL, "privacy.records_per_patient"),
     ],
 )
 def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):

@@ -336,6 +336,38 @@ def test_test_records_know_their_patients_hospital_by_hospital():
     np.testing.assert_array_equal(alone.patients, np.arange(len(alone.test.y)))
 
 
+@pytest.mark.parametrize("law", ["natural", "iid"])
+def test_training_records_know_their_patients_within_the_hospital(law):
+    """Some are at several hospitals, and are then one of each; "" is nobody's name."""
+    rng = np.random.default_rng(3)
+    patient = rng.integers(0, 90, 240).astype(str)
+    patient[patient == "7"] = ""
+    records = table(patient=patient)
+    made = build(records, partition=law)
+    alone = np.where(patient == "", [f"alone {i}" for i in range(240)], patient)
+    mine, whose = numbers(made.train), made.train.patient
+    at: dict[str, set[int]] = {}
+    held = federation.patients(made.train)
+    for k in range(len(made.clients)):
+        here = owners(made.train) == k
+        names, numbered = alone[mine[here]], whose[here]
+        assert len(set(zip(names, numbered, strict=True))) == len(set(names))
+        assert set(numbered) == set(range(len(set(names)))) == set(range(len(held[k])))
+        np.testing.assert_array_equal(held[k], np.bincount(numbered))
+        for name in names:
+            at.setdefault(name, set()).add(k)
+    several = [tuple(sorted(places)) for places in at.values() if len(places) > 1]
+    assert made.shared == {places: several.count(places) for places in several}
+    assert bool(several) == (law == "natural")
+
+
+@pytest.mark.parametrize("names", [None, np.full(240, "")])
+def test_without_names_of_patients_no_record_is_a_patients(names):
+    made = build(table(patient=names))
+    assert made.train.patient is None
+    assert made.shared == {}
+
+
 def test_fractions_of_patients_are_cut_at_their_hospital():
     client = np.repeat(["ulm", "bonn", "ulm", "wien"], 60)
     patient = (np.arange(240) // 3).astype(str)

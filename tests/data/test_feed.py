@@ -1,5 +1,6 @@
 """Records by cohort: the same round as with all of them, and none made twice."""
 
+import dataclasses
 import functools
 import threading
 
@@ -12,6 +13,7 @@ from fairjax.data import feed
 from tests import fakes
 
 HOST = jax.tree.map(np.asarray, fakes.federation())
+HOST = dataclasses.replace(HOST, patient=np.arange(len(HOST.y)))
 
 
 def test_a_round_on_the_cohorts_records_is_the_round_on_all():
@@ -35,6 +37,7 @@ def test_a_block_holds_the_valid_clients_records_and_nobody_elses():
         mine = slice(part.offset[k], part.offset[k] + part.count[k])
         np.testing.assert_array_equal(part.x[mine], HOST.x[own])
         np.testing.assert_array_equal(part.y[mine], HOST.y[own])
+        np.testing.assert_array_equal(part.patient[mine], HOST.patient[own])
     nobody = fakes.cohort((0,), (0,), (False,))
     assert feed.block(HOST, nobody, 5).x.shape[0] == 5
 
