@@ -24,6 +24,7 @@ from fairjax import aggregate, checks, private
 from fairjax.fairness import simplex
 from fairjax.privacy import accounting, hospitals, poisson, securesum
 from fairjax.privacy import clip as clipping
+from fairjax.privacy import statement as statements
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.means import Means
 from fairjax.privacy.records import Records
@@ -99,6 +100,8 @@ class Guarantee:
     """"client", "record" or "patient": whose presence is protected."""
     parties: Mapping[str, Mechanism] = dataclasses.field(default_factory=dict)
     """What each is exposed to per round: tiers, or hospitals under record_dp."""
+    members: int = 0
+    """Units: hospitals, or those of the hospital that has most records or patients."""
     shared: Mapping[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
     """Numbers of parties -> the patients who are exposed to all of these together."""
     delta: float = 0.0
@@ -180,7 +183,7 @@ class Guarantee:
             return value if value is not None and math.isfinite(value) else None
 
         whose = "hospitals" if self.mechanism == "record_dp" else "tiers"
-        loudest = min(self.parties.values(), key=lambda each: each.noise_multiplier)
+        loudest = self._loudest
         return {
             "mechanism": self.mechanism,
             "unit": self.unit,
@@ -197,14 +200,35 @@ class Guarantee:
             "secure_sum": self.secure_sum,
             whose: {name: number(value) for name, value in self.spent(rounds).items()},
             "public": list(self.public),
-        } | self._several()
+            **statements.statement(self._facts(rounds)),
+        }
 
-    def _several(self) -> dict[str, Any]:
-        """Of patients at several hospitals, where there are any."""
-        if not self.shared:
-            return {}
-        most = max(map(len, self.shared))
-        return {"shared": {"patients": sum(self.shared.values()), "hospitals": most}}
+    def notes(self, rounds: int) -> list[str]:
+        """What of it is easily taken for something else, a sentence each."""
+        return statements.notes(self._facts(rounds)) if self.parties else []
+
+    def _facts(self, rounds: int) -> statements.Facts:
+        loudest = self._loudest
+        epsilon = self.epsilon(rounds)
+        assert epsilon is not None
+        return statements.Facts(
+            self.mechanism,
+            self.unit,
+            epsilon,
+            self.delta,
+            max(each.tail(rounds) for each in self.parties.values()),
+            self.members,
+            loudest.noise_multiplier,
+            self.sampling,
+            loudest.neighbours,
+            sum(self.shared.values()),
+            max(map(len, self.shared), default=1),
+        )
+
+    @property
+    def _loudest(self) -> Mechanism:
+        """What hides least."""
+        return min(self.parties.values(), key=lambda each: each.noise_multiplier)
 
 
 def check_rule(c: Any) -> None:
@@ -523,7 +547,7 @@ def _public(c: Any, *facts: str) -> tuple[str, ...]:
         constants += " and that inputs are normalised by"
     named.append(constants)
     if c.model.init_from is not None:
-        named.append("the model that the run starts from")
+        named.append(f"the model that the run starts from ({c.model.init_from})")
     return tuple(named)
 
 
@@ -672,6 +696,7 @@ def _client(c: Any, facts: Facts) -> Guarantee:
         "client_dp",
         "client",
         parties(sigma),
+        members=clients,
         sampling=p.sampling,
         clip=clips,
         budget=p.epsilon,
@@ -775,6 +800,7 @@ def _record(c: Any, facts: Facts) -> Guarantee:
         "record_dp",
         unit,
         parties(sigma),
+        members=int(counts.max()),
         shared=shared,
         sampling=p.batches,
         clip=(p.clip,),
@@ -806,6 +832,7 @@ def _local(c: Any, facts: Facts) -> Guarantee:
         "local_dp",
         "client",
         parties(sigma),
+        members=len(facts.tiers),
         sampling="full",
         clip=clips,
         budget=p.epsilon,

@@ -46,6 +46,7 @@ from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
 from fairjax.data import federation, feed, pixels
 from fairjax.keys import Role
+from fairjax.privacy import statement
 from fairjax.report import formats
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
@@ -171,6 +172,8 @@ def train(
     console.print(report.headline(workdir), soft_wrap=True)
     if summary["diverged"]:
         console.print(divergence.said(summary["diverged"]), soft_wrap=True)
+    for sentence in report.promise(workdir):
+        console.print(f"privacy: {sentence}", soft_wrap=True, markup=False)
     console.print(f"report: {page}", soft_wrap=True)
     hosts.meet("finished")
     return Result(state, summary["metrics"], summary, workdir)
@@ -431,6 +434,8 @@ def _loop(
     limit = run.guarantee.limit(config["rounds"])
     if limit is not None:
         print(limit)
+    for note in _notes(run, last):
+        print(f"privacy: {note}")
     started = time.perf_counter()
     measured_at = measure.compiled(run, state)
     spread = hosts.spread(hosts.sent(state), run.mesh)
@@ -686,6 +691,29 @@ def _simulation(
     }
 
 
+def _privacy(run: specs.Run, rounds: int) -> dict[str, Any]:
+    """summary.json's "privacy"."""
+    summary = run.guarantee.summary(rounds)
+    if "notes" in summary:
+        summary["notes"] = _notes(run, rounds)
+    return summary
+
+
+def _notes(run: specs.Run, rounds: int) -> list[str]:
+    """What of the run's guarantee is easily taken for something else."""
+    found = run.guarantee.notes(rounds)
+    origin = run.config["model"]["init_from"]
+    if origin is None or not run.guarantee.parties:
+        return found
+    folder, about = pathlib.Path(origin), {}
+    for name in ("config.json", "summary.json"):
+        path = folder / name
+        if path.exists():
+            about |= checks.parsed(str(path), path.read_text(errors="replace"), dict)
+    same = (about.get("data") or {}).get("hash") == run.splits.hash
+    return [*found, statement.origin(origin, about.get("privacy") or {}, same=same)]
+
+
 def _summary(
     run: specs.Run,
     start: RunState,
@@ -706,7 +734,7 @@ def _summary(
     return {
         "metrics": rows[-1],
         "tiers": tiers,
-        "privacy": run.guarantee.summary(int(state.round)),
+        "privacy": _privacy(run, int(state.round)),
         "robust": measure.withstands(run, start, state),
         "diverged": divergence.diverged(rows) or False,
         "principles": principles.measure(

@@ -55,6 +55,21 @@ def test_runs_are_grouped_by_what_differs_beside_the_seed(runs):
     assert [run.config["seed"] for run in found.groups[0].runs] == [0, 1, 2]
 
 
+def test_a_choice_among_private_runs_is_said_to_spend_what_all_do(runs):
+    keys = ["eval/accuracy"]
+    found = comparison.read([runs])
+    assert "Epsilon" not in comparison.markdown(found, keys, "range")
+    for workdir in runs.iterdir():
+        summary = json.loads((workdir / "summary.json").read_text())
+        summary["privacy"] = {"mechanism": "client_dp", "of": "one hospital"}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+    found = comparison.read([runs])
+    spends = "spends what all of them do, which adds up"
+    assert spends in comparison.markdown(found, keys, "range")
+    assert spends in comparison.render(found, [], keys, "range", "runs")
+    assert "of one hospital" in comparison.markdown(found, keys, "range")
+
+
 def test_markdown_as_computed_by_hand(runs):
     keys = ["eval/accuracy", "tiers.1.parameters"]
     text = comparison.markdown(comparison.read([runs]), keys, "range")

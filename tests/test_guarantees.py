@@ -337,7 +337,8 @@ def test_patients_are_drawn_and_counted_in_place_of_records():
     assert guarantee.records.per_patient == 4
     summary = guarantee.summary(3)
     assert summary["unit"] == "patient"
-    assert "shared" not in summary
+    assert summary["of"] == "one patient with all of its training records"
+    assert not summary["notes"]
     known = "numbers of training records and patients of every hospital"
     assert known in summary["public"]
     with pytest.raises(
@@ -359,7 +360,8 @@ def test_a_patient_at_several_hospitals_spends_at_all_of_them():
     assert guarantee.epsilon(3) > max(alone.spent(3).values()) * 1.5
     summary = guarantee.summary(3)
     assert summary["epsilon"] == guarantee.epsilon(3)
-    assert summary["shared"] == {"patients": 5, "hospitals": 3}
+    assert summary["of"].endswith(", at up to 3 hospitals")
+    assert summary["notes"][0].startswith("5 patients are at several hospitals.")
     assert "who is a patient of which hospitals" in summary["public"]
 
 
@@ -410,7 +412,9 @@ def test_patients_of_a_file_are_protected_in_the_round(tmp_path):
     assert [each.releases for each in run.guarantee.parties.values()] == steps
     assert run.spec.local.plan.steps == max(steps)
     assert run.spec.local.dp.per_patient == 2
-    assert run.guarantee.shared == run.splits.shared == {(0, 1): 16}
+    north, south = (set(patient[:64][client[:64] == k]) for k in ("north", "south"))
+    both = {(0, 1): len(north & south)}
+    assert run.guarantee.shared == run.splits.shared == both
     state = initial(run)
 
     def step(state):
@@ -676,7 +680,12 @@ def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
     assert told["epsilon"] == spent.epsilon(1) <= budget
     assert max(told["hospitals"].values()) == told["epsilon"]
     assert "eval/accuracy" in rows(tmp_path)[-1]
-    assert "the run ends after round 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the run ends after round 1" in printed
+    # Beside the figure, in the headline: whose it is, and what it is not of.
+    assert f"ε {told['epsilon']:.3g} of one record" in printed
+    assert f"privacy: ε is of {told['of']}. It covers {told['covers']}." in printed
+    assert told["does_not_cover"][0] in printed
 
 
 def test_a_budget_that_only_warns_lets_all_rounds_pass():

@@ -8,6 +8,8 @@ from outline import Outline
 from workdirs import fake_run
 
 from fairjax import checks, report
+from fairjax.privacy import statement
+from fairjax.privacy.statement import Facts
 from fairjax.report import markup, privacy, roc
 from fairjax.report.formats import MISSING
 
@@ -75,6 +77,31 @@ def test_a_guarantee_is_told_in_words_and_spent_against_its_budget(tmp_path):
         *("south", "4", "8", "50.0%"),
         *("north", "1.5", "8", "18.8%"),
     ]
+
+
+def test_what_an_epsilon_covers_stands_wherever_it_is_shown(tmp_path):
+    """Card, terminal, spending and audit: all of the words, or where they are."""
+    facts = Facts("record_dp", "record", 4.0, 1e-5, 1e-9, 30, 1.0, "poisson", "")
+    promise = PROMISE | statement.statement(facts)
+    shown = page(tmp_path, promise, [AUDIT])
+    for words in (promise["of"], promise["covers"], promise["floats"]):
+        assert words in shown.text
+    for words in promise["does_not_cover"]:
+        assert words in shown.text
+    assert "what it does not, is said above" in shown.text
+    assert "what it covers is said under Privacy" in shown.text
+
+    workdir = tmp_path / "run"
+    sentences = " ".join(report.promise(workdir))
+    for words in (promise["of"], promise["covers"], *promise["does_not_cover"]):
+        assert words in sentences
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.dumps(json.loads(row) | {"privacy/epsilon": 4.0}) for row in rows]
+    (workdir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert report.headline(workdir).endswith("ε 4 of one record")
+    whole = report.write(workdir).read_text()
+    assert "what it covers: see Privacy" in whole
+    assert report.promise(fake_run(tmp_path / "open", NAMES)) == []
 
 
 def test_without_noise_or_mechanism_nothing_is_promised(tmp_path):

@@ -127,7 +127,7 @@ def spending(
         larger = at(releases, left - aside)
         return larger if (1 + math.exp(larger)) * tau <= aside else math.inf
 
-    return spent
+    return functools.cache(spent)
 
 
 def epsilon(
@@ -167,7 +167,7 @@ def exposures(
         return alone
     part = delta / max(map(len, together))
     shared = {
-        each: functools.cache(spending(each, delta=part, **settings))
+        each: spending(each, delta=part, **settings)
         for each in dict.fromkeys(mechanisms)
     }
 

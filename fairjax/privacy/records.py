@@ -128,8 +128,9 @@ def _of_patients(
     record = jnp.arange(longest, dtype=jnp.int32)
     whose, _, record = jax.lax.sort((whose, order, record), num_keys=2)
     first = jnp.searchsorted(whose, patient)[:, None]
-    at = jnp.minimum(first + jnp.arange(most), longest - 1)
-    theirs = whose[at] == patient[:, None]
+    at = first + jnp.arange(most)
+    inside, at = at < longest, jnp.minimum(at, longest - 1)
+    theirs = inside & (whose[at] == patient[:, None])
     # A row too many repeats a record of the same patient: what others hold, were it no
     # number, would reach the gradient through any mask.
     index = record[jnp.where(theirs, at, first)]

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Sequence
 import rich.box
 import rich.table
 
-from fairjax.report import comparison, figures, formats, frontier, page
+from fairjax.report import comparison, figures, formats, frontier, page, privacy
 from fairjax.report.lettering import drawing
 from fairjax.report.run import Run, of_a_run, read
 
-__all__ = ["Run", "compare", "comparison", "headline", "read", "table", "write"]
+__all__ = [
+    "Run", "compare", "comparison", "headline", "promise", "read", "table", "write",
+]  # fmt: skip
 
 
 def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
@@ -73,6 +75,20 @@ def headline(workdir: str | os.PathLike[str]) -> str:
     with of_a_run(workdir):
         parts = [f"{card.label} {card.value}" for card in page.cards(run)]
     return ("" if run.finished else "unfinished: ") + ", ".join(parts)
+
+
+def promise(workdir: str | os.PathLike[str]) -> list[str]:
+    """What the run's epsilon says and what it does not; nothing without one.
+
+    Args:
+        workdir: folder of a finished run.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files cannot be read.
+    """
+    run = read(workdir)
+    with of_a_run(workdir):
+        return privacy.statement(run.summary.get("privacy") or {})
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:

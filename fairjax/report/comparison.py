@@ -187,7 +187,8 @@ def markdown(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     rule = "|" + "---|" * len(comparison.fields) + "--:|" * (1 + len(keys))
-    return "\n".join([line(heads), rule, *map(line, rows), "", _note(interval)])
+    notes = " ".join([_note(interval), *_privacy(comparison)])
+    return "\n".join([line(heads), rule, *map(line, rows), "", notes])
 
 
 def table(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
@@ -217,6 +218,7 @@ def render(
     header = markup.paragraph(
         f"{len(runs)} runs of {len(comparison.groups)} settings. {_note(interval)}"
     )
+    header += "".join(map(markup.paragraph, _privacy(comparison)))
     if comparison.unfinished:
         names = ", ".join(path.name for path in comparison.unfinished)
         header += markup.paragraph(f"Left out, for they are unfinished: {names}.")
@@ -282,6 +284,23 @@ def _shown(summary: Summary, seeds: int) -> str:
 
 def _seeds(group: Group) -> str:
     return " ".join(formats.plain(run.config.get("seed")) for run in group.runs)
+
+
+def _privacy(comparison: Comparison) -> list[str]:
+    """What epsilons of runs do not say of a choice among them."""
+    told = [
+        run.summary.get("privacy") or {}
+        for group in comparison.groups
+        for run in group.runs
+    ]
+    whom = sorted({str(each["of"]) for each in told if each.get("of")})
+    if not whom:
+        return []
+    return [
+        f"Epsilon is of one run by itself, and of {' or of '.join(whom)}; summary.json "
+        "of each says what it covers. Whoever picks one of several runs on the same "
+        "records by its figures spends what all of them do, which adds up."
+    ]
 
 
 def _note(interval: str) -> str:

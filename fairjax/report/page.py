@@ -52,10 +52,13 @@ def cards(run: Run) -> list[Card]:
         Card("rounds", done if run.finished else f"{done} of {formats.plain(planned)}"),
         Card("rounds/s", formats.MISSING if speed is None else f"{speed:.3g}"),
     ]
-    if final.get("privacy/epsilon") is not None:
-        delta = run.summary.get("privacy", {}).get("delta")
-        note = f"δ = {formats.plain(delta)}"
-        result.append(Card("ε", f"{final['privacy/epsilon']:.3g}", note))
+    if "privacy/epsilon" in final:
+        told = run.summary.get("privacy") or {}
+        spent, unit = final["privacy/epsilon"], told.get("unit")
+        value = "none holds" if spent is None else f"{spent:.3g}"
+        value += f" of one {unit}" if unit and spent is not None else ""
+        note = f"δ = {formats.plain(told.get('delta'))}; what it covers: see Privacy"
+        result.append(Card("ε", value, note))
     return result
 
 

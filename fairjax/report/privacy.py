@@ -73,7 +73,7 @@ def _promise(told: Row) -> str:
         return markup.paragraph(f"{nothing} {sums}".strip())
     epsilon, delta = told.get("epsilon"), formats.plain(told.get("delta"))
     if epsilon is None:
-        bound = "but there is no noise, so that no ε bounds what is learned"
+        bound = "but with too little noise, so that no ε bounds what is learned"
     else:
         bound = (
             f"no event becomes more than e^ε = e^{epsilon:.3g} times as likely, but "
@@ -82,7 +82,7 @@ def _promise(told: Row) -> str:
     words = f"{_MECHANISMS[mechanism]}: {bound}."
     numbers = {
         "mechanism": mechanism,
-        "unit": told.get("unit"),
+        "ε is of": told.get("of") or told.get("unit"),
         "rounds": told.get("rounds"),
         "sampling": told.get("sampling"),
         "neighbours": told.get("neighbours"),
@@ -90,13 +90,32 @@ def _promise(told: Row) -> str:
         "noise multiplier": told.get("noise_multiplier"),
         "clip": told.get("clip"),
     }
-    public = told.get("public") or ()
-    given = f"Taken as public: {'; '.join(public)}." if public else ""
+    said = [*statement(told), sums]
     return (
         markup.paragraph(words)
         + markup.pairs(numbers)
-        + "".join(markup.paragraph(text) for text in (given, sums) if text)
+        + "".join(markup.paragraph(text) for text in said if text)
     )
+
+
+def statement(told: Row) -> list[str]:
+    """What goes with an epsilon wherever it is shown, in sentences.
+
+    Args:
+        told: "privacy" of summary.json.
+    """
+    if told.get("covers") is None:
+        return []
+    whom, covers = told.get("of"), told["covers"]
+    excluded = "; ".join(told.get("does_not_cover") or ())
+    public = "; ".join(told.get("public") or ())
+    return [
+        f"ε is of {whom}. It covers {covers}.",
+        f"It does not cover: {excluded}.",
+        f"It takes as public: {public}.",
+        str(told.get("floats") or ""),
+        *(told.get("notes") or ()),
+    ]
 
 
 def _spending(told: Row) -> str:
@@ -115,10 +134,10 @@ def _spending(told: Row) -> str:
         for name, value in sorted(spent.items(), key=_most)
     ]
     unit = told.get("unit")
-    caption = (
-        f"ε of one {unit} after {formats.count(told.get('rounds'))} rounds, most first"
-        + (": a larger hospital hides a record better." if unit == "record" else ".")
-    )
+    larger = ": a larger hospital hides a record better." if unit == "record" else "."
+    rounds = formats.count(told.get("rounds"))
+    caption = f"ε of one {unit} after {rounds} rounds, most first{larger}"
+    caption += " What it covers, and what it does not, is said above."
     return markup.table(
         caption, [whose.removesuffix("s"), "spent ε", "budget", "of the budget"], rows
     )
@@ -246,8 +265,9 @@ _CAPTIONS = {
     ),
     "audit": (
         "what runs with and without a canary show of ε, which must not be above what "
-        "is accounted for. A canary is loud, alone and mislabelled; a spike, one huge "
-        "input; an overflow, on which training ends in infinity; or a class of its own."
+        "is accounted for. Of whom it is and what it covers is said under Privacy. A "
+        "canary is loud, alone and mislabelled; a spike, one huge input; an overflow, "
+        "on which training ends in infinity; or a class of its own."
     ),
     "inversion": "images rebuilt from what a hospital sends.",
 }
