@@ -312,7 +312,9 @@ def get_config() -> ConfigDict:
     # below 1 / hospitals; record_dp: 1 / records, or patients, of the largest hospital
     c.privacy.delta = 1e-5
     # cohorts of client_dp: every hospital with probability cohort / N ("poisson"), as
-    # many as `cohort` says ("fixed"; by RDP and replace_one), or all of them ("full")
+    # many as `cohort` says ("fixed"; by RDP and replace_one: another hospital in the place
+    # of one moves the sum by two clips, so that as much noise hides far less), or all of
+    # them ("full")
     c.privacy.sampling = "poisson"
     # batches of record_dp: every record, or patient, with probability batch_size / n
     # ("poisson"), or cut from shuffled epochs of records, not amplified ("shuffled")

@@ -203,10 +203,8 @@ def victim(row: dict[str, Any]) -> str:
     """Whose update was inverted."""
     part = PARTS[row["part"]]
     if part.fields.get("submodel.name") == "fedavg":
-        if row["epsilon"] is None:
-            return part.title
-        noise = part.fields["privacy.noise_multiplier"]
-        return f"{part.title}, noise {noise:g} clips"
+        clips = noise(row)
+        return part.title if clips is None else f"{part.title}, noise {clips:g} clips"
     budget = pbc_blood28.get_config().tiers.budget[row["tier"]]
     tier = f"{part.title}, tier {row['tier']}"
     if part.fields is HETEROFL:
@@ -339,13 +337,17 @@ HIDING = (("dynamicfl", 1), ("dynamicfl", 2), ("dynamicfl steps", 2))
 """Part and tier of the pairs that say what hiding branches is worth."""
 
 
-def stops(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
-    """(noise in clips, its epsilon) from which on nobody is recognised; None: never."""
-    noisy = {
-        PARTS[row["part"]].fields["privacy.noise_multiplier"]: row
-        for row in rows
-        if row["epsilon"] is not None
-    }
+def noise(row: dict[str, Any]) -> float | None:
+    """The noise on the upload, in clips; None without any."""
+    return PARTS[row["part"]].fields.get("privacy.noise_multiplier")
+
+
+def stops(rows: Sequence[dict[str, Any]]) -> tuple[float, float | None] | None:
+    """(noise in clips, its epsilon) from which on nobody is recognised; None: never.
+
+    Of noise that is too little to state an epsilon that is None.
+    """
+    noisy = {clips: row for row in rows if (clips := noise(row)) is not None}
     quiet = [
         clips
         for clips in noisy
@@ -367,17 +369,20 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
     hidden = "does not keep patients' images from it"
     if len(read) < len(blind):
         hidden = f"kept {len(blind) - len(read)} of {len(blind)} such attacks from it"
-    noise, least = "no noise that was tried on the upload stops the attack", stops(rows)
+    quiet, least = "no noise that was tried on the upload stops the attack", stops(rows)
     if least is not None:
         clips, epsilon = least
-        noise = (
-            f"noise of {clips:g} clips on the upload stops this attack, at an epsilon "
-            f"of {epsilon:,.0f} per round, which is no guarantee against a better one"
+        at = "at which no epsilon can be stated"
+        if epsilon is not None:
+            at = f"at an epsilon of {epsilon:,.0f} per round"
+        quiet = (
+            f"noise of {clips:g} clips on the upload stops this attack, {at}, which is "
+            "no guarantee against a better one"
         )
     return (
         "So, of one image in one update of a small CNN: that a server does not know "
         f"DynamicFL's branches {hidden} ({len(read)} of {len(blind)} attacks without "
-        f"that knowledge recognise victims), and tier 0 has none to hide; {noise}. "
+        f"that knowledge recognise victims), and tier 0 has none to hide; {quiet}. "
         "Larger batches, whole rounds and larger models were not attacked here."
     )
 

@@ -267,7 +267,8 @@ def table(rows: Sequence[Row]) -> str:
 def sentence(rows: Sequence[Row]) -> str:
     """The README's sentence: what the larger budget changes."""
     both = pairs(rows)
-    moved = [_moved(pair, "psnr").mean() for pair in both if pair[0]["epsilon"] is None]
+    open_ = [pair for pair in both if inversion.noise(pair[0]) is None]
+    moved = [_moved(pair, "psnr").mean() for pair in open_]
     nearest = CONCLUSIONS["All five better than the nearest public image in both"]
     before, after = ([pair[i] for pair in both if nearest(pair[i])] for i in (0, 1))
     best = (
