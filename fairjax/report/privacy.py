@@ -104,16 +104,16 @@ def statement(told: Row) -> list[str]:
     Args:
         told: "privacy" of summary.json.
     """
-    if told.get("covers") is None:
-        return []
-    whom, covers = told.get("of"), told["covers"]
-    excluded = "; ".join(told.get("does_not_cover") or ())
     public = "; ".join(told.get("public") or ())
+    said = [f"Taken as public: {public}."] if public else []
+    if told.get("covers") is None:  # of an earlier version
+        return said
+    excluded = "; ".join(told.get("does_not_cover") or ())
     return [
-        f"ε is of {whom}. It covers {covers}.",
+        f"ε is of {told.get('of')}. It covers {told['covers']}.",
         f"It does not cover: {excluded}.",
-        f"It takes as public: {public}.",
-        str(told.get("floats") or ""),
+        *said,
+        str(told.get("floats")),
         *(told.get("notes") or ()),
     ]
 
