@@ -691,8 +691,8 @@ def _simulation(
     }
 
 
-def _privacy(run: specs.Run, rounds: int) -> dict[str, Any]:
-    """summary.json's "privacy"."""
+def privacy_of(run: specs.Run, rounds: int) -> dict[str, Any]:
+    """summary.json's "privacy" of a run after so many rounds."""
     summary = run.guarantee.summary(rounds)
     if "notes" in summary:
         summary["notes"] = _notes(run, rounds)
@@ -734,7 +734,7 @@ def _summary(
     return {
         "metrics": rows[-1],
         "tiers": tiers,
-        "privacy": _privacy(run, int(state.round)),
+        "privacy": privacy_of(run, int(state.round)),
         "robust": measure.withstands(run, start, state),
         "diverged": divergence.diverged(rows) or False,
         "principles": principles.measure(

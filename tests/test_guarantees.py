@@ -17,7 +17,7 @@ from fairjax.data import federation
 from fairjax.fairness import weights
 from fairjax.privacy import accounting, poisson
 from fairjax.submodels.fedavg import fedavg
-from fairjax.train import initial, train
+from fairjax.train import initial, privacy_of, train
 from fairjax.types import Cohort
 
 CLIENT = {
@@ -686,6 +686,19 @@ def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
     assert f"ε {told['epsilon']:.3g} of one record" in printed
     assert f"privacy: ε is of {told['of']}. It covers {told['covers']}." in printed
     assert told["does_not_cover"][0] in printed
+
+
+def test_a_private_run_says_what_the_run_it_starts_from_has_spent(tmp_path):
+    base = RECORD | {"privacy.accountant": "rdp", "model.init_from": str(tmp_path)}
+    run = specs.build(changed(base))
+    before = {"mechanism": "record_dp", "epsilon": 2.5}
+    about = {"privacy": before, "data": {"hash": run.splits.hash}}
+    (tmp_path / "summary.json").write_text(json.dumps(about))
+    (note,) = privacy_of(run, 1)["notes"]
+    assert f"{tmp_path}, which spent epsilon 2.5 under record_dp: of the same" in note
+    public = run.guarantee.summary(1)["public"]
+    assert f"the model that the run starts from ({tmp_path})" in public
+    assert privacy_of(specs.build(changed(RECORD)), 1)["notes"] == []
 
 
 def test_a_budget_that_only_warns_lets_all_rounds_pass():
