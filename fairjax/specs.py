@@ -477,6 +477,10 @@ def _slots(
     cohort: int,
 ) -> tuple[int, ...]:
     """Slots of every tier, enough for it whoever has moved into it."""
+    least = len(np.unique(tiers))
+    if c.execution.slots == "stratified" and cohort < least:
+        what = f"at least {least}, a hospital of every tier, with execution.slots "
+        checks.fail("cohort", f"{what}stratified", cohort)
     phases = [tiers]
     for _, who, tier in changes:
         phases.append(np.where(np.arange(len(tiers)) == who, tier, phases[-1]))

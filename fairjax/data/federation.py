@@ -447,8 +447,8 @@ def assign_tiers(
     Args:
         counts: training records of every hospital.
         labels: training records of every class.
-        share: hospitals per tier as a ratio, smallest tier first; rounded by largest
-            remainder, and no tier with a share stays empty while another has two.
+        share: hospitals per tier as a ratio, smallest tier first; rounded by
+            `partition.per_tier`, so that somebody is in the richest tier with a share.
         assign: which hospitals are poor: "random"; "by_size": those with the fewest
             records; "by_label": those with the smallest share of the last class.
         seed: of the random order.
@@ -457,11 +457,7 @@ def assign_tiers(
             standard normal: 1 is the strict order, 0 a random one.
     """
     clients = len(counts)
-    sizes = laws.largest_remainder(np.asarray(share, float), clients)
-    for tier in range(len(sizes)):
-        if share[tier] > 0 and sizes[tier] == 0 and sizes.max() > 1:
-            sizes[sizes.argmax()] -= 1
-            sizes[tier] += 1
+    sizes = laws.per_tier(np.asarray(share, float), clients)
     shuffled = np.random.default_rng([seed, 2]).permutation(clients)
     order = shuffled
     if assign != "random":
@@ -499,13 +495,13 @@ def slots(
         tiers: tier of every client.
         budgets: T.
         size: K.
-        law: "stratified": in proportion to the tiers' clients, by largest remainder;
-            "padded": as many as a tier may ever fill.
+        law: "stratified": in proportion to the tiers' clients, see
+            `partition.per_tier`; "padded": as many as a tier may ever fill.
     """
     clients = np.bincount(tiers, minlength=budgets)
     if law == "padded":
         return tuple(int(n) for n in np.minimum(clients, size))
-    return tuple(int(n) for n in laws.largest_remainder(clients.astype(float), size))
+    return tuple(int(n) for n in laws.per_tier(clients.astype(float), size))
 
 
 def sample(

@@ -270,3 +270,32 @@ def largest_remainder(
     order = np.argsort(counts - quota, kind="stable")
     counts[order[: total - counts.sum()]] += 1
     return counts
+
+
+def per_tier(share: Float[np.ndarray, "T"], total: int) -> Int[np.ndarray, "T"]:
+    """Places of every tier, smallest tier first: the richest one is never empty.
+
+    As `largest_remainder`, but that no tier with a share is left without a place while
+    another has two. Where there are fewer places than tiers with a share, ties go to
+    the richer tiers, and the richest has a place whatever its share: somebody then
+    holds the whole model.
+
+    Args:
+        share: of every tier, as a ratio, some above 0.
+        total: places, at least 1.
+    """
+    share = np.asarray(share, float)
+    wanted = np.flatnonzero(share)
+    few = total < len(wanted)
+    turn = slice(None, None, -1 if few else 1)
+    counts = largest_remainder(share[turn], total)[turn].copy()
+    quota = share / share.sum() * total
+    for tier in wanted[::-1]:
+        if counts[tier] == 0 and counts.max() > 1:
+            counts[counts.argmax()] -= 1
+            counts[tier] += 1
+        elif counts[tier] == 0 and tier == wanted[-1]:
+            # Of those with a place, who is furthest above its quota.
+            counts[np.where(counts > 0, counts - quota, -np.inf).argmax()] -= 1
+            counts[tier] += 1
+    return counts

@@ -40,6 +40,38 @@ def test_tiers_have_the_sizes_of_their_shares(clients, share, assign):
     assert not np.any(sizes[~used])
 
 
+@given(st.integers(1, 40), ratios)
+def test_somebody_is_in_the_richest_tier_that_has_a_share(clients, share):
+    tiers = tiers_of(np.arange(clients), share)
+    assert tiers.max() == np.flatnonzero(share)[-1]
+
+
+@pytest.mark.parametrize(
+    ("clients", "share", "sizes"),
+    [
+        (1, (1, 1, 1, 1), [0, 0, 0, 1]),
+        (1, (7, 2, 1), [0, 0, 1]),
+        (2, (7, 2, 1), [1, 0, 1]),
+        (3, (100, 1, 1, 1), [1, 0, 1, 1]),
+        (5, (1,) * 12, [0] * 7 + [1] * 5),
+        (2, (1, 1, 0), [1, 1, 0]),
+        (1, (1, 1, 0), [0, 1, 0]),
+        # With one for every tier nothing is moved: whole quotas stay, ties are poor.
+        (4, (1, 1, 1, 1), [1, 1, 1, 1]),
+        (4, (2, 1, 1), [2, 1, 1]),
+        (16, (2, 1, 1), [8, 4, 4]),
+        (30, (7, 2, 1), [21, 6, 3]),
+        (30, (4, 3, 3), [12, 9, 9]),
+        (50, (1,) * 5, [10] * 5),
+        (10, (1, 1, 1, 1), [3, 3, 2, 2]),
+        (4, (7, 2, 1), [2, 1, 1]),
+    ],
+)
+def test_few_hospitals_are_rich_and_many_are_as_their_shares(clients, share, sizes):
+    got = np.bincount(tiers_of(np.arange(clients), share), minlength=len(share))
+    np.testing.assert_array_equal(got, sizes)
+
+
 def test_a_small_share_gets_one_from_the_largest_tier():
     sizes = np.bincount(tiers_of(np.arange(10), (1, 100, 1)))
     np.testing.assert_array_equal(sizes, [1, 8, 1])
@@ -160,6 +192,16 @@ def test_padded_slots_hold_the_same_clients_in_runs_of_a_tier(seed, size):
     assert laid.tier.tolist() == np.repeat(np.arange(3), slots).tolist()
     assert sorted(laid.client[valid].tolist()) == mixed.client.tolist()
     np.testing.assert_array_equal(laid.tier[valid], TIERS[laid.client[valid]])
+
+
+def test_a_cohort_by_tier_has_a_slot_for_the_richest_tier():
+    tiers = np.repeat(np.arange(4), 2)
+    assert federation.slots(tiers, 4, 3, "stratified") == (0, 1, 1, 1)
+    assert federation.slots(np.repeat([0, 1, 2], [21, 6, 3]), 3, 4, "stratified") == (
+        2,
+        1,
+        1,
+    )
 
 
 @given(seeds, st.integers(1, 9))
