@@ -27,6 +27,7 @@ from fairjax import (
     baselines,
     checkpoint,
     checks,
+    coverage,
     divergence,
     final,
     hosts,
@@ -126,6 +127,7 @@ def train(
             files.check(workdir, run.config)
             # Of the first state: a continued run pays what an uninterrupted one does.
             tiers, whole = bills(run, state), whole_bill(run, state)
+            left, notes = coverage.notes(run, state)
             steps, said = workdir / "checkpoints", about(run)
             found = checkpoint.newest(steps, state, said)
             if found is not None:
@@ -147,6 +149,7 @@ def train(
             run,
             state,
             tiers,
+            notes,
             workdir,
             checkpoints,
             selected,
@@ -158,6 +161,7 @@ def train(
         chosen = _best_state(run, state, workdir)
 
         summary = _summary(run, start, state, tiers, whole, workdir, spent)
+        summary |= {"untrained": left._asdict(), "notes": notes}
         rows = files.rows(workdir / "metrics.jsonl")
         by = {"selected_by": selection.by(rows, run.criterion)}
         summary["final"] = final.final(run, measured_at, state, chosen) | by
@@ -421,6 +425,7 @@ def _loop(
     run: specs.Run,
     state: RunState,
     tiers: list[dict[str, Any]],
+    notes: list[str],
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
     selected: Checkpoints | None,
@@ -455,6 +460,8 @@ def _loop(
             f"{tier['parameters']} parameters, "
             f"{tier['flops_train']} FLOPs per training record"
         )
+    for note in notes:
+        print(note)
 
     busy = 0.0
     with (

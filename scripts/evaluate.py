@@ -2,7 +2,8 @@
 
     python scripts/evaluate.py --workdir=runs/heart --split=test
 
-Prints the evaluation keys of metrics.jsonl and one row per hospital, as JSON.
+Prints the evaluation keys of metrics.jsonl, what to know of them ("notes") and one row
+per hospital, as JSON.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from fairjax import command
+from fairjax import command, coverage
 from fairjax.measure import evaluate
 from fairjax.train import load
 
@@ -51,6 +52,7 @@ def main(options: flags.FlagValues) -> None:
     ]
     report = {"round": int(state.round), "split": options.split}
     report |= {name: known(value) for name, value in row.items()}
+    report["notes"] = coverage.notes(run, state)[1]
     print(json.dumps(report | {"clients": clients}, indent=2))
 
 

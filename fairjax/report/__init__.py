@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import rich.box
+import rich.markup
 import rich.table
 
 from fairjax.report import comparison, figures, formats, frontier, page, privacy
@@ -36,13 +37,14 @@ def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
 
 
 def _table(run: Run) -> rich.table.Table:
+    caption = (
+        "traffic: bytes down and up, one hospital, one round. Accuracy: full model "
+        "or the tier's own sub-model; local: mean over the tier's hospitals, "
+        "pooled: all test records."
+    )
     result = rich.table.Table(
         box=rich.box.SIMPLE_HEAD,
-        caption=(
-            "traffic: bytes down and up, one hospital, one round. Accuracy: full model "
-            "or the tier's own sub-model; local: mean over the tier's hospitals, "
-            "pooled: all test records."
-        ),
+        caption="\n".join([caption, *map(rich.markup.escape, run.notes)]),
         caption_justify="left",
     )
     heads = ["tier", "budget", "hospitals", "parameters", "traffic"]

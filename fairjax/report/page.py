@@ -52,6 +52,10 @@ def cards(run: Run) -> list[Card]:
         Card("rounds", done if run.finished else f"{done} of {formats.plain(planned)}"),
         Card("rounds/s", formats.MISSING if speed is None else f"{speed:.3g}"),
     ]
+    untrained = run.summary.get("untrained") or {}
+    if untrained.get("share"):
+        share = formats.percent(untrained["share"])
+        result.append(Card("untrained", share, "of the full model"))
     if "privacy/epsilon" in final:
         told = run.summary.get("privacy") or {}
         spent, unit = final["privacy/epsilon"], told.get("unit")
@@ -72,6 +76,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
     drawn = {key: markup.figures(of_section) for key, of_section in images.items()}
     header = (
         f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_diverged(run)}"
+        f"{_notes(run)}"
         f"{_cards(run)}"
         f"{markup.paragraph(_which_round(run))}"
     )
@@ -139,6 +144,10 @@ def _diverged(run: Run) -> str:
         '<p class="notice"><strong>This run has diverged.</strong> '
         f"{html.escape(said)}</p>\n"
     )
+
+
+def _notes(run: Run) -> str:
+    return "".join(f'<p class="notice">{html.escape(n)}</p>\n' for n in run.notes)
 
 
 def _cards(run: Run) -> str:

@@ -91,6 +91,11 @@ class Run:
         return divergence.diverged(self.metrics)
 
     @property
+    def notes(self) -> list[str]:
+        """What to know before its figures are read, a sentence each."""
+        return list(map(str, self.summary.get("notes") or ()))
+
+    @property
     def hospitals(self) -> list[Row]:
         """What every hospital holds; nothing before the run has ended."""
         return list(self.summary.get("data", {}).get("hospitals") or ())
