@@ -189,7 +189,8 @@ def get_config() -> ConfigDict:
     # per tier: branches per layer beside the plain model, for dynamicfl and ladder;
     # (): 0, 1, 2, .. for dynamicfl (whose tiers are whole, whatever budget says), else 0
     c.tiers.branches = ()
-    c.tiers.share = (1.0, 1.0, 1.0, 1.0)  # hospitals per tier, as a ratio
+    # hospitals per tier, as a ratio; the richest with a share has one, however few
+    c.tiers.share = (1.0, 1.0, 1.0, 1.0)
     c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
     # of the tiers with what they are assigned by: 1 is its strict order, 0 is random
     c.tiers.correlation = 1.0
@@ -276,7 +277,8 @@ def get_config() -> ConfigDict:
     c.fairness.fedce = ConfigDict()
     c.fairness.fedce.mode = "plus"  # directions and errors added (plus) or multiplied
     c.fairness.q_fedavg = ConfigDict()
-    c.fairness.q_fedavg.q = 1.0  # 0 is the plain mean over hospitals
+    # 0 is the plain mean over hospitals; for plain sgd, with decay and prox if wanted
+    c.fairness.q_fedavg.q = 1.0
     c.fairness.fedmgda = ConfigDict()
     c.fairness.fedmgda.epsilon = 0.1  # how far weights may move from records' shares
     c.fairness.fedfv = ConfigDict()

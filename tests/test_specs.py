@@ -461,6 +461,13 @@ def test_a_cohort_of_zero_is_everybody():
     assert specs.build(changed(cohort=3)).cohort == 3
 
 
+def test_a_cohort_by_tier_has_room_for_all_tiers():
+    by_tier = {"execution__slots": "stratified", "data__partition__num_clients": 8}
+    assert specs.build(changed(cohort=5, **by_tier)).slots == (2, 1, 1, 1)
+    with pytest.raises(checks.InputError, match=r"^cohort: expected at least 4, a hos"):
+        specs.build(changed(cohort=3, **by_tier))
+
+
 def test_local_steps_replace_epochs():
     by_steps = specs.build(changed(local__steps=7)).spec.local.plan
     assert (by_steps.steps, by_steps.epochs) == (7, None)

@@ -127,6 +127,20 @@ def test_masses_of_those_who_are_away_stay(name, visits, loss):
         np.testing.assert_allclose(*kept, rtol=1e-4, atol=1e-7)
 
 
+def test_where_all_are_present_the_step_is_the_published_one_to_the_bit():
+    rule, rng = domains.agnostic(rate=0.5, domain="client"), np.random.default_rng(0)
+    step = jax.jit(lambda state, loss: rule.weigh(state, coming(True), known(loss))[1])
+    state = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+    scale = np.zeros(N, np.float32)
+    for _ in range(5):
+        # Such that sums over records are exact.
+        loss = rng.integers(0, 32, N).astype(np.float32) / 8
+        state = step(state, loss)
+        scale += np.float32(0.5) * loss
+        scale -= scale.max()
+        np.testing.assert_array_equal(state.scale, scale)
+
+
 # --------------------------------------------- who asks for everybody and misses some
 
 
