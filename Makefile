@@ -15,8 +15,8 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
-# What `make test` samples, whole: masked against sliced, any three names together, full sizes, many more examples,
-# and all tests with annotations checked.
+# What `make test` samples, whole: masked against sliced, claims of privacy against audits, any three names together,
+# full sizes, many more examples, and all tests with annotations checked.
 verify: venv
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 PYTHONPATH=. $(BIN)/python -m tests.submodels.matrix
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=deep -m "slow or hypothesis"

@@ -23,10 +23,11 @@ NEEDED = {
     "fairness.hospital_group": tuple("aabbccdd"),
 }
 GIVEN = NEEDED | {"privacy.noise_multiplier": 1.0}
+CONFIG = default.get_config()
 
 
 def config_of(rule, mechanism, denominator, secure_sum, fold="mean", cap=0.0):
-    config = default.get_config()
+    config = CONFIG.copy_and_resolve_references()
     fields = NEEDED if mechanism == "none" else GIVEN
     config.update_from_flattened_dict(
         fields
