@@ -37,6 +37,7 @@ _OPTIONS = (
     "runs",
     "chunk",
     "canary",
+    "party",
 )
 """Flags that are an attack's own."""
 
@@ -68,6 +69,8 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_integer("runs", None, "Audited with, and without, canary.", **there)
     what = "Of an audit: loud, spike, overflow or class; all. May be repeated."
     flags.DEFINE_multi_string("canary", None, what, **there)
+    what = "Audited tier, or hospital under record_dp; who spends most."
+    flags.DEFINE_string("party", None, what, **there)
     flags.DEFINE_integer("chunk", None, "Shadow or audited runs at once.", **there)
     flags.mark_flags_as_required(["workdir"], values)
 

@@ -13,12 +13,26 @@ from fairjax.attacks import canaries
 from fairjax.keys import Role
 from fairjax.privacy import audit as privacy
 from fairjax.train import beginning
-from fairjax.types import Cohort, RunState
+from fairjax.types import Cohort, Federation, RunState
 
 CONFIDENCE = 0.95
 """That none of an audit's rows shows more than there is."""
-UNITS = ("record", "hospital")
-"""Whose presence an audit knows how to vary."""
+
+
+def _first(train: Federation, mine: np.ndarray) -> np.ndarray:
+    return mine[:1]
+
+
+def _patient(train: Federation, mine: np.ndarray) -> np.ndarray:
+    """Who has most records there."""
+    assert train.patient is not None
+    whose = np.asarray(train.patient)[mine]
+    return mine[whose == np.argmax(np.bincount(whose))]
+
+
+UNITS = {"record": _first, "patient": _patient, "client": lambda train, mine: mine}
+"""Unit of a guarantee -> (training records, rows of a hospital) -> those of one unit,
+in whose place a canary comes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +47,9 @@ class Audit:
     """With a canary, and as many without."""
     chunk: int = 20
     """Runs side by side, which bounds the memory."""
+    party: str | None = None
+    """The tier ("tier 0"), or under record_dp the hospital, that the canary is of;
+    None: that which spends most."""
     alone: bool = True
     """Whether the canary's hospital is a cohort by itself, where every hospital noises
     what it sends: nothing else then moves what is seen. False: cohorts as the run draws
@@ -43,8 +60,8 @@ class Audit:
 def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
     """Rows of attack.json: what so many runs show of epsilon, beside what is claimed.
 
-    The canary takes the place of a record of the hospital that spends most, or of a
-    hospital of the tier that does. Who looks sees what the mechanism protects against:
+    The canary takes the place of a record or a patient of one hospital, or of a
+    hospital of one tier. Who looks sees what the mechanism protects against:
     the models of all rounds, or all that reaches the server.
 
     Args:
@@ -53,11 +70,11 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
 
     Returns:
         A row per canary: {"attack", "variant", "canary", "observable", "mechanism",
-        "tier", "runs", "rounds", "epsilon_low", "epsilon", "ceiling", "delta",
+        "party", "tier", "runs", "rounds", "epsilon_low", "epsilon", "ceiling", "delta",
         "confidence", "exceeds"}.
 
     Raises:
-        InputError: the run has no mechanism, or a canary is not known.
+        InputError: the run has no mechanism, or a canary or party is not known.
     """
     guarantee, spec, rounds = run.guarantee, run.spec, settings.rounds
     if not guarantee.parties:
@@ -70,6 +87,8 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
     spent = guarantee.spent(rounds)
     # Of those who spend alike the last: the richest tier has most for itself.
     whose = max(reversed(spent), key=lambda name: spent[name])
+    if settings.party is not None:
+        whose = checks.one_of("--party", settings.party, spent)
     mechanisms = guarantee.parties.values()
     replaced = any(each.neighbours == "replace_one" for each in mechanisms)
     # A server that adds the noise sees what it protects.
@@ -129,6 +148,7 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
                 "canary": name,
                 "observable": "uploads" if server else "models",
                 "mechanism": guarantee.mechanism,
+                "party": whose,
                 "tier": int(run.tiers[place.client]),
                 "runs": 2 * settings.runs,
                 "rounds": rounds,
@@ -145,11 +165,11 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
 
 def _place(run: specs.Run, party: str) -> canaries.Place:
     """Where the canary is, so that the party is exposed to it."""
-    train = run.splits.train
-    whole = run.guarantee.unit == "hospital"
-    if whole:
+    train, unit = run.splits.train, run.guarantee.unit
+    if unit == "client":
         who = int(np.argmax(run.tiers == int(party.removeprefix("tier "))))
     else:
         who = run.splits.clients.index(party)
     first, count = int(train.offset[who]), int(train.count[who])
-    return canaries.Place(who, np.arange(first, first + (count if whole else 1)), whole)
+    rows = UNITS[unit](train, np.arange(first, first + count))
+    return canaries.Place(who, rows, unit == "client")

@@ -18,6 +18,8 @@ from fairjax.submodels import fedavg
 
 COUNTS = (3, 4, 2, 1)
 """Records of the hospitals; the last one's is alone."""
+PATIENTS = "aabcccdeef"
+"""Whose they are, in order."""
 CLASSES, FEATURES = 3, 3
 CLAIM = 0.001
 """With this probability a cover of claims that hold fails."""
@@ -44,6 +46,8 @@ MECHANISMS = {
     },
     "record_dp": {
         "poisson": RECORD,
+        "patient": RECORD
+        | {"privacy.unit": "patient", "privacy.records_per_patient": 2},
         "shuffled": RECORD | {"privacy.batches": "shuffled"},
         "replaced": RECORD
         | {"privacy.batches": "shuffled", "privacy.neighbours": "replace_one"}
@@ -79,9 +83,11 @@ def table(path) -> None:
         train_images=x.astype(np.float32),
         train_labels=label,
         train_client=np.repeat(np.arange(len(COUNTS)), COUNTS),
+        train_patient=np.array(list(PATIENTS)),
         test_images=x[: len(COUNTS)].astype(np.float32),
         test_labels=label[: len(COUNTS)],
         test_client=np.arange(len(COUNTS)),
+        test_patient=np.array(list("wxyz")),
     )
 
 
@@ -159,11 +165,12 @@ def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
     rng = np.random.default_rng(seed)
     pools = {"variant": tuple(MECHANISMS[mechanism]), **DIMENSIONS}
     pools |= {name: (value,) for name, value in fixed.items()}
-    while True:
+    for _ in range(1000):
         drawn = (str(rng.choice(pool)) for pool in pools.values())
         case = (mechanism, *drawn)
         if accepted(path, case):
             return case
+    raise AssertionError(f"nothing is accepted with {mechanism} and {fixed}")
 
 
 def cover(path, mechanism: str) -> list[Case]:
@@ -203,13 +210,17 @@ def cover(path, mechanism: str) -> list[Case]:
         if ok(*best[1:]):
             chosen.append(best)
             left -= pairs(best)
+    assert chosen, f"nothing is accepted with {mechanism}"
     return chosen
 
 
 def shown(run, *, cases: int, runs: int = 360, canary=tuple(canaries.CANARIES)):
     """Rows of an audit of two rounds that may be one of so many."""
+    # Of three records, two of which are in a step.
+    party = "1" if run.guarantee.unit == "patient" else None
     settings = audit.Audit(
         canary=canary,
+        party=party,
         rounds=2,
         runs=runs,
         chunk=runs,

@@ -98,6 +98,7 @@ WHO = 1
 """Of seven records."""
 ROWS = slice(10, 17)
 ONE = Place(WHO, np.array([10]), False)
+SOME = Place(WHO, np.array([11, 14]), False)
 ALL = Place(WHO, np.arange(10, 17), True)
 
 
@@ -112,7 +113,7 @@ def apart(pair):
 @pytest.mark.parametrize("replaced", [True, False])
 @pytest.mark.parametrize("canary", canaries.CANARIES)
 def test_neighbours_differ_in_the_place_alone(canary, replaced):
-    for place in (ONE, ALL):
+    for place in (ONE, SOME, ALL):
         pair = canaries.neighbours(
             canary, DATA, place, fakes.CLASSES, replaced=replaced
         )
