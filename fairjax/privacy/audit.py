@@ -57,7 +57,7 @@ def upper(
 
 
 @functools.lru_cache
-def _uppers(number: int, level: float) -> Float[np.ndarray, "number+1"]:
+def _uppers(number: int, level: float) -> Float[np.ndarray, "counts"]:
     """`upper` of every count."""
     return upper(np.arange(number + 1), number, level)
 
