@@ -226,7 +226,7 @@ def _tidy() -> None:
             call()
     while _writes():
         time.sleep(0.001)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__)):
         with contextlib.suppress(Exception):
             stream.flush()
 

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 import dataclasses
 import functools
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +106,7 @@ def attacked(name: str) -> tuple[specs.Run, RunState]:
     if not part.rounds:
         return run, initial(run)
     config.rounds = part.rounds
-    with tempfile.TemporaryDirectory() as folder:
+    with experiment.temporary() as folder:
         return run, train(config, f"{folder}/run").state
 
 

@@ -305,6 +305,7 @@ def test_every_script_listens_before_it_imports_what_takes_long():
         assert ast.unparse(last).startswith(
             "if __name__ == '__main__':\n    command.run(main, "
         ), path
+        assert "tempfile" not in text, f"{path}: experiment.temporary is gone in time"
     assert commands > 15
 
 

@@ -236,6 +236,32 @@ def test_who_comes_second_reads_what_the_first_prepared(monkeypatch):
     assert len(datasets.load("breast_cancer").y) == 569
 
 
+def test_a_signal_leaves_nothing_aside(prepared_in):
+    """Of what may be gigabytes: TFDS would remove it where an exception came."""
+    code = """
+from fairjax import preemption
+preemption.listen()
+import os, signal, sys, time
+from fairjax.data import datasets
+from fairjax.data.datasets import breast_cancer
+def generate(*_):
+    [aside] = os.listdir(os.environ["TFDS_DATA_DIR"] + "/breast_cancer")
+    print(aside[:11], file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+    yield
+breast_cancer.BreastCancer._generate_examples = generate
+print("begun")
+datasets.load("breast_cancer")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (75, "begun\n")
+    assert done.stderr == "incomplete.\n-c: stopped; the same command goes on\n"
+    assert list((prepared_in / "breast_cancer").iterdir()) == []
+
+
 # ----------------------------------------------------------- heart disease, the records
 
 
