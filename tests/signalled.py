@@ -13,7 +13,7 @@ import signal
 import sys
 
 
-def kill(*_):
+def kill():
     """The point lasts until the signal is heard."""
     from fairjax import preemption
 
@@ -57,12 +57,12 @@ def compiling():
     """In a collection of garbage: what is raised there is lost."""
     from jax.stages import Lowered
 
-    real = Lowered.compile
+    real, callback = Lowered.compile, first(lambda *_: None)
 
     def compile(*args, **kwargs):
-        gc.callbacks.insert(0, kill)
+        gc.callbacks.append(callback)
         gc.collect()
-        gc.callbacks.remove(kill)
+        gc.callbacks.remove(callback)
         return real(*args, **kwargs)
 
     Lowered.compile = compile

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
 PROCESS = """
 import sys
 sys.path[:0] = [{root!r}]
+from fairjax import preemption
+preemption.listen()
 from fairjax import checks, command, final, hosts
 from scripts import train
 
@@ -139,3 +142,20 @@ def test_a_process_whose_other_one_is_lost_says_so_and_keeps_its_last_step(tmp_p
     assert first.returncode == 1
     assert "train.py: another process is gone, see what it said (" in told
     assert int(load(tmp_path / "0")[1].round) >= 4
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_round(tmp_path):
+    processes = two(PROCESS, tmp_path, rounds=100_000)
+    metrics = tmp_path / "0" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert processes[0].poll() is None
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    last = len(rows(metrics))
+    line = f"train.py: stopped after round {last}; the same command goes on\n"
+    for process, err in zip(processes, said, strict=True):
+        assert process.returncode == 75, err
+        assert err.count("train.py: ") == err.count(line) == 1
+    assert max(steps(tmp_path / "0" / "checkpoints")) == last

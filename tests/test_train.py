@@ -1,6 +1,8 @@
 """A run from its config to its files: what it leaves, chooses and starts from."""
 
 import dataclasses
+import functools
+import io
 import json
 
 import fakes
@@ -8,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 from trained import rows, selected_state, small, steps, untimed
 
-from fairjax import checks, report, schema, selection, specs, trees
+from fairjax import checks, preemption, report, schema, selection, specs, trees
 from fairjax import train as train_module
 from fairjax.measure import evaluate
 from fairjax.train import initial, load, train
@@ -224,6 +227,22 @@ def test_the_report_is_one_page_with_every_hospital(finished):
     page = (finished[0].workdir / "report.html").read_text()
     assert all(f"hospital_{i}" in page for i in range(4))
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_second_signal_gives_the_terminal_its_cursor_back(monkeypatch):
+    """It ends the process in the middle of a bar, which hides it."""
+    terminal = io.StringIO()
+    console = functools.partial(rich.console.Console, file=terminal)
+    monkeypatch.setattr(
+        train_module, "Console", functools.partial(console, force_terminal=True)
+    )
+    with train_module._progress(0, 3) as show:
+        show(1, {"train/loss": 0.5})
+        assert "\x1b[?25l" in terminal.getvalue()
+        [stop] = preemption._last
+        stop()
+        assert terminal.getvalue().endswith("\n\x1b[?25h")
+    assert preemption._last == []
 
 
 # ------------------------------------------------------------- selection, final figures
