@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     # balanced_accuracy, accuracy, auroc or loss; "auto": auroc with two classes, else
     # balanced_accuracy
     c.select = "auto"
+    # test records that a hospital or a tier needs to be named the worst, or to count in a
+    # gap; those with fewer are listed and marked
+    c.min_test_records = 10
     # in the end also train every hospital alone for as many rounds, and tune the model
     # at each for one: who would be better off without the others?
     c.baselines = False
@@ -35,6 +38,9 @@ def get_config() -> ConfigDict:
     c.data.data_dir = placeholder(str)  # official files; else FAIRJAX_DATA_DIR
     c.data.path = placeholder(str)  # your own file, for npz and csv
     c.data.label = placeholder(str)  # csv: column of the class
+    # of two classes, the one that sensitivity, specificity, AUPRC and calibration are of,
+    # by its name; not given: the data set's own, for npz and csv the second as sorted
+    c.data.positive = placeholder(str)
     c.data.client = placeholder(str)  # csv: column of the hospital
     c.data.patient = placeholder(str)  # csv: column of the patient; crosses no split
     # csv: columns of patient groups, text or numbers; "age:40:60" cuts at 40 and 60
@@ -191,7 +197,9 @@ def get_config() -> ConfigDict:
     c.tiers.branches = ()
     # hospitals per tier, as a ratio; the richest with a share has one, however few
     c.tiers.share = (1.0, 1.0, 1.0, 1.0)
-    c.tiers.assign = "random"  # random, by_size or by_label: which hospitals are poor
+    # which hospitals are poor: random, by_size (the small ones) or by_label (those with
+    # the smallest share of the last class, which of two is the positive one)
+    c.tiers.assign = "random"
     # of the tiers with what they are assigned by: 1 is its strict order, 0 is random
     c.tiers.correlation = 1.0
     # ((round, hospital, tier), ..): from that round on; hospitals as in clients.jsonl, from 0

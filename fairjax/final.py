@@ -4,8 +4,8 @@ Of the full model on the test split, with intervals; of every tier, hospital and
 group; and of what separates them. The threshold is chosen on the validation split.
 Intervals resample hospitals and their patients, see `bootstrap.clustered`; they know
 nothing of other seeds. Those of gaps and of the ECE are `bootstrap.reach` to either
-side, the others percentiles. What cannot be estimated is null, and counted with its
-reason.
+side, the others percentiles. Those of `headlines` resample patients alone. What cannot
+be estimated is null, and counted with its reason.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from fairjax import keys, metrics, specs
+from fairjax import headlines, keys, metrics, specs
 from fairjax import workdir as files
 from fairjax.data.table import Attribute
 from fairjax.keys import Role
 from fairjax.measure import Measure
-from fairjax.metrics import bootstrap, calibration, clients, groups
+from fairjax.metrics import bootstrap, calibration, groups
 from fairjax.types import RunState
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -32,18 +32,6 @@ LARGEST = 2**18
 """Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds."""
 FEWEST, MOST = 4, 64
 """Resamples of a chunk, in each of which scores are sorted once."""
-BETTER = {
-    "accuracy": 1,
-    "balanced_accuracy": 1,
-    "loss": -1,
-    "auroc": 1,
-    "auprc": 1,
-    "sensitivity": 1,
-    "specificity": 1,
-    "brier": -1,
-    "ece": -1,
-}
-"""Whether more is better; of Cox's line neither more nor less is."""
 OF_TWO = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 OF_BOTH = ("auroc", "auprc", *OF_TWO)
 """Metrics of two classes only, and those that need records of both."""
@@ -98,6 +86,7 @@ def _figures(
     count: Int[Array, "N"],
     key: Key[Array, ""],
     numbers: Int[Array, "R"],
+    within: Bool[Array, ""],
     *,
     segments: int,
     patients: int,
@@ -110,7 +99,9 @@ def _figures(
     """
 
     def draw(key: Array) -> Int[Array, "E"]:
-        times = bootstrap.clustered(key, offset, count, rows=patients, longest=longest)
+        times = bootstrap.clustered(
+            key, offset, count, rows=patients, longest=longest, within=within
+        )
         return times[patient]
 
     def of(weight: Int[Array, "E"]) -> _Figures:
@@ -343,10 +334,11 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
         view: drawn(full["test"], thresholds[0], view, segments, RESAMPLES)
         for view in (pooled, *by_attribute)
     }
-    others = {
-        view: drawn(full["test"], thresholds[0], view, len(records.parts[view]))
-        for view in (by_hospital, by_tier)
-    }
+    at_home = drawn(
+        full["test"], thresholds[0], by_hospital, len(tiers), RESAMPLES, within=True
+    )
+    in_tiers = drawn(full["test"], thresholds[0], by_tier, len(run.budget))
+    others = {by_hospital: at_home, by_tier: in_tiers}
     value = {view: _at(made, 0) for view, made in (judged | others).items()}
     bounds = _intervals(list(judged.values()))
     whole = _Sheet(records, float(thresholds[0]), value, missing, *bounds)
@@ -372,14 +364,18 @@ def _of(run: specs.Run, measure: Measure, state: RunState) -> dict[str, Any]:
         return head | whole.bounded(view, group)
 
     hospitals = [of_hospital(client) for client in range(len(tiers))]
+    least = run.config["min_test_records"]
+    first = headlines.Headlines(hospitals, at_home.quality, len(run.budget), least)
     named = dict(zip(by_attribute, _attributes(run), strict=True))
     return {
         "round": int(state.round),
+        "positive": run.splits.positive,
         "threshold": files.number(whole.threshold),
         "pooled": whole.bounded(pooled, 0),
         "tiers": [of_tier(tier) for tier in range(len(run.budget))],
         "clients": hospitals,
-        "over_clients": _over(hospitals),
+        "over_clients": headlines.over(hospitals, first),
+        "headlines": first.entry(),
         "groups": {
             attribute.name: {
                 value: of_group(view, group)
@@ -412,6 +408,7 @@ def _drawn(
     view: int,
     segments: int,
     resamples: int = 0,
+    within: bool = False,
 ) -> _Figures:
     """Figures of a view, and then of draws of hospitals and their patients.
 
@@ -424,6 +421,8 @@ def _drawn(
         view: which one of the records'.
         segments: how many to keep; the program has as many as any view.
         resamples: R, beside the records themselves.
+        within: draw patients alone, see `bootstrap.clustered`; of the resamples the
+            quality is kept and nothing else.
 
     Returns:
         [1 + R, segments].
@@ -446,11 +445,15 @@ def _drawn(
             *clusters,
             key,
             numbers,
+            np.asarray(within),
             segments=most,
             patients=len(places),
             longest=int(count.max()),
         )
-        plot, made = jax.device_get((made.plot, made._replace(plot=None)))
+        plot = made.plot
+        if within:
+            made, plot = made._replace(rates=None, misses=None), None
+        plot, made = jax.device_get((plot, made._replace(plot=None)))
         kept = jax.tree.map(lambda leaf: leaf[:, :segments], made)
         return kept._replace(plot=plot)
 
@@ -477,25 +480,6 @@ def _intervals(judged: list[_Figures]) -> tuple[_Gaps, _Intervals]:
     value, drawn = _at(both, 0), _at(both, slice(1, None))
     between = _gaps(value)
     return jax.device_get((between, _ends(value, between, drawn)))
-
-
-def _over(hospitals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every metric's spread over the hospitals whose figure is known."""
-    made = {}
-    for name, sign in BETTER.items():
-        each = np.array([row[name] for row in hospitals], float)  # null becomes NaN
-        ranked = sign * each
-        spread = {
-            "mean": clients.mean(each),
-            "std": clients.std(each),
-            "worst": sign * clients.lowest(ranked),
-            "worst10": sign * clients.worst(ranked, 0.1),
-            "best10": sign * clients.best(ranked, 0.1),
-            "jain": clients.jain(each),
-            "gini": clients.gini(each),
-        }
-        made[name] = {key: files.number(value) for key, value in spread.items()}
-    return made
 
 
 def _bins(plot: calibration.Reliability) -> Iterator[Mapping[str, Any]]:

@@ -138,19 +138,29 @@ def compiled(run: specs.Run, state: RunState) -> Measure:
     return lambda state: program(*given(state))
 
 
-def row(measured: Measured, tiers: Int[np.ndarray, "N"]) -> dict[str, float]:
-    """The keys of metrics.jsonl that an evaluated round adds."""
-    made = metrics.summary(measured.full, measured.own, tiers)
+def row(
+    measured: Measured, tiers: Int[np.ndarray, "N"], *, least: int
+) -> dict[str, float]:
+    """The keys of metrics.jsonl that an evaluated round adds.
+
+    Args:
+        measured: of the round's state.
+        tiers: of all hospitals.
+        least: see `metrics.summary`.
+    """
+    made = metrics.summary(measured.full, measured.own, tiers, least=least)
     if measured.val is not None:
         for name in ("accuracy", "balanced_accuracy", "loss", "auroc"):
             made[f"val/{name}"] = float(getattr(measured.val, name))
     personal = measured.personal
     if personal is not None:
+        judged = np.asarray(personal.count) >= least
         for name in ("accuracy", "balanced_accuracy"):
             each = np.asarray(getattr(personal, name), np.float64)
             made[f"eval/{name}/personal/client_mean"] = clients.mean(each)
             made[f"eval/{name}/personal/client_std"] = clients.std(each)
-            made[f"eval/{name}/personal/client_worst"] = clients.lowest(each)
+            worst = clients.lowest(each[judged])
+            made[f"eval/{name}/personal/client_worst"] = worst
     return made
 
 
@@ -232,7 +242,9 @@ def evaluator(
     def measure(state: RunState):
         tiers = run.tiers_at(state.round - 1)
         full, own = program(state, data, train, tiers, members)
-        return metrics.summary(full, own, np.asarray(tiers)), (full, own)
+        least = run.config["min_test_records"]
+        figures = metrics.summary(full, own, np.asarray(tiers), least=least)
+        return figures, (full, own)
 
     return measure
 

@@ -161,19 +161,26 @@ def shared_fruits(
     }
 
 
-def equal_accuracy(row: Row, tiers: int) -> dict[str, float | None]:
+def equal_accuracy(
+    row: Row, tiers: int, compared: Sequence[int]
+) -> dict[str, float | None]:
     """Equal accuracy: how far apart are hospitals under the full model?
 
     Standard deviation, worst, mean of the worst tenth, Jain's index and normalised
-    entropy over hospitals, all from `metrics.summary`; and the range over tiers,
-    max_t a_t - min_t a_t, of the tiers' mean accuracies.
+    entropy over hospitals, all from `metrics.summary`, which also says over which; and
+    the range over tiers, max_t a_t - min_t a_t, of the tiers' mean accuracies.
 
     Args:
         row: an evaluated row of metrics.jsonl.
         tiers: T.
+        compared: the tiers that have enough test records; where others are known, one
+            alone has no range.
     """
-    means = [row[f"eval/accuracy/tier_{tier}"] for tier in range(tiers)]
-    present = [mean for mean in means if mean is not None]
+    means = {tier: row[f"eval/accuracy/tier_{tier}"] for tier in range(tiers)}
+    known = {tier: mean for tier, mean in means.items() if mean is not None}
+    present = [known[tier] for tier in compared if tier in known]
+    if len(present) == 1 < len(known):
+        present = []
     return {
         "std": row["eval/accuracy/client_std"],
         "worst": row["eval/accuracy/client_worst"],
@@ -227,6 +234,7 @@ def measure(
     representatives: Member,
     *,
     local: client.Local,
+    compared: Sequence[int],
 ) -> dict[str, dict[str, Any]]:
     """All five principles of a run.
 
@@ -244,6 +252,7 @@ def measure(
         representatives: one client of every tier, [T] a leaf; its update mask and what
             it deploys stand for the tier's where a method draws them per client.
         local: the local problem.
+        compared: tiers with enough test records, see `equal_accuracy`.
     """
     units_key = keys.at(state.key, Role.UNITS, state.round)
     members = [trees.pick(representatives, tier) for tier in range(len(bills))]
@@ -272,7 +281,7 @@ def measure(
             (deployed(member) for member in members),
             [bill["clients"] for bill in bills],
         ),
-        "equal_accuracy": equal_accuracy(rows[-1], len(bills)),
+        "equal_accuracy": equal_accuracy(rows[-1], len(bills), compared),
         "sustainability": sustainability(rows, bills),
     }
 

@@ -50,6 +50,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     checks.positive("rounds", c.rounds)
     checks.in_range("cohort", c.cohort, 0)
     checks.positive("eval_every", c.eval_every)
+    checks.count("min_test_records", c.min_test_records)
     checks.one_of("select", c.select, (selection.AUTO, *selection.CRITERIA))
 
     checks.one_of("data.name", c.data.name, datasets.DATASETS)

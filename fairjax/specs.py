@@ -199,6 +199,10 @@ def build(config: ConfigDict, *, vmapped: bool = False) -> Run:
         "execution.records": whence,
         "execution.pixels": stored,
     }
+    if len(splits.classes) == 2:
+        asked = c.data.positive is not None
+        why = "asked for" if asked else f"of {' and '.join(sorted(splits.classes))}"
+        choices["data.positive"] = f"{splits.classes[1]}: {why}"
     if c.model.name in names.CONVOLUTIONAL:
         conv, backend = names.lowering(c), jax.default_backend()
         why = f"on {backend}" if c.execution.conv == "auto" else "asked for"
@@ -553,7 +557,7 @@ def _splits(c: Any) -> federation.Splits:
         group=c.data.group,
     )
     part = c.data.partition
-    return federation.build(
+    splits = federation.build(
         table,
         partition=part.name,
         num_clients=part.num_clients,
@@ -565,6 +569,10 @@ def _splits(c: Any) -> federation.Splits:
         seed=_data_seed(c),
         shards=part.shards,
         classes=part.classes,
+    )
+    asked = c.data.positive is not None
+    return federation.with_positive(
+        splits, c.data.positive if asked else table.positive
     )
 
 

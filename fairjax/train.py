@@ -47,6 +47,7 @@ from fairjax.checkpoint import Checkpoints
 from fairjax.client import Local, mean_cross_entropy
 from fairjax.data import federation, feed, pixels
 from fairjax.keys import Role
+from fairjax.metrics import clients
 from fairjax.privacy import statement
 from fairjax.report import formats
 from fairjax.submodels import cost
@@ -173,9 +174,8 @@ def train(
         page = report.write(workdir)
     console = Console()
     console.print(report.table(workdir))
-    console.print(report.headline(workdir), soft_wrap=True)
-    if summary["diverged"]:
-        console.print(divergence.said(summary["diverged"]), soft_wrap=True)
+    for line in (report.headline(workdir), *report.cautions(workdir)):
+        console.print(line, soft_wrap=True, markup=False)  # hospitals have any name
     for sentence in report.promise(workdir):
         console.print(f"privacy: {sentence}", soft_wrap=True, markup=False)
     console.print(f"report: {page}", soft_wrap=True)
@@ -192,11 +192,18 @@ def beginning(run: specs.Run) -> RunState:
     """The state of a run before its first round, with the model that the config names.
 
     Raises:
-        InputError: there is no run, or no valid checkpoint, in `model.init_from`.
+        InputError: there is no run, or no valid checkpoint, in `model.init_from`, or it
+            has the same classes in another order.
     """
     init_from = run.config["model"]["init_from"]
-    params = None if init_from is None else load(init_from)[1].params
-    return initial(run, params)
+    if init_from is None:
+        return initial(run)
+    other, state = load(init_from)
+    ours, theirs = run.splits.classes, other.splits.classes
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        order = ", ".join(ours)
+        checks.fail("model.init_from", f"a run of classes {order}", ", ".join(theirs))
+    return initial(run, state.params)
 
 
 def initial(run: specs.Run, params: Params | None = None) -> RunState:
@@ -488,7 +495,8 @@ def _loop(
             if number % config["eval_every"] == 0 or number == last:
                 measured = jax.device_get(measured_at(state)[0])
                 tier_of = np.asarray(run.tiers_at(number - 1))
-                row |= measure.row(measured, tier_of)
+                least = config["min_test_records"]
+                row |= measure.row(measured, tier_of, least=least)
                 files.write_lines(
                     clients_file,
                     measure.client_rows(run, number, tier_of, cohort, info, measured),
@@ -721,6 +729,17 @@ def _notes(run: specs.Run, rounds: int) -> list[str]:
     return [*found, statement.origin(origin, about.get("privacy") or {}, same=same)]
 
 
+def _compared(run: specs.Run, state: RunState) -> list[int]:
+    """The tiers that have enough test records for their accuracy to be a headline."""
+    tested, tiers = (
+        np.asarray(run.splits.test.count),
+        np.asarray(run.tiers_at(state.round - 1)),
+    )
+    least = run.config["min_test_records"]
+    _, enough = clients.enough(tested, tiers, len(run.budget), least)
+    return np.flatnonzero(enough).tolist()
+
+
 def _summary(
     run: specs.Run,
     start: RunState,
@@ -753,6 +772,7 @@ def _summary(
             state,
             measure.representatives(run),
             local=run.spec.local,
+            compared=_compared(run, state),
         ),
         "data": {
             "name": run.config["data"]["name"],
@@ -762,6 +782,7 @@ def _summary(
             "partition": part["name"],
             "clients": len(splits.clients),
             "classes": list(splits.classes),
+            "positive": splits.positive,
             "hospitals": federation.hospitals(splits, run.tiers),
             "tier_by_size": federation.by_size(run.tiers, splits.train.count),
             "source": splits.source,

@@ -266,6 +266,31 @@ def test_over_clients_leaves_out_what_is_not_known(two):
     assert "calibration_slope" not in entry["over_clients"]
 
 
+def test_the_worst_hospital_has_its_name_records_and_interval(two):
+    """By resamples of its own patients: those of an accuracy are binomial."""
+    run, _, entry = two
+    rows = entry["clients"]
+    for name, sign in (("accuracy", 1), ("loss", -1), ("auroc", 1)):
+        known = [row for row in rows if row[name] is not None]
+        worst = min(known, key=lambda row: sign * row[name])
+        told = entry["over_clients"][name]["worst_client"]
+        assert (told["client"], told["n"]) == (worst["client"], worst["n"])
+        assert told["value"] == entry["over_clients"][name]["worst"] == worst[name]
+        assert told["low"] <= told["value"] <= told["high"]
+        assert told["low"] < told["high"]
+    head = entry["headlines"]["client_worst"]
+    assert head == entry["over_clients"]["accuracy"]["worst_client"]
+    deviation = np.sqrt(head["value"] * (1 - head["value"]) / head["n"])
+    assert 2.5 < (head["high"] - head["low"]) / deviation < 5
+    assert entry["headlines"]["below"] == {"clients": [], "tiers": []}
+    gap = entry["headlines"]["tier_gap"]
+    last = run.splits.test.count
+    assert gap["n"] == [int(last[run.tiers == t][0]) for t in (0, 3)]
+    ends = [row["accuracy"] for t in (0, 3) for row in rows if row["tier"] == t]
+    np.testing.assert_allclose(gap["value"], ends[0] - ends[1], rtol=1e-6)
+    assert gap["low"] < gap["value"] < gap["high"]
+
+
 def test_the_calibration_plot_holds_every_record(two):
     run, logits, entry = two
     bins = entry["calibration"]

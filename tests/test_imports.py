@@ -25,7 +25,7 @@ FLOORS = [
     {"schema"},
     {"specs"},
     {"workdir"},
-    {"measure"},
+    {"measure", "headlines"},
     {"final", "baselines", "coverage"},
     {"train", "command"},
     {"lanes", "attacks"},

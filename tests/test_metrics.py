@@ -346,18 +346,18 @@ def test_entropy_lies_between_one_client_and_all_and_has_no_unit(values, unit):
         assert math.isnan(metrics.entropy(values))
 
 
-def table(accuracy, own, tiers):
+def table(accuracy, own, tiers, counts=1, **more):
     """The summary of these accuracies, [N] and [T, N]."""
 
-    def figures(values):
+    def figures(values, counts=1):
         values = jnp.asarray(values)
-        count = jnp.ones(values.shape, int)
+        count = jnp.ones(values.shape, int) * jnp.asarray(counts)
         return Figures(count, 2 * values, values, values / 2, values / 4)
 
-    full = Evaluation(figures(0.6), figures(accuracy))
+    full = Evaluation(figures(0.6), figures(accuracy, counts))
     depth = jnp.arange(len(own)) / 8
     return metrics.summary(
-        full, Evaluation(figures(depth), figures(own)), np.array(tiers)
+        full, Evaluation(figures(depth), figures(own)), np.array(tiers), **more
     )
 
 
@@ -411,6 +411,23 @@ def test_the_gap_is_lowest_minus_highest_tier_with_clients():
     assert gap([0, 1, 2, 3]) == 0.25
     assert gap([1, 2, 2, 1]) == 0.375 - 0.875
     assert gap([2, 2, 2, 2]) == 0
+
+
+def test_the_worst_and_the_gap_are_of_those_with_enough_records():
+    """One record is right or wrong: an accuracy of 0 or 1, whoever is served worst."""
+    given = [0.0, 0.75, 0.5, 1.0], [[0.0] * 4] * 3, [0, 1, 1, 2]
+    row = table(*given, counts=[1, 9, 12, 3], least=10)
+    assert row["eval/accuracy/client_worst"] == 0.5
+    assert row["eval/accuracy/client_worst10"] == 0.5
+    assert row["eval/accuracy/client_mean"] == 0.5625  # of all that are known
+    assert row["eval/accuracy/tier_0"] == 0
+    assert math.isnan(row["eval/accuracy/tier_gap"])  # one tier of three alone has 10
+    row = table(*given, counts=[10, 9, 12, 10], least=10)
+    assert row["eval/accuracy/client_worst"] == 0
+    assert row["eval/accuracy/tier_gap"] == -1
+    row = table(*given, counts=9, least=10)
+    assert math.isnan(row["eval/accuracy/client_worst"])
+    assert table(*given)["eval/accuracy/client_worst"] == 0
 
 
 def test_the_worst_client_is_one_client_however_many_there_are():

@@ -191,7 +191,7 @@ def test_accuracy_is_what_the_metrics_say():
         "eval/accuracy/tier_2": 0.75,
         "eval/accuracy/tier_3": 0.625,
     }
-    got = principles.equal_accuracy(row, 4)
+    got = principles.equal_accuracy(row, 4, (0, 1, 2, 3))
     assert got == {
         "std": 0.1,
         "worst": 0.2,
@@ -200,10 +200,15 @@ def test_accuracy_is_what_the_metrics_say():
         "entropy": None,
         "tier_range": 0.25,
     }
-    assert (
-        principles.equal_accuracy(row | {"eval/accuracy/tier_0": None}, 2)["tier_range"]
-        is None
-    )
+
+    def ranged(*given):
+        return principles.equal_accuracy(*given)["tier_range"]
+
+    assert ranged(row | {"eval/accuracy/tier_0": None}, 2, (0, 1)) is None
+    # Tiers with too few test records are in no range, and one alone has none.
+    assert ranged(row, 4, (0, 3)) == 0.125
+    assert ranged(row, 4, (0, 1)) is None
+    assert ranged(row, 1, (0,)) == 0
 
 
 def test_sustainability_by_hand():
@@ -349,6 +354,7 @@ def measured(model, method, weights=(0.25, 0.25, 0.5)):
         state,
         Member(*(jnp.stack(leaves) for leaves in zip(*members, strict=True))),
         local=local,
+        compared=range(3),
     )
 
 

@@ -1,4 +1,5 @@
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -179,10 +180,82 @@ def test_all_text_is_escaped(small, outline):
 
 
 def test_headline(small):
+    minus = "\N{MINUS SIGN}"
     assert report.headline(small) == (
-        "accuracy 70.0%, AUROC 0.800, loss 0.600, worst hospital 50.0%, "
-        "tier gap \N{MINUS SIGN}2.1 pp, rounds 3, rounds/s 12.3"
+        "accuracy 70.0%, AUROC 0.800, loss 0.600, worst hospital 50.0% (Cost $a$ & "
+        f"$b^$, 10 test records, 62.5% to 81.2%), tier gap {minus}2.1 pp (20 and 21 "
+        f"test records, {minus}18.8 pp to +0.0 pp), rounds 3, rounds/s 12.3"
     )
+    assert report.cautions(small) == []
+
+
+def test_a_hospital_with_few_test_records_is_marked_and_no_headline(tmp_path):
+    names = ["[red]", "tiny", "B", "C"]  # the first one has no accuracy
+    few = {"n": [30, 1, 40, 50], "config": {"min_test_records": 10}}
+    workdir = fake_run(tmp_path / "run", names, rounds=2, summary=False, **few)
+    headline = report.headline(workdir)
+    assert "worst hospital 50.0% (B, 40 test records)" in headline
+    said = "Fewer than 10 test records, so never called the worst: tiny (1)."
+    assert report.cautions(workdir) == [said]
+    outline = Outline(report.write(workdir))
+    assert said in outline.text
+    assert "hospital with fewer than 10 test records: it may lie anywhere" in (
+        outline.text
+    )
+    cells = outline.cells
+    start = cells.index("test records") - 2
+    width = cells.index("loss", start) - start + 1
+    rows = [cells[start + width * i : start + width * i + 3] for i in range(1, 5)]
+    mark = page.MARK
+    assert rows == [
+        ["B", "0", "40"],
+        ["C", "1", "50"],
+        ["tiny", "1", f"1 {mark}"],
+        ["[red]", "0", "30"],
+    ]
+    table = report.table(fake_run(tmp_path / "all", names, **few | {"n": 2}))
+    assert [*table.columns[0].cells] == [f"0{mark}", f"1{mark}"]
+
+
+def test_where_nobody_has_enough_test_records_nobody_is_the_worst(tmp_path):
+    few = {"n": 4, "config": {"min_test_records": 10}}
+    workdir = fake_run(tmp_path / "run", NAMES, summary=False, **few)
+    assert "(no hospital has 10 test records)" in report.headline(workdir)
+    assert report.cautions(workdir)[1].endswith("so in no gap: tier 0, 1.")
+    report.write(workdir)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.3, 0.97, 0.99])
+@pytest.mark.parametrize("record", [0.0, 1 / 143, 1 / 18, 1 / 3])
+def test_no_axis_makes_one_record_look_like_a_trend(low, record):
+    """Wherever the values are, also at the ends of what is possible."""
+    high = min(low + record, 1)
+    bottom, top = canvas.span(low, high, canvas.ACCURACY, record)
+    height = top - bottom
+    assert height >= 100 * min(max(0.1, canvas.RECORDS * record), 1)
+    assert bottom <= 100 * low
+    assert 100 * high <= top
+    assert -0.04 * height <= bottom
+    assert top <= 100 + 0.04 * height
+
+
+def test_an_axis_shows_values_that_lie_far_apart():
+    loss = canvas.ACCURACY._replace(scale=1, most=math.inf)
+    bottom, top = canvas.span(0.1, 7.0, loss)
+    assert bottom <= 0.1
+    assert 7 <= top < 8
+    assert bottom > -0.5
+
+
+def test_what_one_record_moves(tmp_path):
+    workdir = fake_run(tmp_path / "run", NAMES, summary=False, n=[40, 3, 20, 12])
+    run = report.read(workdir)
+    assert run.one_record == (1 / 75, 1 / 3, 1 / (2 * 3))
+    config = {"min_test_records": 10}
+    workdir = fake_run(
+        tmp_path / "b", NAMES, summary=False, n=[40, 3, 20, 12], config=config
+    )
+    assert report.read(workdir).one_record.hospital == 1 / 12
 
 
 def test_table_has_one_row_per_tier_and_fits_a_terminal(small):
@@ -209,7 +282,11 @@ def test_last_and_selected_round_are_named_apart(outline):
     ]
     assert row("balanced accuracy", "figure", 3) == [MISSING, MISSING]
     assert row("threshold", "figure", 3) == ["0.375", "0.375"]
-    assert row("AUROC", "standard deviation", 3) == ["0.750", "0.750"]
+    whose = f"{interval('0.750', '0.625', '0.812')}, {NAMES[1]}, 18 records"
+    assert row("AUROC", "standard deviation", 4) == ["0.750", "0.750", whose]
+    assert f"at least 10 test records, that is without {NAMES[0]} (3)" in outline.text
+    assert outline.text.count('calibration are of the class "ill"') >= 5
+    assert 'predicted probability of the class "ill"' in outline.text
     assert "Over hospitals, selected round, 2" in outline.text
     assert row("old", "group", 4) == ["40", "12", interval("0.750", "0.625", "0.812")]
     assert row("young", "group", 4) == ["4", "0", MISSING]

@@ -394,6 +394,8 @@ def test_auto_is_resolved_and_explained():
     named = ("form", "batching", "conv", "devices", "records", "pixels")
     assert set(run.choices) == {"select", *(f"execution.{n}" for n in named)}
     assert run.choices["select"] == f"{run.criterion}: 10 classes"
+    of_two = specs.build(changed(data__positive="benign")).choices
+    assert of_two["data.positive"] == "benign: asked for"
     assert run.choices["execution.devices"] == "1: asked for"
     everything = specs.build(changed(execution__devices=0))
     assert everything.choices["execution.devices"] == "4: all that there are"

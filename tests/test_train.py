@@ -311,6 +311,7 @@ def test_a_run_that_diverges_says_so_and_selects_no_round(tmp_path, capfd):
         assert row["train/loss"] is None
         assert (row["cohort/valid"], row["cohort/not_finite"]) == (0, 3)
     out, err = capfd.readouterr()
+    assert "data.positive = malignant: of benign and malignant" in out
     assert f"round 1/2  loss {report.formats.MISSING}  accuracy 0." in out
     why = "no hospital's training ends with finite numbers"
     assert out.count(f"diverged: since round 1 {why}") == 1
@@ -344,7 +345,8 @@ def test_a_network_that_overflows_by_degrees_has_diverged(tmp_path):
 
 
 def test_without_validation_records_nothing_is_selected(tmp_path):
-    result = train(small(rounds=1, data__partition__val_fraction=0.0), tmp_path)
+    fields = {"data__partition__val_fraction": 0.0, "data__positive": "benign"}
+    result = train(small(rounds=1, **fields), tmp_path)
     assert not (tmp_path / "selected").exists()
     assert not any(name.startswith("val/") for name in result.metrics)
     final = result.summary["final"]
@@ -354,6 +356,12 @@ def test_without_validation_records_nothing_is_selected(tmp_path):
     assert final["last"]["threshold"] is None
     assert final["last"]["pooled"]["sensitivity"]["value"] is None
     assert final["last"]["not_estimated"]["no threshold"] >= 2
+    # The class that is asked for is the one that figures are of.
+    assert result.summary["data"]["positive"] == final["last"]["positive"] == "benign"
+    assert result.summary["data"]["classes"] == ["malignant", "benign"]
+    page = (tmp_path / "report.html").read_text()
+    whose = "Sensitivity, specificity, AUPRC and calibration are of the class "
+    assert page.count(f"{whose}&quot;benign&quot;") >= 4
 
 
 # -------------------------------------------------------------- starting points, extras
@@ -371,6 +379,10 @@ def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_p
     from_params = train(small(**frozen), tmp_path / "b", params=result.state.params)
     assert fakes.equal(from_run.state.params, result.state.params)
     assert fakes.equal(from_params.state.params, result.state.params)
+    turned = small(model__init_from=str(result.workdir), data__positive="benign")
+    message = r"^model\.init_from: expected a run of classes malignant, benign"
+    with pytest.raises(checks.InputError, match=message):
+        train(turned, tmp_path / "c")
     wrong = jax.tree.map(lambda leaf: leaf[:1], result.state.params)
     with pytest.raises(checks.InputError, match=r"params\['head'\]\['bias'\]"):
         train(small(), tmp_path / "c", params=wrong)

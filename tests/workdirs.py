@@ -55,6 +55,7 @@ def fake_run(
     baselines: dict | None = None,
     config: dict | None = None,
     shift: float = 0.0,
+    n: int | list[int] = 10,
 ) -> pathlib.Path:
     """Writes the files of a run whose even rounds (and the last) are evaluated.
 
@@ -71,6 +72,7 @@ def fake_run(
         baselines: summary.json's "baselines"; None: the config asks for none.
         config: fields that differ, by group.
         shift: added to every accuracy.
+        n: test records of the hospitals.
     """
     workdir.mkdir(parents=True)
     clients = len(names)
@@ -106,7 +108,7 @@ def fake_run(
                     "round": r,
                     "client": name,
                     "tier": int(tier[i]),
-                    "n": 10,
+                    "n": n if isinstance(n, int) else n[i],
                     "weight": None if i == 1 else 1 / clients,
                     "loss": 0.5,
                     "accuracy": float(accuracy[i]) if i else None,
@@ -182,6 +184,7 @@ def fake_final(names: list[str], rounds: tuple[int, int | None]) -> dict:
 
     def at(number: int, value: float) -> dict:
         over = ("mean", "std", "worst", "worst10", "best10", "jain", "gini")
+        worst = {"worst_client": {"client": names[1], "n": 18} | estimate(value)}
         groups = {
             "old": {"n": 40, "positives": 12, "auroc": estimate(value)},
             "young": {"n": 4, "positives": 0, "auroc": UNKNOWN},
@@ -204,7 +207,14 @@ def fake_final(names: list[str], rounds: tuple[int, int | None]) -> dict:
                 {"client": name, "tier": 0, "n": 10, "accuracy": 0.5, "brier": 0.1875}
                 for name in names
             ],
-            "over_clients": {"auroc": dict.fromkeys(over, value)},
+            "over_clients": {"auroc": dict.fromkeys(over, value) | worst},
+            "headlines": {
+                "min_test_records": 10,
+                "below": {"clients": [{"client": names[0], "n": 3}], "tiers": []},
+                "client_worst": {"client": names[1], "n": 18} | estimate(value),
+                "tier_gap": {"tiers": [0, 1], "n": [20, 21]} | estimate(-0.0625),
+            },
+            "positive": "ill",
             "groups": {"age_group": groups},
             "gaps": {"age_group": gaps},
             "calibration": [

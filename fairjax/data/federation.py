@@ -47,6 +47,7 @@ class Splits:
     clients: tuple[str, ...]
     groups: tuple[Attribute, ...]
     classes: tuple[str, ...]
+    """Of two, the second is the positive one: `y` and the columns of `labels` are."""
     features: tuple[str, ...]
     rows: dict[str, int]
     hash: str
@@ -55,6 +56,11 @@ class Splits:
     notes: tuple[str, ...]
     pixels: Pixels | None
     """How inputs were made of bytes, where they were and all hospitals' alike."""
+
+    @property
+    def positive(self) -> str | None:
+        """Name of the positive class; None with more than two."""
+        return self.classes[1] if len(self.classes) == 2 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +218,33 @@ def build(
         notes=(*table.notes, *notes),
         pixels=pixels,
     )
+
+
+def with_positive(splits: Splits, positive: str | None) -> Splits:
+    """The same records in the same splits, with the named class as the second of two.
+
+    Args:
+        splits: the federation.
+        positive: name of a class; None: as it is.
+
+    Raises:
+        InputError: there are not two classes, or none of that name.
+    """
+    if positive is None:
+        return splits
+    where, classes = "data.positive", splits.classes
+    if len(classes) != 2:
+        checks.fail(where, f"none with {len(classes)} classes", positive)
+    checks.one_of(where, positive, classes)
+    if positive == classes[1]:
+        return splits
+
+    def turned(part: Federation) -> Federation:
+        y, labels = np.asarray(part.y), np.asarray(part.labels)
+        return dataclasses.replace(part, y=1 - y, labels=labels[:, ::-1].copy())
+
+    parts = {name: turned(getattr(splits, name)) for name in SPLITS}
+    return dataclasses.replace(splits, classes=classes[::-1], **parts)
 
 
 def _validated(table: Table, fraction: float, seed: int) -> Table:

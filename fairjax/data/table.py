@@ -39,6 +39,7 @@ class Table:
     split: Int8[np.ndarray, "E"]
     """TRAIN, VAL or TEST where the data set fixes it, else FREE."""
     classes: tuple[str, ...]
+    """Of two, the second is the positive one unless `positive` names the first."""
     source: str
     """Citation and licence, one line."""
     client: np.ndarray | None = None
@@ -50,6 +51,8 @@ class Table:
     scale: float = 1.0
     """Pixels are divided by it."""
     notes: tuple[str, ...] = ()
+    positive: str | None = None
+    """Of two classes, where it is not the second."""
 
     def __post_init__(self) -> None:
         rows = len(self.x)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 Draw = Callable[[Key[Array, ""]], Int[Array, "E"]]
 
@@ -42,12 +42,15 @@ def clustered(
     *,
     rows: int,
     longest: int,
+    within: bool | Bool[Array, ""] = False,
 ) -> Int[Array, "{rows}"]:
     """N hospitals drawn with replacement, then within each as many patients as it has.
 
     Every draw of a hospital draws its patients anew. It says what other hospitals of
     the same kind would make of a figure; with few of them the interval is too narrow.
-    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, 3.8.
+    `within` takes every hospital once, and so says what other patients of these very
+    hospitals would. Source: Davison & Hinkley 1997, Bootstrap Methods and their
+    Application, 3.8.
 
     Args:
         key: of this resample.
@@ -55,6 +58,7 @@ def clustered(
         count: patients of every hospital, at least 1.
         rows: of all.
         longest: largest count.
+        within: whether hospitals are not drawn.
 
     Returns:
         How often every patient counts. Where a patient has several records, each of
@@ -63,7 +67,8 @@ def clustered(
     hospitals = count.shape[0]
     # All from one call: what threefry costs is compiling it.
     u = jax.random.uniform(key, (hospitals, 1 + longest))
-    drawn = _whole(u[:, 0], hospitals)
+    everyone = jnp.arange(hospitals, dtype=jnp.int32)
+    drawn = jnp.where(within, everyone, _whole(u[:, 0], hospitals))
     size = count[drawn][:, None]
     chosen = offset[drawn][:, None] + _whole(u[:, 1:], size)
     chosen = jnp.where(jnp.arange(longest) < size, chosen, rows)

@@ -80,7 +80,27 @@ def entropy(values: np.ndarray) -> float:
 def tier_gap(means: list[float]) -> float:
     """Lowest minus highest tier that is known, tier 0 first; NaN when none is.
 
-    Negative: poor hospitals are worse off.
+    Negative: poor hospitals are worse off. A tier that is the only one known has a gap
+    of 0 where there is no other, and none where others are NaN.
     """
     known = [value for value in means if not math.isnan(value)]
-    return known[0] - known[-1] if known else math.nan
+    alone = len(known) == 1 < len(means)
+    return known[0] - known[-1] if known and not alone else math.nan
+
+
+def enough(
+    count: np.ndarray, tiers: np.ndarray, number: int, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which hospitals [N] and which tiers [T] have so many test records.
+
+    The lowest of several figures is most often that of the hospital with the fewest
+    records, whoever is served worst: with one record it is 0 or 1.
+
+    Args:
+        count: test records of every hospital.
+        tiers: tier of every hospital.
+        number: T.
+        least: records that are enough.
+    """
+    each = np.bincount(tiers, count, minlength=number)
+    return count >= least, each >= least

@@ -102,19 +102,27 @@ def evaluation_of(logits: Float[Array, "E C"], data: Federation) -> Evaluation:
     return Evaluation(pooled, figures(owner, data.count.shape[0]))
 
 
-def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, float]:
+def summary(
+    full: Evaluation, own: Evaluation, tiers: np.ndarray, *, least: int = 1
+) -> dict[str, float]:
     """The evaluation keys of `metrics.jsonl`.
 
     Args:
         full: the full model.
         own: every tier's own sub-model, [T, ...] a leaf.
         tiers: tier of every client, [N].
+        least: records that a client needs to be the worst or among the worst tenth, and
+            that a tier's clients need together to count in the gap.
 
     "tier_<t>" is the mean over that tier's clients, "submodel_<t>" the tier's sub-model
     on all records; deviations are over clients with ddof 0; the gap is the lowest minus
-    the highest tier that have clients.
+    the highest tier that have clients, see `clients.tier_gap`.
     """
     accuracy = np.asarray(full.clients.accuracy, np.float64)
+    count = own.pooled.loss.shape[0]
+    judged, compared = clients.enough(
+        np.asarray(full.clients.count), tiers, count, least
+    )
     row = {
         "eval/accuracy": float(full.pooled.accuracy),
         "eval/balanced_accuracy": float(full.pooled.balanced_accuracy),
@@ -122,10 +130,9 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
         "eval/auroc": float(full.pooled.auroc),
         "eval/accuracy/client_mean": clients.mean(accuracy),
         "eval/accuracy/client_std": clients.std(accuracy),
-        "eval/accuracy/client_worst": clients.lowest(accuracy),
-        "eval/accuracy/client_worst10": clients.worst(accuracy, 0.1),
+        "eval/accuracy/client_worst": clients.lowest(accuracy[judged]),
+        "eval/accuracy/client_worst10": clients.worst(accuracy[judged], 0.1),
     }
-    count = own.pooled.loss.shape[0]
     for tier in range(count):
         members = tiers == tier
         for name in ("accuracy", "balanced_accuracy", "auroc"):
@@ -135,7 +142,10 @@ def summary(full: Evaluation, own: Evaluation, tiers: np.ndarray) -> dict[str, f
             row[f"eval/{name}/tier_{tier}/own"] = clients.mean(of_own[members])
             pooled = getattr(own.pooled, name)[tier]
             row[f"eval/{name}/submodel_{tier}"] = float(pooled)
-    means = [row[f"eval/accuracy/tier_{tier}"] for tier in range(count)]
+    means = [
+        row[f"eval/accuracy/tier_{tier}"] if compared[tier] else math.nan
+        for tier in np.unique(tiers)
+    ]
     row["eval/accuracy/tier_gap"] = clients.tier_gap(means)
     row["fairness/jain"] = clients.jain(accuracy)
     row["fairness/entropy"] = clients.entropy(accuracy)

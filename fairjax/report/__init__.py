@@ -13,12 +13,14 @@ import rich.box
 import rich.markup
 import rich.table
 
+from fairjax import divergence
 from fairjax.report import comparison, figures, formats, frontier, page, privacy
 from fairjax.report.lettering import drawing
 from fairjax.report.run import Run, of_a_run, read
 
 __all__ = [
-    "Run", "compare", "comparison", "headline", "promise", "read", "table", "write",
+    "Run", "cautions", "compare", "comparison", "headline", "promise", "read", "table",
+    "write",
 ]  # fmt: skip
 
 
@@ -41,6 +43,7 @@ def _table(run: Run) -> rich.table.Table:
         "traffic: bytes down and up, one hospital, one round. Accuracy: full model "
         "or the tier's own sub-model; local: mean over the tier's hospitals, "
         "pooled: all test records."
+        + (f" {page.MARK} few test records." if run.small_tiers else "")
     )
     result = rich.table.Table(
         box=rich.box.SIMPLE_HEAD,
@@ -54,7 +57,7 @@ def _table(run: Run) -> rich.table.Table:
     for tier in run.tiers:
         accuracies = (formats.percent(value) for value in run.tier_accuracies(tier))
         result.add_row(
-            str(tier["tier"]),
+            f"{tier['tier']}{page.MARK if tier['tier'] in run.small_tiers else ''}",
             formats.plain(tier.get("budget")),
             formats.count(tier.get("clients")),
             formats.count(tier.get("parameters")),
@@ -75,7 +78,10 @@ def headline(workdir: str | os.PathLike[str]) -> str:
     """
     run = read(workdir)
     with of_a_run(workdir):
-        parts = [f"{card.label} {card.value}" for card in page.cards(run)]
+        parts = [
+            f"{card.label} {card.value}" + (f" ({card.detail})" if card.detail else "")
+            for card in page.cards(run)
+        ]
     return ("" if run.finished else "unfinished: ") + ", ".join(parts)
 
 
@@ -91,6 +97,21 @@ def promise(workdir: str | os.PathLike[str]) -> list[str]:
     run = read(workdir)
     with of_a_run(workdir):
         return privacy.statement(run.summary.get("privacy") or {})
+
+
+def cautions(workdir: str | os.PathLike[str]) -> list[str]:
+    """What must be known beside the headline, a line each; most runs have none.
+
+    Args:
+        workdir: folder of a finished or interrupted run.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files cannot be read.
+    """
+    run = read(workdir)
+    with of_a_run(workdir):
+        said = page.cautions(run)
+        return said if run.diverged is None else [*said, divergence.said(run.diverged)]
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -43,6 +43,8 @@ class Unit(NamedTuple):
     show: Callable[[formats.Number], str]
     most: float = 1.0
     """The largest possible value; the smallest is 0."""
+    least: float = 0.1
+    """What an axis spans at least: less is no difference worth a figure."""
 
 
 ACCURACY = Unit("accuracy (%)", 100, formats.percent)
@@ -55,15 +57,33 @@ def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
 
 
-def span(low: float, high: float, unit: Unit) -> tuple[float, float]:
-    """What an axis shows of values in [low, high]: some air, but nothing impossible."""
-    # A range of 0.02 at least: noise must not look like news.
-    width = max(high - low, 0.02)
-    middle, air = (low + high) / 2, 0.03 * width
-    return (
-        unit.scale * max(middle - 0.56 * width, -air),
-        unit.scale * min(middle + 0.56 * width, unit.most + air),
-    )
+RECORDS = 10
+"""Of the height of an axis one test record is a tenth at most."""
+
+
+def span(
+    low: float, high: float, unit: Unit, record: float = 0.0
+) -> tuple[float, float]:
+    """What an axis shows of values in [low, high]: some air, but nothing impossible.
+
+    Noise must not look like news: it spans `unit.least` at least, and `RECORDS` times
+    what one record moves, or all that is possible.
+
+    Args:
+        low: the lowest value.
+        high: the highest.
+        unit: of both.
+        record: what one test record moves a value by.
+    """
+    width = min(max(high - low, unit.least, RECORDS * record), unit.most)
+    middle, air = (low + high) / 2, 0.06 * width
+    bottom, top = middle - width / 2 - air, middle + width / 2 + air
+    # Moved, not cut: the span is as wide at the ends of what is possible.
+    if top > unit.most + air / 2:
+        bottom, top = bottom - (top - unit.most - air / 2), unit.most + air / 2
+    if bottom < -air / 2:
+        bottom, top = -air / 2, min(top - bottom - air / 2, unit.most + air / 2)
+    return unit.scale * bottom, unit.scale * top
 
 
 def apart(heights: list[float], gap: float) -> list[float]:

@@ -58,6 +58,13 @@ def names(run: Run) -> Names:
     return Names(str(row["client"]) for row in run.clients)
 
 
+def only_large(run: Run) -> str:
+    """Which hospitals a figure leaves out; "" if none."""
+    if not any(map(run.small, run.clients)):
+        return ""
+    return f" Hospitals with fewer than {run.least} test records are left out."
+
+
 def by_hospital(run: Run, key: str) -> list[Curve]:
     """A key of clients.jsonl of every hospital, in its tier's colour."""
     curves, seen = [], dict.fromkeys((row["tier"] for row in run.clients), 0)
@@ -75,7 +82,7 @@ def spread(run: Run) -> Image | None:
     """The quartiles and extremes of accuracy over hospitals."""
     known: dict[int, list[float]] = {}
     for row in run.history:
-        if row.get("accuracy") is not None:
+        if row.get("accuracy") is not None and not run.small(row):
             known.setdefault(row["round"], []).append(row["accuracy"])
     if not known:
         return None
@@ -87,13 +94,14 @@ def spread(run: Run) -> Image | None:
         "each_hospital",
         "How far apart are the hospitals as training goes on?",
         "Full model on each hospital's own test records. Dark: the middle half of the "
-        "hospitals; light: all of them.",
+        f"hospitals; light: all of them.{only_large(run)}",
         ACCURACY,
         [
             Curve(name, colour, rounds, level)
             for name, colour, level in zip(names, colours, levels.T, strict=True)
         ],
         between=((0, 4), (1, 3)),
+        record=run.one_record.hospital,
     )
 
 
@@ -105,6 +113,7 @@ def lines(
     curves: list[Curve],
     limits: tuple[float, float] | None = None,
     between: Sequence[tuple[int, int]] = (),
+    record: float = 0.0,
 ) -> Image | None:
     """Curves over rounds; None when nothing is known.
 
@@ -116,6 +125,7 @@ def lines(
         curves: those without a value are left out.
         limits: (lowest, highest) value to show; None: those of the curves.
         between: pairs of curves, on the same rounds, with the area between them shaded.
+        record: what one test record moves them by, see `canvas.span`.
     """
     shaded = [(curves[i], curves[j]) for i, j in between]
     curves = [curve for curve in curves if len(curve.x)]
@@ -124,7 +134,7 @@ def lines(
     figure, axes = blank(title, HEIGHT)
     values = np.concatenate([curve.y for curve in curves])
     low, high = limits or (values.min(), values.max())
-    low, high = span(low, high, unit)
+    low, high = span(low, high, unit, record)
     axes.set_ylim(low, high)
     if high >= 1e5:  # digits in full would leave the axes no room
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")

@@ -21,7 +21,7 @@ from fairjax.report.canvas import (
     tier_colour,
 )
 from fairjax.report.lettering import Names, literal
-from fairjax.report.run import Row, Run
+from fairjax.report.run import Run
 
 
 def named(run: Run) -> Image | None:
@@ -29,13 +29,14 @@ def named(run: Run) -> Image | None:
     known = run.by_accuracy
     if not known:
         return None
+    worst = run.judged[:1]
     names = Names(str(row["client"]) for row in run.clients)
     unknown = [row for row in run.clients if row.get("accuracy") is None]
     present = sorted({row["tier"] for row in run.clients})
     rows = len(run.clients) + 0.8 * (len(present) - 1)
     title = "How well does the full model serve each hospital?"
     figure, axes = blank(title, max(HEIGHT, 1.2 + 0.19 * rows))
-    low, high = _accuracy_axis(axes, known)
+    low, high = _accuracy_axis(axes, run)
     ticks: list[tuple[float, str]] = []
     y = 0.0
     for tier in present:
@@ -47,10 +48,11 @@ def named(run: Run) -> Image | None:
             if accuracy is None:
                 axes.text(low, y, f" {formats.MISSING}", va="center", color=GREY)
             else:
-                axes.plot(
-                    100 * accuracy, y, "o", color=tier_colour(run, tier), markersize=6
-                )
-                if row is known[0]:
+                colour = tier_colour(run, tier)
+                face = "none" if run.small(row) else colour
+                look = {"color": colour, "markerfacecolor": face, "markersize": 6}
+                axes.plot(100 * accuracy, y, "o", **look)
+                if row in worst:
                     _ring(axes, 100 * accuracy, y)
                     style = _outward(100 * accuracy, (low, high))
                     text = f"worst {formats.percent(accuracy)}"
@@ -74,7 +76,7 @@ def named(run: Run) -> Image | None:
     caption = (
         "Full model on each hospital's own test records, grouped by tier, worst first. "
         "The ring marks the worst hospital, the dashed line the mean over hospitals."
-        f"{names.key}"
+        f"{_hollow(run)}{names.key}"
     )
     return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
 
@@ -84,28 +86,32 @@ def distribution(run: Run) -> Image | None:
     known = run.by_accuracy
     if not known:
         return None
-    names = Names(str(row["client"]) for row in known[:1])
+    worst = run.judged[:1]
+    names = Names(str(row["client"]) for row in worst)
     present = sorted({row["tier"] for row in known})
     title = "How far apart are the hospitals of each tier?"
     figure, axes = blank(title, max(HEIGHT, 1.2 + 0.75 * len(present)))
-    low, high = _accuracy_axis(axes, known)
+    low, high = _accuracy_axis(axes, run)
     labels = []
     for y, tier in enumerate(present):
         members = [row for row in known if row["tier"] == tier]
         values = np.array([100 * row["accuracy"] for row in members])
         offsets = 0.5 * _scattered(len(values))
         colour = tier_colour(run, tier)
-        axes.scatter(values, y + offsets, s=11, color=colour, alpha=0.55, linewidths=0)
+        faces = ["none" if run.small(row) else colour for row in members]
+        axes.scatter(
+            values, y + offsets, s=11, c=faces, edgecolors=[colour], alpha=0.55, lw=0.5
+        )
         first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
         axes.fill_betweenx(
             [y - 0.32, y + 0.32], first, third, color=colour, alpha=0.14, linewidth=0
         )
         axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1.6)
         labels.append(f"tier {tier}\n({len(members)})")
-        if known[0] is members[0]:
+        if members[0] in worst:
             _ring(axes, values[0], y + offsets[0])
-            name = literal(names.short(str(known[0]["client"]), 24))
-            text = f"worst {formats.percent(known[0]['accuracy'])} ({name})"
+            name = literal(names.short(str(members[0]["client"]), 24))
+            text = f"worst {formats.percent(members[0]['accuracy'])} ({name})"
             # Above the dots of its tier, where nothing is hidden.
             axes.annotate(
                 text, (values[0], y - 0.46), **_outward(values[0], (low, high))
@@ -116,7 +122,7 @@ def distribution(run: Run) -> Image | None:
     caption = (
         "Every dot is a hospital (how many in brackets); the box holds the middle "
         "half, the bar is the median. The ring marks the worst hospital, the dashed "
-        f"line the mean over hospitals.{names.key}"
+        f"line the mean over hospitals.{_hollow(run)}{names.key}"
     )
     return Image("hospitals", caption, _hospital_alt(title, run), png(figure))
 
@@ -130,7 +136,8 @@ def budgets(run: Run) -> Image | None:
     figure, axes = blank(title, HEIGHT + 0.3)
     keys = {"accuracy": "full model", "own_accuracy": "own sub-model"}
     values = [row[k] for row in run.clients for k in keys if row.get(k) is not None]
-    axes.set_ylim(*span(min(values), max(values), ACCURACY))
+    record = run.one_record.hospital
+    axes.set_ylim(*span(min(values), max(values), ACCURACY, record))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     told = []
     for place, tier in enumerate(run.tiers):
@@ -210,9 +217,19 @@ def _scattered(count: int) -> np.ndarray:
     return (np.arange(count) * 0.618034 + 0.5) % 1 - 0.5
 
 
-def _accuracy_axis(axes: Axes, known: list[Row]) -> tuple[float, float]:
-    values = [row["accuracy"] for row in known]
-    low, high = span(min(values), max(values), ACCURACY)
+def _hollow(run: Run) -> str:
+    """What hollow dots are; "" where there are none."""
+    if not any(map(run.small, run.clients)):
+        return ""
+    return (
+        f" A hollow dot is a hospital with fewer than {run.least} test records: it may "
+        "lie anywhere, and is not called the worst."
+    )
+
+
+def _accuracy_axis(axes: Axes, run: Run) -> tuple[float, float]:
+    values = [row["accuracy"] for row in run.by_accuracy]
+    low, high = span(min(values), max(values), ACCURACY, run.one_record.hospital)
     axes.set_xlim(low, high)
     axes.set_xlabel(ACCURACY.label, fontsize=9, color=INK)
     return low, high
@@ -257,10 +274,13 @@ def _mark_mean(axes: Axes, run: Run, limits: tuple[float, float]) -> None:
 
 
 def _hospital_alt(title: str, run: Run) -> str:
-    worst, best = run.by_accuracy[0], run.by_accuracy[-1]
     mean = formats.percent(run.final.get("eval/accuracy/client_mean"))
+    ends = [
+        f", {word} {row['client']} {formats.percent(row['accuracy'])}"
+        for word, rows in (("worst", run.judged[:1]), ("best", run.judged[-1:]))
+        for row in rows
+    ]
     return (
         f"{title} Accuracy of {len(run.by_accuracy)} hospitals as dots, by tier: "
-        f"mean {mean}, worst {worst['client']} {formats.percent(worst['accuracy'])}, "
-        f"best {best['client']} {formats.percent(best['accuracy'])}."
+        f"mean {mean}{''.join(ends)}."
     )

@@ -25,7 +25,7 @@ LINES = 10
 """Up to this many hospitals each has a line of its own."""
 
 _LOSS = Unit("loss (nats per record)", 1, formats.decimal, math.inf)
-_WEIGHT = Unit("share of the weight (%)", 100, formats.percent)
+_WEIGHT = Unit("share of the weight (%)", 100, formats.percent, least=0.02)
 _JAIN = Unit("Jain's index (1 = all equal)", 1, formats.decimal)
 
 
@@ -49,6 +49,7 @@ def learning(run: Run) -> list[Image]:
             f"{names(run).key}",
             ACCURACY,
             by_hospital(run, "accuracy"),
+            record=run.one_record.hospital,
         )
     return _drawn(
         lines(
@@ -60,6 +61,7 @@ def learning(run: Run) -> list[Image]:
                 curve(run, "val/accuracy", "validation", ORANGE),
                 curve(run, "eval/accuracy", "test", BLUE),
             ],
+            record=run.one_record.pooled,
         ),
         lines(
             "loss",
@@ -81,6 +83,7 @@ def learning(run: Run) -> list[Image]:
                 curve(run, "val/auroc", "validation", ORANGE),
                 curve(run, "eval/auroc", "test", BLUE),
             ],
+            record=run.one_record.pooled,
         ),
         lines(
             "tiers_full_model",
@@ -89,6 +92,7 @@ def learning(run: Run) -> list[Image]:
             ACCURACY,
             of_tiers[0],
             shared,
+            record=run.one_record.tier,
         ),
         lines(
             "tiers_own_submodel",
@@ -97,6 +101,7 @@ def learning(run: Run) -> list[Image]:
             ACCURACY,
             of_tiers[1],
             shared,
+            record=run.one_record.tier,
         ),
         lines(
             "submodels_all_records",
@@ -105,6 +110,7 @@ def learning(run: Run) -> list[Image]:
             ACCURACY,
             of_tiers[2],
             shared,
+            record=run.one_record.tier,
         ),
         each,
     )
@@ -117,6 +123,9 @@ def hospitals(run: Run) -> list[Image]:
         curve(run, "eval/accuracy/client_worst10", "worst tenth", GREEN),
         curve(run, "eval/accuracy/client_worst", "worst", VERMILION),
     ]
+    few = ""
+    if any(map(run.small, run.clients)):
+        few = f" The worst: of hospitals with at least {run.least} test records."
     if np.array_equal(served[1].y, served[2].y):
         del served[1]  # at most ten hospitals: the worst tenth is the worst one
     return _drawn(
@@ -125,9 +134,11 @@ def hospitals(run: Run) -> list[Image]:
         lines(
             "hospitals_over_rounds",
             "Do the worst-served hospitals keep up with the mean?",
-            "Full model; the worst tenth as a mean. Who is worst may change by round.",
+            "Full model; the worst tenth as a mean. Who is worst may change by round. "
+            f"The lowest of several noisy figures looks worse than it is.{few}",
             ACCURACY,
             served,
+            record=run.one_record.hospital,
         ),
         lines(
             "jain",

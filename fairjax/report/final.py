@@ -29,12 +29,21 @@ def quality(run: Run) -> str:
     caption = (
         "The full model on all test records, with intervals where they were estimated. "
         "Validation records select the round, test records never do."
+        f"{of_positive(run.reported[0][1])}"
     )
     content = markup.table(caption, ["figure", *(n for n, _ in run.reported)], rows)
     if note := run.summary["final"].get("note"):
         content += markup.paragraph(f"{note}.".capitalize())
     parts = (_over_hospitals, _by_tier)
     return content + "".join(part(*of) for part in parts for of in run.reported)
+
+
+def of_positive(figures: Row) -> str:
+    """Whose sensitivity final figures have; "" with more than two classes."""
+    if figures.get("positive") is None:
+        return ""
+    what = "Sensitivity, specificity, AUPRC and calibration"
+    return f' {what} are of the class "{figures["positive"]}".'
 
 
 _MODELS = {
@@ -96,9 +105,25 @@ def _beside(run: Run, part: str, show: Callable[[Any], str]) -> list[list[str]]:
     ]
 
 
+def _large(figures: Row) -> str:
+    """Who may be the worst; "" for a run that does not say."""
+    headlines = figures.get("headlines")
+    if not headlines:
+        return ""
+    few = ", ".join(
+        f"{row['client']} ({row['n']})" for row in headlines["below"]["clients"][:20]
+    )
+    return (
+        " Worst and best are of hospitals with at least "
+        f"{headlines['min_test_records']} test records"
+        + (f", that is without {few}" if few else "")
+        + "; the interval is of the worst one's patients."
+    )
+
+
 def _over_hospitals(name: str, figures: Row) -> str:
     rows = [
-        [formats.metric(key), *(formats.decimal(row.get(k)) for k in _OVER)]
+        [formats.metric(key), *(_over_cell(row, k) for k in _OVER)]
         for key, row in (figures.get("over_clients") or {}).items()
     ]
     if not rows:
@@ -106,8 +131,19 @@ def _over_hospitals(name: str, figures: Row) -> str:
     caption = (
         f"Over hospitals, {name}: worst and best tenth as means, with the number of "
         "hospitals rounded up; where all are equal Jain's index is 1 and Gini's 0."
+        f"{_large(figures)}"
+        f"{of_positive(figures)}"
     )
     return markup.table(caption, ["figure", *_OVER.values()], rows)
+
+
+def _over_cell(row: Row, key: str) -> str:
+    """A figure over hospitals; the worst with whose it is, its records and interval."""
+    text, of = formats.decimal(row.get(key)), row.get("worst_client")
+    if key != "worst" or not of:
+        return text
+    whose = f"{of['client']}, {formats.count(of['n'])} records"
+    return f"{formats.estimate(of)}, {whose}"
 
 
 def _by_tier(name: str, figures: Row) -> str:
@@ -129,7 +165,7 @@ def _by_tier(name: str, figures: Row) -> str:
         return ""
     caption = (
         f"By tier, {name}: the full model and the tier's own sub-model on the test "
-        "records of the tier's hospitals."
+        f"records of the tier's hospitals.{of_positive(figures)}"
     )
     heads = ["tier", "test records", *map(formats.metric, keys)]
     return markup.table(caption, heads, rows)
@@ -150,7 +186,7 @@ def _members(name: str, figures: Row) -> str:
         return ""
     caption = (
         f"Patient groups, {name}: the full model on the test records of a group in all "
-        "hospitals, with intervals where they were estimated."
+        f"hospitals, with intervals where they were estimated.{of_positive(figures)}"
     )
     heads = ["group", *_COUNTS.values(), *map(formats.metric, keys)]
     return markup.table(caption, heads, rows)
@@ -167,6 +203,6 @@ def _gaps(name: str, figures: Row) -> str:
         return ""
     caption = (
         f"Between the groups of an attribute, {name}: at parity a difference is 0 and "
-        "a ratio 1. Groups that are too small are left out."
+        f"a ratio 1. Groups that are too small are left out.{of_positive(figures)}"
     )
     return markup.table(caption, ["attribute", *map(formats.metric, keys)], rows)

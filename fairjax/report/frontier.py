@@ -24,6 +24,7 @@ from fairjax.report.canvas import (
 )
 from fairjax.report.comparison import Comparison, Group, summarise
 from fairjax.report.lettering import Names, literal
+from fairjax.report.run import Run
 
 LABELS = 12
 """Points that have room for a name: first the frontier, then by the worst hospital."""
@@ -70,8 +71,11 @@ def _frontier(
     names = Names((point.name for point in points), "setting")
     title = f"How do mean and worst {word} trade off?"
     figure, axes = blank(title, HEIGHT + 0.6)
-    left, right = _reach([point.x for point in points], unit)
-    low, high = _reach([point.y for point in points], unit)
+    runs = [run for group in comparison.groups for run in group.runs]
+    at_one = max(run.one_record.hospital for run in runs)
+    at_all = max(run.one_record.hospital / max(len(run.clients), 1) for run in runs)
+    left, right = _reach([point.x for point in points], unit, at_all)
+    low, high = _reach([point.y for point in points], unit, at_one)
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.set_xlabel(f"mean over hospitals: {unit.label}", fontsize=9, color=INK)
     axes.set_ylabel(f"worst hospital: {unit.label}", fontsize=9, color=INK)
@@ -101,9 +105,10 @@ def _frontier(
             arrowprops=leader(GREY),
         )
     caption = (
-        "The full model on each hospital's own test records after the last round; "
-        "every point a setting, bars the intervals over seeds. Filled and joined: no "
-        f"other setting is at least as good in both and better in one.{names.key}"
+        "The full model on each hospital's own test records after the last round, the "
+        "worst of those with at least min_test_records; every point a setting, bars "
+        "the intervals over seeds. Filled and joined: no other setting is at least as "
+        f"good in both and better in one.{names.key}"
     )
     told = "; ".join(
         f"{name}: mean {unit.show(x.mean)}, worst {unit.show(y.mean)}"
@@ -116,11 +121,14 @@ def _frontier(
 def _points(comparison: Comparison, interval: str, key: str) -> list[_Point]:
     """One of every group whose hospitals have the figure."""
 
-    def bar(group: Group, reduce: Callable[[list[float]], float]) -> _Bar:
-        each = [
-            [row[key] for row in run.clients if row.get(key) is not None]
-            for run in group.runs
-        ]
+    def known_of(run: Run, large: bool) -> list[float]:
+        rows = [row for row in run.clients if not (large and run.small(row))]
+        return [row[key] for row in rows if row.get(key) is not None]
+
+    def bar(
+        group: Group, reduce: Callable[[list[float]], float], large: bool = False
+    ) -> _Bar:
+        each = [known_of(run, large) for run in group.runs]
         summary = summarise([reduce(known) for known in each if known], interval)
         mean, low, high, _ = summary
         assert mean is not None
@@ -129,11 +137,15 @@ def _points(comparison: Comparison, interval: str, key: str) -> list[_Point]:
     known = [
         group
         for group in comparison.groups
-        if any(row.get(key) is not None for run in group.runs for row in run.clients)
+        if any(known_of(run, large=True) for run in group.runs)
     ]
-    return [_Point(g.name, bar(g, statistics.fmean), bar(g, min)) for g in known]
+    return [
+        _Point(group.name, bar(group, statistics.fmean), bar(group, min, large=True))
+        for group in known
+    ]
 
 
-def _reach(bars: Sequence[_Bar], unit: Unit) -> tuple[float, float]:
+def _reach(bars: Sequence[_Bar], unit: Unit, record: float) -> tuple[float, float]:
     """What an axis must show of means and intervals."""
-    return span(min(bar.low for bar in bars), max(bar.high for bar in bars), unit)
+    low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
+    return span(low, high, unit, record)

@@ -1,7 +1,7 @@
 """The page of one run."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fairjax.report import figures, final, formats, markup, principles, privacy, robust
@@ -11,6 +11,8 @@ from fairjax.report.run import Row, Run
 
 WORST, BEST = 20, 5
 """Hospitals that the table keeps from each end when there are too many to list."""
+MARK = "\N{DAGGER}"
+"""Beside numbers of records that are too few."""
 
 _NORMALISATION = {
     "pooled": "Features are standardised by all training records together.",
@@ -25,12 +27,13 @@ class Card(NamedTuple):
     label: str
     value: str
     note: str = ""
+    detail: str = ""
+    """What belongs to the value wherever it is shown."""
 
 
 def cards(run: Run) -> list[Card]:
     """What the run came to, most important first."""
     final, planned = run.final, run.config.get("rounds")
-    worst = run.by_accuracy[0]["client"] if run.by_accuracy else ""
     done = formats.count(len(run.metrics))
     speed = run.summary.get("time", {}).get("rounds_per_s") if run.finished else None
     result = [
@@ -42,12 +45,13 @@ def cards(run: Run) -> list[Card]:
         Card(
             "worst hospital",
             formats.percent(final.get("eval/accuracy/client_worst")),
-            str(worst),
+            detail=_worst(run),
         ),
         Card(
             "tier gap",
             formats.points(final.get("eval/accuracy/tier_gap")),
             "lowest minus highest tier",
+            _gap(run),
         ),
         Card("rounds", done if run.finished else f"{done} of {formats.plain(planned)}"),
         Card("rounds/s", formats.MISSING if speed is None else f"{speed:.3g}"),
@@ -66,6 +70,51 @@ def cards(run: Run) -> list[Card]:
     return result
 
 
+def _worst(run: Run) -> str:
+    """Which hospital it is, by how many records, and how sure that is."""
+    if not run.judged:
+        return f"no hospital has {run.least} test records" if run.clients else ""
+    row = run.judged[0]
+    said = [str(row["client"]), f"{row['n']} test records"]
+    return ", ".join(said + _interval(run, "client_worst", formats.percent))
+
+
+def _gap(run: Run) -> str:
+    found = run.headlines.get("tier_gap") or {}
+    if "why" in found:
+        return found["why"]
+    said = []
+    if found:
+        said = [f"{' and '.join(map(str, found['n']))} test records"]
+    return ", ".join(said + _interval(run, "tier_gap", formats.points))
+
+
+def _interval(run: Run, name: str, show: Callable[[formats.Number], str]) -> list[str]:
+    found = run.headlines.get(name) or {}
+    if found.get("low") is None:
+        return []
+    return [f"{show(found['low'])} to {show(found['high'])}"]
+
+
+def cautions(run: Run) -> list[str]:
+    """What a reader of the headline must know besides: sentences, most without one."""
+    few = [row for row in run.clients if run.small(row)]
+    said = []
+    if few:
+        named = [f"{row['client']} ({row['n']})" for row in few[:WORST]]
+        more = [f"{len(few) - WORST} more"] if len(few) > WORST else []
+        said.append(
+            f"Fewer than {run.least} test records, so never called the worst: "
+            f"{', '.join(named + more)}."
+        )
+    if run.small_tiers:
+        tiers = ", ".join(map(str, run.small_tiers))
+        said.append(
+            f"Fewer than {run.least} test records together, so in no gap: tier {tiers}."
+        )
+    return said
+
+
 def render(run: Run, images: Mapping[str, list[Image]]) -> str:
     """The page as text.
 
@@ -78,7 +127,7 @@ def render(run: Run, images: Mapping[str, list[Image]]) -> str:
         f"{markup.paragraph(_subtitle(run))}{_unfinished(run)}{_diverged(run)}"
         f"{_notes(run)}"
         f"{_cards(run)}"
-        f"{markup.paragraph(_which_round(run))}"
+        f"{markup.paragraph(' '.join([_which_round(run), *cautions(run)]))}"
     )
     sections = [
         Section("learning", "Learning curves", _learning(run, drawn["learning"])),
@@ -153,7 +202,8 @@ def _notes(run: Run) -> str:
 def _cards(run: Run) -> str:
     items = "\n".join(
         f'<div><dt>{html.escape(card.label)}</dt><dd class="value">'
-        f"{html.escape(card.value)}</dd><dd>{html.escape(card.note)}</dd></div>"
+        f"{html.escape(card.value)}</dd>"
+        f"<dd>{html.escape('; '.join(filter(None, card[2:])))}</dd></div>"
         for card in cards(run)
     )
     return f'<dl class="cards">\n{items}\n</dl>'
@@ -162,7 +212,13 @@ def _cards(run: Run) -> str:
 def _which_round(run: Run) -> str:
     if not run.final:
         return ""
-    return f"The full model after round {run.final['round']}, the last one evaluated."
+    said = f"The full model after round {run.final['round']}, the last one evaluated."
+    if run.headlines:
+        said += (
+            " Intervals beside the worst hospital and the gap are of these hospitals' "
+            "patients; the lowest of several noisy figures looks worse than it is."
+        )
+    return said
 
 
 def _learning(run: Run, drawn: str) -> str:
@@ -186,24 +242,34 @@ def _hospitals(run: Run) -> str:
 
     def cells(row: Row) -> list[str]:
         rest = more.get(row["client"], {})
-        return _hospital(row) + [formats.estimate(rest.get(key)) for key in extra]
+        return _hospital(run, row) + [formats.estimate(rest.get(key)) for key in extra]
 
     note = f"Full model on each hospital's own test records after round {round}"
     if len(run.clients) <= figures.NAMED:
         rows = [cells(row) for row in known + unknown]
         note += ", worst accuracy first."
     else:
-        skipped = known[WORST : max(len(known) - BEST, WORST)]
-        rows = [cells(row) for row in known[:WORST]]
+        large = run.judged
+        skipped = large[WORST : max(len(large) - BEST, WORST)]
+        rows = [cells(row) for row in large[:WORST]]
         if skipped:
             rows.append([f"… {len(skipped)} hospitals in between"])
-        rows += [cells(row) for row in known[WORST + len(skipped) :]]
+        rows += [cells(row) for row in large[WORST + len(skipped) :]]
+        if few := len(known) - len(large):
+            rows.append([f"… {few} hospitals with fewer than {run.least} records"])
         note += (
             f": the {WORST} worst and the {BEST} best of {len(run.clients)} hospitals "
             "by accuracy. clients.jsonl holds all of them."
         )
         if unknown:
             note += f" {len(unknown)} have no estimate."
+    if any(map(run.small, run.clients)):
+        note += (
+            f" Those marked {MARK} have fewer than {run.least} test records: their "
+            "figures say little, and they are last."
+        )
+    if extra:
+        note += final.of_positive(run.reported[0][1])
     note += (
         " Weight: in the average of that round, unknown for a hospital not in its "
         "cohort. Own sub-model: the one that its tier can carry."
@@ -213,11 +279,12 @@ def _hospitals(run: Run) -> str:
     return markup.table(note, head, rows)
 
 
-def _hospital(row: Row) -> list[str]:
+def _hospital(run: Run, row: Row) -> list[str]:
+    mark = f" {MARK}" if run.small(row) else ""
     return [
         str(row["client"]),
         formats.plain(row.get("tier")),
-        formats.count(row.get("n")),
+        formats.count(row.get("n")) + mark,
         formats.percent(row.get("weight")),
         formats.percent(row.get("accuracy")),
         formats.percent(row.get("own_accuracy")),

@@ -35,6 +35,8 @@ def rows(run: Run) -> list[list[str]]:
         )
     )
 
+    large = f", with ≥ {run.least} test records"
+
     def tiers(
         name: str, formula: str, values: list[Any], show: Callable[[Any], str]
     ) -> list[str]:
@@ -110,10 +112,10 @@ def rows(run: Run) -> list[list[str]]:
             "over i of a_i, the full model's accuracy at i after the last round",
             formats.percent(accuracy["std"]),
         ),
-        one("worst hospital", "min_i a_i", formats.percent(accuracy["worst"])),
+        one("worst hospital", f"min_i a_i{large}", formats.percent(accuracy["worst"])),
         one(
             "worst tenth",
-            "mean of the lowest tenth of a_i, rounded up",
+            f"mean of the lowest tenth of a_i, rounded up{large}",
             formats.percent(accuracy["worst10"]),
         ),
         one("Jain's index", "(Σ a_i)² / (N Σ a_i²)", formats.decimal(accuracy["jain"])),
@@ -124,7 +126,7 @@ def rows(run: Run) -> list[list[str]]:
         ),
         one(
             "range over tiers",
-            "largest less smallest mean of a_i over the hospitals of a tier",
+            f"largest less smallest mean of a_i over the hospitals of a tier{large}",
             formats.percent(accuracy["tier_range"]),
         ),
         ["Sustainability"],

@@ -44,11 +44,12 @@ def diagram(run: Run) -> Image | None:
         f"bins of {formats.count(n)} test records, {name}: "
         f"largest difference {formats.percent(float(np.max(gaps, initial=0)))}."
     )
+    positive = run.reported[0][1].get("positive")
+    whose = "the answer" if positive is None else f'the class "{positive}"'
     caption = (
         "Full model on the test records of all hospitals, in bins by the predicted "
-        "probability of the positive class, or with more than two classes of the "
-        "answer; the larger a mark, the more records. On the dotted line predictions "
-        "are what happens."
+        f"probability of {whose}; the larger a mark, the more records. On the dotted "
+        "line predictions are what happens."
     )
     return Image("calibration", caption, alt, png(figure))
 

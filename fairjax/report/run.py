@@ -6,7 +6,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,17 @@ from fairjax import checks, divergence
 from fairjax.report.formats import Number
 
 Row = Mapping[str, Any]
+
+
+class OneRecord(NamedTuple):
+    """By how much the answer to one record moves a share of right answers."""
+
+    pooled: float
+    """Over all test records, or the validation records if these are fewer."""
+    hospital: float
+    """At the judged hospital with the fewest."""
+    tier: float
+    """As a mean over a tier's hospitals."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +112,57 @@ class Run:
         return list(self.summary.get("data", {}).get("hospitals") or ())
 
     @property
+    def least(self) -> int:
+        """Test records that a hospital or a tier needs to be a headline."""
+        return self.config.get("min_test_records", 1)
+
+    def small(self, row: Row) -> bool:
+        """Whether a hospital of `clients` has fewer test records."""
+        return row["n"] < self.least
+
+    @property
+    def small_tiers(self) -> list[int]:
+        """Tiers that have hospitals, with fewer test records together."""
+        records: dict[int, int] = {}
+        for row in self.clients:
+            records[row["tier"]] = records.get(row["tier"], 0) + row["n"]
+        return sorted(tier for tier, n in records.items() if n < self.least)
+
+    @property
+    def headlines(self) -> Row:
+        """Of the last round, see `headlines.Headlines`; {} before the run has ended."""
+        return self.reported[0][1].get("headlines") or {} if self.reported else {}
+
+    @property
     def by_accuracy(self) -> list[Row]:
-        """The clients whose accuracy is known, worst first."""
+        """The clients whose accuracy is known, worst first; those too small last."""
         known = [row for row in self.clients if row.get("accuracy") is not None]
-        return sorted(known, key=lambda row: (row["accuracy"], str(row["client"])))
+        return sorted(
+            known,
+            key=lambda row: (self.small(row), row["accuracy"], str(row["client"])),
+        )
+
+    @property
+    def judged(self) -> list[Row]:
+        """The clients whose accuracy is known and a headline, worst first."""
+        return [row for row in self.by_accuracy if not self.small(row)]
+
+    @functools.cached_property
+    def one_record(self) -> "OneRecord":
+        """What one record can move, by the counts of the last evaluated round."""
+        rows = [row for row in self.clients if row["n"]]
+        counts = [row["n"] for row in rows if not self.small(row)]
+        counts = counts or [row["n"] for row in rows]
+        tiers: dict[int, list[int]] = {}
+        for row in rows:
+            tiers.setdefault(row["tier"], []).append(row["n"])
+        tested = sum(row["n"] for row in rows)
+        validated = self.summary.get("data", {}).get("rows", {}).get("val") or tested
+        return OneRecord(
+            pooled=1 / min(tested, validated) if rows else 0.0,
+            hospital=1 / min(counts, default=1) if rows else 0.0,
+            tier=max((1 / (min(n) * len(n)) for n in tiers.values()), default=0.0),
+        )
 
     def tier_accuracies(self, tier: Row) -> tuple[Number, ...]:
         """(full model on its clients, own sub-model on them, own sub-model pooled)."""

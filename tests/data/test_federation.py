@@ -155,6 +155,39 @@ def test_hospitals_without_attributes_have_no_groups():
 # ------------------------------------------------------------------- small hospitals
 
 
+def test_the_positive_class_is_the_second_and_decides_nothing_else():
+    two = table(classes=("healthy", "ill"), y=np.arange(240) % 3 // 2)
+    plain = build(two)
+    turned = federation.with_positive(plain, "healthy")
+    assert (plain.positive, turned.positive) == ("ill", "healthy")
+    assert turned.classes == ("ill", "healthy")
+    assert turned.hash == plain.hash
+    for ours, theirs in zip(*(parts(s).values() for s in (turned, plain)), strict=True):
+        np.testing.assert_array_equal(ours.x, theirs.x)
+        np.testing.assert_array_equal(ours.y, 1 - theirs.y)
+        np.testing.assert_array_equal(ours.labels, theirs.labels[:, ::-1])
+    tiers = np.zeros(3, int)
+    kept = [federation.hospitals(splits, tiers) for splits in (plain, turned)]
+    assert kept[0] == kept[1]  # by name
+    assert federation.with_positive(plain, "ill") is plain
+    assert federation.with_positive(plain, None) is plain
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "message"),
+    [
+        (("healthy", "ill"), "il", r"one of healthy, ill; got 'il'\. .*\"ill\""),
+        (("a", "b", "c"), "a", "none with 3 classes; got 'a'"),
+    ],
+)
+def test_a_positive_class_that_cannot_be_is_refused(classes, name, message):
+    y = np.arange(240) % len(classes)
+    with pytest.raises(
+        checks.InputError, match=rf"^data\.positive: expected {message}"
+    ):
+        federation.with_positive(build(table(classes=classes, y=y)), name)
+
+
 def test_natural_leaves_out_hospitals_with_fewer_records_than_min_size():
     client = np.repeat(["bonn", "ulm", "wien"], [120, 70, 50])
     records = grouped(client=client)

@@ -99,7 +99,9 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
         datasets.load("breastmnist", data_dir=str(tmp_path))
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     path.write_bytes(content)
-    assert len(datasets.load("breastmnist", data_dir=str(tmp_path)).y) == 8
+    table = datasets.load("breastmnist", data_dir=str(tmp_path))
+    assert len(table.y) == 8
+    assert table.positive == "malignant"  # which the official labels have as 0
 
 
 def test_the_other_size_is_another_file(tmp_path, monkeypatch):

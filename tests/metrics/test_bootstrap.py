@@ -73,6 +73,24 @@ def test_an_interval_is_the_quantiles_of_a_loop(chunk):
     )
 
 
+def test_within_hospitals_every_one_keeps_its_number_of_patients():
+    count = np.array([3, 1, 6])
+    draw = functools.partial(
+        bootstrap.clustered,
+        offset=jnp.asarray([0, 3, 4]),
+        count=jnp.asarray(count),
+        rows=10,
+        longest=6,
+    )
+    keys = jax.random.split(jax.random.key(0), 50)
+    times = np.array(jax.vmap(functools.partial(draw, within=True))(keys))
+    per_hospital = np.add.reduceat(times, [0, 3, 4], axis=1)
+    assert np.all(per_hospital == count)
+    assert len(np.unique(times, axis=0)) > 40
+    freely = np.add.reduceat(np.array(jax.vmap(draw)(keys)), [0, 3, 4], axis=1)
+    assert not np.all(freely == count)
+
+
 @pytest.mark.parametrize(("share", "known"), [(0.4, True), (0.6, False)])
 def test_what_most_resamples_cannot_estimate_has_no_interval(share, known):
     def statistic(weight):

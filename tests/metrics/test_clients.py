@@ -65,7 +65,20 @@ def test_gini_is_half_the_mean_difference_over_the_mean(values, unit):
 
 @pytest.mark.parametrize(
     ("means", "gap"),
-    [([0.5, 0.75], -0.25), ([NAN, 0.5, NAN, 0.25], 0.25), ([0.5], 0), ([NAN], NAN)],
+    [
+        ([0.5, 0.75], -0.25),
+        ([NAN, 0.5, NAN, 0.25], 0.25),
+        ([0.5], 0),
+        ([NAN], NAN),
+        ([0.5, NAN], NAN),  # of two tiers that are there one is not known
+    ],
 )
 def test_tier_gap_by_hand(means, gap):
     np.testing.assert_allclose(clients.tier_gap(means), gap)
+
+
+def test_who_has_enough_records():
+    count, tiers = np.array([10, 9, 4, 6]), np.array([0, 1, 3, 3])
+    hospitals, of_tiers = clients.enough(count, tiers, 4, 10)
+    assert hospitals.tolist() == [True, False, False, False]
+    assert of_tiers.tolist() == [True, False, False, True]

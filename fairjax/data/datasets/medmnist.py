@@ -48,6 +48,8 @@ class Card(NamedTuple):
     md5: tuple[str, str]
     """Of the files of `SIZES`."""
     licence: str = "CC BY 4.0"
+    positive: str | None = None
+    """See `Table`."""
 
 
 CARDS = {
@@ -69,6 +71,7 @@ CARDS = {
         ("malignant", "normal, benign"),
         1,
         ("750601b1f35ba3300ea97c75c52ff8f6", "b56378a6eefa9fed602bb16d192d4c8b"),
+        positive="malignant",  # the official code has 0 there
     ),
     "dermamnist": Card(
         (
@@ -207,6 +210,7 @@ def load(name: str, data_dir: str | None) -> Table:
         name=name,
         **prepared.fixed_splits(prepared.prepare(builder)),
         classes=card.classes,
+        positive=card.positive,
         source=f"{SOURCE}, {card.licence}",
         scale=255.0,
     )
