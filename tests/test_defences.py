@@ -332,7 +332,15 @@ def test_holders_of_masks_that_are_drawn_are_counted():
     assert both["breakdown"] == (both["hospitals"] - 1) // 2
 
 
-FIGURES = ("learning", "hospitals", "calibration", "weights", "tiers", "data")
+FIGURES = (
+    "learning",
+    "hospitals",
+    "calibration",
+    "weights",
+    "tiers",
+    "privacy",
+    "data",
+)
 
 
 def told_of(workdir, **robust):
