@@ -314,7 +314,7 @@ def test_a_masked_network_computes_what_the_sliced_one_does(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn without norm"])
-def test_the_scale_divides_hidden_activations_in_training_only(name):
+def test_the_scale_divides_hidden_activations_in_training_and_evaluation(name):
     """Without a norm the network is linear in them up to its biases."""
     model, params, x = drawn(name)
     params = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), params)
@@ -322,9 +322,10 @@ def test_the_scale_divides_hidden_activations_in_training_only(name):
     plain = logits(model, params, x)
     for train, kept, factor in [
         (True, half, 4),
-        (False, half, 1),
+        (False, half, 4),
         (True, whole, 1),
         (True, None, 1),
+        (False, None, 1),
     ]:
         got = logits(model, params, x, train=train, kept=kept)
         np.testing.assert_allclose(got, factor * plain, rtol=1e-5, atol=1e-6)

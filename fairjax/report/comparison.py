@@ -15,7 +15,7 @@ from fairjax import checks
 from fairjax.report import formats, markup
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
-from fairjax.report.run import Run
+from fairjax.report.run import Run, of_a_run
 from fairjax.report.run import read as read_run
 
 METRICS = (
@@ -179,6 +179,7 @@ def summaries(
     ]
 
 
+@of_a_run("--workdir")
 def markdown(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
     """A Markdown table, and a line that says what its intervals are."""
     heads, rows = _cells(comparison, keys, interval)
@@ -191,6 +192,7 @@ def markdown(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
     return "\n".join([line(heads), rule, *map(line, rows), "", notes])
 
 
+@of_a_run("--workdir")
 def table(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
     """The same table as CSV in full precision: mean, low, high and n of every key."""
     columns = [f"{key} {part}" for key in keys for part in ("mean", "low", "high", "n")]

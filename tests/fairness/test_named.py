@@ -355,11 +355,12 @@ def test_a_rule_comes_through_every_situation(name):
             assert total == 0 or abs(total - 1) < 1e-4, situation
             assert np.all(weights >= 0), situation
             assert np.all(weights[~valid] == 0), situation
-            assert np.isfinite(loss), situation
+            # Nobody's loss is unknown: no 0.
+            assert np.isnan(loss) if total == 0 else np.isfinite(loss), situation
             same = fakes.equal(plain.params, jax.device_get(before.params))
             if total == 0:
                 assert same, situation
-                assert loss == coverage == 0, situation
+                assert coverage == 0, situation
             elif situation in MODERATE:
                 assert not same, situation
             before = state

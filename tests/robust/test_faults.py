@@ -251,6 +251,7 @@ def test_a_claimed_loss_moves_directions_too(rule):
         rate=jnp.ones(()),
         delta=change,
         cover={"a": jnp.ones((4, 1))},
+        incoming={"a": jnp.ones(5)},
     )
     liar = faults.claiming(rule, [Fault("inflated_loss", ONE, 1.0, 5.0)])
     claimed = scores._replace(loss=loss * jnp.asarray([1.0, 5, 1, 1]))
