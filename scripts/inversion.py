@@ -372,12 +372,12 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
     quiet, least = "no noise that was tried on the upload stops the attack", stops(rows)
     if least is not None:
         clips, epsilon = least
-        at = "at which no epsilon can be stated"
+        bound = "but it is too little for any epsilon"
         if epsilon is not None:
-            at = f"at an epsilon of {epsilon:,.0f} per round"
+            bound = f"its epsilon is {epsilon:,.0f} per round"
         quiet = (
-            f"noise of {clips:g} clips on the upload stops this attack, {at}, which is "
-            "no guarantee against a better one"
+            f"noise of {clips:g} clips on the upload stops this attack, {bound}, so that "
+            "a better attack may succeed"
         )
     return (
         "So, of one image in one update of a small CNN: that a server does not know "
