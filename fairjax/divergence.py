@@ -3,8 +3,12 @@
 A round shows it by one of these, read from its row of metrics.jsonl:
 
     the loss of the model on a split is not finite, or above `MOST` nats;
-    hospitals entered, and their training loss is not finite;
-    hospitals trained, and nobody's change or loss was finite.
+    hospitals trained, and nobody's change or loss was finite;
+    in a round that was not evaluated, hospitals entered and their training loss is not
+    finite.
+
+Where a round was evaluated, its model decides: under `record_dp` one record with an
+infinite loss makes the training loss infinite and moves nothing.
 
 A run has diverged if its last round shows it, since the first round after which no
 evaluation showed anything else. What a run recovered from is no divergence.
@@ -38,8 +42,8 @@ def sign(row: Row, split: str) -> str | None:
     if trained and row.get("cohort/not_finite") == trained:
         return "no hospital's training ends with finite numbers"
     name = f"{split}/loss"
-    if name in row and not _sound(row[name]):
-        return f"{name} is {_shown(row[name])}"
+    if name in row:
+        return None if _sound(row[name]) else f"{name} is {_shown(row[name])}"
     if row.get("cohort/valid") and "train/loss" in row and row["train/loss"] is None:
         return "train/loss is not finite"
     return None

@@ -208,7 +208,8 @@ def run(
                 del running[name]
                 if process.returncode:
                     failed[name] = _last_line(_log(workdir, name), process.returncode)
-                print(f"{name}: {'failed' if name in failed else 'done'}", flush=True)
+                end = "failed" if name in failed else _end(workdir / name)
+                print(f"{name}: {end}", flush=True)
     return failed
 
 
@@ -263,8 +264,16 @@ def run_together(points: Sequence[Point], workdir: pathlib.Path) -> dict[str, st
         for point, result in zip(group, ended, strict=True):
             if isinstance(result, BaseException):
                 failed[point.name] = str(result) or repr(result)
-            print(f"{point.name}: {'failed' if point.name in failed else 'done'}")
+            name = point.name
+            print(f"{name}: {'failed' if name in failed else _end(workdir / name)}")
     return failed
+
+
+def _end(workdir: pathlib.Path) -> str:
+    """How a run that did not fail has ended."""
+    if (workdir / "config.json").exists() and report.read(workdir).diverged:
+        return "done, diverged"
+    return "done"
 
 
 def _apart(values: str) -> list[str]:

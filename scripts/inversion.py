@@ -376,8 +376,8 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
         if epsilon is not None:
             bound = f"its epsilon is {epsilon:,.0f} per round"
         quiet = (
-            f"noise of {clips:g} clips on the upload stops this attack, {bound}, so that "
-            "a better attack may succeed"
+            f"noise of {clips:g} clips on the upload stops this attack, {bound}, so "
+            "that a better attack may succeed"
         )
     return (
         "So, of one image in one update of a small CNN: that a server does not know "

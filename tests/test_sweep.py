@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from workdirs import fake_run
 
 from fairjax import checks, command, preemption, schema, sweep
 from scripts import sweep as script
@@ -218,6 +219,21 @@ def test_what_is_finished_is_skipped_and_what_is_not_goes_on(tmp_path, capsys):
     assert sweep.run(found, tmp_path, program=recorder(calls)) == {}
     assert folders(calls) == ["seed=1", "seed=2"]
     assert capsys.readouterr().out.startswith("1 of 3 runs are finished\n")
+
+
+def test_a_run_that_diverged_is_told_from_one_that_did_not(tmp_path, capsys):
+    model = tmp_path / "model"
+    fake_run(model, ["a", "b"])
+    *rows, last = map(json.loads, (model / "metrics.jsonl").read_text().splitlines())
+    copy = "import shutil; shutil.copytree({!r}, sys.argv[-1].partition('=')[2])"
+    program = recorder(tmp_path / "calls", copy.format(str(model)))
+    for seed, loss in (0, 0.5), (1, None):
+        lines = [json.dumps(row) for row in [*rows, last | {"eval/loss": loss}]]
+        (model / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        sweep.run(points([f"seed={seed}"], tmp_path), tmp_path, program=program)
+    out = capsys.readouterr().out
+    assert "seed=0: done\n" in out
+    assert "seed=1: done, diverged\n" in out
 
 
 def test_more_rounds_extend_a_finished_run(tmp_path):

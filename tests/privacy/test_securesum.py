@@ -325,7 +325,8 @@ def hidden_round(mode, valid=(True,) * 4, laid=None, **settings):
     step = jax.jit(functools.partial(round.step, spec=spec, layout=laid))
     state = fakes.start(spec, data)
     new, info = step(state, data, fakes.cohort(valid=valid))
-    assert info.valid[1] and not info.clients.finite[1]
+    assert info.valid[1]
+    assert not info.clients.finite[1]
     return state, new
 
 
