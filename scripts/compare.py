@@ -21,16 +21,15 @@ if __name__ == "__main__":  # before what takes seconds to import
 
     preemption.listen()
 
-import contextlib
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from fairjax import checks, command, final
+from fairjax import checks, command
 from fairjax.train import train
 from fairjax.workdir import write_json
 from scripts import experiment
@@ -62,7 +61,7 @@ def measure(config: Any, score: str) -> Run:
     config.checkpoint.every, config.checkpoint.keep = config.eval_every, 2
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
-    with experiment.temporary() as folder, _without_intervals():
+    with experiment.temporary() as folder, experiment.without_intervals():
         result = train(config, f"{folder}/run", log=lambda _, row: rows.append(row))
     tiers = len(config.tiers.budget)
     spent = result.summary["principles"]["sustainability"]
@@ -75,16 +74,6 @@ def measure(config: Any, score: str) -> Run:
         "flops": spent["flops_train"],
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-@contextlib.contextmanager
-def _without_intervals() -> Iterator[None]:
-    """Those of the final figures, which are not kept, may take longer than a run."""
-    before, final.RESAMPLES = final.RESAMPLES, 2
-    try:
-        yield
-    finally:
-        final.RESAMPLES = before
 
 
 def evaluation(row: Mapping[str, Any], tiers: int, score: str) -> dict[str, Any]:

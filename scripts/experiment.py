@@ -16,7 +16,7 @@ import numpy as np
 import scipy.special
 
 from configs import default
-from fairjax import preemption, schema
+from fairjax import final, preemption, schema
 from fairjax.workdir import provenance
 
 SELECT = "balanced_accuracy"
@@ -72,6 +72,16 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def without_intervals() -> Iterator[None]:
+    """Those of the final figures, where none are kept, may take longer than a run."""
+    before, final.RESAMPLES = final.RESAMPLES, 2
+    try:
+        yield
+    finally:
+        final.RESAMPLES = before
 
 
 def extent(values: Sequence[float]) -> dict[str, float]:

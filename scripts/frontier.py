@@ -5,9 +5,11 @@
 Runs configs/heart_disease.py (four real hospitals) and configs/diabetes130.py (sixteen
 specialties) with the rules of `RULES`, on three seeds. A seed draws the splits, the
 tiers and the first model alike for all rules. No setting is tuned: all that were run
-are shown. Writes results/frontier.json after every run, and the page beside it in the
-end. The same command again goes on with the runs that are missing; another config or
-other versions begin anew. `--data=diabetes` runs a part: two processes share the files.
+are shown. Beside them stands what helps poor hospitals without any rule between them:
+the smallest tier's model for everybody, with adjusted logits. Writes
+results/frontier.json after every run, and the page beside it in the end. The same
+command again goes on with the runs that are missing; another config or other versions
+begin anew. `--data=diabetes` runs a part: two processes share the files.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -47,8 +49,11 @@ class Entry(NamedTuple):
     @property
     def title(self) -> str:
         """The rule with its settings."""
-        words = [f"{name.rpartition('.')[2]} {v:g}" for name, v in self.options.items()]
-        return ", ".join([f"`{self.rule}`", *words])
+        words = [f"`{self.rule}`"]
+        for name, value in self.options.items():
+            shown = value if isinstance(value, str) else f"{value:g}"
+            words.append(f"{name.rpartition('.')[2]} {shown}")
+        return ", ".join(words)
 
 
 RULES = {
@@ -70,9 +75,21 @@ RULES = {
     "both": Entry(
         "tier_term+logit_adjust", {"tier_term.t": 2.0, "logit_adjust.tau": 1.0}
     ),
+    "smallest": Entry(
+        "logit_adjust",
+        {
+            "logit_adjust.tau": 1.0,
+            ".submodel.name": "fedavg",
+            ".submodel.fedavg.mode": "smallest",
+        },
+    ),
 }
 FIRST = "size"
 """What the others are compared with."""
+BASELINE = "smallest"
+"""The smallest model for everybody, with adjusted logits."""
+POOREST = "AUROC, poorest tier's own sub-model"
+"""At the poorest tier's hospitals, all their test records together."""
 
 FIGURES = {
     "AUROC, mean of hospitals": ("auroc", "mean"),
@@ -115,14 +132,17 @@ def config_of(data: str, rule: str, seed: int) -> Any:
 def measure(config: Any) -> dict[str, Any]:
     """One run: figures over hospitals, and by hospital, in its last round."""
     started = time.perf_counter()
-    with experiment.temporary() as folder:
-        summary = train(config, f"{folder}/run").summary
+    rows: list[dict[str, Any]] = []
+    with experiment.temporary() as folder, experiment.without_intervals():
+        log = lambda _, row: rows.append(row)  # noqa: E731
+        summary = train(config, f"{folder}/run", log=log).summary
     last = summary["final"]["last"]
     return {
         "figures": {
             name: last["over_clients"][metric][part]
             for name, (metric, part) in FIGURES.items()
         },
+        "poorest": rows[-1]["eval/auroc/tier_0/own"],
         "hospitals": {
             row["client"]: {"tier": row["tier"], "auroc": row["auroc"]}
             for row in last["clients"]
@@ -172,12 +192,13 @@ def moved(made: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
     """Which rules moved a figure of the worst hospital at each seed; at what price."""
     better, worse, open_ = [], [], []
     for rule in RULES:
-        if rule == FIRST:
+        if rule in (FIRST, BASELINE):
             continue
         by = JUDGED[figure] * np.array(differences(made, data, rule, figure))
         title = RULES[rule].title
         price = np.mean(differences(made, data, rule, PRICE))
-        text = f"{title} ({np.mean(by):+.3f}; mean AUROC {price:+.3f})"
+        own = poorest(made, data, rule)
+        text = f"{title} ({np.mean(by):+.3f}; mean AUROC {price:+.3f}; {own:.3f})"
         if by.min() > 0:
             better.append(text)
         elif by.max() < 0:
@@ -186,9 +207,31 @@ def moved(made: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
             open_.append(title)
     said = {"better at each seed": better, "worse at each": worse}
     told = [f"{words}: {'; '.join(texts) or 'none'}" for words, texts in said.items()]
-    return f"{figure}, against `{FIRST}`: {'; '.join(told)}. Seeds disagree: " + (
-        f"{'; '.join(open_) or 'none'}."
+    served = (
+        f"{poorest(made, data, FIRST):.3f} under `{FIRST}`, "
+        f"{poorest(made, data, BASELINE):.3f} with the smallest model for everybody "
+        "and adjusted logits"
     )
+    return (
+        f"{figure}, against `{FIRST}`: {'; '.join(told)}. Seeds disagree: "
+        f"{'; '.join(open_) or 'none'}. Last in brackets: {POOREST} ({served})."
+    )
+
+
+def poorest(made: dict[Job, dict[str, Any]], data: str, rule: str) -> float:
+    """`POOREST`, the mean over seeds."""
+    return float(np.mean([made[Job(data, rule, seed)]["poorest"] for seed in SEEDS]))
+
+
+def limits(made: dict[Job, dict[str, Any]], data: str) -> str:
+    """What was tried, and what so many seeds can tell."""
+    found = [
+        [made[Job(data, rule, seed)]["figures"][PRICE] for seed in SEEDS]
+        for rule in RULES
+        if rule != BASELINE
+    ]
+    told = experiment.told_apart(len(SEEDS), experiment.resolution(found))
+    return f"Every row is one trial a seed, of one setting. By {PRICE}, {told}"
 
 
 def worse_off(made: dict[Job, dict[str, Any]], data: str) -> str:
@@ -210,15 +253,20 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     made, parts = done(runs), []
     for data in DATA:
         parts.append(f"{data.capitalize()}, {len(SEEDS)} seeds:")
-        heads = ["rule", *FIGURES]
-        lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(FIGURES)]
-        for rule in RULES:
-            figures = [made[Job(data, rule, seed)]["figures"] for seed in SEEDS]
-            cells = [interval([each[name] for each in figures]) for name in FIGURES]
-            lines.append("| " + " | ".join([RULES[rule].title, *cells]) + " |")
+        heads = ["rule", *FIGURES, POOREST]
+        lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads[1:])]
+        for rule, entry in RULES.items():
+            seeds = [made[Job(data, rule, seed)] for seed in SEEDS]
+            cells = [
+                interval([run["figures"][name] for run in seeds]) for name in FIGURES
+            ]
+            if rule == BASELINE:  # most of whose full model was never trained
+                cells = [""] * len(FIGURES)
+            cells.append(interval([run["poorest"] for run in seeds]))
+            lines.append("| " + " | ".join([entry.title, *cells]) + " |")
         parts.append("\n".join(lines))
         parts += [moved(made, data, figure) for figure in JUDGED]
-        parts.append(worse_off(made, data))
+        parts += [limits(made, data), worse_off(made, data)]
     return "\n\n".join(parts)
 
 

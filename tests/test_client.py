@@ -133,7 +133,11 @@ def sliced_and_masked(model, optimizer, *, epochs, dtype, scaler=True, loss=True
 
 # The matrix of tests/submodels has every method and model; this one takes many steps.
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [("mlp", "momentum+decay"), ("cnn", "adamw")]
+    ("model", "optimizer"),
+    [
+        ("mlp", "momentum+decay"),
+        pytest.param("cnn", "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_masked_is_sliced_in_float64_after_many_steps(model, optimizer):
     with in_float64():

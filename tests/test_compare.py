@@ -448,6 +448,7 @@ def written_results(folder):
     return json.loads((folder.page.parent / "blood.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_was_run_is_not_run_again(folder, monkeypatch):
     ours = [name for name, entry in FEW.entries.items() if entry.role == "ours"]
     tuned = len(FEW.rates) * len(FEW.entries)
@@ -493,6 +494,7 @@ def test_what_was_run_is_not_run_again(folder, monkeypatch):
     assert folder.ran == first[:tuned]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_files(folder):
     names = list(FEW.entries)
     go(*names[:3])

@@ -129,7 +129,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "losses, every change at once, a memory, sliced", marks=pytest.mark.slow
+        ),
+        "clipped, noised, summed in secret",
+    ],
+)
 def test_two_rounds_are_those_of_one_device(name):
     ends = []
     for devices in (1, DEVICES):

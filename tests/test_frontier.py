@@ -22,7 +22,8 @@ def made(worst):
                 figures["AUROC, worst hospital"] = worst.get((rule, seed), 0.5)
                 shares = {name: {"auroc": 0.25 * seed} for name in ("full", "own")}
                 job = {"data": data, "rule": rule, "seed": seed}
-                runs.append({**job, "figures": figures, "worse_off": shares})
+                row = {"figures": figures, "poorest": 0.6, "worse_off": shares}
+                runs.append(job | row)
     return runs
 
 
@@ -31,10 +32,15 @@ def test_a_rule_moves_the_worst_hospital_where_all_seeds_agree():
     worst |= {("afl", 0): 0.9, ("afl", 1): 0.1}
     runs = frontier.done(made(worst))
     told = frontier.moved(runs, HEART, "AUROC, worst hospital")
-    assert "better at each seed: `term`, t 2 (+0.100; mean AUROC +0.000);" in told
-    assert "worse at each: `cvar`, alpha 0.5 (-0.100; mean AUROC +0.000)." in told
+    assert (
+        "better at each seed: `term`, t 2 (+0.100; mean AUROC +0.000; 0.600);" in told
+    )
+    assert (
+        "worse at each: `cvar`, alpha 0.5 (-0.100; mean AUROC +0.000; 0.600)." in told
+    )
     assert "`afl`" in told.partition("Seeds disagree")[2]
     assert "`size`;" not in told
+    assert told.count("logit_adjust") == 2  # with and without `tier_term`
 
 
 def test_less_loss_is_better():

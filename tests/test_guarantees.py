@@ -168,6 +168,7 @@ def test_losses_are_in_epsilon_as_a_release_of_the_same_sample(
     assert guarantee.epsilon(9) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_are_within_a_budget_that_noise_is_calibrated_for():
     fields = {
         "privacy__epsilon": 8.0,
@@ -365,6 +366,7 @@ def test_a_patient_at_several_hospitals_spends_at_all_of_them():
     assert "who is a patient of which hospitals" in summary["public"]
 
 
+@pytest.mark.slow
 def test_noise_is_calibrated_for_patients_at_several_hospitals():
     fields = {"privacy__noise_multiplier": None, "privacy__epsilon": 6.0}
     guarantee = of_patients({(0, 1): 1}, **fields)
@@ -592,8 +594,17 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
     ("base", "name"),
     [
         *[(CLIENT, name) for name in names.METHODS if name != "fiarse"],
-        *[(RECORD, name) for name in ("lora", "nefl", "dynamicfl")],
-        *[(SECRET, name) for name in ("heterofl", "inclusivefl", "fedrolex")],
+        (RECORD, "lora"),
+        (SECRET, "heterofl"),
+        (SECRET, "fedrolex"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (RECORD, "nefl"),
+                (RECORD, "dynamicfl"),
+                (SECRET, "inclusivefl"),
+            ]
+        ),
     ],
 )
 def test_every_method_is_protected_in_the_round(base, name):

@@ -78,12 +78,15 @@ def test_a_lane_that_fails_stops_no_other(tmp_path):
             "fairness__denominator": "fixed",
             "server__optimizer": "momentum",
         },
-        {
-            "submodel__name": "fedavg",
-            "privacy__mechanism": "record_dp",
-            "privacy__noise_multiplier": 1.0,
-            "data__partition__num_clients": 4,
-        },
+        pytest.param(
+            {
+                "submodel__name": "fedavg",
+                "privacy__mechanism": "record_dp",
+                "privacy__noise_multiplier": 1.0,
+                "data__partition__num_clients": 4,
+            },
+            marks=pytest.mark.slow,
+        ),
         {"fairness__rule": "q_fedavg"},
     ],
 )

@@ -59,7 +59,11 @@ def many_classes(workdir):
 
 @pytest.mark.parametrize(
     ("names", "edit"),
-    [(NAMES, None), (PLAIN, absurd_losses), (PLAIN, many_classes)],
+    [
+        (NAMES, None),
+        (PLAIN, absurd_losses),
+        pytest.param(PLAIN, many_classes, marks=pytest.mark.slow),
+    ],
 )
 def test_a_report_gives_matplotlib_nothing_to_warn_of(
     names, edit, tmp_path, monkeypatch, capfd, caplog

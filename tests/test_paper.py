@@ -64,6 +64,7 @@ def test_presets_join_in_their_order():
         default.preset(default.get_config(), "smoke+ratio434", **PRESETS)
 
 
+@pytest.mark.slow
 def test_the_setting_trains_in_small():
     config = config_of("chest_xray", "smoke")
     run = specs.build(config)

@@ -28,6 +28,7 @@ def on_four(finished, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
     """Three clients a round, so that one device fills up; the rest is float order."""
     ours, theirs = (rows(folder / "metrics.jsonl") for folder in (on_four, longer))

@@ -126,7 +126,7 @@ def network(name):
     return fakes.spec(model, method), fakes.federation((8, 8, 1))
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_every_layout_is_the_loop_over_clients(name):
     spec, data = network(name)
     state, cohort = fakes.start(spec, data), fakes.cohort()

@@ -123,12 +123,31 @@ def works(fields):
     np.testing.assert_allclose(np.sum(info.weights), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", cover(AXES, 2), ids=lambda f: "-".join(f.values()))
+PAIRS = cover(AXES, 2)
+CONVOLVED = ("lenet", "resnet", "two_conv")
+"""Trained by `make verify`; tests/test_models.py has their answers."""
+IMAGES = [fields for fields in PAIRS if fields["model.name"] == "cnn"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(fields, marks=pytest.mark.slow if fields in IMAGES[2:] else [])
+        for fields in PAIRS
+    ],
+    ids=lambda fields: "-".join(fields.values()),
+)
 def test_every_two_names_work_together(fields):
     works(fields)
 
 
-@pytest.mark.parametrize("name", sorted(names.MODELS.keys() - set(AXES["model.name"])))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in CONVOLVED else [])
+        for name in sorted(names.MODELS.keys() - set(AXES["model.name"]))
+    ],
+)
 def test_every_model_trains(name):
     works({"model.name": name, "tiers.budget": (0.5, 1.0), "tiers.share": (1.0, 1.0)})
 

@@ -503,7 +503,10 @@ def cells(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(params=["generated", "real"] if BLOOD.is_file() else ["generated"])
+REAL = [pytest.param("real", marks=pytest.mark.slow)] if BLOOD.is_file() else []
+
+
+@pytest.fixture(params=["generated", *REAL])
 def blood(request):
     """(folder, split -> pictures per class), also of the real file if it is here."""
     if request.param == "real":

@@ -57,6 +57,7 @@ def test_only_bytes_that_all_hospitals_read_alike_have_a_line():
     assert pixels.reading(None, model) is model
 
 
+@pytest.mark.slow
 def test_a_model_takes_bytes_and_floats_at_every_size():
     model = pixels.reading(LINE, fakes.small_cnn())
     x = BYTES[:4]

@@ -90,6 +90,7 @@ def test_what_overflows_is_paid_for():
     assert spent[2] == pytest.approx(known, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_calibrated_noise_of_the_table():
     """q = 0.1, T = 100, epsilon 2; the budget is met and hardly wasted."""
     make = lambda sigma: [Mechanism(sigma, rate=0.1)]  # noqa: E731

@@ -414,7 +414,13 @@ PROTECTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", PROTECTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "secret" else [])
+        for name in PROTECTIONS
+    ],
+)
 def test_a_hospital_whose_training_fails_is_not_to_be_told_from_others(name):
     """It sends as one that learned nothing, which a learning rate of 0 makes it."""
     spec, data = federated()

@@ -178,6 +178,7 @@ def heads_of_tiers(params):
     return scopes
 
 
+@pytest.mark.slow
 def test_masked_is_quantised_bit_by_bit():
     """In another layout, with copies of tiers, a padded slot and a drop-out.
 

@@ -338,7 +338,13 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "multi_krum" else [])
+        for name in ALL
+    ],
+)
 def test_a_fold_is_the_same_under_every_layout_and_order(name):
     protection = folds.folded(aggregate.OPEN, ALL[name])
     _, state, info = ended(protection)

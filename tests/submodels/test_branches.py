@@ -181,7 +181,16 @@ def relative(tree, other):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "bound"),
-    [("mlp", np.float32, 1e-5), *((name, np.float64, 1e-12) for name in MODELS)],
+    [
+        ("mlp", np.float32, 1e-5),
+        *(
+            pytest.param(
+                *(name, np.float64, 1e-12),
+                marks=pytest.mark.slow if name in ("resnet", "vit") else [],
+            )
+            for name in MODELS
+        ),
+    ],
 )
 def test_expand_and_regroup_change_no_output(name, dtype, bound):
     """merge(expand(p)) == p, again after two regroups, in training and evaluation."""

@@ -74,7 +74,8 @@ def block_of(path):
     return int(part[-1]) if part[-1].isdigit() else None
 
 
-@pytest.mark.parametrize("beta", [BETA, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [BETA, 0.0])
 def test_a_round_by_hand(beta):
     """Blocks 0, 2 and 3 are the last of a tier; tier 2 alone has no teacher."""
     state, step = federated(beta)

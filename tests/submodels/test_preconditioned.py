@@ -168,6 +168,7 @@ def test_under_adam_it_is_another_method():
     assert fakes.gap(ours, theirs) > 0.1 * size(theirs)
 
 
+@pytest.mark.slow
 def test_a_federation_is_the_same():
     """Two rounds of a ladder, masked and sliced: below the plain model, it, above."""
     model, data = fakes.small_mlp((8,)), fakes.federation()

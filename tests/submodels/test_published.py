@@ -268,13 +268,14 @@ def pictures(tmp_path_factory):
     return str(path)
 
 
+SMALLEST = ("fedrolex", "fiarse", "heterofl")
+"""Recipes that `make test` trains; `make verify` trains all."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        # The recipe of fedrolex.
-        pytest.param(
-            name, marks=pytest.mark.slow if name == "federated_dropout" else []
-        )
+        pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow)
         for name in RECIPES
     ],
 )

@@ -19,7 +19,22 @@ UNSTRUCTURED = {"fiarse"}
 COVER = matrix.cover()
 
 
-@pytest.mark.parametrize("case", COVER, ids="-".join)
+def cheapest():
+    """Cases of the cover in which every value is, on small models where it can be."""
+    met, chosen = set(), []
+    order = list(matrix.MODELS)
+    for case in sorted(COVER, key=lambda case: order.index(case[1])):
+        if not met.issuperset(enumerate(case)):
+            met |= set(enumerate(case))
+            chosen.append(case)
+    return chosen
+
+
+FEW = cheapest()
+"""What `make test` runs of the cover; `make verify` runs all cases."""
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
 def test_masked_is_sliced(case):
     difference, change = matrix.gap(*case)
     assert difference < 1e-9
@@ -32,6 +47,10 @@ def test_the_cover_and_the_tables_are_whole():
     for one, other in itertools.combinations(range(4), 2):
         met = {(case[one], case[other]) for case in COVER}
         assert met == {(case[one], case[other]) for case in covered}
+    assert {*map(frozenset, COVER)} > {*map(frozenset, FEW)}
+    assert {name for case in FEW for name in case} == {
+        name for case in COVER for name in case
+    }
     assert {*matrix.METHODS, *matrix.MODELS} > matrix.VARIANTS
     short = {"federated_dropout": "dropout"}
     named = {short.get(name, name) for name in names.METHODS}
