@@ -94,6 +94,8 @@ def table(path) -> None:
 def config_of(path, case: Case):
     mechanism, variant, method, rule, fold, secure_sum, denominator = case
     family = names.METHODS[METHODS[method]["submodel.name"]]
+    # fedbn keeps norms, of which mlp has none.
+    residual = family.blocks or family.exits or rule == "fedbn"
     config = default.get_config()
     config.update_from_flattened_dict(
         {
@@ -105,7 +107,7 @@ def config_of(path, case: Case):
             "data.partition.val_fraction": 0.0,
             "rounds": 2,
             "execution.devices": 1,
-            "model.name": "resmlp" if family.blocks or family.exits else "mlp",
+            "model.name": "resmlp" if residual else "mlp",
             "model.mlp.hidden": (4,),
             "model.resmlp.width": 4,
             "model.resmlp.hidden": 2,
