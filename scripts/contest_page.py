@@ -214,7 +214,8 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
         names = list(dict.fromkeys((ours, rival, BASELINE)))
         values = np.mean(pairs("poorest", names=names), axis=0)
         listed = "; ".join(
-            f"{contest.entries[name].title}, {value:.3f}"
+            f"{contest.entries[name].title}, "
+            f"{f'{value:.3f}' if np.isfinite(value) else 'none'}"
             for name, value in zip(names, values, strict=True)
         )
         within = [

@@ -5,7 +5,7 @@ validation split; figures and claims are those of the test split.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,6 +259,11 @@ class Claim(NamedTuple):
 
         return figure(self.better), figure(self.worse)
 
+    def known(self, contest: Contest, seeds: Iterable[Mapping[str, Run]]) -> bool:
+        """Whether both have the figure: of `exclusive` the poorest tier has none."""
+        values = [of(runs) for runs in seeds for of in self.figures(contest)]
+        return bool(np.all(np.isfinite(values)))
+
 
 OF_TIERS = {
     "worst_tier": "worst tier of ",
@@ -313,6 +318,7 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
                 {
                     claim.title(contest): claim.figures(contest)
                     for claim in claims_of(contest, ours, rivals[ratio])
+                    if claim.known(contest, runs.values())
                 },
                 list(runs.values()),
             )

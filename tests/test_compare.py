@@ -360,6 +360,22 @@ def test_who_takes_no_part_has_no_sub_model_and_a_rate_at_the_edge_is_marked():
     assert " | 0 / 0 / 7 | 0 / 0 / 1 | " in row
 
 
+def test_a_rival_without_a_poorest_tier_is_not_compared_there(monkeypatch):
+    """As the best of the validation split may be, of which the poor get nothing."""
+    monkeypatch.setitem(QUALITY, "exclusive", 0.92)
+    runs = made_up()
+    for job, made in runs.items():
+        if job.method == "exclusive":
+            made["bytes"] = [0, 0, 1_000_000]
+    made = results(runs)
+    json.dumps(made, allow_nan=False)
+    assert made["best_published"] == dict.fromkeys(RATIOS, "exclusive")
+    claims = [claim["claim"] for claim in made["claims"][FIRST]]
+    assert not [claim for claim in claims if claim.startswith("poorest tier's")][1:]
+    title = BLOOD.entries["exclusive"].title
+    assert f"; {title}, none; " in contest_page.sentence(BLOOD, made)
+
+
 def test_the_sentence_says_who_wins_by_how_much_and_for_whom():
     made = results(made_up(adjusted_tiers_0=0.8, adjusted_tiers_1=0.9, heterofl_2=0.95))
     # 0.8, 0.9, 0.95 against 0.7, 0.7, 0.95; the other ratio is as QUALITY has it.

@@ -87,6 +87,8 @@ def inclusivefl(
         for tier, names in enumerate(lessons):
             for leaf in parts[names[0]][1]:
                 paths = [f"{name}/{leaf}" for name in names]
+                if not changes.keys() >= set(paths):
+                    continue  # a rule has clients keep it, and no tier teaches it
                 teacher = sum(changes[path][tier + 1] for path in paths) / len(paths)
                 known = jnp.stack([covered[path][tier + 1] for path in paths])
                 for path in paths[: len(own[tier])]:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import default, heart_disease
-from fairjax import checks, layout, names, round, schema, specs
+from fairjax import checks, layout, names, round, schema, specs, train
 from fairjax.fairness import personal
 from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Federation, Scores
+from fairjax.types import Cohort, Federation, Scores
 from tests import fakes
 
 NEUTRAL = {
@@ -387,3 +387,44 @@ def test_in_these_situations_nobody_counts_or_somebody_does():
     assert valid["no records at one"] == [True, False, True, True]
     assert valid["losses that are huge"] == [False, True, False, True]
     assert valid["one record each"] == valid["features of zero"] == 4 * [True]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name == "inclusivefl" else pytest.mark.slow)
+        for name in names.METHODS
+    ],
+)
+@pytest.mark.parametrize("rule", ["fedbn", "private_head"])
+def test_clients_keep_leaves_under_every_method(method, rule):
+    """Traced, not run: also where tiers have copies of them, or teach each other."""
+    c = default.get_config()
+    c.update_from_flattened_dict(
+        {
+            "fairness.rule": rule,
+            "submodel.name": method,
+            "data.partition.num_clients": 4,
+            "model.name": "resmlp",
+            "model.resmlp.norm": "layer",
+            "model.resmlp.width": 8,
+            "model.resmlp.hidden": 4,
+        }
+    )
+    run = specs.build(c)
+    if (rule, method) == ("private_head", "lora"):
+        # Factors are named by their kernels, and none is a head.
+        with pytest.raises(
+            checks.InputError, match="a model with leaves that it keeps"
+        ):
+            train.initial(run)
+        return
+    state = train.initial(run)
+
+    def step(state):
+        data = jax.tree.map(jnp.asarray, run.splits.train)
+        cohort = Cohort(jnp.arange(2), jnp.asarray(run.tiers[:2]), jnp.ones(2, bool))
+        return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
+
+    new, _ = jax.eval_shape(step, state)
+    assert checks.describe(new) == checks.describe(state)
