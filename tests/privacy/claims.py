@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from configs import default
-from fairjax import checks, names, schema, specs
+from fairjax import checks, names, schema, specs, train
 from fairjax.attacks import audit, canaries
 from fairjax.privacy import securesum
 from fairjax.robust import folds
@@ -162,6 +162,15 @@ def accepted(path, case: Case) -> bool:
     return True
 
 
+def begins(path, case: Case) -> bool:
+    """Whether it has a first state too: a rule may keep leaves that nobody has."""
+    try:
+        train.initial(specs.build(config_of(path, case)))
+    except checks.InputError:
+        return False
+    return True
+
+
 def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
     """An accepted case, some of whose values are given."""
     rng = np.random.default_rng(seed)
@@ -170,7 +179,7 @@ def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
     for _ in range(1000):
         drawn = (str(rng.choice(pool)) for pool in pools.values())
         case = (mechanism, *drawn)
-        if accepted(path, case):
+        if accepted(path, case) and begins(path, case):
             return case
     raise AssertionError(f"nothing is accepted with {mechanism} and {fixed}")
 
@@ -209,7 +218,7 @@ def cover(path, mechanism: str) -> list[Case]:
         if not pairs(best) & left:
             break
         cases.remove(best)
-        if ok(*best[1:]):
+        if ok(*best[1:]) and begins(path, best):
             chosen.append(best)
             left -= pairs(best)
     assert chosen, f"nothing is accepted with {mechanism}"
