@@ -46,14 +46,16 @@ class Entry(NamedTuple):
     options: dict[str, Any]
     """Fields below `fairness`; of the whole config where they have a dot in front."""
 
+    heading: str | None = None
+    """What its row is called; None: the rule with its settings."""
+
     @property
     def title(self) -> str:
-        """The rule with its settings."""
-        words = [f"`{self.rule}`"]
-        for name, value in self.options.items():
-            shown = value if isinstance(value, str) else f"{value:g}"
-            words.append(f"{name.rpartition('.')[2]} {shown}")
-        return ", ".join(words)
+        """What its row is called."""
+        if self.heading is not None:
+            return self.heading
+        words = [f"{name.rpartition('.')[2]} {v:g}" for name, v in self.options.items()]
+        return ", ".join([f"`{self.rule}`", *words])
 
 
 RULES = {
@@ -82,6 +84,7 @@ RULES = {
             ".submodel.name": "fedavg",
             ".submodel.fedavg.mode": "smallest",
         },
+        heading="no rule: the smallest model for everybody, adjusted logits",
     ),
 }
 FIRST = "size"
