@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import client
+from fairjax.core import client
+from fairjax.core.types import Examples, Member, Model
 from fairjax.models import cnn, resnet
 from fairjax.submodels import branches, expanded
 from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
-from fairjax.types import Examples, Member, Model
 
 STEPS, TURNS = 8, 3
 ALL = branches.Form().families

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.peers import ours, run, work
 from benchmarks.rows import Row, seconds
-from fairjax import train
+from fairjax.experiment import train
 
 CASES: dict[str, tuple[str, dict[str, int]]] = {
     "rounds of a second, a checkpoint each": (

@@ -14,7 +14,7 @@ import time
 from benchmarks.peers import run, work
 from benchmarks.rows import Row, seconds
 from configs import digits
-from fairjax import train
+from fairjax.experiment import train
 from fairjax.models import adapt
 
 SEEDS = (0, 1, 2)

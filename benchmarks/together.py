@@ -15,7 +15,8 @@ from typing import Any
 import jax
 
 from configs import default
-from fairjax import lanes, specs, train
+from fairjax.experiment import train, vmapped
+from fairjax.experiment.config import build
 
 RUNS, TURNS, ROUNDS = 8, 5, 20
 
@@ -86,15 +87,15 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for case in CASES:
         configs = [config_of(case, seed) for seed in range(RUNS)]
-        run = specs.build(configs[0])
+        run = build.build(configs[0])
         state = train.initial(run)
         began = time.perf_counter()
         step, _ = train.compiled(run, state)
         compile_one = time.perf_counter() - began
         alone = seconds_of(step, state)
 
-        together = lanes.Lanes(configs)
-        states = [train.initial(specs.build(config)) for config in configs]
+        together = vmapped.Lanes(configs)
+        states = [train.initial(build.build(config)) for config in configs]
         began = time.perf_counter()
         program = together.program(states[0])
         compile_all = time.perf_counter() - began
@@ -102,7 +103,7 @@ def measure() -> list[dict[str, Any]]:
         def every(states: Any, program: Any = program, given: Any = together.arguments):
             return program(states, *given)
 
-        all_of_them = seconds_of(every, lanes.stacked(states))
+        all_of_them = seconds_of(every, vmapped.stacked(states))
         rows.append(
             {
                 "case": case,

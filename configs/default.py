@@ -8,7 +8,7 @@ option of one that is not in use is refused.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fairjax import checks
+from fairjax.core import require
 
 
 def get_config() -> ConfigDict:
@@ -431,6 +431,6 @@ def preset(config: ConfigDict, name: str, **presets: dict) -> ConfigDict:
     """
     presets = {"smoke": {"rounds": 2, "eval_every": 1}, **presets}
     for part in name.split("+") if name else ():
-        checks.one_of("preset of --config", part, presets)
+        require.one_of("preset of --config", part, presets)
         config.update_from_flattened_dict(presets[part])
     return config

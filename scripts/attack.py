@@ -8,7 +8,7 @@ Writes attack.json, whose rows of other attacks stay, and attack_inversion.png.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fairjax import attacks, command
+from fairjax import attacks
+from fairjax.experiment import cli
 
 _OPTIONS = (
     "tier",
@@ -79,11 +80,11 @@ def main(options: flags.FlagValues) -> None:
     """Attacks, and prints what came out."""
     given = options.flag_values_dict()
     settings = {name: given[name] for name in _OPTIONS if given[name] is not None}
-    overridden = command.overridden(options) if options.config else ()
+    overridden = cli.overridden(options) if options.config else ()
     run, state = attacks.opened(options.workdir, options.config, overridden)
     rows = attacks.attack(options.attack, run, state, options.workdir, settings)
     print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -7,7 +7,7 @@ part between its markers in benchmarks/README.md.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -30,8 +30,9 @@ from benchmarks import (
     together,
 )
 from benchmarks.peers import run as peers
-from fairjax import checks, command
-from fairjax.workdir import provenance, write_json
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io.workdir import provenance, write_json
 from scripts.experiment import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
@@ -84,7 +85,7 @@ def filled(page: str, name: str, results: Any) -> str:
 
 def main(options: flags.FlagValues) -> None:
     """Measures."""
-    name = checks.one_of("--name", options.name, BENCHMARKS)
+    name = require.one_of("--name", options.name, BENCHMARKS)
     made = provenance()
     load = [os.getloadavg()[0]]
     figures = BENCHMARKS[name].measure()
@@ -108,4 +109,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -12,7 +12,7 @@ after the other, two hours.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -29,10 +29,13 @@ import numpy as np
 from absl import flags
 
 from configs import heart_disease, pbc_blood28
-from fairjax import checks, command, measure, round, specs
+from fairjax.core import require, round
+from fairjax.evaluation import deployed
+from fairjax.experiment import cli, evaluate
+from fairjax.experiment.config import build
+from fairjax.experiment.io.workdir import write_json
 from fairjax.robust import faults
 from fairjax.robust.faults import Deadline, Fault
-from fairjax.workdir import write_json
 from scripts import experiment
 from scripts.experiment import fill
 
@@ -156,7 +159,7 @@ def config_of(job: Job) -> Any:
 def measured(job: Job) -> list[dict[str, Any]]:
     """Trains with all shares and seeds: a row per share."""
     setting = SETTINGS[job.data]
-    run = specs.build(config_of(job), vmapped=setting.side_by_side)
+    run = build.build(config_of(job), vmapped=setting.side_by_side)
     shares = (0.0,) if job.attack == NOBODY else setting.shares
     clients = len(run.splits.clients)
     lanes = [
@@ -197,9 +200,9 @@ def measured(job: Job) -> list[dict[str, Any]]:
             layout=run.layout,
             rounds=run.config["rounds"],
         )
-        members = measure.representatives(run)
+        members = evaluate.representatives(run)
         tiers = jnp.asarray(run.tiers)
-        full, _ = round.evaluate(state, test, train, tiers, members, spec=spec)
+        full, _ = deployed.evaluate(state, test, train, tiers, members, spec=spec)
         return full.pooled.auroc, full.pooled.accuracy, state.attendance
 
     over = jax.vmap if setting.side_by_side else _one_by_one
@@ -296,7 +299,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and writes both files."""
     for name in options.data:
-        checks.one_of("--data", name, SETTINGS)
+        require.one_of("--data", name, SETTINGS)
     same = {
         "command": "python scripts/byzantine.py",
         "attacks": ATTACKS,
@@ -315,4 +318,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -17,7 +17,7 @@ files.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fairjax import checks, command
-from fairjax.train import train
-from fairjax.workdir import write_json
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io.workdir import write_json
+from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.contest_page import draw, sentence, table
 from scripts.contests import CONTESTS, Contest
@@ -126,9 +127,9 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and writes the files."""
-    contest = CONTESTS[checks.one_of("--data", options.data, CONTESTS)]
+    contest = CONTESTS[require.one_of("--data", options.data, CONTESTS)]
     for name in options.methods:
-        checks.one_of("--methods", name, contest.entries)
+        require.one_of("--methods", name, contest.entries)
     methods = options.methods or list(contest.entries)
     same = {
         "command": f"python scripts/compare.py --data={options.data}",
@@ -148,4 +149,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -12,7 +12,7 @@ page beside it.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -29,9 +29,12 @@ from absl import flags
 from jaxtyping import Array, Float
 
 from configs import heart_disease
-from fairjax import command, layout, measure, round, specs
-from fairjax.train import initial, train
-from fairjax.workdir import write_json
+from fairjax.core import layout, round
+from fairjax.evaluation import deployed
+from fairjax.experiment import cli, evaluate
+from fairjax.experiment.config import build
+from fairjax.experiment.io.workdir import write_json
+from fairjax.experiment.train import initial, train
 from scripts import experiment
 from scripts.experiment import fill, interval
 
@@ -75,10 +78,10 @@ def title(epsilon: float | None) -> str:
 
 def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
     """Validation AUROC of every pair at every epsilon, side by side."""
-    runs = [specs.build(config_of(epsilon, seed)) for epsilon in EPSILONS]
+    runs = [build.build(config_of(epsilon, seed)) for epsilon in EPSILONS]
     noise = [run.guarantee.records.noise_multiplier for run in runs]
     run = runs[0]
-    start, members = initial(run), measure.representatives(run)
+    start, members = initial(run), evaluate.representatives(run)
     data, val = jax.tree.map(jnp.asarray, (run.splits.train, run.splits.val))
     assert run.spec.local.dp is not None
     dp = run.spec.local.dp
@@ -97,7 +100,7 @@ def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
             layout=layout.vmapped(),
             rounds=run.config["rounds"],
         )
-        full, _ = round.evaluate(
+        full, _ = deployed.evaluate(
             end, val, data, jnp.asarray(run.tiers), members, spec=spec
         )
         return full.pooled.auroc
@@ -253,4 +256,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -11,7 +11,7 @@ Ten to twenty minutes on 2 CPU cores.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -33,9 +33,11 @@ import numpy as np
 from absl import flags
 
 from configs import breast_cancer
-from fairjax import checkpoint, command, measure, preemption, trees
-from fairjax import train as loop
-from fairjax import workdir as files
+from fairjax.core import trees
+from fairjax.experiment import cli, evaluate
+from fairjax.experiment import train as loop
+from fairjax.experiment.io import checkpoint, preemption
+from fairjax.experiment.io import workdir as files
 from scripts import experiment
 from scripts.experiment import fill
 
@@ -64,7 +66,7 @@ def marked(workdir: str, mark: str) -> None:
 
     A save goes on in the background while the next step begins.
     """
-    command.keep_programs()
+    cli.keep_programs()
     file = os.open(mark, os.O_WRONLY)
 
     def noted(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,14 +77,14 @@ def marked(workdir: str, mark: str) -> None:
 
         return run
 
-    compiled, measured = loop.compiled, measure.compiled
+    compiled, measured = loop.compiled, evaluate.compiled
 
     def steps(*args: Any) -> Any:
         step, program = compiled(*args)
         return noted("in a step", step), program
 
     loop.compiled = steps
-    measure.compiled = lambda *args: noted("in an evaluation", measured(*args))
+    evaluate.compiled = lambda *args: noted("in an evaluation", measured(*args))
     files.write_lines = noted("in a write of logs", files.write_lines)
     save = checkpoint.Checkpoints.save
     checkpoint.Checkpoints.save = noted("in a save", save)
@@ -268,4 +270,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

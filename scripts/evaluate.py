@@ -7,7 +7,7 @@ per hospital, as JSON.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from fairjax import command, coverage
-from fairjax.measure import evaluate
-from fairjax.train import load
+from fairjax.experiment import cli, coverage
+from fairjax.experiment.evaluate import evaluate
+from fairjax.experiment.train import load
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -57,4 +57,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -9,7 +9,7 @@ differs is the form and not its rounding.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -25,10 +25,11 @@ import numpy as np
 import optax
 from absl import flags
 
-from fairjax import command, keys, losses
+from fairjax.core import losses, rng
 from fairjax.data import datasets
+from fairjax.experiment import cli
+from fairjax.experiment.io.workdir import provenance, write_json
 from fairjax.submodels import branches, expanded
-from fairjax.workdir import provenance, write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "expanded.json"
@@ -69,10 +70,10 @@ def start(key: jax.Array) -> Tree:
     """The plain network."""
     tree, before = {}, 1
     for i, width in enumerate(SETTING["channels"]):
-        kernel = jax.nn.initializers.he_normal()(keys.at(key, i), (3, 3, before, width))
+        kernel = jax.nn.initializers.he_normal()(rng.at(key, i), (3, 3, before, width))
         tree[LAYERS[i]] = {"kernel": kernel, "bias": jnp.zeros(width)}
         before = width
-    head = jax.nn.initializers.he_normal()(keys.at(key, len(LAYERS)), (before, 10))
+    head = jax.nn.initializers.he_normal()(rng.at(key, len(LAYERS)), (before, 10))
     return tree | {"head": {"kernel": head, "bias": jnp.zeros(10)}}
 
 
@@ -91,7 +92,7 @@ def expand(form: Form, key: jax.Array, tree: Tree, x: jax.Array) -> Tree:
     """The plain network with its layers in another form."""
     made = dict(tree)
     for i, name in enumerate(LAYERS):
-        made[name] = form.expand(keys.at(key, i), tree[name], x)
+        made[name] = form.expand(rng.at(key, i), tree[name], x)
         x = jax.nn.relu(plain(tree[name], x)[0])
     return made
 
@@ -226,8 +227,8 @@ def measure(name: str, seed: int) -> tuple[dict[str, Any], jax.Array]:
     grow, step, run, merged_of = compiled(name)
     train, (x, y) = batches(seed)
     key = jax.random.key(seed)
-    network = start(keys.at(key, 0))
-    tree = grow(keys.at(key, 1), network, train[0][0])
+    network = start(rng.at(key, 0))
+    tree = grow(rng.at(key, 1), network, train[0][0])
     state, seconds = OPTIMIZER.init(tree), []
     for batch in train:
         began = time.perf_counter()
@@ -263,9 +264,9 @@ def expansion(seed: int) -> dict[str, float]:
     grow, _, run, _ = compiled("expanded with norms")
     x = batches(seed)[0][0][0]
     key = jax.random.key(seed)
-    network = start(keys.at(key, 0))
+    network = start(rng.at(key, 0))
     truth, _ = compiled("plain")[2](network, x)
-    tree = grow(keys.at(key, 1), network, x)
+    tree = grow(rng.at(key, 1), network, x)
     released = dict(tree)
     for name in LAYERS:
         shape = shape_of(tree[name])
@@ -309,4 +310,4 @@ def main(_: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda *_: None)
+    cli.run(main, lambda *_: None)

@@ -16,8 +16,10 @@ import numpy as np
 import scipy.special
 
 from configs import default
-from fairjax import final, preemption, schema
-from fairjax.workdir import provenance
+from fairjax.experiment import summary
+from fairjax.experiment.config import validate
+from fairjax.experiment.io import preemption
+from fairjax.experiment.io.workdir import provenance
 
 SELECT = "balanced_accuracy"
 """What the runs of experiments select their round by, whatever the default is."""
@@ -30,10 +32,10 @@ Figure = Callable[[Any], float]
 
 def changes(config: Any) -> dict[str, Any]:
     """The fields that a config changes in configs/default.py, with their values."""
-    ours, theirs = schema.plain(config), schema.plain(default.get_config())
+    ours, theirs = validate.plain(config), validate.plain(default.get_config())
     return {
         path: functools.reduce(operator.getitem, path.split("."), ours)
-        for path in schema.differences(ours, theirs)
+        for path in validate.differences(ours, theirs)
     }
 
 
@@ -77,11 +79,11 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def without_intervals() -> Iterator[None]:
     """Those of the final figures, where none are kept, may take longer than a run."""
-    before, final.RESAMPLES = final.RESAMPLES, 2
+    before, summary.RESAMPLES = summary.RESAMPLES, 2
     try:
         yield
     finally:
-        final.RESAMPLES = before
+        summary.RESAMPLES = before
 
 
 def extent(values: Sequence[float]) -> dict[str, float]:

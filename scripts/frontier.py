@@ -13,7 +13,7 @@ begin anew. `--data=diabetes` runs a part: two processes share the files.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -26,9 +26,10 @@ import numpy as np
 from absl import flags
 
 from configs import diabetes130, heart_disease
-from fairjax import checks, command
-from fairjax.train import train
-from fairjax.workdir import write_json
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io.workdir import write_json
+from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import fill, interval
 
@@ -295,7 +296,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and writes both files."""
     for name in options.data:
-        checks.one_of("--data", name, DATA)
+        require.one_of("--data", name, DATA)
     same = {
         "command": "python scripts/frontier.py",
         "seeds": list(SEEDS),
@@ -315,4 +316,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -11,7 +11,7 @@ Writes results/fuzz.json, and from it the table in results/README.md.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -31,10 +31,14 @@ import numpy as np
 from absl import flags
 
 from configs import breast_cancer, default
-from fairjax import checkpoint, checks, command, names, report, schema, specs
-from fairjax import train as training
-from fairjax import workdir as files
+from fairjax import report
+from fairjax.core import require
 from fairjax.data import augment, datasets, federation
+from fairjax.experiment import cli
+from fairjax.experiment import train as training
+from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.io import checkpoint
+from fairjax.experiment.io import workdir as files
 from scripts import experiment, train
 from scripts.experiment import fill
 
@@ -49,7 +53,7 @@ class Attempt(NamedTuple):
     """A command, which is given what is broken."""
 
     main: Callable[[Any], None]
-    define: command.Define = lambda values, argv: None
+    define: cli.Define = lambda values, argv: None
     argv: Sequence[str] = ("fuzz.py",)
 
 
@@ -99,10 +103,21 @@ def _garbled(rng: Random, text: str) -> str:
 
 # ------------------------------------------------------------------ fields of a config
 
-FIELDS = command.fields_of(default.get_config())
+FIELDS = cli.fields_of(default.get_config())
 WORDS = (
-    *(*names.MODELS, *names.METHODS, *names.RULES, *names.OPTIMIZERS, *names.SERVERS),
-    *(*names.SCHEDULES, *names.NORMALISATIONS, *names.ASSIGNMENTS, *federation.LAWS),
+    *(
+        *registry.MODELS,
+        *registry.METHODS,
+        *registry.RULES,
+        *registry.OPTIMIZERS,
+        *registry.SERVERS,
+    ),
+    *(
+        *registry.SCHEDULES,
+        *registry.NORMALISATIONS,
+        *registry.ASSIGNMENTS,
+        *federation.LAWS,
+    ),
     *(*datasets.DATASETS, *augment.AUGMENTS, "client_dp", "record_dp", "local_dp"),
     *("masked", "sliced", "fixed", "tier_term+q_ffl", "size+size"),
 )
@@ -144,8 +159,8 @@ def overrides(rng: Random, folder: pathlib.Path) -> Attempt:
         argv.append(f"--config.{field}={value}")
 
     def main(options: Any) -> None:
-        schema.check(options.config, command.overridden(options))
-        specs.build(options.config)
+        validate.check(options.config, cli.overridden(options))
+        build.build(options.config)
 
     return Attempt(main, train.define, argv)
 
@@ -155,7 +170,7 @@ def overrides(rng: Random, folder: pathlib.Path) -> Attempt:
 
 def _reading(rng: Random, name: str, path: pathlib.Path, **roles: Any) -> Attempt:
     """Reads a file as a run would, and deals its records to hospitals."""
-    clients, normalise = int(rng.integers(1, 5)), pick(rng, names.NORMALISATIONS)
+    clients, normalise = int(rng.integers(1, 5)), pick(rng, registry.NORMALISATIONS)
 
     def main(_: Any) -> None:
         table = datasets.load(name, path=str(path), **roles)
@@ -371,7 +386,7 @@ def outcome(make: Make, rng: Random) -> str:
         before = _content(folder)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                command.run(attempt.main, attempt.define, attempt.argv)
+                cli.run(attempt.main, attempt.define, attempt.argv)
         except SystemExit as stop:
             code = stop.code
         except Exception as error:
@@ -455,8 +470,8 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Counts, and writes both files."""
-    inputs = checks.count("--inputs", options.inputs)
-    seed = checks.in_range("--seed", options.seed, 0)
+    inputs = require.count("--inputs", options.inputs)
+    seed = require.in_range("--seed", options.seed, 0)
     content = finished()
     started = time.perf_counter()
     rows, defects = counts(content, inputs, seed)
@@ -476,4 +491,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

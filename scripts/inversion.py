@@ -13,7 +13,7 @@ with the parts that are missing; another setting or other versions begin anew.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -31,13 +31,15 @@ import scipy.stats
 from absl import flags
 
 from configs import pbc_blood28
-from fairjax import checks, command, specs
 from fairjax.attacks import reconstruction
+from fairjax.core import require
+from fairjax.core.types import RunState
+from fairjax.experiment import cli
+from fairjax.experiment.config import build
+from fairjax.experiment.io.workdir import number, write_json
+from fairjax.experiment.train import initial, train
 from fairjax.report import reconstructions
 from fairjax.submodels import branches
-from fairjax.train import initial, train
-from fairjax.types import RunState
-from fairjax.workdir import number, write_json
 from scripts import experiment
 from scripts.experiment import fill
 
@@ -140,7 +142,7 @@ def config_of(part: Part) -> Any:
     return config
 
 
-def secrets(run: specs.Run, state: RunState, victims: int) -> Any:
+def secrets(run: build.Run, state: RunState, victims: int) -> Any:
     """What the victims of every tier remember: branches drawn uniformly."""
     if not isinstance(state.memory, dict) or "alive" not in state.memory:
         return None
@@ -161,7 +163,7 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a part; what was found goes to `pictures`."""
     part = PARTS[name]
     config = config_of(part)
-    run = specs.build(config)
+    run = build.build(config)
     state = initial(run)
     if part.rounds:
         config.rounds = part.rounds
@@ -462,7 +464,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and writes the files."""
     for name in options.part:
-        checks.one_of("--part", name, PARTS)
+        require.one_of("--part", name, PARTS)
     pictures = pathlib.Path(options.workdir)
     same = {
         "command": "python scripts/inversion.py",
@@ -477,4 +479,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

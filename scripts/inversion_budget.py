@@ -13,7 +13,7 @@ another setting or other versions begin anew. `--case=...` runs some of them.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -27,11 +27,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from fairjax import checks, command, specs
 from fairjax.attacks import reconstruction
-from fairjax.train import initial, train
-from fairjax.types import RunState
-from fairjax.workdir import number, write_json
+from fairjax.core import require
+from fairjax.core.types import RunState
+from fairjax.experiment import cli
+from fairjax.experiment.config import build
+from fairjax.experiment.io.workdir import number, write_json
+from fairjax.experiment.train import initial, train
 from scripts import experiment, inversion
 from scripts.experiment import fill
 from scripts.inversion import PAIRED, PARTS
@@ -98,11 +100,11 @@ def settings_of(case: Case, budget: str) -> reconstruction.Inversion:
 
 
 @functools.lru_cache(maxsize=1)
-def attacked(name: str) -> tuple[specs.Run, RunState]:
+def attacked(name: str) -> tuple[build.Run, RunState]:
     """The run of a part, and the state whose coming round is attacked."""
     part = PARTS[name]
     config = inversion.config_of(part)
-    run = specs.build(config)
+    run = build.build(config)
     if not part.rounds:
         return run, initial(run)
     config.rounds = part.rounds
@@ -345,7 +347,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and writes the files."""
     for name in options.case:
-        checks.one_of("--case", name, CASES)
+        require.one_of("--case", name, CASES)
     same = {
         "command": "python scripts/inversion_budget.py",
         "attack": dataclasses.asdict(reconstruction.Inversion()),
@@ -373,4 +375,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -9,7 +9,7 @@ and without a network it fails at once, and says which files to put where.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from fairjax import checks, command
+from fairjax.core import require
 from fairjax.data import datasets
 from fairjax.data.table import FREE, SPLITS, Table
+from fairjax.experiment import cli
 
 NAMES = tuple(name for name in datasets.DATASETS if name not in datasets.OWN)
 
@@ -54,9 +55,9 @@ def told(table: Table) -> list[str]:
 
 def main(options: flags.FlagValues) -> None:
     """Prepares, and prints."""
-    name = checks.one_of("--name", options.name, NAMES)
+    name = require.one_of("--name", options.name, NAMES)
     print("\n".join(told(datasets.load(name, data_dir=options.data_dir))))
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

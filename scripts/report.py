@@ -9,7 +9,7 @@ unless --output names another. Runs that differ only in the seed are one point a
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -18,7 +18,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from fairjax import checks, command, report
+from fairjax import report
+from fairjax.core import require
+from fairjax.experiment import cli
 from scripts.tabulate import define_table
 
 
@@ -35,15 +37,15 @@ def main(options: flags.FlagValues) -> None:
     alone = len(options.workdir) == 1
     if alone and (first / "config.json").exists():
         if options.output is not None:
-            checks.fail("--output", "it for many runs only", options.output)
+            require.fail("--output", "it for many runs only", options.output)
         print(report.write(first))
         return
     if not alone and options.output is None:
-        raise checks.InputError("--output: expected the page of many runs; got none")
+        raise require.InputError("--output: expected the page of many runs; got none")
     path = options.output or first / "comparison.html"
     metrics, interval = options.metrics, options.interval
     print(report.compare(options.workdir, path, metrics=metrics, interval=interval))
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

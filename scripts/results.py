@@ -6,7 +6,7 @@ Writes results/first.json, and the table between the markers of README.md from i
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -19,11 +19,12 @@ import sklearn.metrics
 from absl import flags
 
 from configs import breast_cancer, digits, heart_disease
-from fairjax import command, specs
 from fairjax.data.federation import Splits
-from fairjax.measure import evaluate
-from fairjax.train import train
-from fairjax.workdir import provenance
+from fairjax.experiment import cli
+from fairjax.experiment.config import build
+from fairjax.experiment.evaluate import evaluate
+from fairjax.experiment.io.workdir import provenance
+from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import fill, interval
 
@@ -54,7 +55,7 @@ def measure(config: Any) -> dict[str, Any]:
     """One seed: the federated model, its smallest sub-model and the references."""
     with experiment.temporary() as folder:
         result = train(config, f"{folder}/run")
-        run = specs.build(config)
+        run = build.build(config)
         _, (_, own) = evaluate(run, result.state, "test")
         config.submodel.name = "fedavg"
         fedavg = train(config, f"{folder}/fedavg")
@@ -119,4 +120,4 @@ def main(_: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda *_: None)
+    cli.run(main, lambda *_: None)

@@ -29,7 +29,7 @@ share, --config.data.partition.seed=0.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -40,7 +40,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fairjax import checks, command, sweep
+from fairjax.core import require
+from fairjax.experiment import cli, sweep
 from scripts import train
 
 
@@ -66,13 +67,13 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs what is missing and names what failed."""
     workdir = pathlib.Path(options.workdir)
-    processes = checks.count("--processes", options.processes)
+    processes = require.count("--processes", options.processes)
     points = sweep.points(train.define, base(options), settings(options), workdir)
     if options.count:
         print(len(points))
         return
     if options.index is not None:
-        checks.in_range("--index", options.index, 0, len(points) - 1)
+        require.in_range("--index", options.index, 0, len(points) - 1)
         points = [points[options.index]]
     if options.together:
         failed = sweep.run_together(points, workdir)
@@ -98,16 +99,18 @@ def base(options: flags.FlagValues) -> list[str]:
 def settings(options: flags.FlagValues) -> list[sweep.Fields]:
     """What every run sets beside them: every entry of the list with the whole grid."""
     if not options.list and not options.grid:
-        raise checks.InputError("--grid: expected it or --list; got neither")
+        raise require.InputError("--grid: expected it or --list; got neither")
     entries = sweep.listed(pathlib.Path(options.list)) if options.list else [{}]
     grid = sweep.grid(options.grid)
-    given = {*command.overridden(options)}
+    given = {*cli.overridden(options)}
     for where, fields in (("--list", set().union(*entries)), ("--grid", {*grid[0]})):
         for field in sorted(fields & given):
-            checks.fail(f"{where} {field}", "a field that is set once", "another value")
+            require.fail(
+                f"{where} {field}", "a field that is set once", "another value"
+            )
         given |= fields
     return [{**entry, **point} for entry in entries for point in grid]
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

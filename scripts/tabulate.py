@@ -12,7 +12,7 @@ keys of metrics.jsonl, taken at the last round, or dotted paths into summary.jso
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -21,7 +21,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from fairjax import checks, command
+from fairjax.core import require
+from fairjax.experiment import cli
 from fairjax.report import comparison
 
 
@@ -55,9 +56,9 @@ def main(options: flags.FlagValues) -> None:
             path.write_text(text)
         return
     if not options.workdir:
-        checks.fail("--workdir", "a run or a folder of runs, or --pages", None)
+        require.fail("--workdir", "a run or a folder of runs, or --pages", None)
     known = {"markdown": comparison.markdown, "csv": comparison.table}
-    write = known[checks.one_of("--format", options.format, known)]
+    write = known[require.one_of("--format", options.format, known)]
     found = comparison.read(options.workdir)
     print(write(found, options.metrics, options.interval).rstrip("\n"))
     for path in found.unfinished:
@@ -68,4 +69,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -5,15 +5,15 @@
         --config.rounds=20 --config.tiers.budget='(0.5, 1.0)'
 
 The same command again goes on where the run stands. Ctrl-C and SIGTERM end it at once,
-while rounds run after the round in hand, with exit code 75; `fairjax.command` has the
-others.
+while rounds run after the round in hand, with exit code 75; `fairjax.experiment.cli`
+has the others.
 
 With `--distributed` every process of a SLURM job or TPU pod runs the same command;
 elsewhere `--coordinator`, `--processes` and `--process` say who they are.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -22,8 +22,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fairjax import checks, command, hosts
-from fairjax.train import train
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io import distributed
+from fairjax.experiment.train import train
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -42,16 +44,16 @@ def main(options: flags.FlagValues) -> None:
     """Trains."""
     given = [options[name].value for name in ("coordinator", "processes", "process")]
     if options.distributed:
-        hosts.join(*given)
+        distributed.join(*given)
     elif any(value is not None for value in given):
-        checks.fail("--distributed", "True for one of many processes", False)
+        require.fail("--distributed", "True for one of many processes", False)
     train(
         options.config,
         options.workdir,
         profile=options.profile,
-        overridden=command.overridden(options),
+        overridden=cli.overridden(options),
     )
 
 
 if __name__ == "__main__":
-    command.run(main, define)
+    cli.run(main, define)

@@ -9,7 +9,7 @@ cores.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     preemption.listen()
 
@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 
 from configs import trend
-from fairjax import command
-from fairjax.train import train
-from fairjax.workdir import write_json
+from fairjax.experiment import cli
+from fairjax.experiment.io.workdir import write_json
+from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import Figure, fill, interval
 
@@ -265,4 +265,4 @@ def main(_: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, lambda *_: None)
+    cli.run(main, lambda *_: None)

@@ -82,9 +82,9 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope="session")
 def _few_resamples():
     """Intervals of a run without XLA's optimisations would take longer than the run."""
-    from fairjax import final
+    from fairjax.experiment import summary
 
-    final.RESAMPLES = 50
+    summary.RESAMPLES = 50
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -114,9 +114,9 @@ def drawn(_blank):
 @pytest.fixture
 def unfinal(monkeypatch):
     """Runs end without their final figures, whose compiling takes the longest."""
-    from fairjax import final
+    from fairjax.experiment import summary
 
-    monkeypatch.setattr(final, "final", lambda *_: {"last": None, "selected": None})
+    monkeypatch.setattr(summary, "final", lambda *_: {"last": None, "selected": None})
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +124,7 @@ def finished(tmp_path_factory):
     """A run of three rounds, and the rows that it told of."""
     from trained import small
 
-    from fairjax.train import train
+    from fairjax.experiment.train import train
 
     seen = []
     workdir = tmp_path_factory.mktemp("runs") / "run"
@@ -143,7 +143,7 @@ def longer(tmp_path_factory):
     """The workdir of five rounds in one go, profiled."""
     from trained import small
 
-    from fairjax.train import train
+    from fairjax.experiment.train import train
 
     workdir = tmp_path_factory.mktemp("runs") / "longer"
     train(small(rounds=5), workdir, profile=True)

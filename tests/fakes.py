@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import client, round
+from fairjax.core import client, round
+from fairjax.core.types import Cohort, Federation, Member
 from fairjax.fairness import weights
 from fairjax.models import cnn, mlp
 from fairjax.submodels.fedavg import fedavg
-from fairjax.types import Cohort, Federation, Member
 
 COUNTS = (10, 7, 23, 5)
 CLASSES = 3

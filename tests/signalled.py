@@ -15,7 +15,7 @@ import sys
 
 def kill():
     """The point lasts until the signal is heard."""
-    from fairjax import preemption
+    from fairjax.experiment.io import preemption
 
     os.kill(os.getpid(), signal.SIGINT)
     preemption._told.wait(20)
@@ -69,7 +69,7 @@ def compiling():
 
 
 def in_a_round():
-    from fairjax import train
+    from fairjax.experiment import train
 
     real = train.compiled
 
@@ -82,7 +82,7 @@ def in_a_round():
 
 def saving():
     """The write is under way in a thread of its own."""
-    from fairjax.checkpoint import Checkpoints
+    from fairjax.experiment.io.checkpoint import Checkpoints
 
     def meant(self, *_):
         return self._directory.name == "checkpoints"
@@ -108,14 +108,14 @@ POINTS = {
 if __name__ == "__main__":
     point, *sys.argv = sys.argv[1:]
     if point != "starting":
-        from fairjax import preemption
+        from fairjax.experiment.io import preemption
 
         preemption.listen()
     if point == "drawn times":
         print("begun", flush=True)
     elif point != "starting":
-        from fairjax import final
+        from fairjax.experiment import summary
 
-        final.RESAMPLES = 50  # as in the process of the tests
+        summary.RESAMPLES = 50  # as in the process of the tests
     POINTS.get(point, lambda: None)()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from fairjax import aggregate, trees
-from fairjax.types import Sent
+from fairjax.core import aggregate, trees
+from fairjax.core.types import Sent
 from tests import fakes
 
 K = 4

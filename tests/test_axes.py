@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fairjax import checks
-from fairjax.submodels import axes
-from fairjax.types import Axes, LeafAxes, Size, Units
+from fairjax.core import axes, require
+from fairjax.core.types import Axes, LeafAxes, Size, Units
 
 AXES = Axes(
     {
@@ -165,13 +164,13 @@ def test_prefix_sizes_round_up_and_keep_one(budget, expected):
 )
 def test_axes_that_do_not_fit_are_refused_by_name(leaf, message):
     wrong = AXES._replace(tree=AXES.tree | {"head": leaf})
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         axes.check("model x", params(), wrong)
 
 
 def test_axes_must_describe_every_leaf():
     missing = AXES._replace(tree={k: v for k, v in AXES.tree.items() if k != "norm"})
-    with pytest.raises(checks.InputError, match="axes for every parameter"):
+    with pytest.raises(require.InputError, match="axes for every parameter"):
         axes.check("model x", params(), missing)
     axes.check("model x", params(), AXES)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import branches
-from fairjax import checks
+from fairjax.core import require
 from scripts import bench
 
 
@@ -48,5 +48,5 @@ def test_runs_take_turns(monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(checks.InputError, match=r'Did you mean "branches"'):
+    with pytest.raises(require.InputError, match=r'Did you mean "branches"'):
         bench.main(SimpleNamespace(name="branch"))

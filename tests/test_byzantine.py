@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fairjax import schema
+from fairjax.experiment.config import validate
 from fairjax.robust import faults
 from scripts import byzantine
 from scripts.byzantine import BEGIN, FOLDS, NOBODY, RESULTS, SETTINGS, Job
@@ -30,7 +30,7 @@ def made_up():
 def test_every_fold_is_a_config_that_passes_its_checks(data, fold):
     for method in SETTINGS[data].methods:
         config = byzantine.config_of(Job(data, method, fold, NOBODY))
-        schema.check(config)
+        validate.check(config)
         cohort = config.cohort or config.data.partition.num_clients
         assert cohort >= 2 * SETTINGS[data].hostile + 3
 

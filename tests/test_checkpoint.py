@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checkpoint, checks, trees
-from fairjax.checkpoint import About, Checkpoints, newest, set_aside
+from fairjax.core import require, trees
+from fairjax.experiment.io import checkpoint
+from fairjax.experiment.io.checkpoint import (
+    About,
+    Checkpoints,
+    newest,
+    set_aside,
+)
 
 ABOUT = About({"seed": 0, "local.clip": None}, {"fairjax": "0.1.0", "numpy": "2.0"})
 
@@ -123,7 +129,7 @@ def test_no_save_is_dropped(tmp_path):
 
 
 def test_at_least_one_step_is_kept(tmp_path):
-    with pytest.raises(checks.InputError, match="keep: expected a whole number above"):
+    with pytest.raises(require.InputError, match="keep: expected a whole number above"):
         Checkpoints(tmp_path, keep=0, about=ABOUT)
 
 
@@ -213,7 +219,7 @@ def vast(folder):
         return large
 
     save(folder, [3], make=zeros)
-    forged(folder / "3", tree=checks.describe(state(3)))
+    forged(folder / "3", tree=require.describe(state(3)))
 
 
 def linked(folder):
@@ -305,7 +311,9 @@ def test_a_flipped_bit_of_any_file_is_noticed_or_does_not_matter(saved, tmp_path
 def test_where_no_step_is_valid_all_are_named_and_left(copied):
     for number in (1, 2, 3):
         truncate(copied / str(number))
-    with pytest.raises(checks.InputError, match=r"a valid step; got 3: .*; 2: .*; 1: "):
+    with pytest.raises(
+        require.InputError, match=r"a valid step; got 3: .*; 2: .*; 1: "
+    ):
         found(copied)
     assert steps(copied) == [1, 2, 3]
 
@@ -315,7 +323,7 @@ def test_a_leaf_that_begins_infinite_may_stay_so_and_no_other(tmp_path):
     like["best"] = jnp.asarray(0.0)
     save(tmp_path, [1])
     assert found(tmp_path).round == 1
-    with pytest.raises(checks.InputError, match=r"\['best'\] is NaN or infinite"):
+    with pytest.raises(require.InputError, match=r"\['best'\] is NaN or infinite"):
         found(tmp_path, like)
 
 
@@ -396,21 +404,23 @@ def test_a_device_that_fails_is_no_damaged_step(saved, monkeypatch):
 
 
 def test_another_dtype_is_refused_and_named(saved):
-    with pytest.raises(checks.InputError, match=r"'w'.*float16.*got float32\[64, 64\]"):
+    with pytest.raises(
+        require.InputError, match=r"'w'.*float16.*got float32\[64, 64\]"
+    ):
         found(saved, state(0, jnp.float16))
 
 
 def test_another_shape_is_refused_and_named(saved):
     like = state(0)
     like["params"]["w"] = jnp.zeros((64, 32))
-    with pytest.raises(checks.InputError, match=r"float32\[64, 32\]; got .*64, 64\]"):
+    with pytest.raises(require.InputError, match=r"float32\[64, 32\]; got .*64, 64\]"):
         found(saved, like)
 
 
 def test_another_tree_is_refused_and_named(saved):
     like = state(0)
     like["extra"] = jnp.zeros(3)
-    with pytest.raises(checks.InputError, match=r"extra.*float32\[3\]; got nothing"):
+    with pytest.raises(require.InputError, match=r"extra.*float32\[3\]; got nothing"):
         found(saved, like)
 
 
@@ -429,14 +439,16 @@ def test_another_run_is_refused_by_what_differs(saved, decides, named):
     if named is None:
         assert found(saved, about=other).round == 3
         return
-    with pytest.raises(checks.InputError, match=named):
+    with pytest.raises(require.InputError, match=named):
         found(saved, about=other)
 
 
 def test_another_format_is_refused_with_its_version(tmp_path, monkeypatch):
     save(tmp_path, [1])
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(checks.InputError, match=r"format 2; got 1, of fairjax 0\.1\.0"):
+    with pytest.raises(
+        require.InputError, match=r"format 2; got 1, of fairjax 0\.1\.0"
+    ):
         found(tmp_path)
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fairjax import checks
+from fairjax.core import require
 
 SMALL = {"w": jnp.zeros((8, 3)), "b": jnp.zeros(3, jnp.int32)}
 
 
 def refusal(check, *args, **more) -> str:
     """The message with which a check refuses; one line."""
-    with pytest.raises(checks.InputError) as caught:
+    with pytest.raises(require.InputError) as caught:
         check(*args, **more)
     text = str(caught.value)
     assert text.splitlines() == [text]
@@ -26,31 +26,31 @@ def refusal(check, *args, **more) -> str:
 def accepts(check, *args, **more) -> bool:
     try:
         check(*args, **more)
-    except checks.InputError:
+    except require.InputError:
         return False
     return True
 
 
 def compare(got, like):
-    checks.same_structure("model", checks.describe(got), checks.describe(like))
+    require.same_structure("model", require.describe(got), require.describe(like))
 
 
 @pytest.mark.parametrize(
     ("check", "args", "message"),
     [
-        (checks.fail, ("a.b", "a dog", "cat"), "a.b: expected a dog; got 'cat'"),
+        (require.fail, ("a.b", "a dog", "cat"), "a.b: expected a dog; got 'cat'"),
         (
-            checks.one_of,
+            require.one_of,
             ("model.name", "mpl", ["mlp", "cnn"]),
             "model.name: expected one of mlp, cnn; got 'mpl'. Did you mean \"mlp\"?",
         ),
-        (checks.in_range, ("q", -1, 0), "q: expected a finite number >= 0; got -1"),
-        (checks.in_range, ("q", "1"), "q: expected a number; got '1'"),
-        (checks.in_range, ("q", 2j), "q: expected a number; got 2j"),
-        (checks.positive, ("lr", 0.0), "lr: expected a finite number > 0; got 0.0"),
-        (checks.count, ("K", 1.5), "K: expected a whole number above 0; got 1.5"),
+        (require.in_range, ("q", -1, 0), "q: expected a finite number >= 0; got -1"),
+        (require.in_range, ("q", "1"), "q: expected a number; got '1'"),
+        (require.in_range, ("q", 2j), "q: expected a number; got 2j"),
+        (require.positive, ("lr", 0.0), "lr: expected a finite number > 0; got 0.0"),
+        (require.count, ("K", 1.5), "K: expected a whole number above 0; got 1.5"),
         (
-            checks.non_decreasing,
+            require.non_decreasing,
             ("budget", (0.5, 0.25)),
             "budget: expected values that do not decrease (tier 0 is the smallest); "
             "got (0.5, 0.25)",
@@ -61,7 +61,7 @@ def compare(got, like):
             "model['w']: expected float32[8, 3]; got float32[8, 4]",
         ),
         (
-            checks.finite,
+            require.finite,
             ("delta", {"w": jnp.asarray([0.0, jnp.nan])}),
             "delta['w']: expected finite numbers; got 'NaN or infinity'",
         ),
@@ -72,12 +72,12 @@ def test_messages_say_where_what_and_what_came(check, args, message):
 
 
 def test_an_array_is_refused_in_one_line_too():
-    assert refusal(checks.positive, "lr", np.zeros((3, 3))).startswith("lr: expected")
-    assert refusal(checks.fail, "a", "b", jnp.zeros(100)).endswith("dtype=float32)")
+    assert refusal(require.positive, "lr", np.zeros((3, 3))).startswith("lr: expected")
+    assert refusal(require.fail, "a", "b", jnp.zeros(100)).endswith("dtype=float32)")
 
 
 def test_a_value_of_any_length_is_cut_in_the_middle():
-    text = refusal(checks.fail, "a", "b", "x" * 10**6)
+    text = refusal(require.fail, "a", "b", "x" * 10**6)
     assert text.startswith("a: expected b; got 'xxx")
     assert text.endswith("xxx'")
     assert len(text) < 250
@@ -85,7 +85,7 @@ def test_a_value_of_any_length_is_cut_in_the_middle():
 
 def test_an_input_error_is_a_value_error():
     with pytest.raises(ValueError, match="a: expected"):
-        checks.fail("a", "b", "c")
+        require.fail("a", "b", "c")
 
 
 # -------------------------------------------------------------------------------- names
@@ -100,24 +100,24 @@ def test_an_input_error_is_a_value_error():
     ],
 )
 def test_the_nearest_name_is_offered_if_one_is_near(name, hint):
-    assert checks.nearest(name, ["fedavg", "heterofl", "depthfl"]) == hint
+    assert require.nearest(name, ["fedavg", "heterofl", "depthfl"]) == hint
 
 
 def test_a_value_that_is_no_text_has_no_near_name():
-    text = refusal(checks.one_of, "data.augment", 1, ["crop", "flip"])
+    text = refusal(require.one_of, "data.augment", 1, ["crop", "flip"])
     assert text == "data.augment: expected one of crop, flip; got 1"
 
 
 def test_of_many_names_the_first_and_the_nearest_are_said():
-    text = refusal(checks.one_of, "x", "column_77", [f"column{i}" for i in range(999)])
+    text = refusal(require.one_of, "x", "column_77", [f"column{i}" for i in range(999)])
     assert text.endswith("column39, ..; got 'column_77'. Did you mean \"column77\"?")
 
 
 def test_a_valid_name_is_returned():
-    assert checks.one_of("x", "cnn", ["mlp", "cnn"]) == "cnn"
+    assert require.one_of("x", "cnn", ["mlp", "cnn"]) == "cnn"
     # A generator is read once for the test and again for the message.
     assert 'Did you mean "cnn"' in refusal(
-        checks.one_of, "x", "cnnn", (name for name in ["mlp", "cnn"])
+        require.one_of, "x", "cnnn", (name for name in ["mlp", "cnn"])
     )
 
 
@@ -137,7 +137,7 @@ def test_in_range_is_the_interval(value, low, high, open_low, open_high):
     )
     bounds = (low, high)
     assert accepts(
-        checks.in_range, "x", value, *bounds, open_low=open_low, open_high=open_high
+        require.in_range, "x", value, *bounds, open_low=open_low, open_high=open_high
     ) == (inside and math.isfinite(value))
 
 
@@ -155,14 +155,14 @@ def test_in_range_is_the_interval(value, low, high, open_low, open_high):
     ],
 )
 def test_the_message_writes_the_interval(bounds, opened, text):
-    message = refusal(checks.in_range, "x", math.nan, *bounds, **opened)
+    message = refusal(require.in_range, "x", math.nan, *bounds, **opened)
     assert message == f"x: expected a finite number {text}; got nan"
 
 
 NOT_NUMBERS = ["1", True, False, np.True_, None, (1,), [1.0], np.ones(1), {}]
 
 
-@pytest.mark.parametrize("check", [checks.in_range, checks.positive, checks.count])
+@pytest.mark.parametrize("check", [require.in_range, require.positive, require.count])
 @pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
 def test_what_is_no_number_is_refused(check, value):
     assert refusal(check, "x", value).startswith("x: expected a ")
@@ -170,33 +170,35 @@ def test_what_is_no_number_is_refused(check, value):
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), jnp.asarray(2.0)], ids=repr)
 def test_a_number_is_returned_as_it_is(value):
-    assert checks.in_range("x", value) is value
-    assert checks.positive("x", value) is value
+    assert require.in_range("x", value) is value
+    assert require.positive("x", value) is value
 
 
 @pytest.mark.parametrize("value", [0, -1, -0.0, math.nan, math.inf, jnp.asarray(0.0)])
 def test_positive_is_above_zero_and_finite(value):
-    assert not accepts(checks.positive, "x", value)
+    assert not accepts(require.positive, "x", value)
 
 
 def test_a_traced_value_has_no_number_yet():
     @jax.jit
     def double(value):
-        return 2 * checks.positive("x", checks.in_range("x", value, 0, 1))
+        return 2 * require.positive("x", require.in_range("x", value, 0, 1))
 
     assert double(-5.0) == -10
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, math.nan, math.inf])
 def test_a_count_is_a_whole_number_above_zero(value):
-    assert not accepts(checks.count, "x", value)
-    assert checks.count("x", 1) == 1
+    assert not accepts(require.count, "x", value)
+    assert require.count("x", 1) == 1
 
 
 @given(st.lists(st.sampled_from([0.1, 0.25, 0.5, 1.0]), max_size=4).map(tuple))
 def test_non_decreasing_is_sorted(values):
-    assert accepts(checks.non_decreasing, "x", values) == (values == (*sorted(values),))
-    assert checks.non_decreasing("x", (0.5, 0.5, 1)) == (0.5, 0.5, 1)
+    assert accepts(require.non_decreasing, "x", values) == (
+        values == (*sorted(values),)
+    )
+    assert require.non_decreasing("x", (0.5, 0.5, 1)) == (0.5, 0.5, 1)
 
 
 # -------------------------------------------------------------------------------- trees
@@ -205,8 +207,8 @@ def test_non_decreasing_is_sorted(values):
 def test_describe_reads_arrays_and_shapes_alike():
     shapes = jax.eval_shape(lambda: SMALL)
     expected = {"['b']": "int32[3]", "['w']": "float32[8, 3]"}
-    assert checks.describe(SMALL) == checks.describe(shapes) == expected
-    assert checks.describe([1.0, "a"]) == {"[0]": "float", "[1]": "str"}
+    assert require.describe(SMALL) == require.describe(shapes) == expected
+    assert require.describe([1.0, "a"]) == {"[0]": "float", "[1]": "str"}
 
 
 @pytest.mark.parametrize(
@@ -229,9 +231,9 @@ def test_same_structure_names_the_first_leaf_that_differs(got, message):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_finite_names_the_leaf_that_is_not(dtype, bad):
     good = {"key": jax.random.key(0), "n": jnp.arange(3), "w": jnp.ones(2, dtype)}
-    checks.finite("state", good)
+    require.finite("state", good)
     broken = good | {"w": jnp.asarray([1, bad], dtype)}
-    assert refusal(checks.finite, "state", broken).startswith("state['w']: ")
+    assert refusal(require.finite, "state", broken).startswith("state['w']: ")
 
 
 # --------------------------------------------------------------------------------- JSON
@@ -250,18 +252,18 @@ def test_finite_names_the_leaf_that_is_not(dtype, bad):
     ids=["cut", "empty", "deep", "long", "list", "null"],
 )
 def test_what_is_no_json_of_its_kind_is_refused(text, kind, words):
-    assert refusal(checks.parsed, "f", text, kind).startswith(words)
+    assert refusal(require.parsed, "f", text, kind).startswith(words)
 
 
 def test_what_json_does_not_have_is_unknown():
     text = '{"a": NaN, "b": [-Infinity, 1.5]}'
-    assert checks.parsed("f", text, dict) == {"a": None, "b": [None, 1.5]}
+    assert require.parsed("f", text, dict) == {"a": None, "b": [None, 1.5]}
 
 
 def test_rows_are_whole_lines_that_name_their_round():
     text = '{"round": 1, "x": 2}\n{"round": 2}\n{"round": 3'
-    assert checks.rows("f", text) == [{"round": 1, "x": 2}, {"round": 2}]
-    assert checks.rows("f", "") == []
+    assert require.rows("f", text) == [{"round": 1, "x": 2}, {"round": 2}]
+    assert require.rows("f", "") == []
 
 
 @pytest.mark.parametrize(
@@ -275,4 +277,4 @@ def test_rows_are_whole_lines_that_name_their_round():
 )
 def test_a_broken_row_is_named_by_its_line(line, words):
     text = f'{{"round": 1}}\n{line}\n{{"round": 3}}\n'
-    assert refusal(checks.rows, "f", text).startswith(words)
+    assert refusal(require.rows, "f", text).startswith(words)

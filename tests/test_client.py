@@ -9,9 +9,9 @@ import optax
 import pytest
 from hypothesis import given
 
-from fairjax import checks, client, trees
+from fairjax.core import client, require, trees
+from fairjax.core.types import Examples, Kept, Member
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Examples, Kept, Member
 from tests import fakes
 
 EPOCHS, LONGEST = 3, 40
@@ -68,7 +68,7 @@ def test_plan_by_steps_has_room_for_every_client():
     [{}, {"epochs": 1, "steps": 1}, {"epochs": 0}, {"steps": -1}],
 )
 def test_plan_refuses_unclear_lengths(given_):
-    with pytest.raises(checks.InputError):
+    with pytest.raises(require.InputError):
         client.plan(np.array([3]), batch_size=4, **given_)
 
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, command, workdir
-from fairjax.preemption import Stopped
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io import workdir
+from fairjax.experiment.io.preemption import Stopped
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -40,7 +42,7 @@ def refused(capsys, tmp_path, monkeypatch):
         argv += [f"--config={config}"] if config else []
         module = script(name)
         with pytest.raises(SystemExit) as stop:
-            command.run(module.main, module.define, [*argv, *flags])
+            cli.run(module.main, module.define, [*argv, *flags])
         assert stop.value.code == 2
         out, err = capsys.readouterr()
         assert out == ""
@@ -304,7 +306,7 @@ def test_a_log_loses_what_was_not_whole_and_nothing_else(tmp_path):
     workdir.truncate(path, 2)
     assert path.read_text() == '{"round": 1}\n{"round": 2}\n'
     path.write_text(broken := whole.replace("2}", "2"))
-    with pytest.raises(checks.InputError, match=r"metrics\.jsonl:2: expected JSON"):
+    with pytest.raises(require.InputError, match=r"metrics\.jsonl:2: expected JSON"):
         workdir.truncate(path, 2)
     assert path.read_text() == broken
 
@@ -372,7 +374,7 @@ ENDS = {
 def ended(main):
     """The exit code of a script without flags."""
     with pytest.raises(SystemExit) as stop:
-        command.run(main, lambda values, argv: None, ["scripts/a.py"])
+        cli.run(main, lambda values, argv: None, ["scripts/a.py"])
     return stop.value.code
 
 
@@ -389,7 +391,7 @@ def test_what_ends_a_script_is_one_line_and_a_code(name, capsys):
 def test_an_error_of_the_program_keeps_its_traceback():
     for error in (ValueError("no"), jax.errors.JaxRuntimeError("INTERNAL: no")):
         with pytest.raises(type(error), match="no"):
-            command.run(raised(error), lambda values, argv: None, ["a.py"])
+            cli.run(raised(error), lambda values, argv: None, ["a.py"])
 
 
 def test_one_of_many_processes_does_not_wait_for_the_others(monkeypatch, capsys):
@@ -432,7 +434,7 @@ def test_help_names_the_flags(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     module = script("train")
     with pytest.raises(SystemExit) as stop:
-        command.run(module.main, module.define, ["scripts/train.py", "--help"])
+        cli.run(module.main, module.define, ["scripts/train.py", "--help"])
     assert stop.value.code == 0
     assert "--workdir" in capsys.readouterr().out
 
@@ -440,10 +442,10 @@ def test_help_names_the_flags(capsys, monkeypatch):
 def test_overridden_fields_are_those_of_the_command_line(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     argv = ["train.py", "--config=configs/smoke.py", f"--workdir={tmp_path}"]
-    options = command.parse(
+    options = cli.parse(
         script("train").define, [*argv, *over(rounds=3, local__steps=4)]
     )
-    assert sorted(command.overridden(options)) == ["local.steps", "rounds"]
+    assert sorted(cli.overridden(options)) == ["local.steps", "rounds"]
     assert (options.config.rounds, options.config.local.steps) == (3, 4)
 
 
@@ -460,16 +462,16 @@ def test_programs_are_kept_in_the_users_cache_by_processor(
 ):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command.keep_programs()
+    cli.keep_programs()
     here = pathlib.Path(cache())
     assert here.parent == tmp_path / "fairjax"
-    monkeypatch.setattr(command.platform, "machine", lambda: "another")
-    command.keep_programs()
+    monkeypatch.setattr(cli.platform, "machine", lambda: "another")
+    cli.keep_programs()
     assert pathlib.Path(cache()).parent == here.parent
     assert pathlib.Path(cache()) != here
 
 
 def test_a_folder_of_programs_that_the_user_names_is_left_alone(cache):
     before = cache()
-    command.keep_programs()
+    cli.keep_programs()
     assert cache() == before

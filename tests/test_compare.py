@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fairjax import schema, specs
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
-from fairjax.train import bills, initial
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.train import bills, initial
 from scripts import compare, contest_page, experiment, standings
 from scripts.contests import CONTESTS
 from scripts.experiment import interval
@@ -188,7 +188,7 @@ def test_every_run_is_a_config_that_can_run(name):
     for method, entry in contest.entries.items():
         for ratio, share in contest.ratios.items():
             config = compare.config_of(contest, Job(method, ratio, 1, 0.3))
-            schema.check(config)
+            validate.check(config)
             assert (config.seed, config.local.learning_rate) == (1, 0.3)
             assert config.tiers.share == entry.fields.get("tiers.share", share)
         assert config.rounds // config.eval_every >= contest.last
@@ -205,7 +205,7 @@ def test_who_is_no_reference_stays_within_the_budgets_of_heterofl(tmp_path):
     def parameters(method):
         config = compare.config_of(BLOOD, Job(method, FIRST, 0, 0.1))
         config.data.name, config.data.path = "npz", str(tmp_path / "cells.npz")
-        run = specs.build(config)
+        run = build.build(config)
         return [bill["parameters"] for bill in bills(run, initial(run))]
 
     budgets = parameters("heterofl")

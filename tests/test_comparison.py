@@ -10,7 +10,9 @@ import pytest
 from outline import Outline
 from workdirs import fake_run
 
-from fairjax import checks, command, report
+from fairjax import report
+from fairjax.core import require
+from fairjax.experiment import cli
 from fairjax.report import comparison, frontier
 from scripts import pages
 from scripts import report as report_script
@@ -38,7 +40,7 @@ def runs(tmp_path):
 
 
 def refused(message, folders):
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         comparison.read(folders)
 
 
@@ -161,7 +163,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 def test_an_unknown_figure_is_refused(runs):
     found = comparison.read([runs])
-    with pytest.raises(checks.InputError, match='Did you mean "eval/auroc"'):
+    with pytest.raises(require.InputError, match='Did you mean "eval/auroc"'):
         comparison.summaries(found, ["eval/auroq"], "range")
 
 
@@ -196,7 +198,7 @@ def test_the_page_of_many_runs(runs):
 def started(script, *flags):
     """Runs a script; its exit code."""
     try:
-        command.run(script.main, script.define, [f"{script.__name__}.py", *flags])
+        cli.run(script.main, script.define, [f"{script.__name__}.py", *flags])
     except SystemExit as stop:
         return stop.code
     return 0

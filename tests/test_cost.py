@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from fairjax import client, losses
-from fairjax.models import cnn, layers, mlp, resnet
-from fairjax.submodels import axes, cost
-from fairjax.submodels.fedavg import fedavg
-from fairjax.submodels.heterofl import heterofl
-from fairjax.types import (
+from fairjax.core import axes, client, losses
+from fairjax.core.types import (
     Axes,
     Kept,
     LeafAxes,
@@ -24,6 +20,10 @@ from fairjax.types import (
     Size,
     Units,
 )
+from fairjax.models import cnn, layers, mlp, resnet
+from fairjax.submodels import cost
+from fairjax.submodels.fedavg import fedavg
+from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 
 BUDGET = (0.25, 0.5, 1.0)

@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from fairjax import coverage, private, report, specs, trees
-from fairjax import train as training
-from fairjax.train import beginning, train
+from fairjax import report
+from fairjax.core import scopes, trees
+from fairjax.experiment import coverage
+from fairjax.experiment import train as training
+from fairjax.experiment.config import build
+from fairjax.experiment.train import beginning, train
 from tests.trained import small
 from tests.workdirs import fake_run
 
@@ -59,13 +62,13 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def ended(request):
     """(run, its first state, where of the full model it moved)."""
-    run = specs.build(small(**CASES[request.param]))
+    run = build.build(small(**CASES[request.param]))
     state = start = beginning(run)
     once = jax.jit(training.one_round(run, run.spec))
     for _ in range(run.config["rounds"]):
         state, _ = once(state, run.splits.train, None)
     before, after = (
-        trees.named(private.whole(each.private, each.params)) for each in (start, state)
+        trees.named(scopes.whole(each.private, each.params)) for each in (start, state)
     )
     return run, start, {p: np.asarray(before[p] != after[p]) for p in before}
 
@@ -100,7 +103,7 @@ def test_a_run_says_what_is_untrained_wherever_its_figures_are(tmp_path, capsys)
 
 
 def test_a_run_that_trains_everything_has_no_notes(tmp_path):
-    run = specs.build(small())
+    run = build.build(small())
     assert coverage.notes(run, beginning(run)) == (coverage.Untrained(0.0, 0, None), [])
     page = report.write(fake_run(tmp_path / "run", ["a", "b"])).read_text()
     assert "untrained" not in page
@@ -126,7 +129,7 @@ RESIDUAL = {"model__name": "resmlp", **NARROW}
 )
 def test_a_small_scaler_without_a_norm_is_warned_of(fields, times):
     """It is the model that is asked, not its name."""
-    run = specs.build(small(**fields))
+    run = build.build(small(**fields))
     said = coverage.magnified(run, beginning(run))
     assert len(said) == (times is not None)
     for line in said:

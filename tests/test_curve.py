@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fairjax import schema
+from fairjax.experiment.config import validate
 from scripts import curve
 from scripts.curve import CLIPS, EPSILONS, RATES, SEEDS
 
@@ -26,7 +26,7 @@ def test_every_epsilon_takes_the_pair_with_the_best_mean_over_seeds():
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_every_epsilon_is_a_config_that_passes_its_checks(epsilon):
     config = curve.config_of(epsilon, 1, 0.3, 0.1)
-    schema.check(config)
+    validate.check(config)
     assert config.privacy.epsilon == epsilon
     assert (config.privacy.noise_multiplier == 0.0) is (epsilon is None)
 

@@ -10,20 +10,15 @@ import signal
 import pytest
 from trained import rows, same_states, small, steps, untimed
 
-from fairjax import (
-    checks,
-    final,
-    hosts,
-    measure,
-    preemption,
-    report,
-    schema,
-    specs,
-)
-from fairjax import train as train_module
-from fairjax import workdir as files
-from fairjax.checkpoint import Checkpoints
-from fairjax.train import initial, load, train
+from fairjax import report
+from fairjax.core import require
+from fairjax.experiment import evaluate, summary
+from fairjax.experiment import train as train_module
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.io import distributed, preemption
+from fairjax.experiment.io import workdir as files
+from fairjax.experiment.io.checkpoint import Checkpoints
+from fairjax.experiment.train import initial, load, train
 
 
 class Cut(BaseException):
@@ -38,11 +33,11 @@ def lighten(patch, run, step, measured):
     """Runs of `four` share what is compiled, and end without figures."""
 
     def built(config, **_):
-        return dataclasses.replace(run, config=schema.plain(config))
+        return dataclasses.replace(run, config=validate.plain(config))
 
-    patch.setattr(specs, "build", built)
-    patch.setattr(measure, "compiled", lambda *_: measured)
-    patch.setattr(final, "final", lambda *_: {})
+    patch.setattr(build, "build", built)
+    patch.setattr(evaluate, "compiled", lambda *_: measured)
+    patch.setattr(summary, "final", lambda *_: {})
     ends = {
         "bills": [],
         "whole_bill": {},
@@ -58,9 +53,9 @@ def lighten(patch, run, step, measured):
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """What such runs share, and the workdir of one that nothing happened to."""
-    run = specs.build(four())
+    run = build.build(four())
     state = initial(run)
-    made = run, train_module.compiled(run, state), measure.compiled(run, state)
+    made = run, train_module.compiled(run, state), evaluate.compiled(run, state)
     folder = tmp_path_factory.mktemp("runs") / "straight"
     with pytest.MonkeyPatch.context() as patch:
         lighten(patch, *made)
@@ -94,17 +89,17 @@ def half_a_file(path, value):
 CUTS = {
     "in the middle of the config": [(files, "write_json", 1, half_a_file)],
     "before the first round": [(files, "write_json", 2, half_a_file)],
-    "in a round": [(hosts, "here", 3, None)],
-    "in an evaluation": [(measure, "row", 1, None)],
+    "in a round": [(distributed, "here", 3, None)],
+    "in an evaluation": [(evaluate, "row", 1, None)],
     "between the logs": [(files, "write_lines", 3, None)],
     "in the middle of a row": [(files, "write_lines", 4, half_a_row)],
     "before a selection": [(train_module, "_select", 2, None)],
     "between a selection and its round's save": [(Checkpoints, "save", 3, None)],
     "in the middle of a save": [(Checkpoints, "save", 4, half_a_step)],
     "in the last save": [(files, "sync", 4, None)],
-    "after the last round": [(final, "final", 1, None)],
+    "after the last round": [(summary, "final", 1, None)],
     "while it goes on": [
-        (hosts, "here", 4, None),
+        (distributed, "here", 4, None),
         (files, "truncate", 2, None),
         (Checkpoints, "__init__", 1, None),
     ],
@@ -156,8 +151,8 @@ def test_a_run_that_is_told_to_stop_saves_the_round_in_hand(straight, tmp_path):
 
 
 def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkeypatch):
-    run = specs.build(four())
-    monkeypatch.setattr(hosts, "some", lambda told: not told)
+    run = build.build(four())
+    monkeypatch.setattr(distributed, "some", lambda told: not told)
     with pytest.raises(preemption.Stopped, match="after round 1"):
         train_module._lend(run, initial(run))
 
@@ -165,14 +160,14 @@ def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkey
 def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypatch):
     """One of them alone may hear it: they ask each other once more."""
     config = small(rounds=1)
-    run = specs.build(config)
+    run = build.build(config)
     processes = {
         "the first": lambda: train(config, tmp_path),
         "another": lambda: train_module._lend(run, initial(run)),
     }
     for begin in processes.values():
         answers = iter([False, True])
-        monkeypatch.setattr(hosts, "some", lambda told, of=answers: next(of))
+        monkeypatch.setattr(distributed, "some", lambda told, of=answers: next(of))
         with pytest.raises(preemption.Stopped, match="after round 1"):
             begin()
     assert int(load(tmp_path)[1].round) == 1
@@ -182,7 +177,7 @@ def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypat
 def test_a_folder_that_is_trained_in_is_refused_and_can_be_read(straight):
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     with files.held(straight):
-        with pytest.raises(checks.InputError, match="that nobody trains; got"):
+        with pytest.raises(require.InputError, match="that nobody trains; got"):
             train(four(), straight)
         assert int(load(straight)[1].round) == 4
     after = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
@@ -195,7 +190,7 @@ def test_without_a_valid_step_nothing_is_changed(straight, tmp_path):
     for step in (tmp_path / "run" / "checkpoints").iterdir():
         shutil.rmtree(step / "state")
     before = sorted((tmp_path / "run").rglob("*"))
-    with pytest.raises(checks.InputError, match=r"a valid step; got 4: .*; 3: "):
+    with pytest.raises(require.InputError, match=r"a valid step; got 4: .*; 3: "):
         train(four(rounds=5), tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 4
@@ -210,16 +205,16 @@ def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path):
     del config["execution"]["unroll"]
     path.write_text(json.dumps(config))
     with pytest.raises(
-        checks.InputError, match=r"got one of fairjax 0\.0\.9: .*unroll"
+        require.InputError, match=r"got one of fairjax 0\.0\.9: .*unroll"
     ):
         load(tmp_path)
     message = (
         r"of fairjax 0\.0\.9, whose config has not the same fields: execution\.unroll$"
     )
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         train(small(), tmp_path)
-    path.write_text(json.dumps(schema.plain(small()) | {"newer": 1}))
-    with pytest.raises(checks.InputError, match=r"not the same fields: newer$"):
+    path.write_text(json.dumps(validate.plain(small()) | {"newer": 1}))
+    with pytest.raises(require.InputError, match=r"not the same fields: newer$"):
         train(small(), tmp_path)
 
 
@@ -232,6 +227,6 @@ def test_a_step_of_another_run_is_refused_by_what_differs(straight, tmp_path):
         tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints"
     )
     with pytest.raises(
-        checks.InputError, match=r"other values of local\.learning_rate$"
+        require.InputError, match=r"other values of local\.learning_rate$"
     ):
         train(four(), tmp_path / "run")

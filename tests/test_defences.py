@@ -11,12 +11,15 @@ from outline import Outline
 from trained import small
 from workdirs import fake_run
 
-from fairjax import checks, command, defences, measure, report, schema, specs
-from fairjax import train as train_module
+from fairjax import report
+from fairjax.core import require
+from fairjax.core.types import Scores
+from fairjax.experiment import cli, evaluate
+from fairjax.experiment import train as train_module
+from fairjax.experiment.config import build, robustness, validate
+from fairjax.experiment.train import train
 from fairjax.fairness import personal, weights
 from fairjax.report import page
-from fairjax.train import train
-from fairjax.types import Scores
 from tests import fakes
 
 FLIP = (("sign_flip", 0.25, 1.0),)
@@ -137,16 +140,16 @@ FLIP = (("sign_flip", 0.25, 1.0),)
     ],
 )
 def test_what_cannot_hold_is_refused_by_name(fields, message):
-    with pytest.raises(checks.InputError, match=f"^{message}"):
-        schema.check(small(**fields))
+    with pytest.raises(require.InputError, match=f"^{message}"):
+        validate.check(small(**fields))
 
 
 def test_a_cohort_too_small_for_its_liars_is_refused():
     config = small(robust__fold="krum", robust__hostile=1, cohort=4)
     message = r"^robust\.hostile: expected at most 0 with a cohort of 4: K >= 2 f \+ 3"
-    with pytest.raises(checks.InputError, match=message):
-        specs.build(config)
-    assert specs.build(small(robust__fold="krum", robust__hostile=0, cohort=4))
+    with pytest.raises(require.InputError, match=message):
+        build.build(config)
+    assert build.build(small(robust__fold="krum", robust__hostile=0, cohort=4))
 
 
 @pytest.mark.parametrize(
@@ -163,16 +166,16 @@ def test_a_cohort_too_small_for_its_liars_is_refused():
     ],
 )
 def test_options_that_nothing_reads_are_refused(path, fields):
-    with pytest.raises(checks.InputError, match=rf"^{re.escape(path)}: expected"):
-        schema.check(small(**fields), overridden=(path,))
+    with pytest.raises(require.InputError, match=rf"^{re.escape(path)}: expected"):
+        validate.check(small(**fields), overridden=(path,))
 
 
 def test_options_in_use_are_taken():
     fields = {"robust__fold": "trimmed_mean", "robust__faults": FLIP}
     config = small(**fields)
     used = ("robust.strength.sign_flip", "robust.trimmed_mean.beta", "robust.fold")
-    assert set(used) <= set(command.fields_of(config))
-    schema.check(config, overridden=used)
+    assert set(used) <= set(cli.fields_of(config))
+    validate.check(config, overridden=used)
 
 
 def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
@@ -186,7 +189,7 @@ def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
         ({"robust__fold": "median", "robust__norm_bound": 1.0}, 0.97),
         ({}, 0.97),
     ):
-        rule = defences.rule(small(**fields), weights.size())
+        rule = robustness.rule(small(**fields), weights.size())
         found, _ = rule.weigh((), cohort, scores)
         np.testing.assert_allclose(found[3], most, rtol=1e-6)
         np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
@@ -195,7 +198,7 @@ def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
 def test_the_cap_holds_for_rules_that_leave_weights_to_the_records():
     scores = Scores(jnp.asarray([1, 1, 1, 97], jnp.int32))
     config = small(robust__norm_bound=1.0, robust__weight_cap=2.0)
-    rule = defences.rule(config, personal.fedbn())
+    rule = robustness.rule(config, personal.fedbn())
     found, _ = rule.weigh((), fakes.cohort(), scores)
     np.testing.assert_allclose(found, [1 / 6] * 3 + [0.5], rtol=1e-6)
     assert rule.keeps is not None
@@ -212,7 +215,7 @@ def test_what_goes_wrong_follows_from_the_run_key():
         ("impostor", 0.5, 1.0),
     )
     config = small(robust__faults=entries, cohort=0)
-    run, plain = specs.build(config), specs.build(small(cohort=0))
+    run, plain = build.build(config), build.build(small(cohort=0))
     struck = {fault.name: fault.hospitals for fault in run.faults}
     assert [struck[name].sum() for name, *_ in entries] == [4, 1, 2]
     assert np.all(run.tiers[struck["impostor"]] == 3)
@@ -225,7 +228,7 @@ def test_what_goes_wrong_follows_from_the_run_key():
     np.testing.assert_array_equal(run.splits.test.y, plain.splits.test.y)
     key = jax.random.key(config.seed)
     came = [np.asarray(run.draw(key, jnp.asarray(n)).valid) for n in range(20)]
-    again = [np.asarray(specs.build(config).draw(key, jnp.asarray(3)).valid)]
+    again = [np.asarray(build.build(config).draw(key, jnp.asarray(3)).valid)]
     np.testing.assert_array_equal(came[3], again[0])
     assert 20 < np.sum(came) < 60
 
@@ -264,7 +267,7 @@ def test_a_hospital_without_numbers_is_left_out_for_a_whole_run():
     """To the bit: as the run in which its uploads are lost, and no other hospital's."""
     ends = []
     for name in ("nan", "drop_after"):
-        run = specs.build(small(robust__faults=((name, 0.25, 1.0),), cohort=0))
+        run = build.build(small(robust__faults=((name, 0.25, 1.0),), cohort=0))
         state = train_module.initial(run)
         step, _ = train_module.compiled(run, state)
         for _ in range(3):
@@ -278,11 +281,11 @@ def test_a_hospital_without_numbers_is_left_out_for_a_whole_run():
 
 
 def test_an_undisturbed_run_has_nobody_to_name():
-    run = specs.build(small())
+    run = build.build(small())
     state = train_module.initial(run)
     step, _ = train_module.compiled(run, state)
     after = step(state)[0]
-    told = measure.withstands(run, state, after)
+    told = evaluate.withstands(run, state, after)
     assert told["refused"] == told["faults"] == []
     assert told["rings"] == []  # the mean bears no liar anywhere
 
@@ -297,20 +300,20 @@ def test_an_undisturbed_run_has_nobody_to_name():
 )
 def test_holders_are_those_of_the_scarcest_coordinate(fields, hospitals):
     fields |= {"robust__fold": "median", "data__partition__num_clients": 8}
-    run = specs.build(small(cohort=0, **fields))
+    run = build.build(small(cohort=0, **fields))
     labels = np.asarray(run.splits.train.labels).copy()
     richest = int(np.argmax(run.tiers))
     labels[richest, 0] = 0
     train = dataclasses.replace(run.splits.train, labels=labels)
     run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, train=train))
     state = train_module.initial(run)
-    told = measure.withstands(run, state, state)
+    told = evaluate.withstands(run, state, state)
     assert [ring["hospitals"] for ring in told["rings"]] == hospitals
 
 
 def test_holders_of_masks_that_are_drawn_are_counted():
     """Every hospital of a tier draws its own units: few agree on one."""
-    run = specs.build(
+    run = build.build(
         small(
             robust__fold="median",
             submodel__name="federated_dropout",
@@ -323,10 +326,10 @@ def test_holders_of_masks_that_are_drawn_are_counted():
         )
     )
     state = train_module.initial(run)
-    count = measure.holders(run, state)["hidden0"]["kernel"].sum(axis=0)
+    count = evaluate.holders(run, state)["hidden0"]["kernel"].sum(axis=0)
     assert count.min() < 8
     assert count.max() > count.min()
-    both = measure.withstands(run, state, state)["rings"][0]
+    both = evaluate.withstands(run, state, state)["rings"][0]
     assert both["tiers"] == [0, 1]
     assert both["hospitals"] < 11
     assert both["breakdown"] == (both["hospitals"] - 1) // 2

@@ -11,9 +11,11 @@ from test_client import in_float64
 from test_layout import SLOTS, loop, one
 from trained import small
 
-from fairjax import hosts, layout, round, specs, trees
+from fairjax.core import layout, round, trees
+from fairjax.experiment.config import build
+from fairjax.experiment.io import distributed
+from fairjax.experiment.train import compiled, initial
 from fairjax.submodels.heterofl import heterofl
-from fairjax.train import compiled, initial
 
 DEVICES = 4
 COUNTS = (10, 7, 23, 5, 9)
@@ -141,9 +143,9 @@ CASES = {
 def test_two_rounds_are_those_of_one_device(name):
     ends = []
     for devices in (1, DEVICES):
-        run = specs.build(small(**FIELDS, **CASES[name], execution__devices=devices))
+        run = build.build(small(**FIELDS, **CASES[name], execution__devices=devices))
         assert run.choices["execution.devices"] == f"{devices}: asked for"
-        state = hosts.spread(initial(run), run.mesh)
+        state = distributed.spread(initial(run), run.mesh)
         step, _ = compiled(run, state)
         made = [state]
         for _ in range(2):

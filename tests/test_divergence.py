@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from fairjax import divergence, selection
+from fairjax.experiment import model_selection
+from fairjax.metrics import divergence
 
 HUGE = 1.3e24
 
@@ -79,11 +80,11 @@ def test_the_bound_is_the_smallest_probability_and_far_from_a_constant_answer():
 def test_a_round_that_shows_it_is_never_selected(kind):
     """However well it ranks."""
     better = row(2, **kind) | {"val/auroc": 1.0}
-    assert selection.best([row(1), better], "auroc") == 1
-    assert selection.best([better], "auroc") is None
-    assert selection.by([better], "auroc") is None
+    assert model_selection.best([row(1), better], "auroc") == 1
+    assert model_selection.best([better], "auroc") is None
+    assert model_selection.by([better], "auroc") is None
 
 
 def test_the_test_split_selects_nothing():
     lost = row(2) | {"eval/loss": None, "val/auroc": 1.0}
-    assert selection.best([row(1), lost], "auroc") == 2
+    assert model_selection.best([row(1), lost], "auroc") == 2

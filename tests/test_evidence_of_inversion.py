@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fairjax import schema
 from fairjax.attacks import reconstruction
+from fairjax.experiment.config import validate
 from scripts import inversion
 from scripts.inversion import PARTS
 
@@ -91,7 +91,7 @@ def test_few_exceptions_are_named_rather_than_many_cases():
 
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_is_a_config_and_an_attack(name):
-    schema.check(inversion.config_of(PARTS[name]))
+    validate.check(inversion.config_of(PARTS[name]))
     settings = reconstruction.Inversion(**PARTS[name].settings)
     assert settings.images >= 20
     assert settings.restarts >= 2

@@ -17,10 +17,11 @@ from sklearn.metrics import (
 )
 from trained import small
 
-from fairjax import final, specs
 from fairjax.data.table import Attribute
-from fairjax.measure import Logits
-from fairjax.train import initial
+from fairjax.experiment import summary
+from fairjax.experiment.config import build
+from fairjax.experiment.evaluate import Logits
+from fairjax.experiment.train import initial
 
 METRICS = (
     "accuracy balanced_accuracy loss auroc auprc sensitivity specificity brier ece "
@@ -30,7 +31,7 @@ METRICS = (
 
 @functools.cache
 def base():
-    run = specs.build(small())
+    run = build.build(small())
     return run, initial(run)
 
 
@@ -65,7 +66,7 @@ def drawn(classes=2, seed=0):
 @pytest.fixture(scope="module")
 def two():
     run, state, measure = drawn()
-    return run, measure(state)[1], final.final(run, measure, state, state)["last"]
+    return run, measure(state)[1], summary.final(run, measure, state, state)["last"]
 
 
 def probability(logits):
@@ -169,10 +170,10 @@ def test_patients_are_drawn_whole(two):
     run, logits, _ = two
     owner = np.repeat(np.arange(4), run.splits.test.count).astype(np.int32)
     splits = dataclasses.replace(run.splits, patients=owner)
-    records = final._records(run, run.tiers)
+    records = summary._records(run, run.tiers)
     given = records, np.asarray(logits.full["test"]), np.float32(0.5)
     by_hospital = len(records.views) - 2
-    draw = lambda run: final._drawn(run, base()[1], *given, by_hospital, 4, 40)  # noqa: E731
+    draw = lambda run: summary._drawn(run, base()[1], *given, by_hospital, 4, 40)  # noqa: E731
     whole = draw(dataclasses.replace(run, splits=splits)).quality.loss
     known = ~np.isnan(whole)
     assert known[0].all()
@@ -188,7 +189,7 @@ def test_groups_of_hospitals_are_judged_beside_those_of_patients(two):
         run, hospital_groups=("north", "south"), group_of=(0, 1, 0, 1)
     )
     measure = lambda state: (None, logits)  # noqa: E731
-    entry = final.final(named, measure, base()[1], "none")["last"]
+    entry = summary.final(named, measure, base()[1], "none")["last"]
     test = run.splits.test
     owner = np.repeat(np.arange(4), test.count)
     p = probability(logits.full["test"])
@@ -216,7 +217,7 @@ def nulls(entry):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_what_is_not_known_is_null_and_counted_by_reason(classes):
     run, state, measure = drawn(classes)
-    entry = final.final(run, measure, state, "none")["last"]
+    entry = summary.final(run, measure, state, "none")["last"]
     json.dumps(entry, allow_nan=False)
     reasons = entry["not_estimated"]
     parts = {
@@ -243,7 +244,7 @@ def test_scores_that_are_not_finite(two):
     run, state, _ = drawn()
     logits = two[1]
     broken = {name: leaf.at[0].set(math.nan) for name, leaf in logits.full.items()}
-    entry = final.final(
+    entry = summary.final(
         run, lambda state: (None, Logits(broken, logits.own)), state, "none"
     )["last"]
     json.dumps(entry, allow_nan=False)
@@ -307,11 +308,11 @@ def test_the_calibration_plot_holds_every_record(two):
 def test_the_last_and_the_selected_model():
     run, state, measure = drawn()
     later = dataclasses.replace(state, round=state.round + 2)
-    made = final.final(run, measure, later, state)
+    made = summary.final(run, measure, later, state)
     assert (made["last"]["round"], made["selected"]["round"]) == (2, 0)
     assert "note" not in made
-    same = final.final(run, measure, state, state)
+    same = summary.final(run, measure, state, state)
     assert same["selected"] == same["last"] == made["selected"]
-    none = final.final(run, measure, state, "it is lost")
+    none = summary.final(run, measure, state, "it is lost")
     assert none["selected"] is None
     assert none["note"] == "it is lost"

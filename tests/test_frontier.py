@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fairjax import schema
+from fairjax.experiment.config import validate
 from scripts import frontier
 from scripts.frontier import DATA, FIRST, RULES, SEEDS, Job
 
@@ -67,7 +67,7 @@ def test_what_is_missing_is_run_in_order_and_only_for_its_data():
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_a_config_that_passes_its_checks(rule):
     config = frontier.config_of(HEART, rule, 2)
-    schema.check(config)
+    validate.check(config)
     assert config.fairness.rule == RULES[rule].rule
     assert config.baselines == (rule == FIRST)
 

@@ -8,7 +8,8 @@ import pytest
 from workdirs import fake_final, fake_run
 
 from configs import default
-from fairjax import checks, schema
+from fairjax.core import require
+from fairjax.experiment.config import validate
 from scripts import fuzz
 from scripts.experiment import fill
 
@@ -18,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The files of a run, made up."""
-    names, config = ["a", "b", "c"], schema.plain(default.get_config())
+    names, config = ["a", "b", "c"], validate.plain(default.get_config())
     workdir = tmp_path_factory.mktemp("fuzz") / "run"
     final = fake_final(names, (3, 2))
     fake_run(workdir, names, final=final, config=config | {"rounds": 3})
@@ -76,7 +77,7 @@ def test_what_is_written_is_a_defect():
     def make(_, folder):
         def main(_):
             (folder / "made").write_text("half")
-            checks.fail("a", "b", "c")
+            require.fail("a", "b", "c")
 
         return fuzz.Attempt(main)
 

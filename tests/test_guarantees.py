@@ -12,13 +12,14 @@ import pytest
 from dp_accounting import pld, rdp
 
 from configs import default
-from fairjax import checks, guarantees, names, round, schema, specs
+from fairjax.core import require, round
+from fairjax.core.types import Cohort
 from fairjax.data import federation
+from fairjax.experiment.config import build, privacy, registry, validate
+from fairjax.experiment.train import initial, privacy_of, train
 from fairjax.fairness import weights
 from fairjax.privacy import accounting, poisson
 from fairjax.submodels.fedavg import fedavg
-from fairjax.train import initial, privacy_of, train
-from fairjax.types import Cohort
 
 CLIENT = {
     "privacy.mechanism": "client_dp",
@@ -54,9 +55,9 @@ def changed(base, **fields):
 def of_a_hundred(**fields):
     """The guarantee of a config, without data: hospitals of five records."""
     config = changed(CLIENT, **{"cohort": 10, "rounds": 100, **fields})
-    schema.check(config)
+    validate.check(config)
     model = fakes.small_mlp()
-    facts = guarantees.Facts(
+    facts = privacy.Facts(
         tiers=np.arange(100, dtype=np.int32) % 4,
         counts=np.full(100, 5, np.int32),
         patients=None,
@@ -68,7 +69,7 @@ def of_a_hundred(**fields):
         rule=weights.size(),
         x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
     )
-    return guarantees.build(config, facts)
+    return privacy.build(config, facts)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_in_a_fixed_cohort_a_small_tier_is_swapped_for_a_large_one():
         privacy__tier_clip=(0.5, 1.0),
         privacy__noise_multiplier=3.0,
     )
-    parties = specs.build(config).guarantee.parties
+    parties = build.build(config).guarantee.parties
     sigmas = [each.noise_multiplier for each in parties.values()]
     # Noise over half the sensitivity: 3 / ((0.5 + 1) / 2) and 3 / ((1 + 1) / 2).
     assert sigmas == pytest.approx([4.0, 3.0])
@@ -115,8 +116,8 @@ def test_in_a_fixed_cohort_a_small_tier_is_swapped_for_a_large_one():
 
 def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
     fields = {"privacy__sampling": "full", "cohort": 0}
-    fixed = specs.build(changed(CLIENT, **fields)).guarantee
-    moving = specs.build(
+    fixed = build.build(changed(CLIENT, **fields)).guarantee
+    moving = build.build(
         changed(
             CLIENT,
             privacy__adaptive__quantile=0.5,
@@ -125,9 +126,9 @@ def test_a_count_that_is_noised_too_is_within_the_same_epsilon():
         )
     ).guarantee
     assert moving.epsilon(5) == pytest.approx(fixed.epsilon(5), rel=1e-6)
-    with pytest.raises(checks.InputError, match="count_noise"):
+    with pytest.raises(require.InputError, match="count_noise"):
         # m / 20 = 0.3 for six hospitals.
-        specs.build(changed(CLIENT, privacy__adaptive__quantile=0.5, **fields))
+        build.build(changed(CLIENT, privacy__adaptive__quantile=0.5, **fields))
 
 
 BY_LOSS = CLIENT | {"fairness.rule": "term", "fairness.cap": 2.0}
@@ -176,15 +177,15 @@ def test_losses_are_within_a_budget_that_noise_is_calibrated_for():
         "privacy__accountant": "rdp",
     }
     plain, shown = (
-        specs.build(changed(base, **fields)).guarantee for base in (CLIENT, BY_LOSS)
+        build.build(changed(base, **fields)).guarantee for base in (CLIENT, BY_LOSS)
     )
     assert 7.99 < shown.epsilon(3) <= 8
     sigma = shown.parties["tier 0"].noise_multiplier
     assert sigma == pytest.approx(plain.parties["tier 0"].noise_multiplier)
     # Losses that would spend as much as all may.
     few = {"privacy__losses__noise_multiplier": 0.9 * sigma}
-    with pytest.raises(checks.InputError, match=r"^privacy\.losses\.noise"):
-        specs.build(changed(BY_LOSS, **fields, **few))
+    with pytest.raises(require.InputError, match=r"^privacy\.losses\.noise"):
+        build.build(changed(BY_LOSS, **fields, **few))
 
 
 def test_a_tier_of_smaller_clip_spends_as_much_on_losses():
@@ -194,7 +195,7 @@ def test_a_tier_of_smaller_clip_spends_as_much_on_losses():
         "privacy__tier_clip": (0.25, 0.25, 0.5, 1.0),
         "privacy__losses__noise_multiplier": 2.0,
     }
-    parties = specs.build(changed(BY_LOSS, **fields)).guarantee.parties
+    parties = build.build(changed(BY_LOSS, **fields)).guarantee.parties
     changes = 1 - 2.0**-2
     for tier, share in enumerate((0.25, 0.25, 0.5, 1.0)):
         if f"tier {tier}" in parties:
@@ -203,10 +204,10 @@ def test_a_tier_of_smaller_clip_spends_as_much_on_losses():
             assert got == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rule", guarantees.BY_LOSS)
+@pytest.mark.parametrize("rule", privacy.BY_LOSS)
 def test_every_rule_by_losses_is_shown_tiers_in_the_round(rule):
     """Traced, not run; beside another rule, and after a warm-up."""
-    run = specs.build(
+    run = build.build(
         changed(BY_LOSS, fairness__rule=f"{rule}+private_head", fairness__warmup=2)
     )
     state = initial(run)
@@ -219,13 +220,13 @@ def test_every_rule_by_losses_is_shown_tiers_in_the_round(rule):
         return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
 
     new, _ = jax.eval_shape(step, state)
-    assert checks.describe(new) == checks.describe(state)
+    assert require.describe(new) == require.describe(state)
 
 
 def test_weights_are_those_of_everybody_and_of_mean_one():
     for rule, expected in (("uniform", lambda n: n**0), ("size", lambda n: n)):
         config = changed(CLIENT, fairness__rule=rule, data__partition__name="dirichlet")
-        run = specs.build(config)
+        run = build.build(config)
         population = run.guarantee.protection.population
         counts = np.asarray(run.splits.train.count, float)
         weight = expected(counts) / expected(counts).mean()
@@ -235,7 +236,7 @@ def test_weights_are_those_of_everybody_and_of_mean_one():
 
 
 def test_hospitals_that_the_method_leaves_out_have_no_weight():
-    run = specs.build(
+    run = build.build(
         changed(
             CLIENT,
             submodel__name="fedavg",
@@ -252,7 +253,7 @@ def test_hospitals_that_the_method_leaves_out_have_no_weight():
 
 def test_every_hospital_is_accounted_by_its_own_rate_and_steps():
     config = changed(RECORD, data__partition__name="dirichlet", local__epochs=2)
-    run = specs.build(config)
+    run = build.build(config)
     counts = np.asarray(run.splits.train.count)
     parties = run.guarantee.parties
     assert list(parties) == list(run.splits.clients)
@@ -274,7 +275,7 @@ def test_every_hospital_is_accounted_by_its_own_rate_and_steps():
 )
 def test_shuffled_batches_claim_no_amplification(fields, passes):
     """A record is in one batch per epoch, begun epochs counted whole."""
-    run = specs.build(changed(RECORD, privacy__batches="shuffled", **fields))
+    run = build.build(changed(RECORD, privacy__batches="shuffled", **fields))
     assert run.spec.local.dp.slots is None
     for n, mechanism in zip(
         np.asarray(run.splits.train.count), run.guarantee.parties.values(), strict=True
@@ -293,12 +294,12 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
         privacy__accountant="rdp",
         **fields,
     )
-    run = specs.build(config)
+    run = build.build(config)
     spent = run.guarantee.spent(3).values()
     assert 3.99 < max(spent) <= 4
     assert min(spent) < 3.95
-    assert not schema.extendable(run.config)
-    assert schema.extendable(schema.plain(changed(RECORD)))
+    assert not validate.extendable(run.config)
+    assert validate.extendable(validate.plain(changed(RECORD)))
 
 
 # ----------------------------------------------------------------------------- patients
@@ -309,9 +310,9 @@ PATIENT = RECORD | {"privacy.unit": "patient", "privacy.accountant": "rdp"}
 def of_patients(shared, **fields):
     """The guarantee of three hospitals of 40 patients, 20 and 8, of 50 records each."""
     config = changed(PATIENT, local__batch_size=4, **fields)
-    schema.check(config)
+    validate.check(config)
     model = fakes.small_mlp()
-    facts = guarantees.Facts(
+    facts = privacy.Facts(
         tiers=np.zeros(3, np.int32),
         counts=np.full(3, 50, np.int32),
         patients=np.array([40, 20, 8]),
@@ -323,7 +324,7 @@ def of_patients(shared, **fields):
         rule=weights.size(),
         x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
     )
-    return guarantees.build(config, facts)
+    return privacy.build(config, facts)
 
 
 def test_patients_are_drawn_and_counted_in_place_of_records():
@@ -343,7 +344,7 @@ def test_patients_are_drawn_and_counted_in_place_of_records():
     known = "numbers of training records and patients of every hospital"
     assert known in summary["public"]
     with pytest.raises(
-        checks.InputError, match=r"privacy\.delta: expected below 1 / 40"
+        require.InputError, match=r"privacy\.delta: expected below 1 / 40"
     ):
         of_patients({}, privacy__delta=1 / 40)
 
@@ -396,7 +397,7 @@ def test_patients_of_a_file_are_protected_in_the_round(tmp_path):
             )
         },
     )
-    run = specs.build(
+    run = build.build(
         changed(
             PATIENT,
             data__name="npz",
@@ -425,7 +426,7 @@ def test_patients_of_a_file_are_protected_in_the_round(tmp_path):
         return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
 
     new, _ = jax.eval_shape(step, state)
-    assert checks.describe(new) == checks.describe(state)
+    assert require.describe(new) == require.describe(state)
 
 
 # ----------------------------------------------------------------------------- refusals
@@ -552,8 +553,8 @@ REFUSED = {
     [(field, *case) for field, cases in REFUSED.items() for case in cases],
 )
 def test_what_cannot_be_accounted_is_refused_by_name(field, base, fields):
-    with pytest.raises(checks.InputError) as error:
-        specs.build(changed(base, **fields))
+    with pytest.raises(require.InputError) as error:
+        build.build(changed(base, **fields))
     assert str(error.value).startswith(f"{field}: ")
     assert "\n" not in str(error.value)
 
@@ -564,8 +565,8 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
         {"privacy.secure_sum": "quantized", "submodel.heterofl.masked_loss": False},
         fairness__rule=rule,
     )
-    with pytest.raises(checks.InputError, match="rule of sums alone"):
-        specs.build(config)
+    with pytest.raises(require.InputError, match="rule of sums alone"):
+        build.build(config)
 
 
 @pytest.mark.parametrize(
@@ -584,16 +585,16 @@ def test_a_rule_that_needs_single_changes_gets_no_secret_sum(rule):
     ],
 )
 def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
-    with pytest.raises(checks.InputError, match=path):
-        schema.check(changed(base), [path])
-    schema.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
-    schema.check(changed(BY_LOSS), ["privacy.losses.bound"])
+    with pytest.raises(require.InputError, match=path):
+        validate.check(changed(base), [path])
+    validate.check(changed(CLIENT), ["privacy.clip", "privacy.adaptive.rate"])
+    validate.check(changed(BY_LOSS), ["privacy.losses.bound"])
 
 
 @pytest.mark.parametrize(
     ("base", "name"),
     [
-        *[(CLIENT, name) for name in names.METHODS if name != "fiarse"],
+        *[(CLIENT, name) for name in registry.METHODS if name != "fiarse"],
         (RECORD, "lora"),
         (SECRET, "heterofl"),
         (SECRET, "fedrolex"),
@@ -610,10 +611,10 @@ def test_an_option_that_the_mechanism_does_not_read_is_refused(base, path):
 def test_every_method_is_protected_in_the_round(base, name):
     """Traced, not run: trees, copies of tiers and states fit together."""
     fields = {"submodel__name": name, "privacy__accountant": "rdp"}
-    if names.METHODS[name].blocks or names.METHODS[name].exits:
+    if registry.METHODS[name].blocks or registry.METHODS[name].exits:
         fields["model__name"] = "resmlp"
         fields |= {"model__resmlp__norm": "layer", "model__resmlp__width": 8}
-    run = specs.build(changed(base, **fields))
+    run = build.build(changed(base, **fields))
     state = initial(run)
 
     def step(state):
@@ -622,7 +623,7 @@ def test_every_method_is_protected_in_the_round(base, name):
         return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
 
     new, _ = jax.eval_shape(step, state)
-    assert checks.describe(new) == checks.describe(state)
+    assert require.describe(new) == require.describe(state)
 
 
 # --------------------------------------------------------------------------- whole runs
@@ -647,7 +648,7 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
         "eval_every": 2,
     }
     whole = train(changed(base), tmp_path / "whole")
-    spent = specs.build(changed(base)).guarantee
+    spent = build.build(changed(base)).guarantee
     logged = rows(tmp_path / "whole")
     assert [row["privacy/epsilon"] for row in logged] == [
         spent.epsilon(number) for number in (1, 2, 3)
@@ -665,7 +666,7 @@ def test_a_run_goes_on_to_the_same_bytes_and_tells_what_it_spends(tmp_path):
     assert by_round[3] == logged[2]
     assert fakes.equal(parts.state.protection, whole.state.protection)
     assert fakes.equal(parts.state.rule, whole.state.rule)
-    share = specs.build(changed(base)).guarantee.shown
+    share = build.build(changed(base)).guarantee.shown
     assert not np.allclose(whole.state.rule, np.divide(share, sum(share)))
 
 
@@ -683,7 +684,7 @@ def test_noised_uploads_add_up_in_secret(tmp_path):
 @pytest.mark.usefixtures("unfinal")
 def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
     base = RECORD | {"privacy.accountant": "rdp", "eval_every": 5}
-    spent = specs.build(changed(base)).guarantee
+    spent = build.build(changed(base)).guarantee
     budget = (spent.epsilon(1) + spent.epsilon(2)) / 2
     result = train(changed(base, privacy__epsilon=budget), tmp_path)
     assert [row["round"] for row in rows(tmp_path)] == [1]
@@ -701,7 +702,7 @@ def test_a_run_ends_where_its_budget_does(tmp_path, capsys):
 
 def test_a_private_run_says_what_the_run_it_starts_from_has_spent(tmp_path):
     base = RECORD | {"privacy.accountant": "rdp", "model.init_from": str(tmp_path)}
-    run = specs.build(changed(base))
+    run = build.build(changed(base))
     before = {"mechanism": "record_dp", "epsilon": 2.5}
     about = {"privacy": before, "data": {"hash": run.splits.hash}}
     (tmp_path / "summary.json").write_text(json.dumps(about))
@@ -709,15 +710,15 @@ def test_a_private_run_says_what_the_run_it_starts_from_has_spent(tmp_path):
     assert f"{tmp_path}, which spent epsilon 2.5 under record_dp: of the same" in note
     public = run.guarantee.summary(1)["public"]
     assert f"the model that the run starts from ({tmp_path})" in public
-    assert privacy_of(specs.build(changed(RECORD)), 1)["notes"] == []
+    assert privacy_of(build.build(changed(RECORD)), 1)["notes"] == []
 
 
 def test_a_budget_that_only_warns_lets_all_rounds_pass():
     base = RECORD | {"privacy.accountant": "rdp"}
-    spent = specs.build(changed(base)).guarantee
+    spent = build.build(changed(base)).guarantee
     budget = (spent.epsilon(1) + spent.epsilon(2)) / 2
     fields = {"privacy__epsilon": budget, "privacy__on_budget": "warn"}
-    warned = specs.build(changed(base, **fields)).guarantee
+    warned = build.build(changed(base, **fields)).guarantee
     assert warned.allowed(3) == 3
     assert "exceeds it after round 1" in warned.limit(3)
     assert spent.limit(3) is None

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fairjax import headlines, metrics
+from fairjax import metrics
+from fairjax.experiment import headlines
 
 RESAMPLES = 40
 NAMES = ("A", "B", "C", "D")

@@ -15,11 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import aggregate, layout, losses, round
-from fairjax.fairness import simplex, weights
-from fairjax.submodels import axes as unit_axes
-from fairjax.submodels.fedavg import fedavg
-from fairjax.types import (
+from fairjax.core import aggregate, layout, losses, round, simplex
+from fairjax.core import axes as unit_axes
+from fairjax.core.types import (
     Axes,
     Kept,
     LeafAxes,
@@ -31,6 +29,8 @@ from fairjax.types import (
     Rule,
     Units,
 )
+from fairjax.fairness import weights
+from fairjax.submodels.fedavg import fedavg
 
 EVERYTHING = Method(units=lambda key, round, params, member: Kept())
 

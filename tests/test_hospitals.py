@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import client, hospitals, layout, round, train
+from fairjax.core import client, layout, round
+from fairjax.core.types import Member
+from fairjax.evaluation import personalised
+from fairjax.experiment import train
 from fairjax.fairness import personal
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Member
 from tests import fakes
 
 DATA = fakes.federation()
@@ -45,7 +47,7 @@ def one_round(spec, state, cohort):
 
 
 def answers(own, spec):
-    return hospitals.answers(
+    return personalised.answers(
         own, TEST, DATA, everybody(), spec=spec, longest=int(TEST.count.max())
     )
 
@@ -72,7 +74,7 @@ def test_every_record_is_answered_by_its_own_hospital():
     spec = narrowed(personal.ditto(strength=0.1))
     state = fakes.start(spec, DATA)
     after = one_round(spec, state, fakes.cohort())
-    own = hospitals.personal(after, spec=spec)
+    own = personalised.personal(after, spec=spec)
     mine = lambda who: jax.tree.map(lambda leaf: leaf[who], after.personal)  # noqa: E731
     np.testing.assert_allclose(answers(own, spec), by_hand(spec, mine), rtol=1e-5)
 
@@ -88,7 +90,7 @@ def test_private_leaves_answer_for_their_hospital():
         head = {name: bank[f"head/{name}"][who] for name in ("kernel", "bias")}
         return {**after.params, "head": head}
 
-    got = answers(hospitals.personal(after, spec=spec), spec)
+    got = answers(personalised.personal(after, spec=spec), spec)
     np.testing.assert_allclose(got, by_hand(spec, mine), rtol=1e-5, atol=1e-6)
 
 
@@ -96,7 +98,7 @@ def test_alone_is_a_federation_of_one():
     """Three rounds, hospital by hospital, on the batches of the run's own key."""
     spec = narrowed()
     state = fakes.start(spec, DATA)
-    got = hospitals.alone(
+    got = personalised.alone(
         state, DATA, everybody(), spec=spec, layout=layout.vmapped(), rounds=3
     )
     for who in (0, 2):
@@ -111,7 +113,7 @@ def test_alone_is_a_federation_of_one():
 def test_tuned_is_one_more_round_that_is_not_sent():
     spec = narrowed()
     state = one_round(spec, fakes.start(spec, DATA), fakes.cohort())
-    own = hospitals.tuned(state, DATA, spec=spec)
+    own = personalised.tuned(state, DATA, spec=spec)
     member = jax.tree.map(lambda leaf: leaf[1], everybody())
     params, kept = own(member)
     single = one_round(spec, state, fakes.cohort((1,), (1,)))

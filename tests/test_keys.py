@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 
-from fairjax import keys
+from fairjax.core import rng
 
 ROOT = jax.random.key(7)
 
@@ -22,7 +22,7 @@ def test_an_address_is_folded_in_part_by_part(address):
     key = ROOT
     for part in address:
         key = jax.random.fold_in(key, part)
-    assert bits(keys.at(ROOT, *address)) == bits(key)
+    assert bits(rng.at(ROOT, *address)) == bits(key)
 
 
 def test_different_addresses_have_different_keys():
@@ -32,21 +32,21 @@ def test_different_addresses_have_different_keys():
         for length in range(4)
         for address in itertools.product(range(4), repeat=length)
     ]
-    assert len({bits(keys.at(ROOT, *a)) for a in addresses}) == len(addresses)
-    assert bits(keys.at(jax.random.key(8), 1)) != bits(keys.at(ROOT, 1))
+    assert len({bits(rng.at(ROOT, *a)) for a in addresses}) == len(addresses)
+    assert bits(rng.at(jax.random.key(8), 1)) != bits(rng.at(ROOT, 1))
 
 
 def test_a_part_may_be_traced_or_batched():
     clients = jnp.asarray([5, 0, 3])
-    batched = jax.jit(jax.vmap(lambda who: keys.at(ROOT, keys.Role.LOCAL, who)))
+    batched = jax.jit(jax.vmap(lambda who: rng.at(ROOT, rng.Role.LOCAL, who)))
     got = jax.random.key_data(batched(clients))
-    expected = [bits(keys.at(ROOT, keys.Role.LOCAL, who)) for who in (5, 0, 3)]
+    expected = [bits(rng.at(ROOT, rng.Role.LOCAL, who)) for who in (5, 0, 3)]
     np.testing.assert_array_equal(got, expected)
 
 
 def test_roles_are_pinned():
     """Renumbering a role changes every run: add new ones at the end."""
-    assert {role.name: role.value for role in keys.Role} == {
+    assert {role.name: role.value for role in rng.Role} == {
         "INIT": 0,
         "COHORT": 1,
         "UNITS": 2,
@@ -60,5 +60,5 @@ def test_roles_are_pinned():
 
 def test_golden_key():
     """Run 0, local training, round 3, client 7."""
-    key = keys.at(jax.random.key(0), keys.Role.LOCAL, 3, 7)
+    key = rng.at(jax.random.key(0), rng.Role.LOCAL, 3, 7)
     assert bits(key) == (3821768234, 1994183611)

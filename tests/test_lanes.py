@@ -9,8 +9,10 @@ import pytest
 from trained import rows, small
 
 from configs import default
-from fairjax import checks, lanes, schema, specs
-from fairjax.train import initial, one_round, train
+from fairjax.core import require
+from fairjax.experiment import vmapped
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.train import initial, one_round, train
 from tests import fakes
 
 SHARED = {"data__partition__seed": 5}
@@ -44,7 +46,7 @@ def test_every_lane_is_the_run_that_it_would_be_alone(tmp_path):
         small(fairness__rule="q_ffl", rounds=2, **SHARED, **fields[1]), tmp_path / "1"
     )
     train(configs[2], tmp_path / "2")
-    ended = lanes.train_all(configs, [tmp_path / str(i) for i in range(3)])
+    ended = vmapped.train_all(configs, [tmp_path / str(i) for i in range(3)])
     for config, one, other in zip(configs, alone, ended, strict=True):
         ours, theirs = values(one.workdir), values(other.workdir)
         assert ours.keys() == theirs.keys()
@@ -53,7 +55,7 @@ def test_every_lane_is_the_run_that_it_would_be_alone(tmp_path):
         )
         assert fakes.gap(one.state.params, other.state.params) < 1e-5
         saved = json.loads((other.workdir / "config.json").read_text())
-        assert saved == schema.plain(config)
+        assert saved == validate.plain(config)
     params = [each.state.params for each in ended]
     assert all(fakes.gap(a, b) > 1e-3 for a, b in itertools.combinations(params, 2))
 
@@ -62,8 +64,8 @@ def test_every_lane_is_the_run_that_it_would_be_alone(tmp_path):
 def test_a_lane_that_fails_stops_no_other(tmp_path):
     configs = [small(seed=seed, **SHARED) for seed in range(2)]
     (tmp_path / "0").write_text("not a folder")
-    broken, whole = lanes.train_all(configs, [tmp_path / "0", tmp_path / "1"])
-    assert isinstance(broken, checks.InputError)
+    broken, whole = vmapped.train_all(configs, [tmp_path / "0", tmp_path / "1"])
+    assert isinstance(broken, require.InputError)
     assert whole.summary["metrics"]["round"] == 3
 
 
@@ -93,11 +95,11 @@ def test_a_lane_that_fails_stops_no_other(tmp_path):
 def test_a_spec_with_other_values_is_that_of_the_config(fields):
     """All of `VALUES`, traced: the next state is that of the built run."""
     config = small(**fields)
-    names = [n for n in specs.VALUES if n != "privacy.noise_multiplier"]
+    names = [n for n in build.VALUES if n != "privacy.noise_multiplier"]
     if config.privacy.noise_multiplier is not None:
         names.append("privacy.noise_multiplier")
     other = small(**{**fields, **{n.replace(".", "__"): 0.7 for n in names}})
-    run, expected = specs.build(config), specs.build(other)
+    run, expected = build.build(config), build.build(other)
     state = initial(run)
 
     def traced(values, train):
@@ -128,12 +130,12 @@ def test_a_spec_with_other_values_is_that_of_the_config(fields):
 )
 def test_what_one_program_cannot_train_is_refused(fields, message):
     configs = [small(**{**SHARED, **each}) for each in fields]
-    with pytest.raises(checks.InputError, match=f"^{message}"):
-        lanes.Lanes(configs)
+    with pytest.raises(require.InputError, match=f"^{message}"):
+        vmapped.Lanes(configs)
 
 
 def test_runs_that_can_share_a_program_have_one_key():
-    key = lanes.key(default.get_config())
-    assert lanes.key(small()) != key
+    key = vmapped.key(default.get_config())
+    assert vmapped.key(small()) != key
     for field, value in (("seed", 3), ("local__learning_rate", 0.5)):
-        assert lanes.key(small(**{field: value})) == lanes.key(small())
+        assert vmapped.key(small(**{field: value})) == vmapped.key(small())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, layout
+from fairjax.core import layout, require
 from tests import fakes
 
 K = 7
@@ -48,7 +48,7 @@ def loops(laid) -> bool:
 def test_total_is_the_loop(name):
     got = jax.jit(lambda slots: LAYOUTS[name].total(one, slots))(SLOTS)
     assert fakes.equal(got, loop())
-    assert checks.describe(got) == checks.describe(loop())
+    assert require.describe(got) == require.describe(loop())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -117,10 +117,10 @@ def test_a_chunk_never_exceeds_the_cohort():
 
 
 def test_names_and_sizes_that_mean_nothing_are_refused():
-    with pytest.raises(checks.InputError, match=r'execution\.batching: .*"scan"'):
+    with pytest.raises(require.InputError, match=r'execution\.batching: .*"scan"'):
         chosen("scna", chunk=1)
     for size in (0, -2):
-        with pytest.raises(checks.InputError, match=r"execution\.chunk: .* > 0"):
+        with pytest.raises(require.InputError, match=r"execution\.chunk: .* > 0"):
             layout.chunked(size)
 
 
@@ -151,5 +151,5 @@ def test_the_form_is_chosen_and_explained(asked, obstacle, parameters, form, rea
 
 
 def test_what_cannot_be_sliced_is_refused_when_asked_for():
-    with pytest.raises(checks.InputError, match=r"execution\.form: .*no size"):
+    with pytest.raises(require.InputError, match=r"execution\.form: .*no size"):
         layout.form("sliced", obstacle="no size", parameters=1)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from fairjax import losses
-from fairjax.types import Batch
+from fairjax.core import losses
+from fairjax.core.types import Batch
 
 B, C = 6, 3
 LABELS = jnp.asarray([0, 2, 1, 1, 0, 2])

@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from fairjax import metrics
+from fairjax.core.types import Federation
 from fairjax.metrics import Evaluation, Figures
-from fairjax.types import Federation
 
 E, SEGMENTS, CLASSES = 40, 4, 3
 COUNTS = (11, 0, 23, 1, 5)

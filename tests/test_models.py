@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, trees
+from fairjax.core import axes, require, trees
+from fairjax.core.types import Kept, LeafAxes, Size, Units
 from fairjax.models import cnn, layers, lenet, mlp, resmlp, resnet, two_conv, vit
-from fairjax.submodels import axes
-from fairjax.types import Kept, LeafAxes, Size, Units
 from tests import fakes
 
 MODELS = {
@@ -268,7 +267,7 @@ def test_axes_of_another_rank_or_name_are_refused(name, leaf, message):
     model, params, _ = drawn(name)
     head = model.axes.tree["head"] | {"bias": leaf}
     wrong = model.axes._replace(tree=model.axes.tree | {"head": head})
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         axes.check(name, params, wrong)
 
 
@@ -276,7 +275,9 @@ def test_axes_of_another_rank_or_name_are_refused(name, leaf, message):
 def test_axes_of_another_length_are_refused(name):
     model, params, _ = drawn(name)
     wrong = model.axes._replace(units={**model.axes.units, "classes": 2})
-    with pytest.raises(checks.InputError, match="multiple of the 2 units of axis 'cla"):
+    with pytest.raises(
+        require.InputError, match="multiple of the 2 units of axis 'cla"
+    ):
         axes.check(name, params, wrong)
 
 
@@ -287,7 +288,7 @@ def test_a_resized_model_has_the_shapes_of_the_sliced_tree(name):
     small = model.resize(size)
     taken = axes.take(params, model.axes, index)
     anew = jax.eval_shape(small.init, jax.random.key(0), x)
-    assert checks.describe(anew) == checks.describe(taken)
+    assert require.describe(anew) == require.describe(taken)
     assert small.axes.units == {**model.axes.units, **size.axes}
     axes.check(name, taken, small.axes)
 
@@ -372,7 +373,7 @@ def test_an_mlp_without_hidden_layers_is_logistic_regression():
     model = mlp(classes=3, hidden=())
     x = normal((4, 2, 3))
     params = dense(model, x)
-    assert checks.describe(params) == {
+    assert require.describe(params) == {
         "['head']['bias']": "float32[3]",
         "['head']['kernel']": "float32[6, 3]",
     }
@@ -395,7 +396,7 @@ def test_an_mlp_is_its_layers():
 @pytest.mark.parametrize("channels", [(6,), (8, 10), (2, 8)])
 def test_channels_must_be_whole_norm_groups(channels):
     with pytest.raises(
-        checks.InputError, match=r"model\.cnn\.channels: .*group_size 4"
+        require.InputError, match=r"model\.cnn\.channels: .*group_size 4"
     ):
         cnn(classes=2, channels=channels, group_size=4, lowering="xla")
     cnn(classes=2, channels=channels, group_size=0, lowering="xla")

@@ -7,7 +7,9 @@ import pytest
 
 from configs import default
 from configs.paper import setting
-from fairjax import checks, names, schema, specs, train
+from fairjax.core import require
+from fairjax.experiment import train
+from fairjax.experiment.config import build, registry, validate
 
 FILES = ("blood_cells", "cancer_slides", "chest_xray", "cifar10")
 PRESETS = setting.presets("bloodmnist/224")
@@ -20,7 +22,7 @@ def config_of(file, preset=""):
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_is_the_setting_on_its_data_and_says_how_to_run_it(file):
     config = config_of(file)
-    schema.check(config)
+    validate.check(config)
     assert (config.rounds, config.local.epochs, config.local.batch_size) == (100, 5, 16)
     text = importlib.import_module(f"configs.paper.{file}").__doc__
     assert f"scripts/train.py --config=configs/paper/{file}.py" in text
@@ -31,23 +33,23 @@ def test_every_file_is_the_setting_on_its_data_and_says_how_to_run_it(file):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_its_checks(preset):
     config = config_of("blood_cells", preset)
-    schema.check(config)
+    validate.check(config)
     joined = config_of("blood_cells", f"ratio433+{preset}+hospitals90")
-    schema.check(joined)
+    validate.check(joined)
     assert joined.data.partition.num_clients == 90
 
 
 @pytest.mark.parametrize("size", ["", "vit_tiny+"])
-@pytest.mark.parametrize("method", names.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_fits_the_networks(size, method):
     config = config_of("blood_cells", size + method)
-    family = names.METHODS[method]
-    model = names.MODELS[config.model.name](config, 8, family)
+    family = registry.METHODS[method]
+    model = registry.MODELS[config.model.name](config, 8, family)
     assert family.method(config, family.model(config, model).axes).units is not None
 
 
 def test_every_method_has_a_preset():
-    assert names.METHODS.keys() <= PRESETS.keys()
+    assert registry.METHODS.keys() <= PRESETS.keys()
 
 
 def test_presets_join_in_their_order():
@@ -60,14 +62,14 @@ def test_presets_join_in_their_order():
     assert (config.submodel.name, config.tiers.branches) == ("fedrolex", ())
     back = config_of("cifar10", "fedrolex+dynamicfl")
     assert back.to_dict() == config_of("cifar10").to_dict()
-    with pytest.raises(checks.InputError, match='Did you mean "ratio433"'):
+    with pytest.raises(require.InputError, match='Did you mean "ratio433"'):
         default.preset(default.get_config(), "smoke+ratio434", **PRESETS)
 
 
 @pytest.mark.slow
 def test_the_setting_trains_in_small():
     config = config_of("chest_xray", "smoke")
-    run = specs.build(config)
+    run = build.build(config)
     state = train.initial(run)
     step, _ = train.compiled(run, state)
     after, (_, info) = step(state)

@@ -17,8 +17,8 @@ import time
 import jax
 import pytest
 
-from fairjax import preemption
-from fairjax.preemption import Stopped, deferred, listening
+from fairjax.experiment.io import preemption
+from fairjax.experiment.io.preemption import Stopped, deferred, listening
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AT_ONCE = "-c: stopped; the same command goes on\n"
@@ -39,7 +39,7 @@ def until(condition):
 
 COMMAND = """
 import sys, types
-from fairjax import preemption
+from fairjax.experiment.io import preemption
 preemption.listen()
 assert "jax" not in sys.modules
 sys.modules["jax"] = types.SimpleNamespace(process_count=lambda: 1)
@@ -292,7 +292,8 @@ with preemption.leaving(lambda: time.sleep(0.1)):
 
 def test_every_script_listens_before_it_imports_what_takes_long():
     begins = 'if __name__ == "__main__":  # before what takes seconds to import\n'
-    begins += "    from fairjax import preemption\n\n    preemption.listen()\n"
+    begins += "    from fairjax.experiment.io import preemption\n\n"
+    begins += "    preemption.listen()\n"
     commands = 0
     for path in sorted((ROOT / "scripts").glob("*.py")):
         text = path.read_text()
@@ -303,7 +304,7 @@ def test_every_script_listens_before_it_imports_what_takes_long():
         lines = text.splitlines(keepends=True)
         assert "".join(lines[first.lineno - 1 : first.end_lineno]) == begins, path
         assert ast.unparse(last).startswith(
-            "if __name__ == '__main__':\n    command.run(main, "
+            "if __name__ == '__main__':\n    cli.run(main, "
         ), path
         assert "tempfile" not in text, f"{path}: experiment.temporary is gone in time"
     assert commands > 15

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import client, principles
+from fairjax.core import client
+from fairjax.core.types import Member
+from fairjax.metrics import principles
 from fairjax.models import mlp, resmlp
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
@@ -20,7 +22,6 @@ from fairjax.submodels.fiarse import fiarse
 from fairjax.submodels.heterofl import heterofl
 from fairjax.submodels.inclusivefl import inclusivefl
 from fairjax.submodels.partial import partial
-from fairjax.types import Member
 
 BUDGET = (0.25, 0.5, 1.0)
 TIERS = np.array([0, 1, 2, 1])

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import aggregate, checks, layout, private, round, trees
-from fairjax.types import Kept, Member, Method, Rule
+from fairjax.core import aggregate, layout, require, round, scopes, trees
+from fairjax.core.types import Kept, Member, Method, Rule
 from tests import fakes
 
 N, T = 6, 3
@@ -36,7 +36,7 @@ def method(scopes=SCOPES, **more):
     )
 
 
-BANK = private.init(method(), PARAMS, N, T)
+BANK = scopes.init(method(), PARAMS, N, T)
 
 
 def member(client, tier):
@@ -71,11 +71,11 @@ def turn(bank, delta, cover, weights=WEIGHTS, valid=EVERYBODY, between=None):
 
     def one(delta, cover, weight, tier):
         num, den = aggregate.share(delta, cover, weight)
-        return private.shared(bank, num, tier), private.by_tier(bank, num, den, tier)
+        return scopes.shared(bank, num, tier), scopes.by_tier(bank, num, den, tier)
 
     shared, tiers = trees.sum_first(jax.vmap(one)(delta, cover, weights, COHORT.tier))
-    own = private.own(bank, delta)
-    return private.update(bank, tiers, own, COHORT, valid, between), shared
+    own = scopes.own(bank, delta)
+    return scopes.update(bank, tiers, own, COHORT, valid, between), shared
 
 
 # ------------------------------------------------------------------------- the bank
@@ -93,19 +93,19 @@ def test_every_copy_starts_from_the_plain_model():
 
 
 def test_a_method_without_private_leaves_has_an_empty_bank():
-    bank = private.init(method()._replace(private=None), PARAMS, N, T)
+    bank = scopes.init(method()._replace(private=None), PARAMS, N, T)
     assert bank == {"tier": {}, "client": {}, "row": {}}
-    assert private.gather(bank, PARAMS, member(0, 0)) is PARAMS
-    assert private.shared(bank, PARAMS, jnp.asarray(0)) is PARAMS
-    assert private.own(bank, PARAMS) == {}
+    assert scopes.gather(bank, PARAMS, member(0, 0)) is PARAMS
+    assert scopes.shared(bank, PARAMS, jnp.asarray(0)) is PARAMS
+    assert scopes.own(bank, PARAMS) == {}
     all_shared = jax.tree.map(lambda _: "shared", SCOPES)
-    assert private.init(method(all_shared), PARAMS, N, T) == bank
+    assert scopes.init(method(all_shared), PARAMS, N, T) == bank
 
 
 def test_an_unknown_scope_is_refused_with_the_nearest():
     wrong = SCOPES | {"norm": {"scale": "teir"}}
-    with pytest.raises(checks.InputError) as caught:
-        private.init(method(wrong), PARAMS, N, T)
+    with pytest.raises(require.InputError) as caught:
+        scopes.init(method(wrong), PARAMS, N, T)
     assert str(caught.value) == (
         "Method.private[norm/scale]: expected one of shared, tier, client; "
         "got 'teir'. Did you mean \"tier\"?"
@@ -121,7 +121,7 @@ def test_a_client_receives_the_leaves_of_its_tier_and_its_own():
         "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
         "row": BANK["row"],
     }
-    got = private.gather(bank, PARAMS, member(client=4, tier=1))
+    got = scopes.gather(bank, PARAMS, member(client=4, tier=1))
     np.testing.assert_array_equal(got["norm"]["scale"], [2, 3])
     np.testing.assert_array_equal(got["head"]["bias"], [12, 13, 14])
     assert fakes.equal(got["body"], PARAMS["body"])
@@ -133,32 +133,32 @@ def test_the_whole_model_has_the_richest_tier_s_leaves():
         "client": {"head/bias": jnp.arange(N * 3.0).reshape(N, 3)},
         "row": BANK["row"],
     }
-    got = private.whole(bank, PARAMS)
+    got = scopes.whole(bank, PARAMS)
     np.testing.assert_array_equal(got["norm"]["scale"], [4, 5])
     assert fakes.equal(got["head"], PARAMS["head"])
     assert fakes.equal(got["body"], PARAMS["body"])
 
 
 def test_only_shared_leaves_reach_the_server():
-    got = private.shared(BANK, PARAMS, jnp.asarray(0))
+    got = scopes.shared(BANK, PARAMS, jnp.asarray(0))
     assert fakes.equal(got["body"], PARAMS["body"])
     assert not np.any(got["norm"]["scale"])
     assert not np.any(got["head"]["bias"])
-    assert checks.describe(got) == checks.describe(PARAMS)
+    assert require.describe(got) == require.describe(PARAMS)
 
 
 def test_own_is_what_the_client_keeps():
-    assert private.own(BANK, PARAMS) == {"head/bias": PARAMS["head"]["bias"]}
+    assert scopes.own(BANK, PARAMS) == {"head/bias": PARAMS["head"]["bias"]}
 
 
 def test_what_leaves_a_client_is_all_but_its_own():
-    got = private.leaving(BANK, PARAMS)
+    got = scopes.leaving(BANK, PARAMS)
     assert not np.any(got["head"]["bias"])
     rest = {name: leaf for name, leaf in PARAMS.items() if name != "head"}
     assert fakes.equal({name: got[name] for name in rest}, rest)
     assert (
-        private.leaving(
-            private.init(method()._replace(private=None), PARAMS, N, T), PARAMS
+        scopes.leaving(
+            scopes.init(method()._replace(private=None), PARAMS, N, T), PARAMS
         )
         is PARAMS
     )
@@ -253,9 +253,9 @@ def test_a_padded_slot_may_repeat_a_client():
     """The slot that pads with client 4 does not undo or double what client 4 did."""
     valid = jnp.asarray([True, True, True, False])
     cohort = COHORT._replace(client=COHORT.client.at[3].set(4))
-    own = private.own(BANK, deltas())
+    own = scopes.own(BANK, deltas())
     tiers = {"norm/scale": (jnp.zeros((T, 2)), jnp.zeros((T, 2)))}
-    new = private.update(BANK, tiers, own, cohort, valid)
+    new = scopes.update(BANK, tiers, own, cohort, valid)
     np.testing.assert_array_equal(
         new["client"]["head/bias"][4], PARAMS["head"]["bias"] + own["head/bias"][0]
     )
@@ -301,7 +301,7 @@ SOME = {
     "norm": {"scale": ()},
     "head": {"bias": (0, 2)},
 }
-PARTLY = private.init(method(SOME), PARAMS, N, T)
+PARTLY = scopes.init(method(SOME), PARAMS, N, T)
 
 
 def test_only_the_tiers_that_are_named_have_copies():
@@ -318,8 +318,8 @@ def test_only_the_tiers_that_are_named_have_copies():
 @pytest.mark.parametrize("tier", range(T))
 def test_a_tier_without_a_copy_shares_the_plain_leaf(tier):
     bank = PARTLY | {"tier": jax.tree.map(lambda leaf: -leaf, PARTLY["tier"])}
-    got = private.gather(bank, PARAMS, member(0, tier))
-    sent = private.shared(bank, PARAMS, jnp.asarray(tier))
+    got = scopes.gather(bank, PARAMS, member(0, tier))
+    sent = scopes.shared(bank, PARAMS, jnp.asarray(tier))
     for part, own in {"body": tier == 2, "norm": False, "head": tier != 1}.items():
         sign, share = (-1, 0) if own else (1, 1)
         received = jax.tree.map(lambda leaf, sign=sign: sign * leaf, PARAMS[part])
@@ -328,7 +328,7 @@ def test_a_tier_without_a_copy_shares_the_plain_leaf(tier):
             sent[part], jax.tree.map(lambda leaf, s=share: s * leaf, PARAMS[part])
         )
     if tier == T - 1:
-        assert fakes.equal(private.whole(bank, PARAMS), got)
+        assert fakes.equal(scopes.whole(bank, PARAMS), got)
 
 
 def test_those_who_share_are_averaged_without_those_who_do_not():
@@ -377,8 +377,8 @@ def test_what_happens_between_tiers_sees_every_tier_and_moves_copies_alone():
 
 
 def test_a_tier_that_there_is_not_is_refused():
-    with pytest.raises(checks.InputError, match=r"Method\.private\[norm/scale\]: "):
-        private.init(method(SCOPES | {"norm": {"scale": (1, T)}}), PARAMS, N, T)
+    with pytest.raises(require.InputError, match=r"Method\.private\[norm/scale\]: "):
+        scopes.init(method(SCOPES | {"norm": {"scale": (1, T)}}), PARAMS, N, T)
 
 
 def test_a_rule_that_combines_the_stack_sees_no_private_change():

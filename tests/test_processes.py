@@ -14,7 +14,7 @@ import fakes
 import pytest
 from trained import final_params, rows, small, steps, untimed
 
-from fairjax.train import load, train
+from fairjax.experiment.train import load, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -45,29 +45,31 @@ def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
 PROCESS = """
 import sys
 sys.path[:0] = [{root!r}]
-from fairjax import preemption
+from fairjax.experiment.io import preemption
 preemption.listen()
-from fairjax import checks, command, final, hosts
+from fairjax.core import require
+from fairjax.experiment import cli, summary
+from fairjax.experiment.io import distributed
 from scripts import train
 
-final.final = lambda *_: {{"last": None, "selected": None}}
-command.run(train.main, train.define, ["train.py", *sys.argv[1:]])
+summary.final = lambda *_: {{"last": None, "selected": None}}
+cli.run(train.main, train.define, ["train.py", *sys.argv[1:]])
 
 import numpy as np
-first = hosts.first()
-assert hosts.some(not first)
-assert not hosts.some(False)
+first = distributed.first()
+assert distributed.some(not first)
+assert not distributed.some(False)
 zero = np.float32(-0.0 if first else 1.0)
-assert np.signbit(hosts.sent({{"x": zero}})["x"])
+assert np.signbit(distributed.sent({{"x": zero}})["x"])
 try:
-    hosts.alike("seed", str(first))
-except checks.InputError as error:
+    distributed.alike("seed", str(first))
+except require.InputError as error:
     print(error)
 try:
-    with hosts.together():
+    with distributed.together():
         if not first:
-            checks.fail("a disk", "room", "none")
-except checks.InputError as error:
+            require.fail("a disk", "room", "none")
+except require.InputError as error:
     print(error)
 """
 

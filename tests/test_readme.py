@@ -14,7 +14,9 @@ import pytest
 
 import configs.trend
 from configs import default
-from fairjax import checks, command, names, schema
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.config import registry, validate
 from scripts import experiment, pages, results, standings, trend
 from scripts.contests import CONTESTS
 
@@ -61,16 +63,16 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             words = words[0].removeprefix("TRAIN=").split()
         if words and words[0] == ".venv/bin/python":
             name = pathlib.Path(words[1]).stem
-            options = command.parse(script(name).define, words[1:])
+            options = cli.parse(script(name).define, words[1:])
             if "config" in options:
-                schema.check(options.config, command.overridden(options))
+                validate.check(options.config, cli.overridden(options))
             seen += 1
     assert seen == 10
 
 
 def test_the_fields_for_a_csv_exist():
     (line,) = [line for line in shell_lines() if line.startswith("--config.data.name")]
-    fields = command.fields_of(default.get_config())
+    fields = cli.fields_of(default.get_config())
     for word in shlex.split(line):
         assert word.split("=")[0].removeprefix("--config.") in fields
 
@@ -139,7 +141,7 @@ def test_the_results_hold_what_the_configs_promise():
 
 
 def test_every_name_of_the_tables_is_in_the_readme():
-    for table in (names.MODELS, names.METHODS, names.RULES, names.SERVERS):
+    for table in (registry.MODELS, registry.METHODS, registry.RULES, registry.SERVERS):
         for name in table:
             assert f"`{name}`" in README
 
@@ -156,6 +158,6 @@ def test_a_name_that_the_readme_does_not_know_is_refused():
     config = default.get_config()
     config.fairness.rule = "worst_first"
     with pytest.raises(
-        checks.InputError, match=r"fairness\.rule: expected one of size"
+        require.InputError, match=r"fairness\.rule: expected one of size"
     ):
-        schema.check(config)
+        validate.check(config)

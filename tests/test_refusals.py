@@ -6,7 +6,8 @@ import re
 import pytest
 
 from configs import default
-from fairjax import checks, guarantees, names, schema
+from fairjax.core import require
+from fairjax.experiment.config import privacy, registry, validate
 from fairjax.privacy import securesum
 
 FIELDS = (
@@ -58,8 +59,8 @@ def follow(config):
     named = []
     while len(named) <= len(FIELDS):
         try:
-            schema.check(config)
-        except checks.InputError as error:
+            validate.check(config)
+        except require.InputError as error:
             field, value = advice(str(error))
             config.update_from_flattened_dict({field: value})
             named.append(field)
@@ -68,14 +69,14 @@ def follow(config):
     return named
 
 
-@pytest.mark.parametrize("mechanism", guarantees.MECHANISMS)
+@pytest.mark.parametrize("mechanism", privacy.MECHANISMS)
 def test_who_follows_refusals_arrives_and_is_asked_for_nothing_twice(mechanism):
     """Every rule, denominator and sum; folds and caps with a part of them."""
-    cases = itertools.product(names.RULES, names.DENOMINATORS, ("off", "masked"))
+    cases = itertools.product(registry.RULES, registry.DENOMINATORS, ("off", "masked"))
     cases = [(*case, "mean", 0.0) for case in cases]
     cases += itertools.product(
         ("size", "term", "fedmgda", "ditto"),
-        names.DENOMINATORS,
+        registry.DENOMINATORS,
         ("off", securesum.MODES[-1]),
         ("median", "krum"),
         (0.0, 2.0),
@@ -86,10 +87,10 @@ def test_who_follows_refusals_arrives_and_is_asked_for_nothing_twice(mechanism):
 
 
 @pytest.mark.parametrize("rule", ["fedmgda", "fedfv", "q_fedavg", "size+fedmgda"])
-@pytest.mark.parametrize("denominator", names.DENOMINATORS)
+@pytest.mark.parametrize("denominator", registry.DENOMINATORS)
 def test_a_rule_that_client_dp_cannot_have_is_refused_before_its_denominator(
     rule, denominator
 ):
     config = config_of(rule, "client_dp", denominator, "off")
-    with pytest.raises(checks.InputError, match=r"^fairness\.rule: expected one of"):
-        schema.check(config)
+    with pytest.raises(require.InputError, match=r"^fairness\.rule: expected one of"):
+        validate.check(config)

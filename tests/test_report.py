@@ -10,7 +10,8 @@ import rich.console
 from outline import Outline
 from workdirs import fake_final, fake_run
 
-from fairjax import checks, report
+from fairjax import report
+from fairjax.core import require
 from fairjax.report import canvas, formats, page
 from fairjax.report.formats import MISSING
 
@@ -404,14 +405,14 @@ def test_failure_leaves_the_old_report(tmp_path, monkeypatch, broken):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(checks.InputError, match=r"config\.json"):
+    with pytest.raises(require.InputError, match=r"config\.json"):
         report.headline(tmp_path)
 
 
 def test_broken_file_is_named_with_its_line(tmp_path):
     workdir = fake_run(tmp_path / "run", NAMES)
     (workdir / "metrics.jsonl").write_text('{"round": 1}\n{"round"\n')
-    with pytest.raises(checks.InputError, match=r"metrics\.jsonl:2: expected JSON"):
+    with pytest.raises(require.InputError, match=r"metrics\.jsonl:2: expected JSON"):
         report.headline(workdir)
 
 
@@ -430,7 +431,7 @@ def test_broken_file_is_named_with_its_line(tmp_path):
 def test_files_of_another_kind_are_one_line_and_no_page(tmp_path, name, text, words):
     workdir = fake_run(tmp_path / "run", NAMES, rounds=1)
     (workdir / name).write_text(text, encoding="latin-1")
-    with pytest.raises(checks.InputError, match=re.escape(words)):
+    with pytest.raises(require.InputError, match=re.escape(words)):
         report.write(workdir)
     assert not (workdir / "report.html").exists()
 

@@ -7,7 +7,8 @@ import pytest
 from outline import Outline
 from workdirs import fake_run
 
-from fairjax import checks, report
+from fairjax import report
+from fairjax.core import require
 from fairjax.privacy import statement
 from fairjax.privacy.statement import Facts
 from fairjax.report import markup, privacy, roc
@@ -184,5 +185,5 @@ def test_an_attack_without_a_known_figure_still_has_its_rows(tmp_path):
 def test_a_broken_file_of_attacks_is_one_line(tmp_path):
     workdir = fake_run(tmp_path / "run", NAMES)
     (workdir / "attack.json").write_text("[{")
-    with pytest.raises(checks.InputError, match=r"attack\.json: expected JSON"):
+    with pytest.raises(require.InputError, match=r"attack\.json: expected JSON"):
         report.read(workdir)

@@ -20,8 +20,9 @@ from trained import (
     untimed_summary,
 )
 
-from fairjax import checks, preemption
-from fairjax.train import train
+from fairjax.core import require
+from fairjax.experiment.io import preemption
+from fairjax.experiment.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -83,14 +84,14 @@ def test_fewer_rounds_and_other_configs_are_refused_by_name(finished):
         },
     }
     for message, fields in refusals.items():
-        with pytest.raises(checks.InputError, match=message):
+        with pytest.raises(require.InputError, match=message):
             train(small(**fields), result.workdir)
     assert (result.workdir / "config.json").read_bytes() == before
 
 
 def test_a_schedule_that_ends_is_not_extended(tmp_path):
     train(small(local__schedule="cosine"), tmp_path)
-    with pytest.raises(checks.InputError, match="rounds: expected 3, on which the"):
+    with pytest.raises(require.InputError, match="rounds: expected 3, on which the"):
         train(small(local__schedule="cosine", rounds=4), tmp_path)
 
 
@@ -140,9 +141,10 @@ def test_a_damaged_selected_step_is_set_aside_and_the_run_ends(copied, capsys):
 DRIVER = """
 import os, signal, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-from fairjax import checkpoint, command
+from fairjax.experiment import cli
+from fairjax.experiment.io import checkpoint
 from trained import small
-from fairjax.train import train
+from fairjax.experiment.train import train
 
 save = checkpoint.Checkpoints.save
 def save_and_die(self, round, state):
@@ -152,7 +154,7 @@ def save_and_die(self, round, state):
 checkpoint.Checkpoints.save = save_and_die
 config, slowly = small(rounds={rounds}), lambda *_: time.sleep(0.1)
 run = lambda _: train(config, sys.argv[1], log=slowly)
-command.run(run, lambda *_: None, ["train.py"])
+cli.run(run, lambda *_: None, ["train.py"])
 """
 ROUNDS = 16
 

@@ -11,11 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import aggregate, client, keys, layout, names, round
+from fairjax.core import aggregate, client, layout, rng, round
+from fairjax.core.rng import Role
+from fairjax.core.types import Examples, Member
+from fairjax.evaluation import deployed
+from fairjax.experiment.config import registry
 from fairjax.fairness import weights
-from fairjax.keys import Role
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Examples, Member
 
 LAYOUTS = {
     "vmap": layout.vmapped(),
@@ -96,13 +98,13 @@ def test_all_masks_one_is_numpy_fedavg(laid):
 def looped(spec, state, data, cohort):
     """The round's clients one by one in Python; their changes, [K, ...] a leaf."""
     local, round_now = spec.local, state.round
-    units_key = keys.at(state.key, Role.UNITS, round_now)
+    units_key = rng.at(state.key, Role.UNITS, round_now)
 
     @jax.jit
     def alone(who, tier):
         member = Member(who, tier, jnp.asarray(True), data.count[who], data.labels[who])
         return client.update(
-            keys.at(state.key, Role.LOCAL, round_now, who),
+            rng.at(state.key, Role.LOCAL, round_now, who),
             state.params,
             None,
             local.method.units(units_key, round_now, state.params, member),
@@ -350,7 +352,7 @@ def test_a_schedule_scales_the_local_rate_by_rounds_finished():
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
 def test_a_schedule_scales_the_servers_updates_and_leaves_its_state(name):
     servers = {"sgd": 1.0, "momentum": 0.5, "adam": 0.1}
-    server = fakes.relaxed(names.SERVERS[name](servers[name]))
+    server = fakes.relaxed(registry.SERVERS[name](servers[name]))
     data = fakes.federation()
     plain = fakes.spec(server=server)
     halved = dataclasses.replace(
@@ -442,7 +444,7 @@ def test_the_widest_tier_is_the_full_model():
     members = Member(
         jnp.arange(3), jnp.arange(3), jnp.ones(3, bool), data.count[:3], data.labels[:3]
     )
-    full, own = jax.jit(functools.partial(round.evaluate, spec=spec))(
+    full, own = jax.jit(functools.partial(deployed.evaluate, spec=spec))(
         state, data, data, jnp.arange(4) % 3, members
     )
     widest = jax.tree.map(lambda leaf: leaf[2], own)

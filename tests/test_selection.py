@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fairjax import selection
+from fairjax.experiment import model_selection
 from scripts import byzantine, curve, endurance, experiment, frontier, inversion, trend
 from scripts.contests import CONTESTS
 
@@ -30,16 +30,16 @@ ROWS = [
     ],
 )
 def test_the_best_round(criterion, best):
-    assert selection.best(ROWS, criterion) == best
+    assert model_selection.best(ROWS, criterion) == best
     by = "loss" if criterion == "balanced_accuracy" else criterion
-    assert selection.by(ROWS, criterion) == by
+    assert model_selection.by(ROWS, criterion) == by
 
 
 def test_without_validation_no_round_is_the_best():
-    assert selection.best(ROWS[:1], "accuracy") is None
+    assert model_selection.best(ROWS[:1], "accuracy") is None
 
 
-@pytest.mark.parametrize("criterion", selection.CRITERIA)
+@pytest.mark.parametrize("criterion", model_selection.CRITERIA)
 def test_a_run_that_keeps_the_best_so_far_ends_with_the_best_of_all(criterion):
     """Ties and nulls of every kind, in any order of their figures."""
     figures = [None, 0.25, 0.5]
@@ -53,16 +53,16 @@ def test_a_run_that_keeps_the_best_so_far_ends_with_the_best_of_all(criterion):
         ]
         leading = []
         for row in rows:
-            if selection.best([*leading, row], criterion) == row["round"]:
+            if model_selection.best([*leading, row], criterion) == row["round"]:
                 leading = [row]
         number = leading[0]["round"] if leading else None
-        assert number == selection.best(rows, criterion)
+        assert number == model_selection.best(rows, criterion)
 
 
 def test_the_default_follows_the_task():
-    assert selection.resolve("auto", 2) == ("auroc", "2 classes")
-    assert selection.resolve("auto", 8) == ("balanced_accuracy", "8 classes")
-    assert selection.resolve("loss", 2) == ("loss", "asked for")
+    assert model_selection.resolve("auto", 2) == ("auroc", "2 classes")
+    assert model_selection.resolve("auto", 8) == ("balanced_accuracy", "8 classes")
+    assert model_selection.resolve("loss", 2) == ("loss", "asked for")
 
 
 def test_experiments_name_their_criterion():

@@ -16,7 +16,7 @@ import pytest
 import signalled
 from trained import rows, same_states, small, steps, untimed
 
-from fairjax.train import train
+from fairjax.experiment.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AT_ONCE = "train.py: stopped; the same command goes on\n"

@@ -23,10 +23,11 @@ from configs import (
     smoke,
     vit,
 )
-from fairjax import checks, names, round, schema, specs
+from fairjax.core import require, round
+from fairjax.core.types import LeafAxes
 from fairjax.data import federation
-from fairjax.train import initial
-from fairjax.types import LeafAxes
+from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.train import initial
 
 CONFIGS = pathlib.Path(default.__file__).parent
 BATCHINGS = ("vmap", "scan", "chunk")
@@ -53,9 +54,9 @@ AXES = {
     "submodel.name": ("fedavg", "heterofl"),
     # One of every kind; tests/fairness has all of them.
     "fairness.rule": ("size", "term", "fedmgda", "ditto"),
-    "local.optimizer": tuple(names.OPTIMIZERS),
-    "server.optimizer": tuple(names.SERVERS),
-    "local.schedule": tuple(names.SCHEDULES),
+    "local.optimizer": tuple(registry.OPTIMIZERS),
+    "server.optimizer": tuple(registry.SERVERS),
+    "local.schedule": tuple(registry.SCHEDULES),
     "execution.batching": BATCHINGS,
 }
 
@@ -99,12 +100,12 @@ def one_round(fields):
             **fields,
         }
     )
-    if fields["model.name"] not in names.FOR_TABLES:
+    if fields["model.name"] not in registry.FOR_TABLES:
         config.data.name = "digits"
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
-        run = specs.build(config)
-        identity = specs.identity(run)
+        run = build.build(config)
+        identity = build.identity(run)
         assert json.loads(json.dumps(identity)) == identity
         state = initial(run)
         cohort = federation.sample(
@@ -145,7 +146,7 @@ def test_every_two_names_work_together(fields):
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name in CONVOLVED else [])
-        for name in sorted(names.MODELS.keys() - set(AXES["model.name"]))
+        for name in sorted(registry.MODELS.keys() - set(AXES["model.name"]))
     ],
 )
 def test_every_model_trains(name):
@@ -184,7 +185,7 @@ def test_groups_of_a_csv_reach_the_splits(tmp_path):
             "data.partition.num_clients": 4,
         }
     )
-    splits = specs.build(schema.from_plain(schema.plain(config))).splits
+    splits = build.build(validate.from_plain(validate.plain(config))).splits
     assert [attribute.name for attribute in splits.groups] == ["sex", "age"]
     assert splits.groups[1].values[1] == "40 to under 60"
     everybody = np.concatenate(
@@ -198,7 +199,7 @@ EXAMPLES = (breast_cancer, diabetes130, digits, heart_disease, pbc_blood28, vit)
 
 @pytest.mark.parametrize("config", [*EXAMPLES, smoke])
 def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
-    schema.check(config.get_config())
+    validate.check(config.get_config())
     name = config.__name__.rpartition(".")[2]
     assert f"scripts/train.py --config=configs/{name}.py --workdir=" in config.__doc__
 
@@ -209,9 +210,9 @@ def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
 )
 def test_transformers_of_the_paper_have_their_sizes(preset, expected):
     config = vit.get_config(preset)
-    schema.check(config)
-    family = names.METHODS[config.submodel.name]
-    model = names.MODELS["vit"](config, 8, family)
+    validate.check(config)
+    family = registry.METHODS[config.submodel.name]
+    model = registry.MODELS["vit"](config, 8, family)
     image = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -221,33 +222,33 @@ def test_transformers_of_the_paper_have_their_sizes(preset, expected):
 @pytest.mark.parametrize("config", EXAMPLES)
 def test_every_config_has_a_smoke_preset(config):
     assert config.get_config("smoke").rounds == 2
-    with pytest.raises(checks.InputError, match=r"preset of --config: .*'somke'"):
+    with pytest.raises(require.InputError, match=r"preset of --config: .*'somke'"):
         config.get_config("somke")
 
 
 def test_a_config_survives_its_json():
     config = changed(local__steps=3, tiers__budget=(0.5, 1.0), tiers__share=(1.0, 1.0))
-    again = schema.from_plain(schema.plain(config))
+    again = validate.from_plain(validate.plain(config))
     assert isinstance(again, ConfigDict)
     assert again.to_dict() == config.to_dict()
 
 
 def test_differences_name_the_fields():
-    ours = schema.plain(changed(seed=3, local__momentum=0.5))
-    theirs = schema.plain(default.get_config())
+    ours = validate.plain(changed(seed=3, local__momentum=0.5))
+    theirs = validate.plain(default.get_config())
     del theirs["data"]["name"]
-    assert schema.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
-    assert schema.differences(ours, ours) == []
+    assert validate.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
+    assert validate.differences(ours, ours) == []
 
 
 def test_tuples_in_tuples_survive_json():
     fields = {"tiers__schedule": ((3, 1, 0),), "robust__faults": (("nan", 0.5, 1.0),)}
     config = changed(**fields)
-    stored = json.loads(json.dumps(schema.plain(config)))
-    assert stored == schema.plain(config)
-    assert schema.differences(stored, schema.plain(config)) == []
-    assert schema.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
-    schema.check(schema.from_plain(stored))
+    stored = json.loads(json.dumps(validate.plain(config)))
+    assert stored == validate.plain(config)
+    assert validate.differences(stored, validate.plain(config)) == []
+    assert validate.from_plain(stored).tiers.schedule == fields["tiers__schedule"]
+    validate.check(validate.from_plain(stored))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_tuples_in_tuples_survive_json():
 )
 def test_the_identity_of_a_run_is_what_decides_its_state(fields, named):
     ours, theirs = (
-        specs.identity(specs.build(config)) for config in (changed(), changed(**fields))
+        build.identity(build.build(config)) for config in (changed(), changed(**fields))
     )
     differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     assert ", ".join(sorted(differing)) == named
@@ -275,7 +276,7 @@ def test_the_identity_of_a_run_is_what_decides_its_state(fields, named):
 
 def test_the_identity_knows_axes_that_the_config_does_not_name():
     """As where a later version of a model cuts what an earlier one did not."""
-    run = specs.build(changed())
+    run = build.build(changed())
     model = run.spec.local.model
     tree = {**model.axes.tree, "head": {**model.axes.tree["head"]}}
     tree["head"]["bias"] = LeafAxes(("head",))
@@ -283,7 +284,7 @@ def test_the_identity_knows_axes_that_the_config_does_not_name():
         model=model._replace(axes=model.axes._replace(tree=tree))
     )
     other = dataclasses.replace(run, spec=dataclasses.replace(run.spec, local=local))
-    ours, theirs = specs.identity(run), specs.identity(other)
+    ours, theirs = build.identity(run), build.identity(other)
     differing = {n for n in ours if ours[n] != theirs[n]}
     assert differing == {f"tier {t}" for t in range(4)}
 
@@ -306,10 +307,10 @@ def numpy_factor(name, warmup, rounds):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
-@pytest.mark.parametrize("name", names.SCHEDULES)
+@pytest.mark.parametrize("name", registry.SCHEDULES)
 def test_a_schedule_is_its_formula_in_every_round(name, warmup):
     fields = {"schedule": name, "warmup": warmup, **RATES}
-    factor = names.schedule(ConfigDict(fields), 10)
+    factor = registry.schedule(ConfigDict(fields), 10)
     got = [float(factor(jnp.asarray(number))) for number in range(11)]
     np.testing.assert_allclose(got, numpy_factor(name, warmup, 10), atol=1e-6)
 
@@ -320,23 +321,25 @@ def test_the_schedules_of_a_config_are_those_of_its_round():
     config = changed(
         local__schedule="steps", server__schedule="exponential", rounds=10, **fields
     )
-    spec = specs.build(config).spec
+    spec = build.build(config).spec
     factors = {"steps": spec.schedule, "exponential": spec.server_schedule}
     for name, factor in factors.items():
         got = [float(factor(jnp.asarray(number))) for number in range(11)]
         np.testing.assert_allclose(got, numpy_factor(name, 0, 10), atol=1e-6)
 
 
-@pytest.mark.parametrize("group", schema.RATES)
+@pytest.mark.parametrize("group", validate.RATES)
 def test_a_run_is_extended_where_no_schedule_rests_on_its_rounds(group):
     can = {
-        name: schema.extendable(schema.plain(changed(**{f"{group}__schedule": name})))
-        for name in names.SCHEDULES
+        name: validate.extendable(
+            validate.plain(changed(**{f"{group}__schedule": name}))
+        )
+        for name in registry.SCHEDULES
     }
     assert [name for name in can if not can[name]] == ["linear", "cosine"]
-    for name in names.SCHEDULES:
+    for name in registry.SCHEDULES:
         made = [
-            names.schedule(ConfigDict({"schedule": name, "warmup": 2, **RATES}), n)
+            registry.schedule(ConfigDict({"schedule": name, "warmup": 2, **RATES}), n)
             for n in (8, 16)
         ]
         short, long = (
@@ -350,14 +353,14 @@ def test_a_method_that_begins_by_a_share_of_the_rounds_is_not_extended():
     def can(**options):
         fields = {f"submodel__scalefl__{name}": v for name, v in options.items()}
         config = changed(submodel__name="scalefl", **fields)
-        return schema.extendable(schema.plain(config))
+        return validate.extendable(validate.plain(config))
 
     assert not can()
     assert can(gamma=0.0)
     assert can(warmup=0.0)
 
 
-@pytest.mark.parametrize("group", schema.RATES)
+@pytest.mark.parametrize("group", validate.RATES)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -392,35 +395,35 @@ def test_a_method_that_begins_by_a_share_of_the_rounds_is_not_extended():
 )
 def test_a_schedule_that_cannot_be_is_refused(group, fields, message):
     config = changed(**{f"{group}__{field}": v for field, v in fields.items()})
-    with pytest.raises(checks.InputError, match=rf"{group}\.{message}"):
-        schema.check(config)
+    with pytest.raises(require.InputError, match=rf"{group}\.{message}"):
+        validate.check(config)
 
 
-@pytest.mark.parametrize("group", schema.RATES)
+@pytest.mark.parametrize("group", validate.RATES)
 def test_an_option_that_the_schedule_does_not_read_is_refused(group):
     config = changed(**{f"{group}__schedule": "exponential"})
     config[group].decay_rate, config[group].milestones = 0.9, (3,)
     path = f"{group}.milestones"
-    schema.check(config, (f"{group}.decay_rate", f"{group}.warmup"))
-    with pytest.raises(checks.InputError) as refused:
-        schema.check(config, (path,))
+    validate.check(config, (f"{group}.decay_rate", f"{group}.warmup"))
+    with pytest.raises(require.InputError) as refused:
+        validate.check(config, (path,))
     what = f"{path}: expected {group}.schedule='steps' for this option"
     assert str(refused.value) == f"{what}; got 'exponential'"
 
 
 def test_auto_is_resolved_and_explained():
-    run = specs.build(changed(data__name="digits", model__name="cnn"))
+    run = build.build(changed(data__name="digits", model__name="cnn"))
     named = ("form", "batching", "conv", "devices", "records", "pixels")
     assert set(run.choices) == {"select", *(f"execution.{n}" for n in named)}
     assert run.choices["select"] == f"{run.criterion}: 10 classes"
-    of_two = specs.build(changed(data__positive="benign")).choices
+    of_two = build.build(changed(data__positive="benign")).choices
     assert of_two["data.positive"] == "benign: asked for"
     assert run.choices["execution.devices"] == "1: asked for"
-    everything = specs.build(changed(execution__devices=0))
+    everything = build.build(changed(execution__devices=0))
     assert everything.choices["execution.devices"] == "4: all that there are"
     assert run.choices["execution.batching"] == "scan: on CPU, convolutions"
     assert run.choices["execution.conv"] == "forward: on cpu"
-    wide = specs.build(changed(model__mlp__hidden=(2048,)))
+    wide = build.build(changed(model__mlp__hidden=(2048,)))
     assert wide.choices["execution.batching"].startswith("scan: on CPU, ")
     assert "execution.conv" not in wide.choices
     assert wide.chunked is run.chunked is None
@@ -444,15 +447,15 @@ def test_auto_is_resolved_and_explained():
 )
 def test_kernels_that_are_vmapped_are_not_convolved(fields, vmapped):
     config = changed(data__name="digits", model__name="cnn", **fields)
-    choice = specs.build(config, vmapped=vmapped).choices["execution.conv"]
+    choice = build.build(config, vmapped=vmapped).choices["execution.conv"]
     assert choice.startswith("shift: ")
 
 
 @pytest.mark.parametrize("name", ["depthfl", "inclusivefl", "scalefl", "nefl"])
 def test_methods_of_exits_and_steps_want_a_residual_network(name):
     message = rf"model\.name: expected one of .* for submodel\.name {name}; got 'mlp'"
-    with pytest.raises(checks.InputError, match=message):
-        specs.build(changed(submodel__name=name))
+    with pytest.raises(require.InputError, match=message):
+        build.build(changed(submodel__name=name))
 
 
 @pytest.mark.parametrize(
@@ -473,26 +476,28 @@ def test_methods_of_exits_and_steps_want_a_residual_network(name):
 )
 def test_options_of_sub_models_are_checked_before_anything_is_built(field, value):
     config = changed(**{f"submodel.{field}": value})
-    with pytest.raises(checks.InputError, match=rf"submodel\.{re.escape(field)}: "):
-        schema.check(config)
+    with pytest.raises(require.InputError, match=rf"submodel\.{re.escape(field)}: "):
+        validate.check(config)
 
 
 def test_a_cohort_of_zero_is_everybody():
-    assert specs.build(changed(data__partition__num_clients=5)).cohort == 5
-    assert specs.build(changed(cohort=3)).cohort == 3
+    assert build.build(changed(data__partition__num_clients=5)).cohort == 5
+    assert build.build(changed(cohort=3)).cohort == 3
 
 
 def test_a_cohort_by_tier_has_room_for_all_tiers():
     by_tier = {"execution__slots": "stratified", "data__partition__num_clients": 8}
-    assert specs.build(changed(cohort=5, **by_tier)).slots == (2, 1, 1, 1)
-    with pytest.raises(checks.InputError, match=r"^cohort: expected at least 4, a hos"):
-        specs.build(changed(cohort=3, **by_tier))
+    assert build.build(changed(cohort=5, **by_tier)).slots == (2, 1, 1, 1)
+    with pytest.raises(
+        require.InputError, match=r"^cohort: expected at least 4, a hos"
+    ):
+        build.build(changed(cohort=3, **by_tier))
 
 
 def test_local_steps_replace_epochs():
-    by_steps = specs.build(changed(local__steps=7)).spec.local.plan
+    by_steps = build.build(changed(local__steps=7)).spec.local.plan
     assert (by_steps.steps, by_steps.epochs) == (7, None)
-    by_epochs = specs.build(changed(local__epochs=2)).spec.local.plan
+    by_epochs = build.build(changed(local__epochs=2)).spec.local.plan
     assert by_epochs.epochs == 2
 
 
@@ -512,11 +517,11 @@ def test_budgets_may_change_in_mid_run():
     config.model.mlp.hidden = (8, 8)
     config.local.learning_rate = 0.0
     config.data.partition.num_clients = 4
-    run = specs.build(config)
+    run = build.build(config)
     poor, rich = (int(np.argmax(run.tiers == tier)) for tier in (0, 3))
     # Round numbers count from 1.
     config.tiers.schedule = ((2, poor, 3), (3, rich, 0))
-    run = specs.build(config)
+    run = build.build(config)
     tiers = [np.asarray(run.tiers_at(finished)) for finished in range(3)]
     assert np.array_equal(tiers[0], run.tiers)
     assert (tiers[1][poor], tiers[1][rich]) == (3, 3)
@@ -549,9 +554,9 @@ def test_budgets_may_change_in_mid_run():
 def test_a_schedule_keeps_a_slot_for_whoever_comes():
     config = default.get_config()
     config.execution.form = "sliced"
-    before = specs.build(config).slots
+    before = build.build(config).slots
     config.tiers.schedule = ((2, 0, 3), (2, 1, 3))
-    run = specs.build(config)
+    run = build.build(config)
     moved = np.bincount(np.asarray(run.tiers_at(1)), minlength=4)
     assert run.slots == tuple(np.maximum(before, moved))
 
@@ -573,5 +578,5 @@ def test_a_schedule_keeps_a_slot_for_whoever_comes():
 def test_bad_branches_and_schedules_are_named(field, value, words):
     config = default.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(checks.InputError, match=re.escape(words)):
-        specs.build(config)
+    with pytest.raises(require.InputError, match=re.escape(words)):
+        build.build(config)

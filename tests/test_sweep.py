@@ -12,7 +12,10 @@ import time
 import pytest
 from workdirs import fake_run
 
-from fairjax import checks, command, preemption, schema, sweep
+from fairjax.core import require
+from fairjax.experiment import cli, sweep
+from fairjax.experiment.config import validate
+from fairjax.experiment.io import preemption
 from scripts import sweep as script
 from scripts import train
 
@@ -33,7 +36,7 @@ def started(workdir, *flags):
     """Runs the script; its exit code."""
     argv = ["scripts/sweep.py", *BASE, f"--workdir={workdir}", *flags]
     try:
-        command.run(script.main, script.define, argv)
+        cli.run(script.main, script.define, argv)
     except SystemExit as stop:
         return stop.code
     return 0
@@ -83,7 +86,7 @@ def test_a_list_and_a_grid_are_combined(tmp_path, capsys):
     path.write_text('{"fairness.rule": "uniform"}\n{"local.prox": 0.1}\n')
     flags = [f"--list={path}", "--grid=seed=0,1", "--config.rounds=1"]
     argv = ["sweep.py", *BASE, f"--workdir={tmp_path / 'runs'}", *flags]
-    options = command.parse(script.define, argv)
+    options = cli.parse(script.define, argv)
     found = sweep.points(
         train.define, script.base(options), script.settings(options), tmp_path
     )
@@ -104,7 +107,7 @@ def test_a_list_and_a_grid_are_combined(tmp_path, capsys):
 
 def named(*settings):
     flags = [f"--config.{setting}" for setting in settings]
-    config = command.parse(train.define, ["t", *BASE, "--workdir=x", *flags]).config
+    config = cli.parse(train.define, ["t", *BASE, "--workdir=x", *flags]).config
     return sweep.folder(config, [setting.partition("=")[0] for setting in settings])
 
 
@@ -174,15 +177,15 @@ def test_a_sweep_that_cannot_be(tmp_path, capsys, monkeypatch, flags):
 def test_a_list_that_cannot_be(tmp_path, text, expected):
     path = tmp_path / "list.jsonl"
     path.write_text(text)
-    with pytest.raises(checks.InputError, match=expected):
+    with pytest.raises(require.InputError, match=expected):
         sweep.listed(path)
 
 
 def test_a_folder_that_is_not_of_the_sweep_is_refused(tmp_path):
     leave(points(["seed=0"], tmp_path)[0], tmp_path)
-    with pytest.raises(checks.InputError, match=r"other values of local\.prox"):
+    with pytest.raises(require.InputError, match=r"other values of local\.prox"):
         points(["seed=0,1"], tmp_path, base=["--config.local.prox=0.1"])
-    with pytest.raises(checks.InputError, match="a folder of runs"):
+    with pytest.raises(require.InputError, match="a folder of runs"):
         points(["rounds=3"], tmp_path / "seed=0")
 
 
@@ -193,7 +196,7 @@ def leave(point, workdir, rounds=None):
     """What a run leaves after `rounds` rounds; None: after all of them."""
     folder = workdir / point.name
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(schema.plain(point.config)))
+    (folder / "config.json").write_text(json.dumps(validate.plain(point.config)))
     done = point.config.rounds if rounds is None else rounds
     rows = [{"round": number} for number in range(1, done + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -302,10 +305,10 @@ print("begun", flush=True)
 time.sleep(60)
 """
 SWEEP = """
-from fairjax import preemption
+from fairjax.experiment.io import preemption
 preemption.listen()
 import pathlib, sys
-from fairjax import sweep
+from fairjax.experiment import sweep
 program = [sys.executable, "-c", {deaf!r}]
 sweep.run([sweep.Point("a", (), {{}})], pathlib.Path({folder!r}), program=program)
 """

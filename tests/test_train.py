@@ -13,10 +13,14 @@ import pytest
 import rich.console
 from trained import rows, selected_state, small, steps, untimed
 
-from fairjax import checks, preemption, report, schema, selection, specs, trees
-from fairjax import train as train_module
-from fairjax.measure import evaluate
-from fairjax.train import initial, load, train
+from fairjax import report
+from fairjax.core import require, trees
+from fairjax.experiment import model_selection
+from fairjax.experiment import train as train_module
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.evaluate import evaluate
+from fairjax.experiment.io import preemption
+from fairjax.experiment.train import initial, load, train
 
 PRINCIPLES = {
     "opportunity",
@@ -73,7 +77,7 @@ def test_metrics_have_flat_keys_and_no_nan(finished):
             *(f"submodel_{t}" for t in range(4)),
         ]
     }
-    evaluated |= {f"val/{name}" for name in selection.CRITERIA}
+    evaluated |= {f"val/{name}" for name in model_selection.CRITERIA}
     assert ["eval/accuracy" in row for row in lines] == [False, True, True]
     assert evaluated <= set(lines[1]) & set(lines[2])
     for row in lines:
@@ -196,8 +200,8 @@ def test_tiers_that_are_not_admitted_have_no_opportunity(tmp_path):
 def test_the_config_file_rebuilds_the_run(finished):
     result, _ = finished
     config = json.loads((result.workdir / "config.json").read_text())
-    assert config == schema.plain(small())
-    assert schema.plain(schema.from_plain(config)) == config
+    assert config == validate.plain(small())
+    assert validate.plain(validate.from_plain(config)) == config
 
 
 def test_a_log_function_gets_every_row(finished):
@@ -219,7 +223,7 @@ def test_the_newest_checkpoint_is_the_final_state(finished):
     assert own.clients.accuracy.shape == (4, 4)
     val, _ = evaluate(run, state, "val")
     assert val["eval/loss"] != row["eval/loss"]
-    with pytest.raises(checks.InputError, match='Did you mean "test"'):
+    with pytest.raises(require.InputError, match='Did you mean "test"'):
         evaluate(run, state, "tset")
 
 
@@ -258,7 +262,7 @@ def test_the_best_round_of_the_validation_split_is_kept(finished):
     assert int(state.round) == number
     run, _ = load(result.workdir)
     row, _ = evaluate(run, jax.tree.map(jnp.asarray, state), "val")
-    for name in selection.CRITERIA:
+    for name in model_selection.CRITERIA:
         np.testing.assert_allclose(row[f"eval/{name}"], best[f"val/{name}"], rtol=1e-6)
     final = result.summary["final"]
     assert final["selected"]["round"] == number
@@ -274,23 +278,26 @@ def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
     fields = {"rounds": 6, "eval_every": 1, "select": "loss"}
     fields["local__learning_rate"] = 1.0  # so that the last round is not the best
     straight = train(small(**fields), tmp_path / "a")
-    build = specs.build
+    whole = build.build
 
     def turned(config, **how):
-        run = build(config, **how)
+        run = whole(config, **how)
         test = dataclasses.replace(run.splits.test, y=1 - run.splits.test.y)
         return dataclasses.replace(
             run, splits=dataclasses.replace(run.splits, test=test)
         )
 
-    monkeypatch.setattr(specs, "build", turned)
+    monkeypatch.setattr(build, "build", turned)
     other = train(small(**fields), tmp_path / "b")
     for ours, theirs in zip(
         *(rows(each.workdir / "metrics.jsonl") for each in (straight, other)),
         strict=True,
     ):
         assert ours["eval/loss"] != theirs["eval/loss"]
-        for name in ("train/loss", *(f"val/{name}" for name in selection.CRITERIA)):
+        for name in (
+            "train/loss",
+            *(f"val/{name}" for name in model_selection.CRITERIA),
+        ):
             assert ours[name] == theirs[name]
     ours, theirs = (each.summary["final"] for each in (straight, other))
     for which in ("last", "selected"):
@@ -369,7 +376,7 @@ def test_without_validation_records_nothing_is_selected(tmp_path):
 
 def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_path):
     result, _ = finished
-    run = specs.build(small())
+    run = build.build(small())
     given = initial(run, result.state.params)
     assert fakes.equal(given.params, result.state.params)
     frozen = {"rounds": 1, "local__learning_rate": 0.0}
@@ -381,14 +388,14 @@ def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_p
     assert fakes.equal(from_params.state.params, result.state.params)
     turned = small(model__init_from=str(result.workdir), data__positive="benign")
     message = r"^model\.init_from: expected a run of classes malignant, benign"
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         train(turned, tmp_path / "c")
     wrong = jax.tree.map(lambda leaf: leaf[:1], result.state.params)
-    with pytest.raises(checks.InputError, match=r"params\['head'\]\['bias'\]"):
+    with pytest.raises(require.InputError, match=r"params\['head'\]\['bias'\]"):
         train(small(), tmp_path / "c", params=wrong)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, result.state.params)
     with pytest.raises(
-        checks.InputError, match="finite numbers; got 'NaN or infinity'"
+        require.InputError, match="finite numbers; got 'NaN or infinity'"
     ):
         train(small(), tmp_path / "c", params=broken)
     assert not (tmp_path / "c").exists()
@@ -428,8 +435,8 @@ def test_a_run_on_records_by_cohort_is_the_run_on_all(finished, tmp_path):
 
 def test_records_lie_on_the_host_where_the_device_has_no_room():
     size = "execution__memory"
-    assert specs.build(small()).choices["execution.records"].startswith("device: ")
-    choice = specs.build(small(**{size: 0.001})).choices["execution.records"]
+    assert build.build(small()).choices["execution.records"].startswith("device: ")
+    choice = build.build(small(**{size: 0.001})).choices["execution.records"]
     assert choice.startswith("host: ")
     assert choice.endswith(" MiB are above half of 0.001")
 
@@ -444,16 +451,16 @@ def test_records_lie_on_the_host_where_the_device_has_no_room():
 )
 def test_records_are_refused_the_host_where_all_are_read(fields, obstacle):
     auto = small(execution__memory=0.001, **fields)
-    assert specs.build(auto).choices["execution.records"].startswith("device: ")
+    assert build.build(auto).choices["execution.records"].startswith("device: ")
     message = rf"^execution\.records: expected device: {obstacle}"
-    with pytest.raises(checks.InputError, match=message):
-        specs.build(small(execution__records="host", **fields))
+    with pytest.raises(require.InputError, match=message):
+        build.build(small(execution__records="host", **fields))
 
 
 def test_a_round_that_takes_too_much_memory_runs_in_chunks_that_do_not(
     capsys, monkeypatch
 ):
-    run = specs.build(small(cohort=4, execution__memory=1.0))
+    run = build.build(small(cohort=4, execution__memory=1.0))
     state = initial(run)
     whole, _ = train_module.compiled(run, state)
     assert "chunks" not in capsys.readouterr().out
@@ -470,6 +477,6 @@ def test_a_round_that_takes_too_much_memory_runs_in_chunks_that_do_not(
 
 
 def test_what_is_asked_for_is_not_chunked():
-    run = specs.build(small(execution__batching="vmap", execution__memory=1e-6))
+    run = build.build(small(execution__batching="vmap", execution__memory=1e-6))
     _, program = train_module.compiled(run, initial(run))
     assert train_module._takes(program) > 1e-3

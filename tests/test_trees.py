@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import trees
+from fairjax.core import trees
 from tests import fakes
 
 TREE = {

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fairjax import schema
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
+from fairjax.experiment.config import validate
 from scripts import experiment, trend
 from scripts.experiment import interval
 
@@ -113,7 +113,7 @@ def test_a_run_is_measured_on_what_is_deployed(monkeypatch):
 @pytest.mark.parametrize("name", trend.METHODS)
 def test_every_run_is_a_config_that_can_run(name):
     config = trend.config_of(name, 1)
-    schema.check(config)
+    validate.check(config)
     assert config.seed == 1
     fields = trend.METHODS[name].fields
     assert fields["submodel.name"] == config.submodel.name

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from fairjax import checks, workdir
+from fairjax.core import require
+from fairjax.experiment.io import workdir
 
 
 def fails_with(number):
@@ -22,7 +23,7 @@ def fails_with(number):
 def test_a_folder_is_one_process_s_at_a_time(tmp_path):
     path = tmp_path / "run"
     with workdir.held(path):
-        with pytest.raises(checks.InputError) as refused, workdir.held(path):
+        with pytest.raises(require.InputError) as refused, workdir.held(path):
             pass
         text = (
             f"--workdir: expected a run that nobody trains; got {path}, which process"
@@ -58,7 +59,7 @@ def test_where_there_are_no_locks_the_run_goes_on_and_says_so(
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "open", fails_with(errno.EROFS))
     message = "--workdir: expected a folder that can be written; got Read-only file sys"
-    with pytest.raises(checks.InputError, match=message), workdir.held(tmp_path):
+    with pytest.raises(require.InputError, match=message), workdir.held(tmp_path):
         pass
 
 
@@ -67,7 +68,7 @@ def test_what_a_run_left_that_was_killed_as_it_began_is_no_obstacle(tmp_path, le
     (tmp_path / left).write_text("")
     workdir.check(tmp_path, {"rounds": 3})
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(checks.InputError, match="an empty folder or that of a run"):
+    with pytest.raises(require.InputError, match="an empty folder or that of a run"):
         workdir.check(tmp_path, {"rounds": 3})
 
 

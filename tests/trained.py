@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from configs import default
-from fairjax import trees
-from fairjax.checkpoint import newest
-from fairjax.train import about, load
+from fairjax.core import trees
+from fairjax.experiment.io.checkpoint import newest
+from fairjax.experiment.train import about, load
 
 
 def small(**fields):

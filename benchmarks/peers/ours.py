@@ -21,10 +21,11 @@ import numpy as np
 from benchmarks.peers import work
 from benchmarks.peers.work import Case
 from configs import default
-from fairjax import specs, train
+from fairjax.experiment import train
+from fairjax.experiment.config import build
 
 
-def config(case: Case, path: pathlib.Path) -> specs.ConfigDict:
+def config(case: Case, path: pathlib.Path) -> build.ConfigDict:
     """The work of a case as a config, its records in an npz."""
     c = default.get_config()
     c.cohort = case.cohort
@@ -54,7 +55,7 @@ def save(case: Case, path: pathlib.Path) -> None:
     )
 
 
-def build(name: str, fields: Sequence[str]) -> tuple[Case, specs.Run]:
+def build(name: str, fields: Sequence[str]) -> tuple[Case, build.Run]:
     """A case, and its run with some fields changed."""
     case, changed = work.CASES[name], {}
     for field, text in (each.split("=", 1) for each in fields):
@@ -68,7 +69,7 @@ def build(name: str, fields: Sequence[str]) -> tuple[Case, specs.Run]:
         save(case, path)
         c = config(case, path)
         c.update_from_flattened_dict(changed)
-        return case, specs.build(c)
+        return case, build.build(c)
 
 
 def main(name: str, *fields: str) -> None:

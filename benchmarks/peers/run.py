@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.peers import work
 from benchmarks.rows import Row, pivot
-from fairjax import checks, preemption
+from fairjax.core import require
+from fairjax.experiment.io import preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TURNS = 3
@@ -107,7 +108,7 @@ def _run(
     if process.returncode:
         last = (said.strip() or "no output").splitlines()[-1]
         code = f"{process.returncode}: {last}"
-        checks.fail(" ".join(map(str, command)), "exit code 0", code)
+        require.fail(" ".join(map(str, command)), "exit code 0", code)
     return out
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax import checks, schema, specs
-from fairjax import workdir as files
 from fairjax.attacks import audit, membership, reconstruction
-from fairjax.train import initial, load
-from fairjax.types import RunState
+from fairjax.core import require
+from fairjax.core.types import RunState
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.io import workdir as files
+from fairjax.experiment.train import initial, load
 
 Row = dict[str, Any]
 FILE = "attack.json"
@@ -26,13 +27,13 @@ class Attack(NamedTuple):
 
     settings: type
     """A frozen dataclass of its options; their defaults are the attack's."""
-    rows: Callable[[specs.Run, RunState, Any], tuple[list[Row], dict[str, bytes]]]
+    rows: Callable[[build.Run, RunState, Any], tuple[list[Row], dict[str, bytes]]]
     """(run, state, settings) -> (rows of attack.json, {name of a picture: bytes})."""
 
 
 def attack(
     name: str,
-    run: specs.Run,
+    run: build.Run,
     state: RunState,
     workdir: str | os.PathLike[str],
     options: Mapping[str, Any],
@@ -50,10 +51,10 @@ def attack(
         InputError: an unknown attack, an option that it does not have, or a run that it
             cannot attack; nothing has been written then.
     """
-    kind = ATTACKS[checks.one_of("--attack", name, ATTACKS)]
+    kind = ATTACKS[require.one_of("--attack", name, ATTACKS)]
     known = [field.name for field in dataclasses.fields(kind.settings)]
     for option in options:
-        checks.one_of(f"option of --attack={name}", option, known)
+        require.one_of(f"option of --attack={name}", option, known)
     settings = kind.settings(
         **{
             name: tuple(value) if isinstance(value, list) else value
@@ -75,7 +76,7 @@ def opened(
     workdir: str | os.PathLike[str],
     config: ConfigDict | None = None,
     overridden: Collection[str] = (),
-) -> tuple[specs.Run, RunState]:
+) -> tuple[build.Run, RunState]:
     """What is attacked: the newest checkpoint in `workdir`, or a config's first model.
 
     Raises:
@@ -85,9 +86,9 @@ def opened(
         return load(workdir, vmapped=True)
     if (pathlib.Path(workdir) / "config.json").exists():
         what = "none with the folder of a run, which has its own"
-        checks.fail("--config", what, str(workdir))
-    schema.check(config, overridden)
-    run = specs.build(config, vmapped=True)
+        require.fail("--config", what, str(workdir))
+    validate.check(config, overridden)
+    run = build.build(config, vmapped=True)
     return run, initial(run)
 
 
@@ -95,21 +96,21 @@ def _rows(path: pathlib.Path) -> list[Row]:
     """The rows that are there."""
     if not path.exists():
         return []
-    found = checks.parsed(str(path), path.read_text(errors="replace"), list)
+    found = require.parsed(str(path), path.read_text(errors="replace"), list)
     for row in found:
         if not isinstance(row, dict) or "attack" not in row:
-            checks.fail(str(path), "rows of attacks", row)
+            require.fail(str(path), "rows of attacks", row)
     return found
 
 
 def _membership(
-    run: specs.Run, state: RunState, settings: membership.Membership
+    run: build.Run, state: RunState, settings: membership.Membership
 ) -> tuple[list[Row], dict[str, bytes]]:
     return membership.attack(run, state, settings), {}
 
 
 def _audit(
-    run: specs.Run, state: RunState, settings: audit.Audit
+    run: build.Run, state: RunState, settings: audit.Audit
 ) -> tuple[list[Row], dict[str, bytes]]:
     return audit.audit(run, settings), {}
 

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import checks, keys, layout, measure, specs, trees
-from fairjax import workdir as files
 from fairjax.attacks import canaries
-from fairjax.keys import Role
-from fairjax.privacy import audit as privacy
-from fairjax.train import beginning
-from fairjax.types import Cohort, Federation, RunState
+from fairjax.attacks import epsilon as privacy
+from fairjax.core import layout, require, rng, trees
+from fairjax.core.rng import Role
+from fairjax.core.types import Cohort, Federation, RunState
+from fairjax.experiment import evaluate
+from fairjax.experiment.config import build
+from fairjax.experiment.io import workdir as files
+from fairjax.experiment.train import beginning
 
 CONFIDENCE = 0.95
 """That none of an audit's rows shows more than there is."""
@@ -57,7 +59,7 @@ class Audit:
     confidence: float = CONFIDENCE
 
 
-def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
+def audit(run: build.Run, settings: Audit) -> list[dict[str, Any]]:
     """Rows of attack.json: what so many runs show of epsilon, beside what is claimed.
 
     The canary takes the place of a record or a patient of one hospital, or of a
@@ -79,22 +81,22 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
     guarantee, spec, rounds = run.guarantee, run.spec, settings.rounds
     if not guarantee.parties:
         what = "a mechanism, whose guarantee is audited"
-        checks.fail("privacy.mechanism", what, guarantee.mechanism)
-    checks.one_of("unit of the guarantee", guarantee.unit, UNITS)
+        require.fail("privacy.mechanism", what, guarantee.mechanism)
+    require.one_of("unit of the guarantee", guarantee.unit, UNITS)
     for name in settings.canary:
-        checks.one_of("--canary", name, canaries.CANARIES)
+        require.one_of("--canary", name, canaries.CANARIES)
     start = beginning(run)
     spent = guarantee.spent(rounds)
     # Of those who spend alike the last: the richest tier has most for itself.
     whose = max(reversed(spent), key=lambda name: spent[name])
     if settings.party is not None:
-        whose = checks.one_of("--party", settings.party, spent)
+        whose = require.one_of("--party", settings.party, spent)
     mechanisms = guarantee.parties.values()
     replaced = any(each.neighbours == "replace_one" for each in mechanisms)
     # A server that adds the noise sees what it protects.
     server = guarantee.protection.population is None
     place = _place(run, whose)
-    member = trees.pick(measure.everybody(run, run.tiers_at(0)), place.client)
+    member = trees.pick(evaluate.everybody(run, run.tiers_at(0)), place.client)
     alone = settings.alone and server
     laid = layout.vmapped() if alone else run.layout
     direction = None
@@ -124,7 +126,7 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
         )
 
     program = jax.jit(layout.on_devices(observed, run.mesh))
-    key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
+    key = rng.at(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
     drawn = jax.random.split(key, (2, settings.runs))
     confidence = 1 - (1 - settings.confidence) / len(settings.canary)
     claimed = spent[whose]
@@ -163,7 +165,7 @@ def audit(run: specs.Run, settings: Audit) -> list[dict[str, Any]]:
     return rows
 
 
-def _place(run: specs.Run, party: str) -> canaries.Place:
+def _place(run: build.Run, party: str) -> canaries.Place:
     """Where the canary is, so that the party is exposed to it."""
     train, unit = run.splits.train, run.guarantee.unit
     if unit == "client":

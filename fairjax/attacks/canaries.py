@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fairjax import client, hospitals, losses, round, trees
-from fairjax.types import (
+from fairjax.core import client, losses, round, trees
+from fairjax.core.types import (
     Cohort,
     Federation,
     Layout,
@@ -26,6 +26,7 @@ from fairjax.types import (
     RunState,
     Sent,
 )
+from fairjax.evaluation import personalised
 
 # ----------------------------------------------------------------------------- canaries
 
@@ -286,7 +287,7 @@ def of_records(place: Place, member: Member, *, spec: round.Spec) -> Direction:
     local = spec.local
 
     def direction(state: RunState, data: Federation) -> Params:
-        params, _, kept = hospitals.received(state, member, spec=spec)
+        params, _, kept = personalised.received(state, member, spec=spec)
         x, y = jnp.asarray(data.x)[place.rows], jnp.asarray(data.y)[place.rows]
 
         def loss(params: Params) -> Array:
@@ -304,8 +305,8 @@ def of_hospital(member: Member, *, spec: round.Spec) -> Direction:
     """Along the change that a hospital's training makes."""
 
     def direction(state: RunState, data: Federation) -> Params:
-        params, memory, kept = hospitals.received(state, member, spec=spec)
-        delta, _, _, _ = hospitals.update(
+        params, memory, kept = personalised.received(state, member, spec=spec)
+        delta, _, _, _ = personalised.update(
             state, state.round, params, memory, kept, member, data, spec
         )
         return _unit(delta)

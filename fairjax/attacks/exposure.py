@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from fairjax import aggregate, client, losses, private
-from fairjax.client import Local
-from fairjax.privacy.inversion import Seen
-from fairjax.private import Bank
-from fairjax.submodels.fedavg import fedavg
-from fairjax.types import (
+from fairjax.attacks.inversion import Seen
+from fairjax.core import aggregate, client, losses, scopes
+from fairjax.core.client import Local
+from fairjax.core.scopes import Bank
+from fairjax.core.types import (
     Batch,
     Cohort,
     Context,
@@ -30,6 +29,7 @@ from fairjax.types import (
     Protection,
     Sent,
 )
+from fairjax.submodels.fedavg import fedavg
 
 LEVELS = ("plain", "tier", "structure", "search")
 """What an attacker knows, beside the plain model, the code and all settings:
@@ -122,8 +122,8 @@ def upload(
     delta, cover, memory = change(view, x, y, local=local)
     member, one = view.member, jnp.ones(())
     sent = Sent(
-        private.shared(bank, delta, member.tier),
-        private.shared(bank, cover, member.tier),
+        scopes.shared(bank, delta, member.tier),
+        scopes.shared(bank, cover, member.tier),
         {},
     )
     alone = Cohort(*(jnp.stack([part]) for part in member[:3]))

@@ -15,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fairjax import checks, keys, layout, losses, measure, metrics, round, specs
-from fairjax import workdir as files
+from fairjax import metrics
 from fairjax.attacks import observed, shadows
-from fairjax.keys import Role
+from fairjax.attacks import scores as attacks
+from fairjax.core import layout, losses, require, rng, round
+from fairjax.core.rng import Role
+from fairjax.core.types import RunState
+from fairjax.evaluation import deployed
+from fairjax.experiment import evaluate
+from fairjax.experiment.config import build
+from fairjax.experiment.io import workdir as files
+from fairjax.experiment.train import beginning
 from fairjax.metrics import bootstrap
-from fairjax.privacy import membership as attacks
-from fairjax.train import beginning
-from fairjax.types import RunState
 
 RATES = {"tpr_at_1": 0.01, "tpr_at_0.1": 0.001}
 """Figure -> false positive rate at which members are counted that are found."""
@@ -47,7 +51,7 @@ class Membership:
 
 
 def attack(
-    run: specs.Run, state: RunState, settings: Membership
+    run: build.Run, state: RunState, settings: Membership
 ) -> list[dict[str, Any]]:
     """A row of attack.json for every attack, what it looks at, and tier.
 
@@ -68,16 +72,16 @@ def attack(
         points of `attacks.curve`, for all hospitals alone; "reason" says why a figure
         is null, or what has no score.
     """
-    checks.in_range("--gamma", settings.gamma, 1)
-    checks.in_range("--scale", settings.scale, 0, 1)
+    require.in_range("--gamma", settings.gamma, 1)
+    require.in_range("--scale", settings.scale, 0, 1)
     if run.guarantee.unit == "patient":
         what = "another than patient with membership, whose shadow runs draw records"
-        checks.fail("privacy.unit", what, "patient")
+        require.fail("privacy.unit", what, "patient")
     candidates = shadows.pool(run.splits.train, run.splits.test)
     scores = _scores(run, state, candidates, settings)
     tiers = np.asarray(run.tiers_at(state.round - 1))
     tier = tiers[candidates.owner]
-    key = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
+    key = rng.at(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
     segments = [None, *range(len(run.budget))]
     wheres = np.stack([tier >= 0 if t is None else tier == t for t in segments])
     names = list(scores)
@@ -152,7 +156,7 @@ def _reason(members: int, others: int, unknown: int) -> str | None:
 
 
 def _scores(
-    run: specs.Run,
+    run: build.Run,
     state: RunState,
     candidates: shadows.Pool,
     settings: Membership,
@@ -160,7 +164,7 @@ def _scores(
     """(variant, observable) -> the score of every candidate."""
     train, x = jax.tree.map(jnp.asarray, (run.splits.train, candidates.data.x))
     y = jnp.asarray(candidates.data.y)
-    members, now = measure.representatives(run), run.tiers_at(state.round - 1)
+    members, now = evaluate.representatives(run), run.tiers_at(state.round - 1)
     start, rounds, validation = beginning(run), int(state.round), None
     if "validation" in run.spec.rule.needs:
         validation = jax.tree.map(jnp.asarray, run.splits.val)
@@ -203,7 +207,7 @@ def _scores(
 
     @jax.jit
     def attacked(state: RunState):
-        logits, _ = round.answers(state, x, train, now, members, spec=run.spec)
+        logits, _ = deployed.answers(state, x, train, now, members, spec=run.spec)
         return _losses(logits, y), attacks.margin(logits, y)
 
     sees = run.guarantee.mechanism == "local_dp"
@@ -215,12 +219,12 @@ def _scores(
             train,
             candidates.data,
             jnp.asarray(candidates.owner),
-            lambda finished: measure.everybody(run, run.tiers_at(finished)),
+            lambda finished: evaluate.everybody(run, run.tiers_at(finished)),
             uploads=run.guarantee.protection if sees else None,
             **common,
         )
 
-    seed = keys.at(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
+    seed = rng.at(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
     shadow, shadow_phi, inside = shadowed(jax.random.split(seed, settings.shadows))
     loss, phi = attacked(state)
     by_upload, by_model = followed(start)

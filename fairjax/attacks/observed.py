@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fairjax import client, hospitals, keys, losses, round, trees
-from fairjax.keys import Role
-from fairjax.privacy import membership
-from fairjax.types import (
+from fairjax.attacks import scores
+from fairjax.core import client, losses, rng, round, trees
+from fairjax.core.rng import Role
+from fairjax.core.types import (
     Cohort,
     Federation,
     Kept,
@@ -20,6 +20,7 @@ from fairjax.types import (
     Protection,
     RunState,
 )
+from fairjax.evaluation import personalised
 
 
 def alignments(
@@ -68,13 +69,13 @@ def alignments(
     local = spec.local
 
     def sends(state: RunState, cohort: Cohort, member: Member) -> tuple[Params, Masks]:
-        params, memory, kept = hospitals.received(state, member, spec=spec)
-        delta, cover, _, _ = hospitals.update(
+        params, memory, kept = personalised.received(state, member, spec=spec)
+        delta, cover, _, _ = personalised.update(
             state, state.round, params, memory, kept, member, records[0], spec
         )
         message = round.sent(state, trees.multiply(delta, cover), cover, member.tier)
         if uploads is not None:
-            key = keys.at(state.key, Role.RELEASE, state.round)
+            key = rng.at(state.key, Role.RELEASE, state.round)
             one = jnp.ones(())
             message = uploads.protect(
                 key, state.protection, cohort, member, message, one, one
@@ -104,20 +105,18 @@ def alignments(
         def one(at: tuple[Array, Array, Array]) -> Array:
             x, y, who = at
             member = trees.pick(members, who)
-            params, _, kept = hospitals.received(state, member, spec=spec)
+            params, _, kept = personalised.received(state, member, spec=spec)
             held = client.held(local.method, params, kept)
             gradient = jax.grad(loss)(held, x, y, kept)
             gradient = trees.multiply(gradient, trees.pick(covers, who))
             seen = trees.pick(sent, who), trees.multiply(moved, trees.pick(covers, who))
-            return jnp.stack(
-                [membership.alignment(upload, gradient) for upload in seen]
-            )
+            return jnp.stack([scores.alignment(upload, gradient) for upload in seen])
 
         at = records[1].x, records[1].y, owner
-        scores = jax.lax.map(one, at, batch_size=chunk).T
+        alignments = jax.lax.map(one, at, batch_size=chunk).T
         counts = jnp.stack([came[owner], jnp.ones_like(came[owner])])
-        counts = counts.astype(scores.dtype)
-        return (new, sums + counts * scores, often + counts), None
+        counts = counts.astype(alignments.dtype)
+        return (new, sums + counts * alignments, often + counts), None
 
     start = state, *[jnp.zeros((2, *owner.shape))] * 2
     (_, sums, often), _ = jax.lax.scan(again, start, length=rounds)

@@ -1,7 +1,7 @@
 """What inverting its uploads makes of a run: reconstructions and their figures.
 
 Here a checkpoint or a fresh model becomes victims and attackers; the attacks themselves
-are `fairjax.privacy.inversion`, and what they simulate is `fairjax.attacks.exposure`.
+are `fairjax.attacks.inversion`, and what they simulate is `fairjax.attacks.exposure`.
 """
 
 import dataclasses
@@ -16,16 +16,17 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float, Int
 
-from fairjax import checks, client, keys, names, private, schema, specs
-from fairjax import workdir as files
-from fairjax.attacks import exposure
+from fairjax.attacks import exposure, images, inversion
 from fairjax.attacks.exposure import View
-from fairjax.keys import Role
+from fairjax.core import client, require, rng, scopes
+from fairjax.core.rng import Role
+from fairjax.core.types import Block, Member, Method, RunState
+from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.io import workdir as files
 from fairjax.metrics import bootstrap
-from fairjax.privacy import images, inversion
+from fairjax.privacy.records import Records
 from fairjax.report import reconstructions
 from fairjax.submodels import branches, dynamicfl
-from fairjax.types import Block, Member, Method, RunState
 
 VARIANTS = ("cosine", "dlg")
 OBSERVABLES = ("gradient", "steps", "round")
@@ -76,7 +77,7 @@ class Reconstruction(NamedTuple):
 
 
 def invert(
-    run: specs.Run,
+    run: build.Run,
     state: RunState,
     settings: Inversion,
     *,
@@ -113,9 +114,9 @@ def invert(
         )
     )
     numbers = jnp.arange(settings.images, dtype=jnp.int32)
-    key = keys.at(jax.random.key(settings.seed), Role.EVALUATE)
+    key = rng.at(jax.random.key(settings.seed), Role.EVALUATE)
     noise, own, start = (
-        jax.vmap(functools.partial(keys.at, keys.at(key, role)))(numbers)
+        jax.vmap(functools.partial(rng.at, rng.at(key, role)))(numbers)
         for role in (_NOISE, _OWN, _START)
     )
     found = {}
@@ -148,56 +149,56 @@ class _Victims(NamedTuple):
     """In pixels."""
 
 
-def _checked(run: specs.Run, settings: Inversion) -> Inversion:
+def _checked(run: build.Run, settings: Inversion) -> Inversion:
     """The settings with all tiers named; refuses what cannot be attacked."""
     train, public = run.splits.train, run.splits.test
     if train.x.ndim != 4 or min(train.x.shape[1:3]) < images.WINDOW:
         what = f"images of at least {images.WINDOW} x {images.WINDOW} pixels"
-        checks.fail("data.name", what, list(train.x.shape[1:]))
+        require.fail("data.name", what, list(train.x.shape[1:]))
     if not len(public.y):
-        checks.fail("data", "public images, in the test split", "none")
+        require.fail("data", "public images, in the test split", "none")
     privacy = run.config["privacy"]
     if privacy["mechanism"] == "client_dp":
         what = "another than client_dp, whose server is trusted with every upload"
-        checks.fail("privacy.mechanism", what, "client_dp")
+        require.fail("privacy.mechanism", what, "client_dp")
     if privacy["secure_sum"] != "off":
         what = "off: uploads that are masked are read by nobody"
-        checks.fail("privacy.secure_sum", what, privacy["secure_sum"])
-    checks.one_of("--variant", settings.variant, VARIANTS)
-    checks.one_of("--observable", settings.observable, OBSERVABLES)
+        require.fail("privacy.secure_sum", what, privacy["secure_sum"])
+    require.one_of("--variant", settings.variant, VARIANTS)
+    require.one_of("--observable", settings.observable, OBSERVABLES)
     tiers = settings.tier or tuple(range(len(run.budget)))
     for tier in tiers:
-        checks.in_range("--tier", tier, 0, len(run.budget) - 1)
+        require.in_range("--tier", tier, 0, len(run.budget) - 1)
     for level in settings.level:
-        checks.one_of("--level", level, exposure.LEVELS)
+        require.one_of("--level", level, exposure.LEVELS)
     for name in ("images", "records", "steps", "restarts", "iterations", "gallery"):
-        checks.count(f"--{name}", getattr(settings, name))
+        require.count(f"--{name}", getattr(settings, name))
     most = int(np.sum(train.count[train.count >= settings.records]))
     if settings.images > most:
         what = f"at most the {most} records of hospitals with enough of them"
-        checks.fail("--images", what, settings.images)
+        require.fail("--images", what, settings.images)
     if settings.variant == "dlg":
         if "search" in settings.level:
-            checks.fail("--level", "no search with variant dlg", "search")
+            require.fail("--level", "no search with variant dlg", "search")
         if run.spec.local.method.objective is not None:
             what = "cosine where a method has a loss of its own"
-            checks.fail("--variant", what, "dlg")
+            require.fail("--variant", what, "dlg")
     return dataclasses.replace(settings, tier=tiers)
 
 
-def _range(run: specs.Run) -> tuple[np.ndarray, np.ndarray]:
+def _range(run: build.Run) -> tuple[np.ndarray, np.ndarray]:
     """What pixels 0 and 1 are to the model, per channel, by the public images."""
     x = np.asarray(run.splits.test.x)
     low, high = x.min((0, 1, 2)), x.max((0, 1, 2))
     return low, np.where(high > low, high - low, 1)
 
 
-def _pixels(run: specs.Run, x: Block) -> np.ndarray:
+def _pixels(run: build.Run, x: Block) -> np.ndarray:
     low, span = _range(run)
     return np.clip((np.asarray(x) - low) / span, 0, 1).astype(np.float32)
 
 
-def _victims(run: specs.Run, settings: Inversion) -> _Victims:
+def _victims(run: build.Run, settings: Inversion) -> _Victims:
     train = jax.tree.map(np.asarray, run.splits.train)
     rng = np.random.default_rng([settings.seed, 0])
     owner = np.repeat(np.arange(len(train.count)), train.count)
@@ -218,7 +219,7 @@ def _victims(run: specs.Run, settings: Inversion) -> _Victims:
     )
 
 
-def _observed(run: specs.Run, settings: Inversion) -> client.Local:
+def _observed(run: build.Run, settings: Inversion) -> client.Local:
     """The local problem whose upload the server sees."""
     c, local = run.config["local"], run.spec.local
     counts = np.asarray([settings.records])
@@ -234,13 +235,13 @@ def _observed(run: specs.Run, settings: Inversion) -> client.Local:
         steps = settings.steps if settings.observable == "steps" else 1
         plan = client.plan(counts, batch_size=settings.records, steps=steps)
     dp = local.dp
-    if dp is not None:
+    if isinstance(dp, Records):
         # The records that are attacked are in every step, each one a patient's only.
         dp = dp._replace(slots=None, per_patient=None)
     return local._replace(plan=plan, dp=dp)
 
 
-def _views(run: specs.Run, state: RunState, owner: Int[Array, "n"], tier: int) -> View:
+def _views(run: build.Run, state: RunState, owner: Int[Array, "n"], tier: int) -> View:
     """The hospitals as they are in the coming round, at this tier, [n, ...] a leaf."""
     records = jax.tree.map(jnp.asarray, run.splits.train)
 
@@ -252,7 +253,7 @@ def _views(run: specs.Run, state: RunState, owner: Int[Array, "n"], tier: int) -
             records.count[who],
             records.labels[who],
         )
-        params = private.gather(state.private, state.params, member)
+        params = scopes.gather(state.private, state.params, member)
         memory = state.memory
         if memory is not None:
             memory = jax.tree.map(lambda leaf: leaf[who], memory)
@@ -261,7 +262,7 @@ def _views(run: specs.Run, state: RunState, owner: Int[Array, "n"], tier: int) -
             _units(run, state, params, member),
             memory,
             member,
-            keys.at(state.key, Role.LOCAL, state.round, who),
+            rng.at(state.key, Role.LOCAL, state.round, who),
             state.round,
             jnp.asarray(run.spec.schedule(state.round), jnp.float32),
         )
@@ -269,13 +270,13 @@ def _views(run: specs.Run, state: RunState, owner: Int[Array, "n"], tier: int) -
     return jax.vmap(one)(owner)
 
 
-def _units(run: specs.Run, state: RunState, params: Any, member: Member) -> Any:
-    key = keys.at(state.key, Role.UNITS, state.round)
+def _units(run: build.Run, state: RunState, params: Any, member: Member) -> Any:
+    key = rng.at(state.key, Role.UNITS, state.round)
     return run.spec.local.method.units(key, state.round, params, member)
 
 
 def _candidates(
-    run: specs.Run, state: RunState, local: client.Local, level: str
+    run: build.Run, state: RunState, local: client.Local, level: str
 ) -> Callable[[Array, View], View]:
     """(key, victim) -> what an attacker takes it for, [M, ...] a leaf.
 
@@ -310,11 +311,11 @@ def _received(state: RunState, victim: View) -> View:
     The server has the copies of tiers.
     """
     bank = {**state.private, "client": {}}
-    return victim._replace(params=private.gather(bank, state.params, victim.member))
+    return victim._replace(params=scopes.gather(bank, state.params, victim.member))
 
 
 def _attacker(
-    run: specs.Run, local: client.Local, settings: Inversion
+    run: build.Run, local: client.Local, settings: Inversion
 ) -> Callable[..., inversion.Found]:
     """(keys, candidates, seen), [n, ...] each -> what is found of each."""
     low, span = (jnp.asarray(part, jnp.float32) for part in _range(run))
@@ -370,23 +371,25 @@ MOST = 4096
 """Structures that a search goes through."""
 
 
-def _secret(run: specs.Run) -> bool:
+def _secret(run: build.Run) -> bool:
     """Whether clients have branches by what they remember."""
-    return any(run.branches) and names.planned(schema.from_plain(run.config))
+    return any(run.branches) and registry.planned(validate.from_plain(run.config))
 
 
-def _still(run: specs.Run) -> Method:
+def _still(run: build.Run) -> Method:
     """The method, with the branches that a client is told of: a planner moves none."""
-    config: Any = schema.from_plain(run.config)
+    config: Any = validate.from_plain(run.config)
     config.submodel.dynamicfl.moved = 0.0
-    return names.METHODS[config.submodel.name].method(config, run.spec.local.model.axes)
+    return registry.METHODS[config.submodel.name].method(
+        config, run.spec.local.model.axes
+    )
 
 
-def _guesses(run: specs.Run, state: RunState) -> _Guess:
+def _guesses(run: build.Run, state: RunState) -> _Guess:
     """All tiers, with all their structures."""
     if not _secret(run):
         return _Guess(jnp.arange(len(run.budget), dtype=jnp.int32), None)
-    config: Any = schema.from_plain(run.config)
+    config: Any = validate.from_plain(run.config)
     options = config.submodel.dynamicfl
     layers = branches.layers(run.spec.local.model.axes, options.skip)
     form = branches.Form(tuple(options.families), options.rank)
@@ -395,7 +398,7 @@ def _guesses(run: specs.Run, state: RunState) -> _Guess:
     total = sum(math.comb(int(exists.sum()), int(number)) for number in wanted)
     if total > MOST:
         what = f"no search through more than {MOST} structures"
-        checks.fail("--level", what, f"search, through {total}")
+        require.fail("--level", what, f"search, through {total}")
     pairs = [
         (tier, table)
         for tier, number in enumerate(wanted)
@@ -408,7 +411,7 @@ def _guesses(run: specs.Run, state: RunState) -> _Guess:
 
 
 def _guessed(
-    run: specs.Run, state: RunState, key: Array, victim: View, guess: _Guess
+    run: build.Run, state: RunState, key: Array, victim: View, guess: _Guess
 ) -> View:
     member = victim.member._replace(tier=guess.tier)
     view = exposure.newcomer(key, _received(state, victim), local=run.spec.local)
@@ -450,7 +453,7 @@ def _common(named: np.ndarray, true: np.ndarray) -> int:
 
 
 def scores(
-    run: specs.Run, settings: Inversion, made: Reconstruction
+    run: build.Run, settings: Inversion, made: Reconstruction
 ) -> dict[str, Float[np.ndarray, "n"]]:
     """Figures of every victim, the mean over its records, and those of guessing.
 
@@ -483,7 +486,7 @@ def scores(
 
 
 def judge(
-    run: specs.Run, settings: Inversion, made: Reconstruction
+    run: build.Run, settings: Inversion, made: Reconstruction
 ) -> dict[str, float | int | None]:
     """The figures of a row: means over victims, with 95 % bootstrap intervals."""
     of = scores(run, settings, made)
@@ -518,7 +521,7 @@ def _interval(values: Float[Array, "V"]) -> bootstrap.Interval:
 
 
 def rows(
-    run: specs.Run, state: RunState, settings: Inversion
+    run: build.Run, state: RunState, settings: Inversion
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """A row of figures for every tier and level; and {file: picture} of the victims."""
     made = invert(run, state, settings)

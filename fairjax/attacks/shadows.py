@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fairjax import metrics, round
-from fairjax.types import Cohort, Federation, Layout, Member, RunState
+from fairjax import metrics
+from fairjax.core import round
+from fairjax.core.types import Cohort, Federation, Layout, Member, RunState
+from fairjax.evaluation import deployed
 
 
 class Pool(NamedTuple):
@@ -105,8 +107,8 @@ def train(
         keys: one for every shadow.
         candidates: of whom each hospital trains on a part.
         counts: training records of every hospital.
-        tiers: budget tier of every hospital, as for `round.answers`.
-        members: one hospital of every tier, as for `round.answers`.
+        tiers: budget tier of every hospital, as for `deployed.answers`.
+        members: one hospital of every tier, as for `deployed.answers`.
         begin: key -> the state before the first round.
         draw: state -> the cohort of the next round.
         spec: what a round does.
@@ -132,7 +134,7 @@ def train(
             validation=validation,
         )
         x = jnp.asarray(candidates.data.x)
-        full, _ = round.answers(end, x, part, tiers, members, spec=spec)
+        full, _ = deployed.answers(end, x, part, tiers, members, spec=spec)
         return full, inside
 
     return jax.lax.map(one, keys, batch_size=chunk)

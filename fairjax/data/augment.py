@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from fairjax import keys
+from fairjax.core import rng
 from fairjax.data import pixels
 from fairjax.data.pixels import Pixels
 
@@ -55,7 +55,7 @@ def chain(names: Sequence[str], bytes_: Pixels | None = None) -> Augment | None:
         if bytes_ is not None:
             x = pixels.read(bytes_, x)
         for number, name in enumerate(names):
-            x = AUGMENTS[name](keys.at(key, number), x)
+            x = AUGMENTS[name](rng.at(key, number), x)
         return x
 
     return augment

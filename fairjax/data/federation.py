@@ -17,13 +17,13 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float, Int, Key
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Block, Cohort, Federation
 from fairjax.data import partition as laws
 from fairjax.data import standardise
 from fairjax.data.pixels import Pixels
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 from fairjax.privacy import poisson as sampling
-from fairjax.types import Block, Cohort, Federation
 
 LAWS = (
     "natural", "iid", "dirichlet", "dirichlet_overlap", "shards", "pathological",
@@ -134,7 +134,7 @@ def build(
         records = int(units.count[trains].sum())
         if num_clients > trains.sum() or num_clients * least > records:
             whose = f" of {trains.sum()} patients" if table.patient is not None else ""
-            checks.fail(
+            require.fail(
                 "data.partition.num_clients",
                 f"at most what {records} training records{whose} allow",
                 num_clients,
@@ -171,7 +171,9 @@ def build(
     trained = np.bincount(owner[split == TRAIN], minlength=len(names))
     if trained.min() == 0:
         empty = [names[i] for i in np.flatnonzero(trained == 0)]
-        checks.fail("data", "training records at every hospital", f"none at {empty[0]}")
+        require.fail(
+            "data", "training records at every hospital", f"none at {empty[0]}"
+        )
 
     x, pixels = standardise.standardised(table, owner, split, len(names), normalise)
     group = table.group
@@ -234,8 +236,8 @@ def with_positive(splits: Splits, positive: str | None) -> Splits:
         return splits
     where, classes = "data.positive", splits.classes
     if len(classes) != 2:
-        checks.fail(where, f"none with {len(classes)} classes", positive)
-    checks.one_of(where, positive, classes)
+        require.fail(where, f"none with {len(classes)} classes", positive)
+    require.one_of(where, positive, classes)
     if positive == classes[1]:
         return splits
 
@@ -267,7 +269,7 @@ def _overlapping(
     if table.patient is not None or not np.any(table.split == TEST):
         what = "dirichlet: hospitals that overlap need data that name no patients, and "
         what += "a fixed test split that nothing is trained on"
-        checks.fail("data.partition.name", what, "dirichlet_overlap")
+        require.fail("data.partition.name", what, "dirichlet_overlap")
     rows, owner = laws.dirichlet_overlap(
         rng, table.y, table.split, clients, alpha=alpha
     )
@@ -283,14 +285,14 @@ def _large_enough(table: Table, least: int) -> Table:
     Records of all splits count, before any cut.
     """
     if table.client is None:
-        checks.fail(
+        require.fail(
             "data.partition.name", "iid or dirichlet: no hospitals named", "natural"
         )
     _, client, count = np.unique(table.client, return_inverse=True, return_counts=True)
     small = count < least
     if small.all():
         what = f"at most the {count.max()} records of the largest hospital"
-        checks.fail("data.partition.min_size", what, least)
+        require.fail("data.partition.min_size", what, least)
     if not small.any():
         return table
     left = "1 hospital" if small.sum() == 1 else f"{small.sum()} hospitals"
@@ -312,7 +314,7 @@ def _units(table: Table) -> _Units:
     count = np.bincount(of_record)
     split = table.split[first].astype(np.int32)
     if np.any(split[of_record] != table.split):
-        checks.fail("data.patient", "patients in one split each", "one in two")
+        require.fail("data.patient", "patients in one split each", "one in two")
     label = _majority(of_record, table.y, len(table.classes))
     return _Units(of_record, count, label, split)
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from fairjax.types import Cohort, Federation
+from fairjax.core.types import Cohort, Federation
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data.table import Attribute
 
 MOST_NUMBERS = 12
@@ -46,7 +46,7 @@ def by_value(name: str, cells: np.ndarray) -> Column:
         values, index = np.unique(numbers[known], return_inverse=True)
         labels = tuple(f"{value:.15g}" for value in values)
     if len(labels) > MOST_VALUES:
-        checks.fail(f"data.group {name}", f"at most {MOST_VALUES} values", len(labels))
+        require.fail(f"data.group {name}", f"at most {MOST_VALUES} values", len(labels))
     found = np.full(len(known), -1, np.int32)
     found[known] = index
     return Column(Attribute(name, labels), found)
@@ -85,12 +85,12 @@ def split_entry(entry: str, header: Sequence[str]) -> tuple[str, tuple[float, ..
     if entry in header:
         return entry, ()
     name, *texts = entry.split(":")
-    checks.one_of("data.group", name, header)
+    require.one_of("data.group", name, header)
     cuts = numbers_of(texts)
     if cuts is not None and np.all(np.isfinite(cuts)) and np.all(np.diff(cuts) > 0):
         return name, tuple(cuts.tolist())
     what = 'ascending numbers to cut at, as in "age:40:60"'
-    checks.fail("data.group", what, entry)
+    require.fail("data.group", what, entry)
 
 
 def of_cells(name: str, cells: np.ndarray, cuts: Sequence[float]) -> Column:
@@ -102,16 +102,16 @@ def of_cells(name: str, cells: np.ndarray, cuts: Sequence[float]) -> Column:
     """
     numbers = numbers_of(cells)
     if not np.any(cells != ""):
-        checks.fail(f"data.group {name}", "at least one value", "none")
+        require.fail(f"data.group {name}", "at least one value", "none")
     if cuts:
         if numbers is None:
-            checks.fail(f"data.group {name}", "numbers, to be cut", "text")
+            require.fail(f"data.group {name}", "numbers, to be cut", "text")
         return by_band(name, numbers, cuts)
     if numbers is not None:
         different = len(np.unique(numbers[~np.isnan(numbers)]))
         if different > MOST_NUMBERS:
             what = f'cuts, as in "{name}:40:60", above {MOST_NUMBERS} different numbers'
-            checks.fail(f"data.group {name}", what, different)
+            require.fail(f"data.group {name}", what, different)
     return by_value(name, cells)
 
 

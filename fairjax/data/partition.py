@@ -9,7 +9,7 @@ on any machine.
 import numpy as np
 from jaxtyping import Float, Int
 
-from fairjax import checks
+from fairjax.core import require
 
 REDRAWS = 100
 """Draws of a Dirichlet partition before the assignment is repaired."""
@@ -91,7 +91,7 @@ def dirichlet(
             return owner, redrawn
     moved = _repair(owner, counts, trains, clients, least)
     if moved is None:
-        checks.fail(
+        require.fail(
             "data.partition.min_size",
             f"at most what {clients} hospitals can all have",
             min_size,
@@ -163,10 +163,10 @@ def pathological(
     classes = int(label.max()) + 1
     where = "data.partition.classes"
     if each > classes:
-        checks.fail(where, f"at most the {classes} that there are", each)
+        require.fail(where, f"at most the {classes} that there are", each)
     if clients * each < classes:
         what = f"at least {-(-classes // clients)} for {clients} hospitals to have all"
-        checks.fail(where, f"{what} {classes}", each)
+        require.fail(where, f"{what} {classes}", each)
     has = np.zeros((classes, clients), bool)
     has[np.arange(clients) % classes, np.arange(clients)] = True
     for client in rng.permutation(clients):

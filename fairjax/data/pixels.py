@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from fairjax.types import Block, Federation, Model, Size
+from fairjax.core.types import Block, Federation, Model, Size
 
 
 class Pixels(NamedTuple):

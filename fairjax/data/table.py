@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int8, Num, UInt8
 
-from fairjax import checks
+from fairjax.core import require
 
 TRAIN, VAL, TEST = range(3)
 FREE = -1
@@ -57,16 +57,18 @@ class Table:
     def __post_init__(self) -> None:
         rows = len(self.x)
         if not rows:
-            checks.fail(f"data {self.name}", "at least one record", 0)
-        checks.in_range(f"data {self.name} records", rows, 1, MOST_RECORDS)
-        checks.in_range(f"data {self.name} classes", len(self.classes), 1, MOST_CLASSES)
+            require.fail(f"data {self.name}", "at least one record", 0)
+        require.in_range(f"data {self.name} records", rows, 1, MOST_RECORDS)
+        require.in_range(
+            f"data {self.name} classes", len(self.classes), 1, MOST_CLASSES
+        )
         for field in ("y", "split", "client", "patient", "group"):
             column = getattr(self, field)
             if column is not None and len(column) != rows:
-                checks.fail(f"data {self.name} {field}", f"{rows} values", len(column))
+                require.fail(f"data {self.name} {field}", f"{rows} values", len(column))
         self._check_groups(rows)
         if self.y.min() < 0 or self.y.max() >= len(self.classes):
-            checks.fail(
+            require.fail(
                 f"data {self.name} labels",
                 f"0 to {len(self.classes) - 1}",
                 (int(self.y.min()), int(self.y.max())),
@@ -78,10 +80,10 @@ class Table:
         if self.group is None and not self.groups:
             return
         if self.group is None or shape != expected:
-            checks.fail(f"data {self.name} group", f"shape {expected}", shape)
+            require.fail(f"data {self.name} group", f"shape {expected}", shape)
         for (name, values), index in zip(self.groups, self.group.T, strict=True):
             if index.min() < -1 or index.max() >= len(values):
-                checks.fail(
+                require.fail(
                     f"data {self.name} group {name}",
                     f"-1 to {len(values) - 1}",
                     (int(index.min()), int(index.max())),

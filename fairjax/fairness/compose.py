@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import checks
-from fairjax.fairness import simplex
-from fairjax.types import Cohort, Objective, Params, Rule, Scores
+from fairjax.core import require, simplex
+from fairjax.core.types import Cohort, Objective, Params, Rule, Scores
 
 _ONE = {
     "weigh": "weights",
@@ -41,7 +40,7 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
                 continue
             if field in owners:
                 got = f"{owners[field]}+{name}"
-                checks.fail("fairness.rule", f"one rule that gives {what}", got)
+                require.fail("fairness.rule", f"one rule that gives {what}", got)
             owners[field], parts[field] = name, value
             if field == "weigh":
                 parts |= {"init": rule.init, "tell": rule.tell}
@@ -86,7 +85,7 @@ def capped(
     Raises:
         InputError: `cap` is below 1, or the rule does not weigh or has a direction.
     """
-    checks.in_range(field, cap, 1)
+    require.in_range(field, cap, 1)
     inner = _weights_of(rule, field, cap)
 
     def weigh(
@@ -135,7 +134,7 @@ def after(rule: Rule, rounds: int) -> Rule:
     Raises:
         InputError: the rule does not weigh, or has a direction.
     """
-    checks.in_range("fairness.warmup", rounds, 0)
+    require.in_range("fairness.warmup", rounds, 0)
     inner = _weights_of(rule, "fairness.warmup", rounds)
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _Waiting:
@@ -161,5 +160,5 @@ def after(rule: Rule, rounds: int) -> Rule:
 def _weights_of(rule: Rule, field: str, value: float | int) -> Any:
     if rule.weigh is None or rule.combine is not None:
         what = "0 without a rule that gives weights, and for one that gives a direction"
-        checks.fail(field, what, value)
+        require.fail(field, what, value)
     return rule.weigh

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import aggregate, checks, trees
-from fairjax.fairness import simplex
+from fairjax.core import aggregate, require, simplex, trees
+from fairjax.core.types import Cohort, Masks, Params, Rule, Scores
 from fairjax.fairness.directions import gram
-from fairjax.types import Cohort, Masks, Params, Rule, Scores
 
 MODES = ("plus", "times")
 _LEAST = 1e-3
@@ -47,7 +46,7 @@ def fedce(*, mode: str) -> Rule:
     client contribution estimation", section 3 and its port to NVFlare, with accuracy
     for the Dice score.
     """
-    checks.one_of("fairness.fedce.mode", mode, MODES)
+    require.one_of("fairness.fedce.mode", mode, MODES)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> _Record:
         clients = len(counts)

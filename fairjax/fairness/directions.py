@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import checks
-from fairjax.fairness import simplex
-from fairjax.types import Cohort, Masks, Params, Rule, Scalar, Scores
+from fairjax.core import require, simplex
+from fairjax.core.types import Cohort, Masks, Params, Rule, Scalar, Scores
 
 _BOTH = frozenset({"loss", "update"})
 _FLOOR = 1e-10
@@ -85,9 +84,9 @@ def q_fedavg(*, q: float, learning_rate: Scalar, weight_decay: Scalar = 0.0) -> 
     Source: Li et al. 2020, "Fair resource allocation in federated learning",
     algorithm 2 and lemma 3; its code adds 1e-10 to every loss. With decay: ours.
     """
-    checks.in_range("fairness.q_fedavg.q", q, 0)
-    checks.positive("local.learning_rate with rule q_fedavg", learning_rate)
-    checks.in_range("local.weight_decay with rule q_fedavg", weight_decay, 0)
+    require.in_range("fairness.q_fedavg.q", q, 0)
+    require.positive("local.learning_rate with rule q_fedavg", learning_rate)
+    require.in_range("local.weight_decay with rule q_fedavg", weight_decay, 0)
 
     def weigh(
         state: PyTree, cohort: Cohort, scores: Scores
@@ -192,7 +191,7 @@ def fedmgda(*, epsilon: float) -> Rule:
     Source: Hu et al. 2022, "Federated learning meets multi-objective optimization",
     algorithm 1.
     """
-    checks.in_range("fairness.fedmgda.epsilon", epsilon, 0, 1)
+    require.in_range("fairness.fedmgda.epsilon", epsilon, 0, 1)
 
     def weigh(
         state: PyTree, cohort: Cohort, scores: Scores
@@ -313,8 +312,8 @@ def fedfv(*, alpha: float, tau: int) -> Rule:
     3. The published code looks for i = tau - 1, ..., 0, that is for conflicts with the
     cohort itself instead of with those who are absent.
     """
-    checks.in_range("fairness.fedfv.alpha", alpha, 0, 1)
-    checks.in_range("fairness.fedfv.tau", tau, 0)
+    require.in_range("fairness.fedfv.alpha", alpha, 0, 1)
+    require.in_range("fairness.fedfv.tau", tau, 0)
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
         if not tau:

@@ -33,10 +33,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import checks
-from fairjax.fairness import simplex
-from fairjax.fairness.weights import LOSS, ascend
-from fairjax.types import (
+from fairjax.core import require, simplex
+from fairjax.core.types import (
     Batch,
     Cells,
     Cohort,
@@ -46,6 +44,7 @@ from fairjax.types import (
     Rule,
     Scores,
 )
+from fairjax.fairness.weights import LOSS, ascend
 
 DOMAINS = ("tier", "client", "hospital_group", "group")
 
@@ -148,8 +147,8 @@ def agnostic(
     Source: Ro et al. 2021, "Communication-efficient agnostic federated averaging",
     algorithm 1; Mohri et al. 2019.
     """
-    checks.in_range("fairness.agnostic.rate", rate, 0)
-    checks.one_of("fairness.agnostic.domain", domain, DOMAINS)
+    require.in_range("fairness.agnostic.rate", rate, 0)
+    require.one_of("fairness.agnostic.domain", domain, DOMAINS)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
         number = {
@@ -272,7 +271,7 @@ def tier_term(*, t: float) -> Rule:
     F_t is the mean loss over a tier's records; t = 0 is FedAvg, t -> infinity trains
     for the worst tier alone, as does any t at which the tilt of every other overflows.
     """
-    checks.in_range("fairness.tier_term.t", t, 0)
+    require.in_range("fairness.tier_term.t", t, 0)
 
     def tilt(domains: Domains) -> Float[Array, "T"]:
         worst = jnp.max(domains.loss, where=domains.present, initial=0)
@@ -287,7 +286,7 @@ def tier_equal(*, strength: float) -> Rule:
     The tiers' sums of weights are proportional to N_t^(1 - strength), N_t the records
     of a tier: 0 is FedAvg, 1 gives every tier that is present the same.
     """
-    checks.in_range("fairness.tier_equal.strength", strength, 0, 1)
+    require.in_range("fairness.tier_equal.strength", strength, 0, 1)
 
     def level(domains: Domains) -> Float[Array, "T"]:
         return -strength * jnp.log(jnp.maximum(jnp.sum(domains.count, axis=0), 1))
@@ -306,7 +305,7 @@ def tier_gap(*, rate: float) -> Rule:
     who are there, and the tiers that are away keep their mass, as in `agnostic`: added
     to multipliers alone, the gap of a middle tier would be taken from them.
     """
-    checks.in_range("fairness.tier_gap.rate", rate, 0)
+    require.in_range("fairness.tier_gap.rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
         return Ascent(jnp.zeros(tiers), jnp.zeros(tiers))
@@ -335,7 +334,7 @@ def tier_afl(*, rate: float) -> Rule:
 
     Source: Mohri et al. 2019, algorithm 1, with tiers for clients.
     """
-    checks.in_range("fairness.tier_afl.rate", rate, 0)
+    require.in_range("fairness.tier_afl.rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Ascent:
         return Ascent(jnp.ones(tiers), jnp.zeros(tiers))

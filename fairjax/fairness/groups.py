@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from fairjax import checks
-from fairjax.fairness import simplex
+from fairjax.core import require, simplex
+from fairjax.core.types import Cells, Cohort, Rule, Scores
 from fairjax.fairness.weights import LOSS
-from fairjax.types import Cells, Cohort, Rule, Scores
 
 
 def _opportunity_gap(cells: Cells) -> Float[Array, "..."]:
@@ -39,7 +38,7 @@ def fairfed(*, beta: float) -> Rule:
     Source: FairFed, Ezzeldin et al. 2023, "FairFed: enabling group fairness in
     federated learning", algorithm 1.
     """
-    checks.in_range("fairness.fairfed.beta", beta, 0)
+    require.in_range("fairness.fairfed.beta", beta, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
         share = counts.astype(jnp.float32)

@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fairjax import checks
-from fairjax.types import Batch, Context, Kept, Objective, Outputs, OutputsAt, Rule
+from fairjax.core import require
+from fairjax.core.types import (
+    Batch,
+    Context,
+    Kept,
+    Objective,
+    Outputs,
+    OutputsAt,
+    Rule,
+)
 
 
 def propfair(*, bound: float, epsilon: float) -> Rule:
@@ -27,8 +35,8 @@ def propfair(*, bound: float, epsilon: float) -> Rule:
     Source: PropFair, Zhang et al. 2022, "Proportional fairness in federated learning",
     eq. (3.7) and its code.
     """
-    checks.positive("fairness.propfair.bound", bound)
-    checks.in_range("fairness.propfair.epsilon", epsilon, 0, bound, open_low=True)
+    require.positive("fairness.propfair.bound", bound)
+    require.in_range("fairness.propfair.epsilon", epsilon, 0, bound, open_low=True)
 
     def wrap(objective: Objective) -> Objective:
         def fair(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
@@ -59,7 +67,7 @@ def logit_adjust(*, tau: float) -> Rule:
     clients' own priors Zhang et al. 2022, "Federated learning with label distribution
     skew via logits calibration".
     """
-    checks.in_range("fairness.logit_adjust.tau", tau, 0)
+    require.in_range("fairness.logit_adjust.tau", tau, 0)
 
     def wrap(objective: Objective) -> Objective:
         def adjusted(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):

@@ -3,8 +3,8 @@
 import jax
 from jaxtyping import PyTree
 
-from fairjax import checks, client, trees
-from fairjax.types import Method, Params, Personal, Rule, Scope
+from fairjax.core import client, require, trees
+from fairjax.core.types import Method, Params, Personal, Rule, Scope
 
 
 def ditto(*, strength: float) -> Rule:
@@ -18,7 +18,7 @@ def ditto(*, strength: float) -> Rule:
 
     Source: Ditto, Li et al. 2021, algorithm 1.
     """
-    checks.in_range("fairness.ditto.strength", strength, 0)
+    require.in_range("fairness.ditto.strength", strength, 0)
     return Rule(
         personal=Personal(lambda objective: client.proximal(objective, strength))
     )
@@ -59,7 +59,7 @@ def keep(method: Method, rule: Rule) -> Method:
         named = jax.tree.structure(params).flatten_up_to(scopes)
         paths = trees.named(params)
         if not any(map(keeps, paths)):
-            checks.fail("fairness.rule", "a model with leaves that it keeps", "none")
+            require.fail("fairness.rule", "a model with leaves that it keeps", "none")
         kept = [
             "client" if keeps(path) else scope
             for path, scope in zip(paths, named, strict=True)

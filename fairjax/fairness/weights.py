@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import checks
-from fairjax.fairness import simplex
-from fairjax.types import Cohort, Rule, Scalar, Scores
+from fairjax.core import require, simplex
+from fairjax.core.types import Cohort, Rule, Scalar, Scores
 
 LOSS = frozenset({"loss"})
 
@@ -57,7 +56,7 @@ def q_ffl(*, q: Scalar) -> Rule:
 
     Source: Li et al. 2020, "Fair resource allocation in federated learning", eq. (2).
     """
-    checks.in_range("fairness.q_ffl.q", q, 0)
+    require.in_range("fairness.q_ffl.q", q, 0)
 
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
         valid = simplex.known(scores, cohort.valid)
@@ -80,7 +79,7 @@ def term(*, t: Scalar) -> Rule:
 
     Source: TERM, Li et al. 2021, "Tilted empirical risk minimization", lemma 1.
     """
-    checks.in_range("fairness.term.t", t, 0)
+    require.in_range("fairness.term.t", t, 0)
 
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
         valid = simplex.known(scores, cohort.valid)
@@ -135,7 +134,7 @@ def cvar(*, alpha: float) -> Rule:
     Source: Rockafellar and Uryasev 2000; in federated learning Laguel et al. 2021, "A
     superquantile approach to federated learning with heterogeneous devices".
     """
-    checks.in_range("fairness.cvar.alpha", alpha, 0, 1, open_low=True)
+    require.in_range("fairness.cvar.alpha", alpha, 0, 1, open_low=True)
     return _stateless(
         lambda cohort, scores: _distorted(
             cohort, scores, lambda share: jnp.minimum(share / alpha, 1)
@@ -153,7 +152,7 @@ def ordered(*, power: float) -> Rule:
     Source: ordered weighted averaging, Yager 1988; the distortion is the proportional
     hazards transform, Wang 1995.
     """
-    checks.in_range("fairness.ordered.power", power, 0, 1, open_low=True)
+    require.in_range("fairness.ordered.power", power, 0, 1, open_low=True)
     return _stateless(
         lambda cohort, scores: _distorted(cohort, scores, lambda share: share**power),
         "loss",
@@ -181,8 +180,8 @@ def gifair(*, c: float, groups: str, hospitals: Sequence[int] = ()) -> Rule:
 
     Source: GIFAIR-FL, Yue et al. 2023, eqs. (2) and (4).
     """
-    checks.in_range("fairness.gifair.c", c, 0, 1, open_high=True)
-    checks.one_of("fairness.gifair.groups", groups, GROUPINGS)
+    require.in_range("fairness.gifair.c", c, 0, 1, open_high=True)
+    require.one_of("fairness.gifair.groups", groups, GROUPINGS)
 
     def weigh(cohort: Cohort, scores: Scores) -> Float[Array, "K"]:
         loss, valid = simplex.loss(scores), simplex.known(scores, cohort.valid)
@@ -218,7 +217,7 @@ def afl(*, rate: float) -> Rule:
 
     Source: Mohri et al. 2019, algorithm 1.
     """
-    checks.in_range("fairness.afl.rate", rate, 0)
+    require.in_range("fairness.afl.rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
         share = counts.astype(jnp.float32)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from fairjax import losses
+from fairjax.core import losses
+from fairjax.core.types import Federation, Params
 from fairjax.metrics import clients
 from fairjax.metrics.discrimination import auroc, balanced_accuracy, macro
 from fairjax.metrics.segments import finite, mean, total
-from fairjax.types import Federation, Params
 
 
 class Figures(NamedTuple):

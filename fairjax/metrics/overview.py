@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fairjax import losses
+from fairjax.core import losses
 from fairjax.metrics import calibration
 from fairjax.metrics.discrimination import (
     auprc,

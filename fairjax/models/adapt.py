@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from fairjax import checks
-from fairjax.types import Axes, Model, Outputs, Params, Size
+from fairjax.core import require
+from fairjax.core.types import Axes, Model, Outputs, Params, Size
 
 DTYPES = ("float32", "bfloat16")
 
@@ -79,7 +79,7 @@ def from_linen(
 
     held = jax.eval_shape(init_all, jax.random.key(0), x)
     if set(held) != {"params"}:
-        checks.fail("module", "the collection params alone", sorted(held))
+        require.fail("module", "the collection params alone", sorted(held))
 
     def init(key: Array, x: Array) -> Params:
         return init_all(key, x)["params"]
@@ -118,7 +118,7 @@ def from_nnx(
     like = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, shapes, rest = nnx.split(like, nnx.Param, ...)
     if jax.tree.leaves(rest):
-        checks.fail("module", "nnx.Param variables alone", list(rest))
+        require.fail("module", "nnx.Param variables alone", list(rest))
 
     def init(key: Array, x: Array) -> Params:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))

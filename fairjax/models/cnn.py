@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Axes, LeafAxes, Model, Outputs, Size
 from fairjax.models import layers, residual
-from fairjax.types import Axes, LeafAxes, Model, Outputs, Size
 
 
 class _Cnn(nn.Module):
@@ -65,10 +65,10 @@ def cnn(
     """
     unit, where = group_size or 1, "model.cnn.channels"
     if not channels:
-        checks.fail(where, "at least one stage", channels)
+        require.fail(where, "at least one stage", channels)
     for width in channels:
         if width % unit:
-            checks.fail(where, f"multiples of group_size {unit}", width)
+            require.fail(where, f"multiples of group_size {unit}", width)
     stages = range(len(channels))
     heads = tuple(
         f"exit{i}" if exits else residual.HEAD if i == stages[-1] else None
@@ -106,7 +106,7 @@ def cnn(
     def resize(size: Size) -> Model:
         left = residual.remaining(where, tuple(stages), size)
         if left != tuple(stages[: len(left) if exits else None]):
-            checks.fail(where, "a prefix of the stages, and exits", left)
+            require.fail(where, "a prefix of the stages, and exits", left)
         kept = units | dict(size.axes)
         return cnn(
             classes=classes,

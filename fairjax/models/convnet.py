@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fairjax.core.types import Model, Outputs, Size
 from fairjax.models import layers, leaves
-from fairjax.types import Model, Outputs, Size
 
 
 def lenet(

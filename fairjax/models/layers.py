@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Shaped
 
-from fairjax.types import Kept, Moments
+from fairjax.core.types import Kept, Moments
 
 # ------------------------------------------------------------------------ convolutions
 

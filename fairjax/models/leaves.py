@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from fairjax.types import Axes, LeafAxes, Params
+from fairjax.core.types import Axes, LeafAxes, Params
 
 Dim = tuple[str | None, int]
 """A dimension: (unit axis or None, length)."""

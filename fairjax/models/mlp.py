@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from fairjax.core.types import Axes, LeafAxes, Model, Outputs, Size
 from fairjax.models import layers
-from fairjax.types import Axes, LeafAxes, Model, Outputs, Size
 
 
 class _Mlp(nn.Module):

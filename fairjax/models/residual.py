@@ -17,10 +17,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Axes, Kept, Model, Moments, Outputs, Size
 from fairjax.models import layers, leaves
 from fairjax.models.layers import Setting
-from fairjax.types import Axes, Kept, Model, Moments, Outputs, Size
 
 BLOCKS = "blocks"
 """The list of residual blocks, first to last."""
@@ -95,7 +95,7 @@ def remaining(where: str, blocks: tuple[int, ...], size: Size) -> tuple[int, ...
     """
     kept = size.blocks.get(BLOCKS, tuple(range(len(blocks))))
     if not kept or any(position not in range(len(blocks)) for position in kept):
-        checks.fail(where, f"some of the {len(blocks)} blocks", kept)
+        require.fail(where, f"some of the {len(blocks)} blocks", kept)
     return tuple(blocks[position] for position in kept)
 
 

@@ -4,9 +4,9 @@ import math
 
 import jax
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Model, Size
 from fairjax.models import layers, leaves, residual
-from fairjax.types import Model, Size
 
 NORMS = ("batch", "layer", "none")
 
@@ -43,9 +43,9 @@ def resmlp(
     Source: the network of our CPU experiments; learnable steps of NeFL (Kang et al.
     2023).
     """
-    checks.one_of("model.resmlp.norm", norm, NORMS)
+    require.one_of("model.resmlp.norm", norm, NORMS)
     for field, value in {"width": width, "hidden": hidden, "depth": depth}.items():
-        checks.count(f"model.resmlp.{field}", value)
+        require.count(f"model.resmlp.{field}", value)
 
     def network(units: dict[str, int], kept: tuple[int, ...]) -> Model:
         axis = {f"block{i}": f"hidden{i}" for i in kept}

@@ -4,9 +4,9 @@ import itertools
 
 import jax
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Model, Size
 from fairjax.models import layers, leaves, residual
-from fairjax.types import Model, Size
 
 NORMS = ("group", "batch", "none")
 ACTIVATIONS = ("pre", "post")
@@ -74,15 +74,15 @@ def resnet(
     released code puts in front of them.
     """
     unit = group_size if norm == "group" else 1
-    checks.one_of("model.resnet.norm", norm, NORMS)
-    checks.one_of("model.resnet.activation", activation, ACTIVATIONS)
-    checks.count("model.resnet.group_size", unit)
+    require.one_of("model.resnet.norm", norm, NORMS)
+    require.one_of("model.resnet.activation", activation, ACTIVATIONS)
+    require.count("model.resnet.group_size", unit)
     if len(channels) != len(blocks) or not all(count > 0 for count in blocks):
-        checks.fail("model.resnet.blocks", "blocks for every stage", blocks)
+        require.fail("model.resnet.blocks", "blocks for every stage", blocks)
     for width in channels:
         if width % unit:
             what = f"multiples of group_size {unit}"
-            checks.fail("model.resnet.channels", what, width)
+            require.fail("model.resnet.channels", what, width)
     places = [(i, j) for i, count in enumerate(blocks) for j in range(count)]
     last = {positions[-1]: i for i, positions in enumerate(stages(blocks))}
     convolve = layers.CONVOLUTIONS[lowering]
@@ -215,8 +215,8 @@ def _check_remaining(
     for stage in positions[1 : reached + 1]:
         if stage[0] not in kept:
             what = f"block {stage[0]}, which projects for those behind it"
-            checks.fail(where, what, kept)
+            require.fail(where, what, kept)
     if not exits and reached < len(blocks) - 1:
-        checks.fail(where, "a block of the last stage, or exits", kept)
+        require.fail(where, "a block of the last stage, or exits", kept)
     if exits and not any(stage[-1] in kept for stage in positions):
-        checks.fail(where, "the last block of some stage, where an exit is", kept)
+        require.fail(where, "the last block of some stage, where an exit is", kept)

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fairjax import checks
+from fairjax.core import require
+from fairjax.core.types import Model, Size
 from fairjax.models import layers, leaves, residual
-from fairjax.types import Model, Size
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3, "patch": 16},
@@ -58,15 +58,15 @@ def vit(
     dropout.
     """
     for field, value in {"depth": depth, "heads": heads, "patch": patch}.items():
-        checks.count(f"model.vit.{field}", value)
+        require.count(f"model.vit.{field}", value)
     if width % heads:
-        checks.fail("model.vit.width", f"a multiple of the {heads} heads", width)
+        require.fail("model.vit.width", f"a multiple of the {heads} heads", width)
     size_of_head = width // heads
 
     def patches(shape: tuple[int, ...]) -> tuple[int, int]:
         if shape[1] % patch or shape[2] % patch:
             what = f"images of whole {patch} x {patch} patches"
-            checks.fail("model.vit.patch", what, shape[1:3])
+            require.fail("model.vit.patch", what, shape[1:3])
         return shape[1] // patch, shape[2] // patch
 
     def stem(name, params, x, around):

@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.privacy import noise
 
 ACCOUNTANTS = ("pld", "rdp")
@@ -89,22 +89,22 @@ def spending(
         InputError: dp-accounting has no such bound: fixed samples by "pld" or for
             "zero_out", Poisson samples for "replace_one" by "rdp".
     """
-    checks.one_of("privacy.accountant", accountant, ACCOUNTANTS)
-    checks.one_of("privacy.neighbours", mechanism.neighbours, NEIGHBOURS)
-    checks.in_range("privacy.delta", delta, 0, 1, open_low=True, open_high=True)
-    checks.in_range("privacy.noise_multiplier", mechanism.noise_multiplier, 0)
-    checks.in_range("sampling rate", mechanism.rate, 0, 1, open_low=True)
+    require.one_of("privacy.accountant", accountant, ACCOUNTANTS)
+    require.one_of("privacy.neighbours", mechanism.neighbours, NEIGHBOURS)
+    require.in_range("privacy.delta", delta, 0, 1, open_low=True, open_high=True)
+    require.in_range("privacy.noise_multiplier", mechanism.noise_multiplier, 0)
+    require.in_range("sampling rate", mechanism.rate, 0, 1, open_low=True)
     if mechanism.fixed is not None:
         if mechanism.neighbours != "replace_one":
             what = "replace_one with fixed cohorts"
-            checks.fail("privacy.neighbours", what, mechanism.neighbours)
+            require.fail("privacy.neighbours", what, mechanism.neighbours)
         if accountant != "rdp":
             what = "rdp with fixed cohorts: PLD has no bound without replacement"
-            checks.fail("privacy.accountant", what, accountant)
+            require.fail("privacy.accountant", what, accountant)
     elif mechanism.rate < 1 and mechanism.neighbours == "replace_one":
         if accountant != "pld":
             what = "pld with Poisson cohorts and neighbours replace_one"
-            checks.fail("privacy.accountant", what, accountant)
+            require.fail("privacy.accountant", what, accountant)
     if mechanism.noise_multiplier == 0:
         return lambda rounds: math.inf if rounds else 0.0
     at = {"pld": _pld, "rdp": _rdp}[accountant](mechanism)
@@ -201,7 +201,7 @@ def calibrate(
     Raises:
         InputError: no noise multiplier up to 10^6 is enough.
     """
-    checks.positive("privacy.epsilon", epsilon)
+    require.positive("privacy.epsilon", epsilon)
     settings: dict[str, Any] = {"delta": delta, "accountant": accountant}
 
     def enough(sigma: float) -> bool:
@@ -212,7 +212,7 @@ def calibrate(
     while not enough(high):
         high *= 2
         if high > 1e6:
-            checks.fail("privacy.epsilon", "a budget that noise can meet", epsilon)
+            require.fail("privacy.epsilon", "a budget that noise can meet", epsilon)
     low = high / 2
     while enough(low):
         low, high = low / 2, low

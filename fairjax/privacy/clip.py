@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from fairjax import checks, trees
+from fairjax.core import require, trees
 
 SMALLEST = 2.0**-40
 """Clipping norm below which float32 would not see by how much a change exceeds it: the
@@ -21,7 +21,7 @@ def check(where: str, bound: Any) -> None:
 
     Above `trees.LONGEST` no change is as long, and sums of changes might overflow.
     """
-    checks.in_range(where, bound, SMALLEST, trees.LONGEST)
+    require.in_range(where, bound, SMALLEST, trees.LONGEST)
 
 
 def to_norm(
@@ -97,7 +97,7 @@ def split(noise_multiplier: float, beside: Mapping[str, float]) -> float:
         what = (
             f"more noise: multiplier {noise_multiplier:g} is that of all releases of "
         )
-        checks.fail(
+        require.fail(
             field, what + "a round, and this leaves none for the changes", beside[field]
         )
     return 1 / math.sqrt(left)

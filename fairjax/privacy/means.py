@@ -49,8 +49,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from fairjax.core.types import Cells, Cohort, Rule, Scores
 from fairjax.privacy import noise
-from fairjax.types import Cells, Cohort, Rule, Scores
 
 
 class Means(NamedTuple):

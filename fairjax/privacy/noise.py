@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
-from fairjax import keys
+from fairjax.core import rng
 
 _ZEROS = 64
 """Bits whose leading zeros are counted: two words."""
@@ -47,7 +47,7 @@ def gaussian(
     """The tree plus independent N(0, std^2) on every coordinate, see `normal`."""
 
     def one(index: int, leaf: Array) -> Array:
-        drawn = normal(keys.at(key, index), leaf.shape)
+        drawn = normal(rng.at(key, index), leaf.shape)
         return leaf + (jnp.asarray(std, jnp.float32) * drawn).astype(leaf.dtype)
 
     leaves, structure = jax.tree.flatten(tree)

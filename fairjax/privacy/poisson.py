@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from fairjax import checks
+from fairjax.core import require
 
 OVERFLOW = 1e-18
 """Probability per sample that more are drawn than there is room for. The accountant is
@@ -18,7 +18,7 @@ def room(members: int, rate: float) -> tuple[int, float]:
     """
     from scipy.stats import binom
 
-    checks.in_range("sampling rate", rate, 0, 1)
+    require.in_range("sampling rate", rate, 0, 1)
     slots = max(1, int(binom.isf(OVERFLOW, members, rate))) if members else 0
     return slots, float(binom.sf(slots, members, rate))
 

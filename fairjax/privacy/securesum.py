@@ -17,7 +17,7 @@ network. What it shows is the arithmetic of the protocol: that training on quant
 sums works, what a drop-out costs, and which parts of a model have too few holders to be
 summed in secret at all. Even the real protocol hides single changes, not what the sum
 says, and not who holds what: masks of sub-models, and weights by loss, are sent in the
-clear (but not under client_dp, see `hospitals.central`). Sums of overlapping cohorts
+clear (but not under client_dp, see `client_level.central`). Sums of overlapping cohorts
 can be subtracted from each other; only noise helps.
 
 Source: Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving
@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from fairjax import aggregate, checks, keys, trees
-from fairjax.types import Cohort, Member, Protection, Sent
+from fairjax.core import aggregate, require, rng, trees
+from fairjax.core.types import Cohort, Member, Protection, Sent
 
 MODES = ("off", "quantized", "masked")
 
@@ -49,11 +49,11 @@ def levels(bits: int) -> int:
 
 def check_room(bits: int, clients: int) -> None:
     """Refuses sums that could wrap: n L < 2^31 proves that none does."""
-    checks.in_range("privacy.secure.bits", bits, 2, 24)
+    require.in_range("privacy.secure.bits", bits, 2, 24)
     if clients * levels(bits) >= 2**31:
         most = (2**31 - 1) // levels(bits)
         what = f"bits such that {clients} clients stay below 2^31; {bits} carry {most}"
-        checks.fail("privacy.secure.bits", what, bits)
+        require.fail("privacy.secure.bits", what, bits)
 
 
 def quantise(
@@ -97,7 +97,7 @@ def mask(
 ) -> PyTree[Array]:
     """What a client sends of its integers: y_i."""
     others = _pairs(key, cohort, client, cohort.valid, vector)
-    own = _bits(keys.at(key, _OWN, client), vector)
+    own = _bits(rng.at(key, _OWN, client), vector)
     return jax.tree.map(lambda x, s, pairs: x + s + pairs, vector, own, others)
 
 
@@ -118,7 +118,7 @@ def unmask(
     dropped = cohort.valid & ~arrived
 
     def left(client: Array, sent: Array) -> PyTree[Array]:
-        own = _bits(keys.at(key, _OWN, client), total)
+        own = _bits(rng.at(key, _OWN, client), total)
         pairs = _pairs(key, cohort, client, dropped, total)
         both = jax.tree.map(jnp.add, own, pairs)
         return jax.tree.map(lambda leaf: jnp.where(sent, leaf, 0), both)
@@ -141,7 +141,7 @@ def _pairs(
     def add(sums: PyTree, at: tuple[Array, Array]) -> tuple[PyTree, None]:
         other, counts = at
         low, high = jnp.minimum(client, other), jnp.maximum(client, other)
-        drawn = _bits(keys.at(key, _PAIR, low, high), like)
+        drawn = _bits(rng.at(key, _PAIR, low, high), like)
         counts = counts & (other != client)
 
         def one(total: Array, bits: Array) -> Array:
@@ -157,7 +157,7 @@ def _pairs(
 def _bits(key: Key[Array, ""], like: PyTree[Array]) -> PyTree[Array]:
     leaves, structure = jax.tree.flatten(like)
     drawn = [
-        jax.random.bits(keys.at(key, i), leaf.shape, jnp.uint32)
+        jax.random.bits(rng.at(key, i), leaf.shape, jnp.uint32)
         for i, leaf in enumerate(leaves)
     ]
     return structure.unflatten(drawn)
@@ -242,10 +242,10 @@ def secure(
         bits: of an addend.
         minimum: holders of a coordinate.
     """
-    checks.one_of("privacy.secure_sum", mode, MODES[1:])
-    checks.positive("privacy.secure.bound", bound)
-    checks.in_range("privacy.secure.bits", bits, 2, 24)
-    checks.in_range("privacy.secure.minimum", minimum, 2)
+    require.one_of("privacy.secure_sum", mode, MODES[1:])
+    require.positive("privacy.secure.bound", bound)
+    require.in_range("privacy.secure.bits", bits, 2, 24)
+    require.in_range("privacy.secure.minimum", minimum, 2)
     secret, bounds = Sums(mode, bits, minimum), (bound, 1.0)
 
     def protect(

@@ -13,7 +13,7 @@ import rich.box
 import rich.markup
 import rich.table
 
-from fairjax import divergence
+from fairjax.metrics import divergence
 from fairjax.report import comparison, figures, formats, frontier, page, privacy
 from fairjax.report.lettering import drawing
 from fairjax.report.run import Run, of_a_run, read

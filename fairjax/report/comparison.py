@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import scipy.special
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.report import formats, markup
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
@@ -103,7 +103,9 @@ def read(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
         runs += [run] if run.finished else []
         unfinished += [] if run.finished else [path]
     if not runs:
-        checks.fail("--workdir", "a finished run", f"{len(unfinished)} unfinished ones")
+        require.fail(
+            "--workdir", "a finished run", f"{len(unfinished)} unfinished ones"
+        )
     configs = [_settings(run) for run in runs]
     paths = dict.fromkeys(path for config in configs for path in config)
     fields = [
@@ -121,7 +123,7 @@ def read(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
         for other in group.runs:
             if other.config.get("seed") == run.config.get("seed"):
                 twins = f"{other.workdir} and {run.workdir}"
-                checks.fail("--workdir", "every config and seed once", twins)
+                require.fail("--workdir", "every config and seed once", twins)
         group.runs.append(run)
     for group in groups:
         group.runs.sort(key=lambda run: run.config.get("seed", 0))
@@ -135,7 +137,7 @@ def summarise(values: Iterable[float | None], interval: str) -> Summary:
         values: one per seed, None where it is not known.
         interval: one of `INTERVALS`.
     """
-    function, _ = INTERVALS[checks.one_of("--interval", interval, INTERVALS)]
+    function, _ = INTERVALS[require.one_of("--interval", interval, INTERVALS)]
     known = [float(value) for value in values if value is not None]
     if not known:
         return Summary(None, None, None, 0)
@@ -160,15 +162,15 @@ def summaries(
         InputError: no key, or one that no run has.
     """
     if not keys:
-        checks.fail("--metrics", "at least one key", "")
+        require.fail("--metrics", "at least one key", "")
     known = dict.fromkeys(
         key for group in comparison.groups for run in group.runs for key in run.figures
     )
     for key in keys:
         if key not in known:
-            raise checks.InputError(
+            raise require.InputError(
                 f"--metrics: expected a key of metrics.jsonl or a path into "
-                f"summary.json; got {key!r}{checks.nearest(key, known)}"
+                f"summary.json; got {key!r}{require.nearest(key, known)}"
             )
     return [
         [
@@ -249,7 +251,7 @@ def _runs(folders: Iterable[str | os.PathLike[str]]) -> Iterable[pathlib.Path]:
             continue
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
         if not inside:
-            checks.fail("--workdir", "a run or a folder of runs", str(folder))
+            require.fail("--workdir", "a run or a folder of runs", str(folder))
         yield from inside
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairjax import checks, divergence
+from fairjax.core import require
+from fairjax.metrics import divergence
 from fairjax.report.formats import Number
 
 Row = Mapping[str, Any]
@@ -185,7 +186,7 @@ def of_a_run(where: object) -> Iterator[None]:
     """
     try:
         yield
-    except checks.InputError:
+    except require.InputError:
         raise
     except (
         ArithmeticError,
@@ -196,7 +197,7 @@ def of_a_run(where: object) -> Iterator[None]:
         ValueError,
     ) as error:
         what = f"the files of a run; got {type(error).__name__}: {error}"
-        raise checks.InputError(f"{where}: expected {what}") from error
+        raise require.InputError(f"{where}: expected {what}") from error
 
 
 def read(workdir: str | os.PathLike[str]) -> Run:
@@ -212,7 +213,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 def _read(workdir: pathlib.Path) -> Run:
     config = _object(workdir / "config.json")
     if not config:
-        checks.fail(f"{workdir}", "a run's folder with a config.json", "none")
+        require.fail(f"{workdir}", "a run's folder with a config.json", "none")
     summary = _object(workdir / "summary.json")
     metrics = _rows(workdir / "metrics.jsonl")
     last = metrics[-1]["round"] if metrics else None
@@ -278,16 +279,16 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
     """The file's object; an empty one before it is written."""
     if not path.exists():
         return {}
-    return checks.parsed(str(path), path.read_text(errors="replace"), dict)
+    return require.parsed(str(path), path.read_text(errors="replace"), dict)
 
 
 def _rows(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
-    return [*checks.rows(str(path), path.read_text(errors="replace"))]
+    return [*require.rows(str(path), path.read_text(errors="replace"))]
 
 
 def _attacks(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
-    return checks.parsed(str(path), path.read_text(errors="replace"), list)
+    return require.parsed(str(path), path.read_text(errors="replace"), list)

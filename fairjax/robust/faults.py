@@ -20,10 +20,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fairjax import keys, trees
-from fairjax.client import ClientInfo
-from fairjax.fairness import simplex
-from fairjax.types import Cohort, Federation, Masks, Member, Params, Rule, Scores
+from fairjax.core import rng, simplex, trees
+from fairjax.core.client import ClientInfo
+from fairjax.core.round import Sending
+from fairjax.core.types import (
+    Cohort,
+    Federation,
+    Masks,
+    Member,
+    Params,
+    Rule,
+    Scores,
+)
 
 UPLOADS = ("nan", "inf", "sign_flip", "scaling", "gaussian", "free_rider")
 """What is sent in place of a change d, with a strength s: NaN or infinity everywhere;
@@ -77,7 +85,7 @@ def _struck(
     key: Key[Array, ""], fault: Fault, client: Int[Array, ""]
 ) -> Bool[Array, ""]:
     """Whether a fault strikes a client, by the key of the round."""
-    key = keys.at(key, FAULTS.index(fault.name), client)
+    key = rng.at(key, FAULTS.index(fault.name), client)
     # A rate of 1 strikes always: the draw is below 1.
     drawn = jax.random.uniform(key, dtype=jnp.float32) < fault.rate
     return jnp.asarray(fault.hospitals)[client] & drawn
@@ -102,13 +110,6 @@ def present(key: Key[Array, ""], faults: Sequence[Fault], cohort: Cohort) -> Coh
 
 
 # ------------------------------------------------------------------------ what is sent
-
-Sending = Callable[
-    [Array, Member, Params, Masks, ClientInfo],
-    tuple[Params, ClientInfo, Bool[Array, ""], Bool[Array, ""]],
-]
-"""(key of the round, member, delta, cover, info) -> (what is sent of the change, what
-is told of it, whether it arrives, whether the client's own state moves)."""
 
 
 def _everywhere(value: float) -> Callable[..., Params]:
@@ -168,7 +169,7 @@ def sending(faults: Sequence[Fault], deadline: Deadline) -> Sending | None:
         arrives = moved = jnp.ones((), bool)
         for fault in faults:
             struck = _struck(key, fault, member.client)
-            own = keys.at(key, len(FAULTS), FAULTS.index(fault.name), member.client)
+            own = rng.at(key, len(FAULTS), FAULTS.index(fault.name), member.client)
             if fault.name in _SENT:
                 other = _SENT[fault.name](own, delta, cover, fault.strength)
                 delta = trees.select(struck, other, delta)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fairjax import aggregate, checks
+from fairjax.core import aggregate, require
+from fairjax.core.types import Cohort, Member, Params, Protection, Sent
 from fairjax.privacy import clip
-from fairjax.types import Cohort, Member, Params, Protection, Sent
 
 
 class Stack(NamedTuple):
@@ -75,7 +75,7 @@ def trimmed_mean(*, beta: float) -> Fold:
 
     Source: Yin et al. 2018, option II; over those who hold a coordinate, which is ours.
     """
-    checks.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
+    require.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
 
     def estimate(values: Array, holders: Array) -> Array:
         cut = cut_of(beta, holders)
@@ -151,7 +151,7 @@ def krum(*, hostile: int) -> Fold:
     Source: Blanchard et al. 2017, "Machine learning with adversaries"; the distance
     under masks is ours.
     """
-    checks.in_range("robust.hostile", hostile, 0)
+    require.in_range("robust.hostile", hostile, 0)
 
     def fold(stack: Stack) -> tuple[Sent, Array]:
         chosen = _closest(stack, hostile, jnp.ones((), jnp.int32)).astype(jnp.float32)
@@ -171,7 +171,7 @@ def multi_krum(*, hostile: int) -> Fold:
     Source: Blanchard et al. 2017, who define both; there the mean is of m changes, all
     alike. That m is n - f - 2, and the weights, are ours.
     """
-    checks.in_range("robust.hostile", hostile, 0)
+    require.in_range("robust.hostile", hostile, 0)
 
     def fold(stack: Stack) -> tuple[Sent, Array]:
         number = jnp.sum(stack.valid, dtype=jnp.int32) - hostile - 2
@@ -298,7 +298,7 @@ def bounded(inner: Protection, *, factor: float, tiers: int) -> Protection:
     Source: norm clipping as a defence, Sun et al. 2019, "Can you really backdoor
     federated learning?"; the running median by tier is ours.
     """
-    checks.positive("robust.norm_bound", factor)
+    require.positive("robust.norm_bound", factor)
 
     def protect(
         key: Key[Array, ""],

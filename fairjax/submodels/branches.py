@@ -38,9 +38,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
-from fairjax import trees
-from fairjax.submodels.axes import CLASSES
-from fairjax.types import Axes, LeafAxes, Params
+from fairjax.core import trees
+from fairjax.core.axes import CLASSES
+from fairjax.core.types import Axes, LeafAxes, Params
 
 CONV = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale", "KxK")
 """Families beside a K x K kernel [K, K, I, O]."""

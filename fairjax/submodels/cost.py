@@ -13,9 +13,8 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Num, PyTree
 
-from fairjax import trees
-from fairjax.submodels import axes
-from fairjax.types import (
+from fairjax.core import axes, trees
+from fairjax.core.types import (
     Axes,
     Batch,
     Context,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from fairjax import checks
-from fairjax.types import Axes, Kept, Size, Units
+from fairjax.core import require
+from fairjax.core.types import Axes, Kept, Size, Units
 
 BLOCKS = "blocks"
 """The list of a model's residual blocks."""
@@ -53,12 +53,12 @@ def counts(
         InputError: another number of tiers, or a number outside 1 .. total.
     """
     if total < 1:
-        checks.fail(where, "a model that has what this counts", total)
+        require.fail(where, "a model that has what this counts", total)
     if not given:
         # Rounded first, as in `axes.prefix_sizes`.
         given = [max(1, math.ceil(round(share * total, 9))) for share in budget]
     if len(given) != len(budget):
-        checks.fail(where, f"{len(budget)} values, as tiers.budget", given)
+        require.fail(where, f"{len(budget)} values, as tiers.budget", given)
     for number in given:
-        checks.in_range(where, number, 1, total)
+        require.in_range(where, number, 1, total)
     return tuple(given)

@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fairjax import checks, losses
-from fairjax.submodels import depth
-from fairjax.submodels.feddyn import feddyn as with_feddyn
-from fairjax.types import (
+from fairjax.core import losses, require
+from fairjax.core.types import (
     Axes,
     Batch,
     Context,
@@ -18,6 +16,8 @@ from fairjax.types import (
     Params,
     Size,
 )
+from fairjax.submodels import depth
+from fairjax.submodels.feddyn import feddyn as with_feddyn
 
 
 def depthfl(
@@ -64,10 +64,10 @@ def depthfl(
     kept_exits = depth.counts(
         "submodel.depthfl.stages", stages, budget, len(axes.exits)
     )
-    checks.positive("submodel.depthfl.ramp", ramp)
+    require.positive("submodel.depthfl.ramp", ramp)
     if exclusive is not None:
         last = len(budget) - 1
-        checks.in_range("submodel.depthfl.exclusive", exclusive, 0, last)
+        require.in_range("submodel.depthfl.exclusive", exclusive, 0, last)
         kept_exits = (kept_exits[exclusive],) * len(budget)
     lengths = [axes.exits[number - 1] + 1 for number in kept_exits]
 

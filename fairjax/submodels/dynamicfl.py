@@ -11,10 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fairjax import checks, keys
-from fairjax.submodels import branches
-from fairjax.submodels.branches import Branches, Form
-from fairjax.types import (
+from fairjax.core import require, rng
+from fairjax.core.types import (
     Axes,
     Context,
     Kept,
@@ -25,6 +23,8 @@ from fairjax.types import (
     Params,
     Size,
 )
+from fairjax.submodels import branches
+from fairjax.submodels.branches import Branches, Form
 
 FORMS = ("collapsed", "preconditioned", "matched")
 """What a client trains, see `branched`."""
@@ -112,16 +112,16 @@ def branched(
     """
     where = "submodel.dynamicfl"
     for family in families:
-        checks.one_of(f"{where}.families", family, branches.FAMILIES)
-    checks.count(f"{where}.rank", rank)
-    checks.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
-    checks.one_of(f"{where}.structure", structure, STRUCTURES)
-    checks.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
-    checks.one_of(f"{where}.branch_form", branch_form, FORMS)
+        require.one_of(f"{where}.families", family, branches.FAMILIES)
+    require.count(f"{where}.rank", rank)
+    require.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
+    require.one_of(f"{where}.structure", structure, STRUCTURES)
+    require.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
+    require.one_of(f"{where}.branch_form", branch_form, FORMS)
     check_form(branch_form, families, structure, sensitivity)
-    checks.in_range(f"{where}.moved", moved, 0, 1)
+    require.in_range(f"{where}.moved", moved, 0, 1)
     for count in number:
-        checks.in_range("tiers.branches", count, 0)
+        require.in_range("tiers.branches", count, 0)
     assert method.enter is None
     assert method.memory is None
     if not any(number):
@@ -153,11 +153,11 @@ def branched(
         update: Masks,
     ) -> tuple[PyTree, PyTree]:
         held = jax.tree.map(jnp.multiply, plain, forward)
-        here = alive(keys.at(key, 0), held, kept.extra, memory)
+        here = alive(rng.at(key, 0), held, kept.extra, memory)
         if branch_form == "preconditioned":
             local = branches.bare(held, here, layers)
         else:
-            draw = keys.at(key, 1)
+            draw = rng.at(key, 1)
             local = branches.expand(draw, held, here, layers=layers, form=form)
         trained = {
             "base": update,
@@ -201,7 +201,7 @@ def branched(
     def start(params: Params) -> Any:
         if not np.any(branches.admitted(params, layers, form)):
             what = f"a family that fits one of {', '.join(layers)}"
-            checks.fail(f"{where}.families", what, families)
+            require.fail(f"{where}.families", what, families)
         return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
 
     effective, optimizer = branches.effective, method.optimizer
@@ -238,10 +238,10 @@ def check_form(
         if family not in branches.ONE_MAP:
             what = f"families linear in their parameters {why}: "
             what += ", ".join(branches.ONE_MAP)
-            checks.fail(f"{where}.families", what, family)
+            require.fail(f"{where}.families", what, family)
     if structure == "sensitivity" and sensitivity != "gradient":
         what = f"gradient {why}, or structure random or fixed: no branch has values"
-        checks.fail(f"{where}.sensitivity", what, sensitivity)
+        require.fail(f"{where}.sensitivity", what, sensitivity)
 
 
 # ---------------------------------------------------------------------- which are alive

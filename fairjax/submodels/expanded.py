@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from fairjax.core.types import Moments
 from fairjax.submodels import branches
 from fairjax.submodels.branches import Psi
-from fairjax.types import Moments
 
 BLOCK = ("1x1", "1x1-KxK", "1x1-avg", "1xK", "Kx1", "scale")
 """What a Diverse Branch Block of the released code has beside its K x K convolution."""

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from fairjax import checks
-from fairjax.submodels import axes as unit_axes
+from fairjax.core import axes as unit_axes
+from fairjax.core import require
+from fairjax.core.types import Axes, Kept, Member, Method, Params, Size
 from fairjax.submodels import width
-from fairjax.types import Axes, Kept, Member, Method, Params, Size
 
 MODES = ("full", "smallest", "exclusive", "decoupled")
 
@@ -47,7 +47,7 @@ def fedavg(
     al. 2024; decoupled). Deviates: a decoupled tier takes the mean of its clients as it
     is, without the server optimiser.
     """
-    checks.one_of("mode", mode, MODES)
+    require.one_of("mode", mode, MODES)
     per_tier = width.sizes(axes, budget)
 
     alike = {"smallest": 0, "exclusive": tier}.get(mode)

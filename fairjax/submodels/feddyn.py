@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from fairjax import trees
-from fairjax.types import Batch, Context, Memory, Method, OutputsAt, Params
+from fairjax.core import trees
+from fairjax.core.types import (
+    Batch,
+    Context,
+    Memory,
+    Method,
+    OutputsAt,
+    Params,
+)
 
 
 def feddyn(method: Method, alpha: float) -> Method:

@@ -3,9 +3,9 @@
 import jax
 from jaxtyping import Array
 
-from fairjax import keys
+from fairjax.core import rng
+from fairjax.core.types import Axes, Kept, Member, Method, Params, Units
 from fairjax.submodels import width
-from fairjax.types import Axes, Kept, Member, Method, Params, Units
 
 
 def federated_dropout(
@@ -45,10 +45,10 @@ def federated_dropout(
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         if not shared:
-            key = keys.at(key, member.client)
+            key = rng.at(key, member.client)
         kept = {}
         for i, (name, size) in enumerate(width.at(per_tier, member.tier).items()):
-            place = jax.random.permutation(keys.at(key, i), axes.units[name])
+            place = jax.random.permutation(rng.at(key, i), axes.units[name])
             kept[name] = place < size
         return width.kept(
             Units(kept, {}),

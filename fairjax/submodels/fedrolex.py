@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fairjax.core.types import Axes, Kept, Member, Method, Params, Units
 from fairjax.submodels import width
-from fairjax.types import Axes, Kept, Member, Method, Params, Units
 
 
 def fedrolex(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fairjax import checks, trees
-from fairjax.types import Kept, Masks, Member, Method, Params
+from fairjax.core import require, trees
+from fairjax.core.types import Kept, Masks, Member, Method, Params
 
 
 def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
@@ -63,7 +63,7 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         layers = _layers(params)
         if not layers:
-            checks.fail("model", 'layers with a "kernel"', jax.tree.structure(params))
+            require.fail("model", 'layers with a "kernel"', jax.tree.structure(params))
         joint = None if layerwise else threshold(jax.tree.leaves(layers), member)
 
         def per_leaf(node: Any) -> Any:

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import losses
-from fairjax.submodels import axes as unit_axes
-from fairjax.submodels import width
-from fairjax.types import (
+from fairjax.core import axes as unit_axes
+from fairjax.core import losses
+from fairjax.core.types import (
     Axes,
     Batch,
     Context,
@@ -18,6 +17,7 @@ from fairjax.types import (
     Params,
     Size,
 )
+from fairjax.submodels import width
 
 
 def fjord(axes: Axes, budget: tuple[float, ...], *, distill: bool) -> Method:

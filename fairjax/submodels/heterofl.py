@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import keys
-from fairjax.submodels import axes as unit_axes
+from fairjax.core import axes as unit_axes
+from fairjax.core import rng
+from fairjax.core.types import Axes, Kept, Member, Method, Params
 from fairjax.submodels import width
-from fairjax.types import Axes, Kept, Member, Method, Params
 
 
 def heterofl(
@@ -55,7 +55,7 @@ def heterofl(
         if redraw is None:
             return member.tier
         share = jnp.asarray([math.log(s) if s else -math.inf for s in redraw])
-        return jax.random.categorical(keys.at(key, member.client), share)
+        return jax.random.categorical(rng.at(key, member.client), share)
 
     def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
         tier = tier_of(key, member)

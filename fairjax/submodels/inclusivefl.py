@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from fairjax import checks, trees
+from fairjax.core import require, trees
+from fairjax.core.types import (
+    Axes,
+    Kept,
+    LeafAxes,
+    Member,
+    Method,
+    Params,
+    Scope,
+    Size,
+)
 from fairjax.submodels import depth
-from fairjax.types import Axes, Kept, LeafAxes, Member, Method, Params, Scope, Size
 
 
 def inclusivefl(
@@ -52,9 +61,9 @@ def inclusivefl(
     tier along gradients.
     """
     where = "submodel.inclusivefl"
-    checks.in_range(f"{where}.beta", beta, 0, 1)
+    require.in_range(f"{where}.beta", beta, 0, 1)
     counts = depth.counts(f"{where}.stages", stages, budget, len(axes.exits))
-    checks.non_decreasing(f"{where}.stages", counts)
+    require.non_decreasing(f"{where}.stages", counts)
     ends = (0, *(position + 1 for position in axes.exits))
     lengths = [ends[count] for count in counts]
     own = [range(ends[count - 1], ends[count]) for count in counts]
@@ -73,7 +82,7 @@ def inclusivefl(
         for name in names:
             if parts[name][1] != parts[names[0]][1]:
                 what = f"0 where {names[0]} and {name} differ in shape"
-                checks.fail(f"{where}.beta", what, beta)
+                require.fail(f"{where}.beta", what, beta)
             if scopes[name] == "shared":
                 scopes[name] = ()
 

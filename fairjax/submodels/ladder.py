@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Num
 
-from fairjax import checks
-from fairjax.submodels import axes as unit_axes
-from fairjax.submodels import cost, depth
-from fairjax.submodels.dynamicfl import branched
-from fairjax.types import (
+from fairjax.core import axes as unit_axes
+from fairjax.core import require
+from fairjax.core.types import (
     Axes,
     Kept,
     Member,
@@ -24,6 +22,8 @@ from fairjax.types import (
     Size,
     Units,
 )
+from fairjax.submodels import cost, depth
+from fairjax.submodels.dynamicfl import branched
 
 KINDS = ("width", "depth", "plain")
 
@@ -64,20 +64,20 @@ def ladder(
     kinds = kinds or ("width",) * len(budget)
     if len(kinds) != len(budget):
         what = f"{len(budget)} values, as tiers.budget"
-        checks.fail("submodel.ladder.kinds", what, kinds)
+        require.fail("submodel.ladder.kinds", what, kinds)
     for kind in kinds:
-        checks.one_of("submodel.ladder.kinds", kind, KINDS)
+        require.one_of("submodel.ladder.kinds", kind, KINDS)
     number = number or (0,) * len(budget)
     if len(number) != len(budget):
         what = f"{len(budget)} values, as tiers.budget"
-        checks.fail("tiers.branches", what, number)
+        require.fail("tiers.branches", what, number)
     for tier, (kind, count) in enumerate(zip(kinds, number, strict=True)):
         if count and kind != "plain" and budget[tier] < 1:
             what = f"0 for tier {tier}, of kind {kind!r} and below the plain model"
-            checks.fail("tiers.branches", what, number)
+            require.fail("tiers.branches", what, number)
     hidden = unit_axes.hidden(axes)
     for name in cut:
-        checks.one_of("submodel.ladder.cut", name, hidden)
+        require.one_of("submodel.ladder.cut", name, hidden)
     narrowed = [name for name in hidden if name in cut or not cut]
     sizes = [
         {
@@ -127,7 +127,7 @@ def _lengths(
     if axes.exits:
         least = axes.exits[0] + 1
     for length in lengths:
-        checks.in_range(where, length, least, total)
+        require.in_range(where, length, least, total)
     return lengths
 
 
@@ -180,12 +180,12 @@ def fit(
     lengths = {*unit_axes.hidden(axes).values(), *axes.blocks.values(), len(axes.exits)}
     shares = sorted({n / length for length in lengths for n in range(1, length + 1)})
     smallest = bill(shares[0])
-    checks.one_of("resource", resource, smallest)
+    require.one_of("resource", resource, smallest)
     fitted = []
     for tier, budget in enumerate(budgets):
         if budget < smallest[resource]:
             what = f"at least {smallest[resource]}, the smallest sub-model's {resource}"
-            checks.fail(f"budgets[{tier}]", what, budget)
+            require.fail(f"budgets[{tier}]", what, budget)
         at = bisect.bisect_right(shares, budget, key=lambda s: bill(s)[resource])
         fitted.append(shares[at - 1])
     return tuple(fitted)

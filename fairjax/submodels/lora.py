@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import checks, keys
-from fairjax.submodels.axes import CLASSES
-from fairjax.types import (
+from fairjax.core import require, rng
+from fairjax.core.axes import CLASSES
+from fairjax.core.types import (
     Axes,
     Kept,
     LeafAxes,
@@ -63,7 +63,7 @@ def adapt(model: Model, rank: int, alpha: float, *, head: bool = True) -> Model:
     Source: Hu et al. 2022 (ICLR, arXiv 2106.09685), section 4; kernels of higher rank
     as stated here.
     """
-    checks.count("submodel.lora.rank", rank)
+    require.count("submodel.lora.rank", rank)
     return _adapted(model, rank, alpha / rank, head)
 
 
@@ -106,7 +106,7 @@ def _adapted(model: Model, rank: int, factor: float, head: bool) -> Model:
                 return {name: draw(node[name], params[name]) for name in node}
             inputs = params.shape[: len(node["a"].dims) - 1]
             outputs = params.shape[len(inputs) :]
-            here = keys.at(key, next(pairs))
+            here = rng.at(key, next(pairs))
             a = jax.random.normal(here, (*inputs, rank), params.dtype)
             a = a / math.sqrt(math.prod(inputs))
             return {"a": a, "b": jnp.zeros((rank, *outputs), params.dtype)}
@@ -158,7 +158,7 @@ def lora(axes: Axes, budget: tuple[float, ...]) -> Method:
     (arXiv 2402.11505) and raFLoRA (arXiv 2602.13486) are other methods: they average
     products of factors and take an SVD.
     """
-    checks.one_of("submodel.lora", RANK, axes.units)
+    require.one_of("submodel.lora", RANK, axes.units)
     total = axes.units[RANK]
     ranks = [max(1, math.ceil(round(share * total, 9))) for share in budget]
 

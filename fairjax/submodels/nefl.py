@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import checks
-from fairjax.submodels import axes as unit_axes
+from fairjax.core import axes as unit_axes
+from fairjax.core import require
+from fairjax.core.types import Axes, Kept, Member, Method, Params, Size, Units
 from fairjax.submodels import depth
-from fairjax.types import Axes, Kept, Member, Method, Params, Size, Units
 
 Dropped = int | tuple[int, ...]
 """Identity blocks of a tier: how many from the end, or at which positions."""
@@ -59,7 +59,7 @@ def nefl(
     for where, values in {"width": shares, "dropped": drops}.items():
         if len(values) != len(budget):
             what = f"{len(budget)} values, as tiers.budget"
-            checks.fail(f"submodel.nefl.{where}", what, values)
+            require.fail(f"submodel.nefl.{where}", what, values)
     sizes = [unit_axes.prefix_sizes(axes, math.sqrt(share)) for share in shares]
     length = axes.blocks.get(depth.BLOCKS, 0)
     gone = [_gone(axes, length, choice) for choice in drops]
@@ -88,13 +88,13 @@ def _gone(axes: Axes, length: int, choice: Dropped) -> tuple[int, ...]:
     most = min(len(identity), max(length - 1, 0))
     if isinstance(choice, tuple):
         if len(choice) > most or len(set(choice)) < len(choice):
-            checks.fail(where, f"at most {most} positions, each once", choice)
+            require.fail(where, f"at most {most} positions, each once", choice)
         if not set(choice) <= set(identity):
-            checks.fail(where, f"positions among {identity}", choice)
+            require.fail(where, f"positions among {identity}", choice)
         return choice
     if not isinstance(choice, int):
-        checks.fail(where, "a number or a tuple of positions per tier", choice)
-    checks.in_range(where, choice, 0, most)
+        require.fail(where, "a number or a tuple of positions per tier", choice)
+    require.in_range(where, choice, 0, most)
     return tuple(identity[len(identity) - choice :])
 
 

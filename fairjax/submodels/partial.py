@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import checks
-from fairjax.types import Axes, Kept, Member, Method, Params, Size, Units
+from fairjax.core import require
+from fairjax.core.types import Axes, Kept, Member, Method, Params, Size, Units
 
 MODES = ("top", "rolling", "random")
 
@@ -47,9 +47,9 @@ def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
     not be sent: here tiers freeze as many blocks as their budgets ask, others train
     them, and so they travel down.
     """
-    checks.one_of("mode", mode, MODES)
+    require.one_of("mode", mode, MODES)
     if _BLOCKS not in axes.blocks:
-        checks.fail("model", f'a block list "{_BLOCKS}"', list(axes.blocks))
+        require.fail("model", f'a block list "{_BLOCKS}"', list(axes.blocks))
     count = axes.blocks[_BLOCKS]
     trained = [max(1, math.ceil(round(share * count, 9))) for share in budget]
 

@@ -5,10 +5,9 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax import checks, losses
-from fairjax.submodels import axes as unit_axes
-from fairjax.submodels import depth
-from fairjax.types import (
+from fairjax.core import axes as unit_axes
+from fairjax.core import losses, require
+from fairjax.core.types import (
     Axes,
     Batch,
     Context,
@@ -20,6 +19,7 @@ from fairjax.types import (
     Size,
     Units,
 )
+from fairjax.submodels import depth
 
 
 def scalefl(
@@ -65,7 +65,7 @@ def scalefl(
     """
     given = width or tuple(math.sqrt(share) for share in budget)
     if len(given) != len(budget):
-        checks.fail("submodel.scalefl.width", f"{len(budget)} values, per tier", width)
+        require.fail("submodel.scalefl.width", f"{len(budget)} values, per tier", width)
     sizes = [
         {
             name: max(1, math.floor(round(share * units, 9)))

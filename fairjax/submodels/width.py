@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from fairjax import losses
-from fairjax.submodels import axes as unit_axes
-from fairjax.types import (
+from fairjax.core import axes as unit_axes
+from fairjax.core import losses
+from fairjax.core.types import (
     Axes,
     Batch,
     Context,

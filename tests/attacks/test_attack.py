@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import attacks, checks, command, workdir
+from fairjax import attacks
 from fairjax.attacks import reconstruction
-from fairjax.privacy.inversion import Found
+from fairjax.attacks.inversion import Found
+from fairjax.core import require
+from fairjax.experiment import cli
+from fairjax.experiment.io import workdir
 from scripts import attack as script
 
 SIDE = 12
@@ -184,23 +187,23 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, pictures, tmp_path, capsys
     folder = tmp_path / "out"
     argv = ["attack.py", f"--config={config}", f"--workdir={folder}", *flags]
     with pytest.raises(SystemExit) as stop:
-        command.run(script.main, script.define, argv)
+        cli.run(script.main, script.define, argv)
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("attack.py: ")
-    with pytest.raises(checks.InputError, match=REFUSED[flags]):
-        raise checks.InputError(line)
+    with pytest.raises(require.InputError, match=REFUSED[flags]):
+        raise require.InputError(line)
     assert not folder.exists()
 
 
 def test_folders_that_do_not_fit_are_refused(pictures, tmp_path, capsys):
-    with pytest.raises(checks.InputError, match="expected a run"):
+    with pytest.raises(require.InputError, match="expected a run"):
         attacks.opened(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(checks.InputError, match="--config: expected none"):
+    with pytest.raises(require.InputError, match="--config: expected none"):
         attacks.opened(tmp_path, config_of(pictures))
     (tmp_path / "attack.json").write_text('[{"no": "rows"}]')
-    with pytest.raises(checks.InputError, match="expected rows of attacks"):
+    with pytest.raises(require.InputError, match="expected rows of attacks"):
         attacks._rows(tmp_path / "attack.json")
 
 
@@ -208,7 +211,7 @@ def test_what_cannot_be_attacked_is_refused(pictures, tmp_path):
     run, _ = opened(pictures, tmp_path)
 
     def refused(what, run, **settings):
-        with pytest.raises(checks.InputError, match=what):
+        with pytest.raises(require.InputError, match=what):
             reconstruction._checked(run, reconstruction.Inversion(images=2, **settings))
 
     def private(**fields):

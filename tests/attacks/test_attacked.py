@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from fairjax import attacks, checks, round, specs
+from fairjax import attacks
 from fairjax.attacks import audit, canaries, membership
-from fairjax.train import beginning
+from fairjax.core import require, round
+from fairjax.experiment.config import build
+from fairjax.experiment.train import beginning
 
 FIELDS = {
     "data.name": "breast_cancer",
@@ -39,7 +41,7 @@ def config_of(fields):
 @pytest.fixture(scope="module")
 def finished():
     """Two rounds of record_dp whose sums are secret: the run, and its state."""
-    run = specs.build(config_of(PRIVATE | {"privacy.secure_sum": "quantized"}))
+    run = build.build(config_of(PRIVATE | {"privacy.secure_sum": "quantized"}))
     whole = functools.partial(
         round.run,
         draw=lambda state: run.draw(state.key, state.round),
@@ -115,11 +117,11 @@ def test_what_the_audit_shows_is_below_what_is_accounted(finished):
 
 
 def test_a_canary_that_is_not_known_is_refused(finished):
-    with pytest.raises(checks.InputError, match=r'--canary: .* Did you mean "loud"'):
+    with pytest.raises(require.InputError, match=r'--canary: .* Did you mean "loud"'):
         audit.audit(finished[0], audit.Audit(canary=("lord",)))
 
 
 def test_a_run_that_promises_nothing_cannot_be_audited():
-    run = specs.build(config_of({}))
-    with pytest.raises(checks.InputError, match=r"privacy\.mechanism"):
+    run = build.build(config_of({}))
+    with pytest.raises(require.InputError, match=r"privacy\.mechanism"):
         audit.audit(run, audit.Audit())

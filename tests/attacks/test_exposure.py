@@ -8,15 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import client, keys, models, trees
-from fairjax.attacks import exposure
+from fairjax import models
+from fairjax.attacks import exposure, inversion
 from fairjax.attacks.exposure import View
-from fairjax.keys import Role
-from fairjax.privacy import hospitals, inversion
+from fairjax.core import client, rng, trees
+from fairjax.core.rng import Role
+from fairjax.core.types import Member
+from fairjax.privacy import client_level
 from fairjax.submodels.dynamicfl import dynamicfl, structures
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Member
 
 CLASSES, RATE = 3, 0.1
 MODEL = models.mlp(classes=CLASSES, hidden=(4, 4))
@@ -145,11 +146,11 @@ def test_soft_labels_agree_with_hard_ones_and_have_a_slope():
 
 
 def test_an_upload_passes_its_own_protection():
-    clip, key = 1e-3, keys.at(jax.random.key(0), Role.EVALUATE)
+    clip, key = 1e-3, rng.at(jax.random.key(0), Role.EVALUATE)
     view, local = view_of(HETEROFL, 0), local_of(HETEROFL)
 
     def behind(sigma):
-        protection = hospitals.local(clip=(clip, clip), noise_multiplier=sigma)
+        protection = client_level.local(clip=(clip, clip), noise_multiplier=sigma)
         return exposure.upload(
             key, view, X, Y, local=local, bank=BANK, protection=protection
         )[0]

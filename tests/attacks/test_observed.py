@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import client, layout, losses, trees
 from fairjax.attacks import observed, shadows
+from fairjax.core import client, layout, losses, trees
+from fairjax.core.types import Member
 from fairjax.metrics import auroc
-from fairjax.privacy import hospitals
+from fairjax.privacy import client_level
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Member
 
 TRAIN = fakes.federation(counts=(10, 7, 23, 5))
 TEST = fakes.federation(counts=(8, 6, 20, 0), seed=1)
@@ -90,7 +90,7 @@ WIDE = [
     )
     for seed in (0, 1)
 ]
-NOISY = hospitals.local(clip=(1.0,) * 3, noise_multiplier=10.0)
+NOISY = client_level.local(clip=(1.0,) * 3, noise_multiplier=10.0)
 
 
 @pytest.mark.parametrize(("uploads", "low", "high"), [(None, 0.95, 1), (NOISY, 0, 0.8)])

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import layout, round
 from fairjax.attacks import shadows
-from fairjax.types import Member
+from fairjax.core import layout, round
+from fairjax.core.types import Member
 
 TRAIN = fakes.federation(counts=(10, 7, 23, 5))
 TEST = fakes.federation(counts=(4, 3, 6, 0), seed=1)

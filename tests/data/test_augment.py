@@ -9,8 +9,9 @@ import pytest
 from test_client import run_client
 
 from configs import default
-from fairjax import checks, schema, specs
+from fairjax.core import require
 from fairjax.data import augment
+from fairjax.experiment.config import build, validate
 from tests import fakes
 
 IMAGE = jax.random.normal(jax.random.key(0), (16, 8, 3))
@@ -67,8 +68,8 @@ def test_steps_train_on_what_the_change_gives():
 def test_unknown_changes_and_tables_are_refused():
     config = default.get_config()
     config.data.augment = ("flop",)
-    with pytest.raises(checks.InputError, match=r'data\.augment: .*"flip"'):
-        schema.check(config)
+    with pytest.raises(require.InputError, match=r'data\.augment: .*"flip"'):
+        validate.check(config)
     config.data.augment = ("flip",)
-    with pytest.raises(checks.InputError, match=r"data\.augment: expected \(\) for"):
-        specs.build(config)
+    with pytest.raises(require.InputError, match=r"data\.augment: expected \(\) for"):
+        build.build(config)

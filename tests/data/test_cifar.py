@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import datasets
 from fairjax.data.datasets import cifar
 from fairjax.data.table import TEST, TRAIN
@@ -64,7 +64,7 @@ def test_an_altered_archive_is_refused_and_nothing_is_kept(archive):
     name, path, _, labels = archive
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(checks.InputError, match="the official file, sha256") as e:
+    with pytest.raises(require.InputError, match="the official file, sha256") as e:
         datasets.load(name, data_dir=str(path.parent))
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     path.write_bytes(content)
@@ -72,11 +72,11 @@ def test_an_altered_archive_is_refused_and_nothing_is_kept(archive):
 
 
 def test_neither_archive_nor_network_is_one_line(tmp_path):
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         datasets.load("cifar10")
     for word in ("data.data_dir", "cifar-10-binary.tar.gz", "www.cs.toronto.edu"):
         assert word in str(e.value)
-    with pytest.raises(checks.InputError, match=r"expected cifar-100-binary\.tar\.gz"):
+    with pytest.raises(require.InputError, match=r"expected cifar-100-binary\.tar\.gz"):
         datasets.load("cifar100", data_dir=str(tmp_path))
 
 

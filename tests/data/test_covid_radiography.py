@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import datasets, federation
 from fairjax.data.datasets import covid_radiography
 from fairjax.data.table import FREE
@@ -81,7 +81,7 @@ def test_splits_are_stratified_and_the_same_picture_is_in_one(folder):
 
 def test_a_folder_with_another_number_of_pictures_is_refused(folder):
     (folder / "Normal" / "images" / "Normal-3.png").unlink()
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         datasets.load("covid_radiography", data_dir=str(folder))
     own = folder / "Normal" / "images"
     assert str(e.value) == f"data.data_dir {own}: expected 12 pictures; got 11"
@@ -116,7 +116,7 @@ def test_an_altered_picture_is_refused_and_nothing_is_kept(folder, alter, words)
     path = folder / "Viral Pneumonia" / "images" / "Viral Pneumonia-1.png"
     content = path.read_bytes()
     alter(path)
-    with pytest.raises(checks.InputError, match=words) as e:
+    with pytest.raises(require.InputError, match=words) as e:
         datasets.load("covid_radiography", data_dir=str(folder))
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     path.write_bytes(content)
@@ -127,13 +127,13 @@ def test_a_picture_that_lies_elsewhere_is_refused(folder, tmp_path):
     path = folder / "COVID" / "images" / "COVID-1.png"
     path.rename(tmp_path / "elsewhere.png")
     path.symlink_to(tmp_path / "elsewhere.png")
-    with pytest.raises(checks.InputError, match="expected pictures in the folder"):
+    with pytest.raises(require.InputError, match="expected pictures in the folder"):
         datasets.load("covid_radiography", data_dir=str(folder))
 
 
 @pytest.mark.parametrize("where", ["nowhere", "data.data_dir"])
 def test_without_the_folder_one_line_says_what_it_is(tmp_path, where):
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         datasets.load(
             "covid_radiography/224",
             data_dir=str(tmp_path) if where == "data.data_dir" else None,

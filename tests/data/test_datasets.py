@@ -16,7 +16,7 @@ import sklearn.model_selection
 import sklearn.neighbors
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import datasets, federation
 from fairjax.data.datasets import breast_cancer, heart_disease, pbc_blood28
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN
@@ -196,7 +196,7 @@ assert "tensorflow" not in sys.modules
 )
 def test_an_unknown_name_is_refused(name, nearest):
     with pytest.raises(
-        checks.InputError, match=rf'^data\.name: .*Did you mean "{nearest}"'
+        require.InputError, match=rf'^data\.name: .*Did you mean "{nearest}"'
     ):
         datasets.load(name)
 
@@ -206,7 +206,7 @@ def test_an_unknown_name_is_refused(name, nearest):
 
 def test_a_folder_that_cannot_be_written_is_refused(prepared_in):
     prepared_in.write_text("a file where the folder should be")
-    with pytest.raises(checks.InputError, match=r"^data\.name digits: .*Error") as e:
+    with pytest.raises(require.InputError, match=r"^data\.name digits: .*Error") as e:
         datasets.load("digits")
     assert str(prepared_in) in str(e.value)
     assert "\n" not in str(e.value)
@@ -218,7 +218,7 @@ def test_an_error_while_preparing_is_one_line(monkeypatch, reason):
         raise RuntimeError(*reason)
 
     monkeypatch.setattr(breast_cancer.BreastCancer, "_generate_examples", fail)
-    with pytest.raises(checks.InputError, match="got RuntimeError: ") as e:
+    with pytest.raises(require.InputError, match="got RuntimeError: ") as e:
         datasets.load("breast_cancer")
     assert "\n" not in str(e.value)
 
@@ -239,7 +239,7 @@ def test_who_comes_second_reads_what_the_first_prepared(monkeypatch):
 def test_a_signal_leaves_nothing_aside(prepared_in):
     """Of what may be gigabytes: TFDS would remove it where an exception came."""
     code = """
-from fairjax import preemption
+from fairjax.experiment.io import preemption
 preemption.listen()
 import os, signal, sys, time
 from fairjax.data import datasets
@@ -397,7 +397,7 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(generated):
     path = generated / "processed.va.data"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"1", b"2", 1))
-    with pytest.raises(checks.InputError, match="expected the official file") as e:
+    with pytest.raises(require.InputError, match="expected the official file") as e:
         load(generated)
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     assert "\n" not in str(e.value)
@@ -409,14 +409,14 @@ def test_a_folder_with_some_of_the_files_is_refused(generated):
     (generated / "processed.va.data").unlink()
     (generated / "processed.cleveland.data").unlink()
     with pytest.raises(
-        checks.InputError, match=r"processed\.cleveland\.data, processed\.va\.data"
+        require.InputError, match=r"processed\.cleveland\.data, processed\.va\.data"
     ) as e:
         load(generated)
     assert "switzerland" not in str(e.value)
 
 
 def test_a_data_dir_without_the_files_is_refused(tmp_path):
-    with pytest.raises(checks.InputError, match=r"^data\.data_dir .*cleveland"):
+    with pytest.raises(require.InputError, match=r"^data\.data_dir .*cleveland"):
         load(tmp_path)
 
 
@@ -431,7 +431,7 @@ def test_a_folder_that_cannot_be_read_is_refused(generated, monkeypatch, what, w
         monkeypatch.setattr(os, "access", lambda path, mode: path != generated)
     if where == "FAIRJAX_DATA_DIR":
         monkeypatch.setenv(where, str(given))
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         load(given if where == "data.data_dir" else None)
     assert (
         str(e.value)
@@ -443,7 +443,7 @@ def test_a_folder_that_cannot_be_read_is_refused(generated, monkeypatch, what, w
 def test_neither_folder_nor_network_is_one_line(tmp_path, monkeypatch, elsewhere):
     if elsewhere:
         monkeypatch.setenv("FAIRJAX_DATA_DIR", str(tmp_path))
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         load()
     for word in ("data.data_dir", "FAIRJAX_DATA_DIR", "archive.ics.uci.edu", "is down"):
         assert word in str(e.value)
@@ -473,7 +473,7 @@ def test_a_downloaded_file_is_checked_too(generated, monkeypatch):
         "download",
         lambda _, urls: dict.fromkeys(urls, generated / "processed.va.data"),
     )
-    with pytest.raises(checks.InputError, match="expected the official file"):
+    with pytest.raises(require.InputError, match="expected the official file"):
         load()
 
 
@@ -566,7 +566,9 @@ def test_an_altered_file_of_blood_cells_is_refused_and_nothing_is_kept(cells):
     path = cells / "pbc_blood28.npz"
     content = path.read_bytes()
     path.write_bytes(content + b"0")
-    with pytest.raises(checks.InputError, match="expected the official file, md5") as e:
+    with pytest.raises(
+        require.InputError, match="expected the official file, md5"
+    ) as e:
         blood_of(cells)
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     assert "\n" not in str(e.value)
@@ -580,7 +582,7 @@ def test_without_the_file_of_blood_cells_one_line_says_what_it_is(
 ):
     if where == "FAIRJAX_DATA_DIR":
         monkeypatch.setenv(where, str(tmp_path))
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         blood_of(tmp_path if where == "data.data_dir" else None)
     line = str(e.value)
     assert line.startswith("data.data_dir")

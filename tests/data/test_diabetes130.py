@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import datasets, federation
 from fairjax.data.datasets import diabetes130
 from fairjax.data.table import FREE
@@ -358,7 +358,9 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(folder):
     path = folder / "diabetic_data.csv"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"Urology", b"Oncolog", 1))
-    with pytest.raises(checks.InputError, match="expected the official file, sha") as e:
+    with pytest.raises(
+        require.InputError, match="expected the official file, sha"
+    ) as e:
         load(folder)
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     assert "\n" not in str(e.value)
@@ -373,13 +375,15 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(folder):
 )
 def test_a_packed_file_that_cannot_be_unpacked_is_refused(tmp_path, content):
     (tmp_path / "diabetic_data.csv.gz").write_bytes(content)
-    with pytest.raises(checks.InputError, match="expected the official file; got") as e:
+    with pytest.raises(
+        require.InputError, match="expected the official file; got"
+    ) as e:
         load(tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_a_data_dir_without_the_file_is_refused(tmp_path):
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         load(tmp_path)
     assert str(e.value) == (
         f"data.data_dir {tmp_path}: expected diabetic_data.csv or "
@@ -389,7 +393,7 @@ def test_a_data_dir_without_the_file_is_refused(tmp_path):
 
 def test_neither_file_nor_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRJAX_DATA_DIR", str(tmp_path))
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         load()
     for word in (
         "data.data_dir",
@@ -419,7 +423,7 @@ def test_without_a_file_the_official_archive_is_downloaded(
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
     monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
     if altered:
-        with pytest.raises(checks.InputError, match="expected the official file, sha"):
+        with pytest.raises(require.InputError, match="expected the official file, sha"):
             load()
     else:
         assert set(load().client) == set(SPECIALTIES)

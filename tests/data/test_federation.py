@@ -10,7 +10,7 @@ import pytest
 from federations import HOSPITALS, build, fixed, numbers, owners, parts, split_of, table
 from hypothesis import given
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import federation
 from fairjax.data.table import FREE, SPLITS, TEST, TRAIN, VAL, Attribute, Table
 
@@ -77,7 +77,7 @@ def test_overlapping_hospitals_repeat_records_inside_their_split():
 )
 def test_hospitals_do_not_overlap_where_a_test_record_could_be_trained_on(columns):
     message = r"^data\.partition\.name: expected dirichlet: hospitals that overlap"
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         build(table(**columns), partition="dirichlet_overlap")
 
 
@@ -183,7 +183,7 @@ def test_the_positive_class_is_the_second_and_decides_nothing_else():
 def test_a_positive_class_that_cannot_be_is_refused(classes, name, message):
     y = np.arange(240) % len(classes)
     with pytest.raises(
-        checks.InputError, match=rf"^data\.positive: expected {message}"
+        require.InputError, match=rf"^data\.positive: expected {message}"
     ):
         federation.with_positive(build(table(classes=classes, y=y)), name)
 
@@ -423,7 +423,7 @@ def test_a_patient_in_two_fixed_splits_is_refused(other):
     split[7] = other
     patient = np.arange(240).astype(str)
     patient[200] = patient[7]
-    with pytest.raises(checks.InputError, match=r"^data\.patient: .* one split each"):
+    with pytest.raises(require.InputError, match=r"^data\.patient: .* one split each"):
         build(table(split=split, patient=patient))
 
 
@@ -534,7 +534,7 @@ def test_the_hash_of_a_seed_is_the_recorded_one():
     ],
 )
 def test_what_cannot_be_dealt_is_refused(records, options, message):
-    with pytest.raises(checks.InputError, match=message) as refusal:
+    with pytest.raises(require.InputError, match=message) as refusal:
         build(records, **options)
     assert "\n" not in str(refusal.value)
 
@@ -563,10 +563,10 @@ def test_what_cannot_be_dealt_is_refused(records, options, message):
     ids="names high low classes groups attributes above below".split(),
 )
 def test_a_table_that_does_not_fit_itself_is_refused(columns, message):
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         table(**columns)
 
 
 def test_a_table_without_records_is_refused():
-    with pytest.raises(checks.InputError, match="toy: expected at least one record"):
+    with pytest.raises(require.InputError, match="toy: expected at least one record"):
         table().rows(np.zeros(240, bool))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import layout, round
+from fairjax.core import layout, round
 from fairjax.data import feed
 from tests import fakes
 

@@ -9,14 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data.datasets import files
 from fairjax.data.table import FREE, TEST, TRAIN, VAL
 
 
 def refused(read, *args, **options) -> str:
     """The one line with which an input is refused."""
-    with pytest.raises(checks.InputError) as refusal:
+    with pytest.raises(require.InputError) as refusal:
         read(*args, **options)
     assert "\n" not in str(refusal.value)
     return str(refusal.value)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import groups
 
 HEADER = ("sex", "age", "a:b", "y")
@@ -66,7 +66,7 @@ def test_an_entry_names_a_column_and_its_cuts(entry, expected):
     ["age:", "age:40:", "age:60:40", "age:40:40", "age:nan", "age:40:inf", "age:old"],
 )
 def test_malformed_cuts_are_refused_in_one_line(entry):
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         groups.split_entry(entry, HEADER)
     assert str(e.value) == (
         'data.group: expected ascending numbers to cut at, as in "age:40:60"; '
@@ -77,7 +77,7 @@ def test_malformed_cuts_are_refused_in_one_line(entry):
 @pytest.mark.parametrize("entry", ["agee", "agee:40:60"])
 def test_an_unknown_column_is_refused(entry):
     with pytest.raises(
-        checks.InputError, match=r'^data\.group: .*Did you mean "age"\?$'
+        require.InputError, match=r'^data\.group: .*Did you mean "age"\?$'
     ):
         groups.split_entry(entry, HEADER)
 
@@ -86,7 +86,7 @@ def test_a_column_of_few_numbers_needs_no_cuts_and_one_of_many_does():
     few = [str(i % 12) for i in range(40)]
     many = np.array([*few, "12", ""])
     assert len(groups.of_cells("age", np.array(few), ()).attribute.values) == 12
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         groups.of_cells("age", many, ())
     assert str(e.value) == (
         'data.group age: expected cuts, as in "age:40:60", above 12 different numbers; '
@@ -105,7 +105,7 @@ def test_many_texts_are_as_many_groups():
 def test_texts_are_no_groups_if_there_are_too_many():
     texts = np.array([f"{i:03d}x" for i in range(101)])
     assert len(groups.by_value("ward", texts[:100]).attribute.values) == 100
-    with pytest.raises(checks.InputError, match="at most 100 values; got 101"):
+    with pytest.raises(require.InputError, match="at most 100 values; got 101"):
         groups.of_cells("ward", texts, ())
 
 
@@ -118,5 +118,5 @@ def test_texts_are_no_groups_if_there_are_too_many():
     ],
 )
 def test_a_column_that_makes_no_groups_is_refused(cells, cuts, message):
-    with pytest.raises(checks.InputError, match=rf"^data\.group g: {message}$"):
+    with pytest.raises(require.InputError, match=rf"^data\.group g: {message}$"):
         groups.of_cells("g", np.array(cells), cuts)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import datasets, federation
 from fairjax.data.datasets import medmnist
 from fairjax.data.table import SPLITS
@@ -95,7 +95,9 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
     path, _ = written(tmp_path, "breastmnist", monkeypatch)
     content = path.read_bytes()
     path.write_bytes(content + b"0")
-    with pytest.raises(checks.InputError, match="expected the official file, md5") as e:
+    with pytest.raises(
+        require.InputError, match="expected the official file, md5"
+    ) as e:
         datasets.load("breastmnist", data_dir=str(tmp_path))
     assert str(e.value).startswith(f"data.data_dir {path}: ")
     path.write_bytes(content)
@@ -106,7 +108,7 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
 
 def test_the_other_size_is_another_file(tmp_path, monkeypatch):
     written(tmp_path, "dermamnist", monkeypatch)
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         datasets.load("dermamnist/224", data_dir=str(tmp_path))
     places = "dermamnist_224.npz or medmnist/dermamnist_224.npz"
     assert str(e.value) == f"data.data_dir {tmp_path}: expected {places}; got 'none'"
@@ -114,7 +116,7 @@ def test_the_other_size_is_another_file(tmp_path, monkeypatch):
 
 def test_neither_file_nor_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRJAX_DATA_DIR", str(tmp_path))
-    with pytest.raises(checks.InputError) as e:
+    with pytest.raises(require.InputError) as e:
         datasets.load("pathmnist/224")
     words = ("data.data_dir", "pathmnist_224.npz", "FAIRJAX_DATA_DIR", "zenodo.org")
     for word in (*words, "is down"):
@@ -135,7 +137,7 @@ def test_without_a_file_the_official_one_is_downloaded(tmp_path, monkeypatch, al
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
     monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
     if altered:
-        with pytest.raises(checks.InputError, match="expected the official file, md5"):
+        with pytest.raises(require.InputError, match="expected the official file, md5"):
             datasets.load("pneumoniamnist")
     else:
         assert len(datasets.load("pneumoniamnist").y) == 8

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import partition
 from fairjax.data.table import FREE, TEST, TRAIN
 
@@ -153,7 +153,7 @@ def test_the_minimum_holds_after_the_cut():
 
 def test_an_impossible_minimum_is_refused():
     label, split = cohort(10)
-    with pytest.raises(checks.InputError) as refusal:
+    with pytest.raises(require.InputError) as refusal:
         dirichlet(label, split, 4, min_size=3)
     assert str(refusal.value) == (
         "data.partition.min_size: expected at most what 4 hospitals can all have; got 3"
@@ -268,7 +268,7 @@ def test_clients_have_as_many_classes_as_asked_for(seed, clients, each):
     label, split = cohort(rows=900, classes=4, splits=(TRAIN, TEST), seed=seed)
     rng = np.random.default_rng(seed)
     if clients * each < 4:
-        with pytest.raises(checks.InputError, match=r"data\.partition\.classes"):
+        with pytest.raises(require.InputError, match=r"data\.partition\.classes"):
             partition.pathological(rng, label, split, clients, each)
         return
     owner = partition.pathological(rng, label, split, clients, each)
@@ -282,7 +282,7 @@ def test_clients_have_as_many_classes_as_asked_for(seed, clients, each):
 
 def test_more_classes_each_than_there_are_is_refused():
     label, split = cohort()
-    with pytest.raises(checks.InputError, match="at most the 3 that there are"):
+    with pytest.raises(require.InputError, match="at most the 3 that there are"):
         partition.pathological(np.random.default_rng(0), label, split, 5, 4)
 
 

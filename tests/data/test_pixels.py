@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import checks, schema, specs, train
+from fairjax.core import axes, require
+from fairjax.core.types import Size
 from fairjax.data import augment, federation, pixels
 from fairjax.data.table import Table
-from fairjax.submodels import axes
-from fairjax.types import Size
+from fairjax.experiment import train
+from fairjax.experiment.config import build, validate
 from tests import fakes
 
 BYTES = np.random.default_rng(0).integers(0, 256, (60, 3, 2, 2)).astype(np.uint8)
@@ -86,7 +87,7 @@ def digits(stored):
     config.model.cnn.channels = (8,)
     config.cohort = 2
     config.execution.pixels = stored
-    return specs.build(config)
+    return build.build(config)
 
 
 def test_a_round_on_bytes_is_the_round_on_floats():
@@ -105,11 +106,11 @@ def test_a_round_on_bytes_is_the_round_on_floats():
 
 def test_bytes_are_refused_where_there_are_none():
     config = default.get_config()
-    assert specs.build(config).choices["execution.pixels"].startswith("float32: ")
+    assert build.build(config).choices["execution.pixels"].startswith("float32: ")
     config.execution.pixels = "uint8"
     message = r"^execution\.pixels: expected float32: the data are no bytes; got"
-    with pytest.raises(checks.InputError, match=message):
-        specs.build(config)
+    with pytest.raises(require.InputError, match=message):
+        build.build(config)
     config.execution.pixels = "unit8"
-    with pytest.raises(checks.InputError, match=r'execution\.pixels: .*"uint8"'):
-        schema.check(config)
+    with pytest.raises(require.InputError, match=r'execution\.pixels: .*"uint8"'):
+        validate.check(config)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fairjax import command
 from fairjax.data import datasets
 from fairjax.data.table import TEST, TRAIN, Table
+from fairjax.experiment import cli
 from scripts import prepare_data
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -34,7 +34,7 @@ def test_records_are_counted_by_split_and_class_and_hospitals_by_record():
 
 def test_it_prints_what_is_prepared(capsys):
     argv = ["prepare_data.py", "--name=mixtures"]
-    command.run(prepare_data.main, prepare_data.define, argv)
+    cli.run(prepare_data.main, prepare_data.define, argv)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "mixtures: 12,000 records of 64 numbers"
     assert said[2].startswith("train: 10,000 records: 1,000 0; 1,000 1; ")
@@ -56,7 +56,7 @@ def test_it_prints_what_is_prepared(capsys):
 def test_without_files_and_network_it_names_them_at_once(capsys, name, words):
     argv = ["prepare_data.py", f"--name={name}"]
     with pytest.raises(SystemExit) as stop:
-        command.run(prepare_data.main, prepare_data.define, argv)
+        cli.run(prepare_data.main, prepare_data.define, argv)
     out, err = capsys.readouterr()
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
     assert words in err

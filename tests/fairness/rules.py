@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from fairjax.core.types import Cells, Cohort, Scores
 from fairjax.fairness import compose, domains, groups, weights
-from fairjax.types import Cells, Cohort, Scores
 
 K, T = 5, 3
 MOST = float(np.finfo(np.float32).max)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
+from fairjax.core.types import Cells, Cohort, Scores
 from fairjax.fairness import contribution, domains, groups, weights
-from fairjax.types import Cells, Cohort, Scores
 
 N, ROUNDS = 10, 200
 COUNT = np.array([20, 5, 30, 20, 40, 10, 20, 15, 20, 60], np.float32)

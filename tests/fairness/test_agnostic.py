@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
-from fairjax import client, layout, round
+from fairjax.core import client, layout, round
+from fairjax.core.types import Cells, Scores
 from fairjax.fairness import compose, domains
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cells, Scores
 from tests import fakes
 
 GROUPS, RATE, LEARNING, ROUNDS, STEPS = 2, 0.7, 0.1, 3, 2

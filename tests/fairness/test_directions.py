@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from fairjax import checks, client, layout, round
-from fairjax.fairness import compose, contribution, directions, weights
-from fairjax.submodels.heterofl import heterofl
-from fairjax.types import (
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import (
     Axes,
     Cohort,
     Examples,
@@ -27,6 +25,8 @@ from fairjax.types import (
     Scores,
     Units,
 )
+from fairjax.fairness import compose, contribution, directions, weights
+from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 
 K = 5
@@ -467,7 +467,7 @@ def test_two_directions_are_refused():
         ("fedfv", directions.fedfv(alpha=0.1, tau=0)),
     ]
     with pytest.raises(
-        checks.InputError, match=r"one rule that gives .*fedmgda\+fedfv"
+        require.InputError, match=r"one rule that gives .*fedmgda\+fedfv"
     ):
         compose.compose(rules)
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from configs import default, heart_disease
-from fairjax import checks, layout, names, round, schema, specs, train
+from fairjax.core import layout, require, round
+from fairjax.core.types import Cohort, Federation, Scores
+from fairjax.experiment import train
+from fairjax.experiment.config import build, registry, validate
 from fairjax.fairness import personal
 from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cohort, Federation, Scores
 from tests import fakes
 
 NEUTRAL = {
@@ -68,7 +70,7 @@ def twice(started, data):
 @functools.cache
 def named(name):
     """`stepping` by a rule's name, compiled once for all who ask for it."""
-    return stepping(names.rule(config(name), GROUPS), DATA)
+    return stepping(registry.rule(config(name), GROUPS), DATA)
 
 
 def federation():
@@ -82,19 +84,19 @@ def federation():
 
 
 DATA = federation()
-GROUPS = names.Groups(patients=2)
+GROUPS = registry.Groups(patients=2)
 
 
 @functools.cache
 def plain():
     """The model of FedAvg."""
-    return after(names.rule(config("size")), DATA)[0]
+    return after(registry.rule(config("size")), DATA)[0]
 
 
-@pytest.mark.parametrize("name", names.RULES)
+@pytest.mark.parametrize("name", registry.RULES)
 def test_every_rule_trains_beside_sub_models(name):
     if name == "fedbn":
-        with pytest.raises(checks.InputError, match="leaves that it keeps"):
+        with pytest.raises(require.InputError, match="leaves that it keeps"):
             named(name)
         return
     params, infos = twice(named(name), DATA)
@@ -108,23 +110,23 @@ def test_every_rule_trains_beside_sub_models(name):
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_the_neutral_setting_is_fedavg_in_a_round(name):
-    params, _ = after(names.rule(config(name, NEUTRAL[name]), GROUPS), DATA)
+    params, _ = after(registry.rule(config(name, NEUTRAL[name]), GROUPS), DATA)
     assert fakes.gap(params, plain()) < 1e-5
 
 
 def test_a_composed_rule_weighs_and_adjusts():
-    both = after(names.rule(config("tier_term+logit_adjust")), DATA)
-    weights = after(names.rule(config("tier_term")), DATA)
-    objective = after(names.rule(config("logit_adjust")), DATA)
+    both = after(registry.rule(config("tier_term+logit_adjust")), DATA)
+    weights = after(registry.rule(config("tier_term")), DATA)
+    objective = after(registry.rule(config("logit_adjust")), DATA)
     np.testing.assert_allclose(both[1][0].weights, weights[1][0].weights, rtol=1e-5)
     assert fakes.gap(both[0], weights[0]) > 1e-4
     assert fakes.gap(both[0], objective[0]) > 1e-5
 
 
 def test_cap_and_warm_up_come_from_the_config():
-    free = names.rule(config("term", {"t": 40.0}))
+    free = registry.rule(config("term", {"t": 40.0}))
     c = config("term", {"t": 40.0}, **{"fairness.cap": 1.5, "fairness.warmup": 1})
-    first, second = after(names.rule(c), DATA)[1]
+    first, second = after(registry.rule(c), DATA)[1]
     share = np.asarray(fakes.COUNTS) / sum(fakes.COUNTS)
     np.testing.assert_allclose(first.weights, share, rtol=1e-5)
     assert np.all(second.weights <= 1.5 * share * (1 + 1e-5))
@@ -207,16 +209,16 @@ REFUSED = {
 def test_what_cannot_be_is_refused_by_name(where, fields, what):
     c = default.get_config()
     c.update_from_flattened_dict(fields)
-    with pytest.raises(checks.InputError, match=rf"^{where}.*{what}"):
-        schema.check(c)
+    with pytest.raises(require.InputError, match=rf"^{where}.*{what}"):
+        validate.check(c)
 
 
 def test_q_fedavg_reads_the_decay_of_the_config():
     """Heart disease is trained with one: 1 + q |g| (|g| + 0.1 |w|) / (L F)."""
     c = heart_disease.get_config()
     c.fairness.rule = "q_fedavg"
-    schema.check(c)
-    rule, d, w = names.rule(c), jnp.asarray([[0.3, 0.4]]), jnp.asarray([3.0, 4.0])
+    validate.check(c)
+    rule, d, w = registry.rule(c), jnp.asarray([[0.3, 0.4]]), jnp.asarray([3.0, 4.0])
     known = Scores(
         jnp.ones(1, int),
         jnp.ones(1),
@@ -234,8 +236,8 @@ def test_q_fedavg_reads_the_decay_of_the_config():
 
 def test_a_rule_for_everybody_refuses_a_part_of_them():
     c = config("afl", cohort=3)
-    with pytest.raises(checks.InputError, match=r"^cohort: .*all hospitals.* afl"):
-        specs.build(c)
+    with pytest.raises(require.InputError, match=r"^cohort: .*all hospitals.* afl"):
+        build.build(c)
 
 
 def test_every_hospital_has_a_group_in_their_order():
@@ -243,14 +245,14 @@ def test_every_hospital_has_a_group_in_their_order():
     c = config("agnostic", {"domain": "hospital_group"})
     c.data.partition.num_clients = 4
     c.fairness.hospital_group = ("south", "north", "south", "east")
-    run = specs.build(c)
+    run = build.build(c)
     assert run.hospital_groups == ("east", "north", "south")
     assert run.group_of == (2, 1, 2, 0)
     assert run.spec.rule.init({}, jnp.ones(4, int), 4).scale.shape == (3,)
     c.fairness.hospital_group = ("south", "north", "south")
     what = r"^fairness\.hospital_group: .*4 groups, one per hospital \(hospital_0, "
-    with pytest.raises(checks.InputError, match=what):
-        specs.build(c)
+    with pytest.raises(require.InputError, match=what):
+        build.build(c)
 
 
 @pytest.mark.parametrize(
@@ -267,19 +269,19 @@ def test_the_attribute_of_a_rule(tmp_path, rule, group, column):
     c.data.partition.num_clients = 4
     c.fairness.agnostic.domain = "group"
     c.fairness.group = group
-    spec = specs.build(c).spec
+    spec = build.build(c).spec
     assert (spec.attribute, spec.groups) == (column, (3, 2)[column])
     c.fairness.group = "band"
     if rule == "fairfed":
-        with pytest.raises(checks.InputError, match=r"^fairness\.group: .*sex"):
-            specs.build(c)
+        with pytest.raises(require.InputError, match=r"^fairness\.group: .*sex"):
+            build.build(c)
 
 
 def test_data_without_an_attribute_are_refused():
     with pytest.raises(
-        checks.InputError, match=r"^fairness\.rule: .*two values.*fairfed"
+        require.InputError, match=r"^fairness\.rule: .*two values.*fairfed"
     ):
-        specs.build(config("fairfed"))
+        build.build(config("fairfed"))
 
 
 # -------------------------------------------------------------------------- situations
@@ -337,10 +339,10 @@ def started(name):
     if name != "fedbn":
         return named(name)
     model = resmlp(classes=3, width=4, hidden=4, depth=1, norm="layer")
-    return stepping(names.rule(config(name)), DATA, model=model)
+    return stepping(registry.rule(config(name)), DATA, model=model)
 
 
-@pytest.mark.parametrize("name", names.RULES)
+@pytest.mark.parametrize("name", registry.RULES)
 def test_a_rule_comes_through_every_situation(name):
     first, step = started(name)
     for situation, (data, cohort) in SITUATIONS.items():
@@ -393,7 +395,7 @@ def test_in_these_situations_nobody_counts_or_somebody_does():
     "method",
     [
         pytest.param(name, marks=[] if name == "inclusivefl" else pytest.mark.slow)
-        for name in names.METHODS
+        for name in registry.METHODS
     ],
 )
 @pytest.mark.parametrize("rule", ["fedbn", "private_head"])
@@ -411,11 +413,11 @@ def test_clients_keep_leaves_under_every_method(method, rule):
             "model.resmlp.hidden": 4,
         }
     )
-    run = specs.build(c)
+    run = build.build(c)
     if (rule, method) == ("private_head", "lora"):
         # Factors are named by their kernels, and none is a head.
         with pytest.raises(
-            checks.InputError, match="a model with leaves that it keeps"
+            require.InputError, match="a model with leaves that it keeps"
         ):
             train.initial(run)
         return
@@ -427,4 +429,4 @@ def test_clients_keep_leaves_under_every_method(method, rule):
         return round.step(state, data, cohort, spec=run.spec, layout=run.layout)
 
     new, _ = jax.eval_shape(step, state)
-    assert checks.describe(new) == checks.describe(state)
+    assert require.describe(new) == require.describe(state)

@@ -11,11 +11,11 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
-from fairjax import checks, client, layout, round
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import Batch, Context, Outputs
 from fairjax.fairness import compose, objectives, personal, weights
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Batch, Context, Outputs
 from tests import fakes
 
 
@@ -117,7 +117,7 @@ def test_a_weight_and_an_objective_compose():
 
 def test_two_weights_are_refused():
     rules = [("term", weights.term(t=2.0)), ("cvar", weights.cvar(alpha=0.5))]
-    with pytest.raises(checks.InputError, match=r"one rule that gives weights"):
+    with pytest.raises(require.InputError, match=r"one rule that gives weights"):
         compose.compose(rules)
 
 
@@ -125,7 +125,7 @@ def test_two_weights_are_refused():
     "wrapper", [lambda r: compose.capped(r, 2.0), lambda r: compose.after(r, 2)]
 )
 def test_a_wrapper_of_weights_refuses_a_rule_without(wrapper):
-    with pytest.raises(checks.InputError, match="a rule that gives weights"):
+    with pytest.raises(require.InputError, match="a rule that gives weights"):
         wrapper(objectives.logit_adjust(tau=1.0))
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from fairjax import checks
-from fairjax.fairness import compose, domains, groups, simplex, weights
-from fairjax.types import Cells, Cohort, Scores
+from fairjax.core import require, simplex
+from fairjax.core.types import Cells, Cohort, Scores
+from fairjax.fairness import compose, domains, groups, weights
 from tests.fairness.rules import NEUTRAL, RULES, TIERS, K, T, cohort, scores
 
 ROUNDS = 3
@@ -253,7 +253,7 @@ def test_clients_that_fit_perfectly_fall_back_to_their_sizes():
 
 @pytest.mark.parametrize("q", [-1.0, -1e-9, math.nan, math.inf])
 def test_q_must_be_a_number_from_zero_up(q):
-    with pytest.raises(checks.InputError, match=r"fairness\.q_ffl\.q: .* >= 0"):
+    with pytest.raises(require.InputError, match=r"fairness\.q_ffl\.q: .* >= 0"):
         weights.q_ffl(q=q)
 
 

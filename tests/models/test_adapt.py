@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fairjax import checks, client, models
-from fairjax.submodels import axes
+from fairjax import models
+from fairjax.core import axes, client, require
+from fairjax.core.types import Axes, Examples, LeafAxes, Member, Size
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Axes, Examples, LeafAxes, Member, Size
 from tests import fakes
 
 WIDTH = 8
@@ -96,7 +96,7 @@ def test_an_adapted_module_trains_masked_as_the_house_s_own_network(name):
     params, expected = trained_by_the_house()
     drawn = adapted.init(jax.random.key(3), jnp.zeros((1, 6)))
     axes.check(name, drawn, adapted.axes)
-    assert checks.describe(drawn) == checks.describe(params)
+    assert require.describe(drawn) == require.describe(params)
     assert adapted.resize is None
     got = train(adapted, params)
     assert fakes.gap(got, expected) < 1e-6
@@ -141,13 +141,13 @@ class Averages(nn.Module):
 
 
 def test_modules_with_state_of_their_own_are_refused():
-    with pytest.raises(checks.InputError, match=r"params alone.*batch_stats"):
+    with pytest.raises(require.InputError, match=r"params alone.*batch_stats"):
         models.from_linen(Averages(), AXES, ROW)
     for build in (
         lambda rngs: nnx.BatchNorm(3, rngs=rngs),
         lambda rngs: nnx.Dropout(0.5, rngs=rngs),
     ):
-        with pytest.raises(checks.InputError, match=r"nnx\.Param variables alone"):
+        with pytest.raises(require.InputError, match=r"nnx\.Param variables alone"):
             models.from_nnx(build, AXES)
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fairjax.core.types import Kept, Units
 from fairjax.models import layers
-from fairjax.types import Kept, Units
 
 EPSILON = layers.EPSILON
 

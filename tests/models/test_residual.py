@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, trees
+from fairjax.core import axes, require, trees
+from fairjax.core.types import Kept, Size, Units
 from fairjax.models import cnn, layers, residual, resmlp, resnet, vit
-from fairjax.submodels import axes, cost
-from fairjax.types import Kept, Size, Units
+from fairjax.submodels import cost
 
 resnet_module = importlib.import_module("fairjax.models.resnet")
 vit_module = importlib.import_module("fairjax.models.vit")
@@ -214,7 +214,7 @@ def test_moments_that_are_given_replace_those_of_the_batch():
     ],
 )
 def test_blocks_that_cannot_go_are_refused(options, blocks, message):
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         small_resnet(**options).resize(Size({}, {"blocks": blocks}))
 
 
@@ -223,14 +223,14 @@ def test_blocks_that_cannot_go_are_refused(options, blocks, message):
 )
 def test_stages_of_a_plain_network_go_from_the_end_alone(exits, blocks):
     size = Size({}, {"blocks": blocks})
-    with pytest.raises(checks.InputError, match="a prefix of the stages, and exits"):
+    with pytest.raises(require.InputError, match="a prefix of the stages, and exits"):
         small_cnn(exits=exits).resize(size)
 
 
 def test_a_plain_network_without_exits_has_no_list_of_blocks():
     assert not small_cnn().axes.blocks
     assert small_cnn(exits=True).axes.fixed == (1, 2)
-    with pytest.raises(checks.InputError, match="at least one stage"):
+    with pytest.raises(require.InputError, match="at least one stage"):
         small_cnn(channels=())
 
 
@@ -244,9 +244,9 @@ def test_names_and_sizes_that_do_not_fit_are_refused():
         (lambda: small_resmlp(norm="group"), r"model\.resmlp\.norm: "),
         (lambda: small_resmlp(norm="none", depth=0), r"model\.resmlp\.depth: "),
     ]:
-        with pytest.raises(checks.InputError, match=message):
+        with pytest.raises(require.InputError, match=message):
             build()
-    with pytest.raises(checks.InputError, match="whole 2 x 2 patches"):
+    with pytest.raises(require.InputError, match="whole 2 x 2 patches"):
         small_vit().init(jax.random.key(0), jnp.zeros((1, 4, 5, 1)))
 
 

@@ -10,8 +10,10 @@ import itertools
 import numpy as np
 
 from configs import default
-from fairjax import checks, names, schema, specs, train
 from fairjax.attacks import audit, canaries
+from fairjax.core import require
+from fairjax.experiment import train
+from fairjax.experiment.config import build, registry, validate
 from fairjax.privacy import securesum
 from fairjax.robust import folds
 from fairjax.submodels import fedavg
@@ -56,17 +58,17 @@ MECHANISMS = {
     "local_dp": {"full": LOCAL},
 }
 """Mechanism -> its variants."""
-METHODS = {name: {"submodel.name": name} for name in names.METHODS}
+METHODS = {name: {"submodel.name": name} for name in registry.METHODS}
 METHODS |= {
     f"fedavg {mode}": METHODS["fedavg"] | {"submodel.fedavg.mode": mode}
     for mode in fedavg.MODES[1:]
 }
 DIMENSIONS = {
     "method": tuple(METHODS),
-    "rule": tuple(names.RULES),
+    "rule": tuple(registry.RULES),
     "fold": folds.FOLDS,
     "secure_sum": securesum.MODES,
-    "denominator": names.DENOMINATORS,
+    "denominator": registry.DENOMINATORS,
 }
 """Beside the mechanism's own, "variant"."""
 Case = tuple[str, ...]
@@ -93,7 +95,7 @@ def table(path) -> None:
 
 def config_of(path, case: Case):
     mechanism, variant, method, rule, fold, secure_sum, denominator = case
-    family = names.METHODS[METHODS[method]["submodel.name"]]
+    family = registry.METHODS[METHODS[method]["submodel.name"]]
     # fedbn keeps norms, of which mlp has none.
     residual = family.blocks or family.exits or rule == "fedbn"
     config = default.get_config()
@@ -147,7 +149,7 @@ def config_of(path, case: Case):
 def _weighing() -> frozenset[str]:
     """Rules that read losses, which client_dp has with a cap alone."""
     config = default.get_config()
-    made = {name: rule(config, names.ALIKE) for name, rule in names.RULES.items()}
+    made = {name: rule(config, registry.ALIKE) for name, rule in registry.RULES.items()}
     return frozenset(name for name, rule in made.items() if "loss" in rule.needs)
 
 
@@ -155,9 +157,9 @@ def accepted(path, case: Case) -> bool:
     """Whether the checks let it run, on its data too."""
     config = config_of(path, case)
     try:
-        schema.check(config)
-        specs.build(config)
-    except checks.InputError:
+        validate.check(config)
+        build.build(config)
+    except require.InputError:
         return False
     return True
 
@@ -165,8 +167,8 @@ def accepted(path, case: Case) -> bool:
 def begins(path, case: Case) -> bool:
     """Whether it has a first state too: a rule may keep leaves that nobody has."""
     try:
-        train.initial(specs.build(config_of(path, case)))
-    except checks.InputError:
+        train.initial(build.build(config_of(path, case)))
+    except require.InputError:
         return False
     return True
 

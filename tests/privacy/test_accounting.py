@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.privacy import noise
 from fairjax.privacy.accounting import Mechanism, calibrate, epsilon, spending
 
@@ -128,18 +128,18 @@ def test_noise_is_calibrated_for_whoever_is_exposed_most():
     ],
 )
 def test_what_cannot_be_accounted_is_refused(mechanism, accountant, field):
-    with pytest.raises(checks.InputError, match=field):
+    with pytest.raises(require.InputError, match=field):
         epsilon(mechanism, 1, delta=DELTA, accountant=accountant)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0])
 def test_delta_is_a_probability_between(delta):
-    with pytest.raises(checks.InputError, match="delta"):
+    with pytest.raises(require.InputError, match="delta"):
         epsilon(Mechanism(1.0), 1, delta=delta)
 
 
 def test_a_budget_that_no_noise_meets_is_refused():
-    with pytest.raises(checks.InputError, match="budget that noise can meet"):
+    with pytest.raises(require.InputError, match="budget that noise can meet"):
         calibrate(lambda sigma: [Mechanism(0.0)], 1, epsilon=1.0, delta=DELTA)
 
 

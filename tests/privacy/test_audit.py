@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fairjax import checks, layout
-from fairjax.attacks import canaries
+from fairjax.attacks import canaries, epsilon
 from fairjax.attacks.canaries import Place
-from fairjax.privacy import accounting, audit, hospitals
+from fairjax.core import layout, require
+from fairjax.core.types import Population
+from fairjax.privacy import accounting, client_level
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.records import Records
-from fairjax.types import Population
 
 DELTA = 1e-5
 
@@ -28,7 +28,7 @@ def test_upper_is_the_largest_probability_that_the_count_leaves_possible(
     number, share, level
 ):
     count = round(share * number)
-    got = float(audit.upper(np.asarray(count), number, level))
+    got = float(epsilon.upper(np.asarray(count), number, level))
     if count == number:
         assert got == 1
     else:
@@ -36,12 +36,12 @@ def test_upper_is_the_largest_probability_that_the_count_leaves_possible(
 
 
 def test_a_perfect_attack_shows_the_ceiling_and_a_useless_one_nothing():
-    apart = audit.bound(np.arange(200.0) + 1000, np.arange(200.0), delta=DELTA)
-    assert apart.epsilon == pytest.approx(audit.ceiling(100, delta=DELTA))
+    apart = epsilon.bound(np.arange(200.0) + 1000, np.arange(200.0), delta=DELTA)
+    assert apart.epsilon == pytest.approx(epsilon.ceiling(100, delta=DELTA))
     assert apart.epsilon == apart.ceiling == pytest.approx(3.281, abs=1e-3)
     assert (apart.false_positives, apart.false_negatives) == (0, 0)
     same = np.random.default_rng(0).normal(size=(2, 200))
-    assert audit.bound(*same, delta=DELTA).epsilon == 0
+    assert epsilon.bound(*same, delta=DELTA).epsilon == 0
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 4.0])
@@ -50,10 +50,10 @@ def test_the_bound_of_a_gaussian_is_below_its_epsilon_and_not_far(sigma):
     runs = 20_000
     inside, outside = rng.normal(1, sigma, runs), rng.normal(0, sigma, runs)
     claimed = accounting.epsilon(Mechanism(sigma), 1, delta=1e-2)
-    found = audit.bound(inside, outside, delta=1e-2).epsilon
+    found = epsilon.bound(inside, outside, delta=1e-2).epsilon
     assert 0.3 * claimed < found <= claimed
     # A quarter of the noise that is accounted for.
-    loud = audit.bound(4 * inside, outside, delta=1e-2)
+    loud = epsilon.bound(4 * inside, outside, delta=1e-2)
     assert loud.epsilon > claimed
 
 
@@ -63,31 +63,31 @@ def test_of_many_statistics_the_best_is_chosen_by_runs_that_do_not_judge_it():
     made = rng.normal(size=(2, 600, 60))
     made[0, :, 7] *= 30
     inside, outside = (np.concatenate([m, m**2], axis=1) for m in made)
-    found = audit.bound(*audit.statistics(inside, outside), delta=DELTA)
+    found = epsilon.bound(*epsilon.statistics(inside, outside), delta=DELTA)
     assert found.epsilon > 1
     # A direction in as many dimensions as runs parts those that it was fitted to.
     noise = rng.normal(size=(2, 60, 200))
-    wide = audit.statistics(*noise)
-    assert audit.bound(*wide, delta=DELTA).epsilon == 0
+    wide = epsilon.statistics(*noise)
+    assert epsilon.bound(*wide, delta=DELTA).epsilon == 0
     third = 60 // 3
     fitted = noise[0, :third].mean(0) - noise[1, :third].mean(0)
     flattered = [each[:third] @ fitted for each in noise]
-    assert audit.bound(*flattered, delta=DELTA).epsilon > 0.5
+    assert epsilon.bound(*flattered, delta=DELTA).epsilon > 0.5
 
 
 def test_a_number_that_never_varies_and_differs_tells_everything():
     rng = np.random.default_rng(3)
     inside, outside = 1e6 * rng.normal(size=(2, 90, 5))
     inside[:, 2], outside[:, 2] = 3.0, 4.0
-    found = audit.bound(*audit.statistics(inside, outside), delta=DELTA)
+    found = epsilon.bound(*epsilon.statistics(inside, outside), delta=DELTA)
     assert found.epsilon == found.ceiling
 
 
 def test_scores_that_no_audit_can_use_are_refused():
     ones = np.ones(4)
     for pair in ((ones[:1], ones[:1]), (ones, ones[:3]), (ones, ones * np.nan)):
-        with pytest.raises(checks.InputError):
-            audit.bound(*pair, delta=DELTA)
+        with pytest.raises(require.InputError):
+            epsilon.bound(*pair, delta=DELTA)
 
 
 # ---------------------------------------------------------------------------- canaries
@@ -171,7 +171,7 @@ def spec_of(mechanism):
         dp = Records(0.5, 0.0, batch_size=4, slots=7, microbatch=7)
         return dataclasses.replace(spec, local=spec.local._replace(dp=dp))
     population = Population(jnp.zeros(4, jnp.int32), jnp.ones(4), 1.0)
-    protection = hospitals.central(population, clip=(0.01,), noise_multiplier=0.0)
+    protection = client_level.central(population, clip=(0.01,), noise_multiplier=0.0)
     return dataclasses.replace(spec, protection=protection)
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairjax import round, specs
-from fairjax.privacy import hospitals, means, records
+from fairjax.core import round
+from fairjax.experiment.config import build
+from fairjax.privacy import client_level, means, records
 from tests.privacy import claims
 
 SMALL = {
@@ -30,7 +31,7 @@ def path(tmp_path_factory):
 
 
 def exceeding(path, case, cases):
-    rows = claims.shown(specs.build(claims.config_of(path, case)), cases=cases)
+    rows = claims.shown(build.build(claims.config_of(path, case)), cases=cases)
     # More than this many runs can show is no claim to hold.
     assert all(row["epsilon"] < row["ceiling"] for row in rows), case
     return [(case, row) for row in rows if row["exceeds"]]
@@ -82,28 +83,28 @@ def records_are_not_clipped(patch):
 
 
 def noise_is_small(patch):
-    gaussian = hospitals.noise.gaussian
+    gaussian = client_level.noise.gaussian
     patch.setattr(
-        hospitals.noise,
+        client_level.noise,
         "gaussian",
         lambda key, tree, std: gaussian(key, tree, std / 100),
     )
 
 
 def failures_show(patch):
-    made = hospitals.local
+    made = client_level.local
     patch.setattr(
-        hospitals, "local", lambda **of: made(**of)._replace(hides_failure=False)
+        client_level, "local", lambda **of: made(**of)._replace(hides_failure=False)
     )
 
 
 def changes_are_not_clipped(patch):
-    patch.setattr(hospitals.clipping, "to_norm", unclipped)
+    patch.setattr(client_level.clipping, "to_norm", unclipped)
 
 
 def who_came_divides(patch):
     """By the weights that came, not by those of everybody."""
-    made = hospitals.central
+    made = client_level.central
 
     def central(population, **settings):
         inner = made(population, **settings)
@@ -118,7 +119,7 @@ def who_came_divides(patch):
 
         return inner._replace(release=release)
 
-    patch.setattr(hospitals, "central", central)
+    patch.setattr(client_level, "central", central)
 
 
 def losses_have_no_noise(patch):
@@ -131,15 +132,15 @@ def losses_have_no_noise(patch):
 
 
 def nothing_is_guarded(patch):
-    build = specs.build
+    whole = build.build
 
     def built(config):
-        run = build(config)
+        run = whole(config)
         return dataclasses.replace(
             run, spec=dataclasses.replace(run.spec, finite_guard=False)
         )
 
-    patch.setattr(specs, "build", built)
+    patch.setattr(build, "build", built)
 
 
 RECORD = ("record_dp", "poisson", "heterofl", "size", "mean", "off", "cover")
@@ -171,5 +172,5 @@ def test_a_planted_fault_is_found(path, fault, monkeypatch):
     config = claims.config_of(path, case)
     if fault is changes_are_not_clipped:
         config.local.learning_rate = 0.1
-    (row,) = claims.shown(specs.build(config), cases=len(CASES), canary=(canary,))
+    (row,) = claims.shown(build.build(config), cases=len(CASES), canary=(canary,))
     assert row["exceeds"], row

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import checks, layout, round, trees
+from fairjax.core import layout, require, round, trees
+from fairjax.core.types import Cohort, Member, Population, Sent
 from fairjax.fairness import weights
+from fairjax.privacy import client_level, securesum
 from fairjax.privacy import clip as clipping
-from fairjax.privacy import hospitals, securesum
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cohort, Member, Population, Sent
 
 N, T = 10, 3
 TIERS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
@@ -109,7 +109,7 @@ CLIPS = (0.5, 1.0, 2.0)
 
 @jax.jit
 def clipped_sum(messages, weights, valid):
-    protection = hospitals.central(population(), clip=CLIPS, noise_multiplier=1.0)
+    protection = client_level.central(population(), clip=CLIPS, noise_multiplier=1.0)
     return fold(protection, messages, weights, valid)[0]
 
 
@@ -146,7 +146,7 @@ def test_normalised_by_who_came_a_lone_holder_moves_it_ten_times_as_far():
 
 def test_a_change_below_the_clip_is_sent_as_it_is():
     updates = jnp.full((N, 8), 1e-3)
-    protection = hospitals.central(population(), clip=CLIPS, noise_multiplier=1.0)
+    protection = client_level.central(population(), clip=CLIPS, noise_multiplier=1.0)
     total, _ = fold(protection, sent(updates), jnp.ones(N))
     holders = np.repeat([10, 4, 1], [2, 2, 4])
     np.testing.assert_allclose(total[0]["a"], 1e-3 * holders, rtol=1e-5)
@@ -154,7 +154,9 @@ def test_a_change_below_the_clip_is_sent_as_it_is():
 
 def test_the_weight_comes_before_the_clip():
     updates = jnp.ones((N, 8))
-    protection = hospitals.central(population(), clip=(1.0,) * 3, noise_multiplier=1.0)
+    protection = client_level.central(
+        population(), clip=(1.0,) * 3, noise_multiplier=1.0
+    )
     heavy, _ = fold(protection, sent(updates), jnp.full(N, 50.0))
     light, _ = fold(protection, sent(updates), jnp.full(N, 1.0))
     np.testing.assert_allclose(flat(heavy), flat(light), rtol=1e-5)
@@ -177,7 +179,7 @@ def federated(method=None, *, rate=1.0, **settings):
     public = Population(tiers, jnp.ones(4), rate)
     settings = {"clip": (1.0,) * 3, "noise_multiplier": 1.0} | settings
     spec = fakes.spec(model, method, optimizer=settings.pop("optimizer", None))
-    protection = hospitals.central(public, **settings)
+    protection = client_level.central(public, **settings)
     return dataclasses.replace(spec, protection=protection), fakes.federation()
 
 
@@ -278,7 +280,7 @@ def test_copies_of_a_tier_get_noise_and_denominators_as_the_plain_model_does():
 @pytest.mark.parametrize("rest", [0.0, 100.0])
 def test_copies_of_a_tier_are_clipped_with_the_rest(rest):
     updates = jnp.full((N, 8), rest)
-    protection = hospitals.central(population(), clip=CLIPS, noise_multiplier=1.0)
+    protection = client_level.central(population(), clip=CLIPS, noise_multiplier=1.0)
     message = trees.pick(sent(updates, jnp.full((N, 2), 100.0)), 9)
     who = trees.pick(members(), 9)
     one = jnp.ones(())
@@ -348,7 +350,7 @@ def test_all_releases_together_are_the_one_that_is_accounted():
     # A change clipped at half the norm is hidden twice as well, the others are not.
     halved = sum(z**-2 for z in (2 * changes, *beside.values()))
     assert clipping.exposed(1.2, 0.5, beside) == pytest.approx(halved**-0.5)
-    with pytest.raises(checks.InputError, match="count_noise: expected more noise"):
+    with pytest.raises(require.InputError, match="count_noise: expected more noise"):
         clipping.split(1.7, beside)
 
 
@@ -356,7 +358,7 @@ def test_all_releases_together_are_the_one_that_is_accounted():
 
 
 def test_every_upload_is_noised_before_it_is_weighed():
-    protection = hospitals.local(clip=(1.0, 1.0, 2.0), noise_multiplier=3.0)
+    protection = client_level.local(clip=(1.0, 1.0, 2.0), noise_multiplier=3.0)
     messages = trees.pick(sent(jnp.zeros((N, 8))), 9)
     who = trees.pick(members(), 9)
 
@@ -381,7 +383,7 @@ def test_every_upload_is_noised_before_it_is_weighed():
 
 
 def test_an_upload_stays_within_its_mask():
-    protection = hospitals.local(clip=(1.0,) * 3, noise_multiplier=3.0)
+    protection = client_level.local(clip=(1.0,) * 3, noise_multiplier=3.0)
     noisy = fold(protection, sent(jnp.ones((N, 8))), jnp.ones(N))
     alone = np.asarray(members().valid) & (TIERS == 0)
     narrow = fold(protection, sent(jnp.ones((N, 8))), jnp.ones(N), alone)
@@ -399,13 +401,13 @@ def diverging(data):
 
 
 PROTECTIONS = {
-    "local": hospitals.local(clip=(1.0,) * 3, noise_multiplier=1.0),
-    "central": hospitals.central(
+    "local": client_level.local(clip=(1.0,) * 3, noise_multiplier=1.0),
+    "central": client_level.central(
         Population(jnp.asarray([0, 1, 2, 1]), jnp.ones(4), 1.0),
         clip=(1.0,) * 3,
         noise_multiplier=1.0,
     ),
-    "secret": hospitals.central(
+    "secret": client_level.central(
         Population(jnp.asarray([0, 1, 2, 1]), jnp.ones(4), 1.0),
         clip=(1.0,) * 3,
         noise_multiplier=1.0,
@@ -475,17 +477,17 @@ def test_a_clip_that_floats_cannot_hold_is_refused():
     tiny, _ = clipping.to_norm(jnp.full(100, 1e-22, jnp.float32), 1e-25)
     assert np.linalg.norm(np.asarray(tiny, float)) > 1e3 * 1e-25
     for bound in (1e-25, 1e30):
-        with pytest.raises(checks.InputError, match=r"privacy\.clip: expected"):
-            hospitals.local(clip=(bound,), noise_multiplier=1.0)
+        with pytest.raises(require.InputError, match=r"privacy\.clip: expected"):
+            client_level.local(clip=(bound,), noise_multiplier=1.0)
 
 
-@pytest.mark.parametrize("make", [hospitals.central, hospitals.local])
+@pytest.mark.parametrize("make", [client_level.central, client_level.local])
 @pytest.mark.parametrize(
     ("clip", "noise", "field"),
     [((0.0, 1.0, 1.0), 1.0, "clip"), ((1.0,) * 3, -1.0, "noise_multiplier")],
 )
 def test_settings_out_of_range_are_refused(make, clip, noise, field):
-    if make is hospitals.central:
+    if make is client_level.central:
         make = functools.partial(make, population())
-    with pytest.raises(checks.InputError, match=field):
+    with pytest.raises(require.InputError, match=field):
         make(clip=clip, noise_multiplier=noise)

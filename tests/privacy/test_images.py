@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from fairjax.privacy import images
+from fairjax.attacks import images
 
 
 def picture(seed, shape=(16, 13, 3)):

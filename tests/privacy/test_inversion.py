@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import trees
-from fairjax.privacy import inversion
-from fairjax.privacy.inversion import Found, Seen
-from fairjax.types import Axes, LeafAxes
+from fairjax.attacks import inversion
+from fairjax.attacks.inversion import Found, Seen
+from fairjax.core import trees
+from fairjax.core.types import Axes, LeafAxes
 
 
 @pytest.fixture(autouse=True)

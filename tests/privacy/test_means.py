@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import layout, round, trees
+from fairjax.core import layout, round, trees
+from fairjax.core.types import Cohort, Member, Population, Rule, Scores, Sent
 from fairjax.fairness import compose, domains, weights
-from fairjax.privacy import hospitals
+from fairjax.privacy import client_level
 from fairjax.privacy.means import Means
-from fairjax.types import Cohort, Member, Population, Rule, Scores, Sent
 
 N, T, D = 8, 3, 6
 CLIPS = (0.5, 1.0, 2.0)
@@ -47,7 +47,7 @@ def drawn(weighing, case, shown):
     """(released means, the clipped sum that noise is added to) of a federation."""
     loss, tier, weight, updates, held, valid, masses = case
     population = Population(tier, weight, 1.0)
-    protection = hospitals.central(
+    protection = client_level.central(
         population, clip=CLIPS, noise_multiplier=0.0, means=shown
     )
     ids, ones = jnp.arange(N, dtype=jnp.int32), jnp.ones(N, jnp.int32)
@@ -222,7 +222,7 @@ OF_TIERS = np.array([10, 7 + 5, 23], np.int32)
 def spec_of(rule, shown):
     share = np.asarray(fakes.COUNTS, np.float32) / np.mean(fakes.COUNTS)
     public = Population(jnp.asarray([0, 1, 2, 1]), jnp.asarray(share, jnp.float32), 1.0)
-    protection = hospitals.central(
+    protection = client_level.central(
         public, clip=(1e6,) * T, noise_multiplier=0.0, means=shown
     )
     return fakes.spec(rule=rule, protection=protection, epochs=1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fairjax import metrics
-from fairjax.privacy import membership
-from fairjax.privacy.audit import upper
+from fairjax.attacks import scores
+from fairjax.attacks.epsilon import upper
 
 E, M, C = 60, 12, 3
 RNG = np.random.default_rng(0)
@@ -30,18 +30,18 @@ def test_the_margin_is_the_logit_of_the_true_class(classes):
     y = (Y % classes).astype(np.int32)
     p = np.exp(z.astype(float))
     p = (p / p.sum(-1, keepdims=True))[:, np.arange(E), y]
-    got = membership.margin(jnp.asarray(z), jnp.asarray(y))
+    got = scores.margin(jnp.asarray(z), jnp.asarray(y))
     np.testing.assert_allclose(got, np.log(p / (1 - p)), rtol=1e-4, atol=1e-4)
     sure = jnp.asarray([[90.0, -90.0]])
-    assert float(membership.margin(sure, jnp.asarray([0]))[0]) == 180.0
+    assert float(scores.margin(sure, jnp.asarray([0]))[0]) == 180.0
 
 
 def test_a_class_has_the_thresholds_of_its_own_non_members():
-    got = membership.by_class(jnp.asarray(LOSS), jnp.asarray(Y), *SHADOWS, classes=C)
+    got = scores.by_class(jnp.asarray(LOSS), jnp.asarray(Y), *SHADOWS, classes=C)
     for i in range(E):
         others = SHADOW[~INSIDE & (Y == Y[i])]
         assert got[i] == pytest.approx(1 - np.mean(others < LOSS[i]), abs=1e-5)
-    none = membership.by_class(
+    none = scores.by_class(
         jnp.asarray(LOSS),
         jnp.asarray(Y),
         SHADOWS[0],
@@ -52,18 +52,18 @@ def test_a_class_has_the_thresholds_of_its_own_non_members():
 
 
 def test_a_calibrated_loss_is_that_beyond_models_without_the_record():
-    got = np.asarray(membership.calibrated(jnp.asarray(LOSS), *SHADOWS))
+    got = np.asarray(scores.calibrated(jnp.asarray(LOSS), *SHADOWS))
     for i in range(1, E):
         expected = SHADOW[~INSIDE[:, i], i].mean() - LOSS[i]
         assert got[i] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert np.isnan(got[0])  # no model is without it
-    blind = membership.difficulty(*SHADOWS)
+    blind = scores.difficulty(*SHADOWS)
     np.testing.assert_allclose(got[1:], (-blind - LOSS)[1:], rtol=1e-5)
 
 
 def test_the_likelihood_ratio_is_that_of_two_gaussians_of_pooled_variance():
     phi = RNG.normal(0, 2, E).astype(np.float32)
-    got = np.asarray(membership.likelihood(jnp.asarray(phi), *SHADOWS))
+    got = np.asarray(scores.likelihood(jnp.asarray(phi), *SHADOWS))
     ratio = np.zeros(E)
     for sign, where in ((1, INSIDE), (-1, ~INSIDE)):
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -100,7 +100,7 @@ def surpassed(gamma, scale=None, *, strict=False, alone=False, swapped=False):
     return scores
 
 
-relative = jax.jit(membership.relative, static_argnames=("scale", "chunk"))
+relative = jax.jit(scores.relative, static_argnames=("scale", "chunk"))
 
 
 @pytest.mark.parametrize("scale", [None, 0.3, 1.0])
@@ -141,11 +141,11 @@ def test_rmia_survives_records_that_no_model_believes():
 def test_alignment_is_a_cosine_against_the_gradient():
     gradient = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([[4.0]])}
     step = jax.tree.map(lambda leaf: -0.1 * leaf, gradient)
-    assert float(membership.alignment(step, gradient)) == pytest.approx(1)
-    assert float(membership.alignment(gradient, gradient)) == pytest.approx(-1)
+    assert float(scores.alignment(step, gradient)) == pytest.approx(1)
+    assert float(scores.alignment(gradient, gradient)) == pytest.approx(-1)
     nothing = jax.tree.map(jnp.zeros_like, gradient)
-    assert float(membership.alignment(nothing, gradient)) == 0
-    assert float(membership.alignment(gradient, nothing)) == 0
+    assert float(scores.alignment(nothing, gradient)) == 0
+    assert float(scores.alignment(gradient, nothing)) == 0
 
 
 # --------------------------------------------------------------------- what is found
@@ -153,7 +153,7 @@ def test_alignment_is_a_cosine_against_the_gradient():
 
 @functools.partial(jax.jit, static_argnames="rate")
 def found(score, member, where, rate):
-    return membership.found(score, member, where, rate=rate)
+    return scores.found(score, member, where, rate=rate)
 
 
 @given(
@@ -209,7 +209,7 @@ def test_the_interval_covers_the_share_that_is_found(others, shift, coarse):
         t = np.ceil(4 * t) / 4 - 0.25
         assert norm.sf(t + 0.25) <= 0.01 < norm.sf(t)
     true = norm.sf(t + 0.25 * coarse - shift)
-    missed = {membership.interval: 0, naive: 0}
+    missed = {scores.interval: 0, naive: 0}
     for _ in range(repeats):
         outside, inside = rng.normal(size=others), rng.normal(shift, 1, 400)
         if coarse:
@@ -217,7 +217,7 @@ def test_the_interval_covers_the_share_that_is_found(others, shift, coarse):
         for bounds in missed:
             low, high = bounds(inside, outside, rate=0.01)
             missed[bounds] += not low <= true <= high
-    assert missed[membership.interval] <= 0.05 * repeats
+    assert missed[scores.interval] <= 0.05 * repeats
     if not coarse:
         assert missed[naive] > 0.15 * repeats
 
@@ -229,17 +229,17 @@ def test_what_is_found_lies_in_its_interval(seed, coarse):
     score = np.round(rng.normal(0, 1, 600) + member, 1 if coarse else 9)
     score = score.astype(np.float32)
     share = float(found(jnp.asarray(score), member, np.ones_like(member), 0.05))
-    low, high = membership.interval(score[member], score[~member], rate=0.05)
+    low, high = scores.interval(score[member], score[~member], rate=0.05)
     assert 0 <= low <= share <= high <= 1
 
 
 def test_few_non_members_leave_the_lower_end_open():
     for others, open_ in ((436, True), (437, False)):
-        low, high = membership.interval(np.ones(50), np.zeros(others), rate=0.01)
+        low, high = scores.interval(np.ones(50), np.zeros(others), rate=0.01)
         assert (low == 0) == open_
         assert high == 1
-    assert membership.interval(np.ones(0), np.zeros(9), rate=0.01) == (0, 1)
-    assert membership.interval(np.ones(9), np.zeros(0), rate=0.01) == (0, 1)
+    assert scores.interval(np.ones(0), np.zeros(9), rate=0.01) == (0, 1)
+    assert scores.interval(np.ones(9), np.zeros(0), rate=0.01) == (0, 1)
 
 
 @given(seed=st.integers(0, 2**16), coarse=st.booleans())
@@ -249,7 +249,7 @@ def test_the_curve_has_what_is_found_at_every_one_of_its_points(seed, coarse):
     score = rng.normal(0, 1, 400) + member
     score = np.round(score, 0 if coarse else 9)
     inside, outside = score[member], score[~member]
-    points = membership.curve(inside, outside, points=30)
+    points = scores.curve(inside, outside, points=30)
     assert len(points) <= 30
     assert points == sorted(set(points))
     assert points[0][0] == 0
@@ -262,7 +262,7 @@ def test_the_curve_has_what_is_found_at_every_one_of_its_points(seed, coarse):
         # No gap of more than a step of the logarithm.
         wrong = np.array([point[0] for point in points[1:]])
         assert np.all(wrong[1:] <= np.maximum(wrong[:-1] + 1, 1.3 * wrong[:-1]))
-    assert membership.curve(inside, outside[:0]) == []
+    assert scores.curve(inside, outside[:0]) == []
 
 
 @pytest.mark.parametrize("leak", [0.0, 2.0])
@@ -282,10 +282,10 @@ def test_attacks_find_what_is_there_and_nothing_else(leak):
 
     shadows = jnp.asarray(inside[1:])
     area = {
-        "blind": auc(membership.difficulty(loss[1:], shadows)),
+        "blind": auc(scores.difficulty(loss[1:], shadows)),
         "loss": auc(-loss[0]),
-        "calibrated": auc(membership.calibrated(loss[0], loss[1:], shadows)),
-        "likelihood": auc(membership.likelihood(phi[0], phi[1:], shadows)),
+        "calibrated": auc(scores.calibrated(loss[0], loss[1:], shadows)),
+        "likelihood": auc(scores.likelihood(phi[0], phi[1:], shadows)),
         "rmia": auc(relative(loss[0], loss[1:], shadows, gamma=1.0)),
         "rmia offline": auc(relative(loss[0], loss[1:], shadows, gamma=1.0, scale=0.3)),
     }

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import client, losses, trees
-from fairjax.privacy import poisson, records
+from fairjax.core import client, losses, trees
+from fairjax.core.types import Batch, Examples
+from fairjax.privacy import poisson
 from fairjax.privacy.records import Records
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Batch, Examples
 
 MODEL = fakes.small_mlp(hidden=(8,))
 DATA = fakes.federation(counts=(16, 7, 23, 5), seed=3)
@@ -42,7 +42,7 @@ def rows(number=7, valid=None, x=None):
 def gradient(batch, trained, dp, key=None, count=100):
     key = jax.random.key(0) if key is None else key
     count = jnp.asarray(count)
-    return records.gradient(key, loss_of, PARAMS, batch, trained, count, dp)
+    return dp.gradient(key, loss_of, PARAMS, batch, trained, count)
 
 
 def looped(batch, trained, clip, lot):
@@ -208,7 +208,7 @@ def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
     slots, overflow = poisson.room(23, 4 / 23)
     dp = PLAIN._replace(slots=slots)
     examples = Examples(DATA.x, jnp.arange(51), DATA.offset[2], DATA.count[2])
-    one = lambda key: records.batch(key, examples, 23, dp)  # noqa: E731
+    one = lambda key: dp.batch(key, examples, 23)  # noqa: E731
     drawn = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 3000))
     seen = np.zeros((3000, 52), int)
     at = np.where(drawn.where, drawn.y, 51)
@@ -224,7 +224,7 @@ def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
 def test_a_hospital_smaller_than_a_batch_is_whole_in_every_step():
     dp = PLAIN._replace(slots=16, batch_size=8)
     examples = Examples(DATA.x, DATA.y, DATA.offset[3], DATA.count[3])
-    drawn = records.batch(jax.random.key(0), examples, 23, dp)
+    drawn = dp.batch(jax.random.key(0), examples, 23)
     assert int(drawn.where.sum()) == 5
     wide = dp._replace(clip=1e6)
     local = local_of(wide, batch_size=8, epochs=1)
@@ -311,7 +311,7 @@ def sampled(number, dp=BY_PATIENT, who=2, x=None, seed=4):
         DATA.count[who],
         patient=jnp.asarray(PATIENT),
     )
-    one = lambda key: records.batch(key, examples, 23, dp)  # noqa: E731
+    one = lambda key: dp.batch(key, examples, 23)  # noqa: E731
     keys = jax.random.split(jax.random.key(seed), number)
     return jax.jit(jax.vmap(one))(keys)
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from fairjax import aggregate, checks, layout, round
+from fairjax.core import aggregate, layout, require, round
+from fairjax.core.types import Cohort, Member, Population, Sent
 from fairjax.fairness import weights
-from fairjax.privacy import hospitals, securesum
+from fairjax.privacy import client_level, securesum
 from fairjax.privacy.clip import Adaptive
 from fairjax.privacy.means import Means
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cohort, Member, Population, Sent
 
 KEY = jax.random.key(5)
 BITS = 20
@@ -126,7 +126,7 @@ def test_every_round_draws_masks_of_its_own():
 def test_no_sum_that_is_let_in_wraps(n, bits, seed):
     top = securesum.levels(bits)
     if n * top >= 2**31:
-        with pytest.raises(checks.InputError, match="bits"):
+        with pytest.raises(require.InputError, match="bits"):
             securesum.check_room(bits, n)
         return
     securesum.check_room(bits, n)
@@ -230,7 +230,7 @@ def test_a_cohort_below_the_minimum_changes_nothing():
     [("mode", "off"), ("bound", 0.0), ("bits", 25), ("minimum", 1)],
 )
 def test_settings_out_of_range_are_refused(field, value):
-    with pytest.raises(checks.InputError):
+    with pytest.raises(require.InputError):
         securesum.secure(
             aggregate.OPEN, **({"mode": "masked"} | SECURE | {field: value})
         )
@@ -245,7 +245,7 @@ def clipped_by(rounding, update, bits, clips, valid=True):
     """The integers that a hospital sends, and the norm that they stand for."""
     population = Population(jnp.zeros(1, jnp.int32), jnp.ones(1), 1.0)
     secret = securesum.Sums("quantized", bits, 2, rounding)
-    protection = hospitals.central(
+    protection = client_level.central(
         population, clip=clips, noise_multiplier=1.0, secret=secret
     )
     ones = jnp.ones((), jnp.int32)
@@ -299,7 +299,7 @@ def hidden(mode, minimum=1, noise=0.0):
     secret = None
     if mode != "off":
         secret = securesum.Sums(mode, BITS, minimum, jnp.trunc)
-    protection = hospitals.central(
+    protection = client_level.central(
         Population(TIERS, jnp.ones(4), 1.0),
         clip=(1.0,) * 3,
         noise_multiplier=noise,

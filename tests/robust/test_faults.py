@@ -10,15 +10,15 @@ import optax
 import pytest
 from fakes import COUNTS
 
-from fairjax import client, keys, layout, round, trees
-from fairjax.fairness import directions, personal, simplex, weights
+from fairjax.core import client, layout, rng, round, simplex, trees
+from fairjax.core.rng import Role
+from fairjax.core.types import Scores
+from fairjax.fairness import directions, personal, weights
 from fairjax.fairness.compose import compose
-from fairjax.keys import Role
 from fairjax.robust import faults
 from fairjax.robust.faults import Deadline, Fault
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.feddyn import feddyn
-from fairjax.types import Scores
 from tests import fakes
 
 DATA = fakes.federation()
@@ -180,7 +180,7 @@ def test_hospitals_stay_away_as_often_as_asked_for():
     cohort = fakes.cohort(valid=(True, False, True, True))
 
     def came(number):
-        key = keys.at(jax.random.key(0), Role.FAULT, number)
+        key = rng.at(jax.random.key(0), Role.FAULT, number)
         return faults.present(key, [fault], cohort).valid
 
     came = np.asarray(jax.vmap(came)(jnp.arange(2000)))
@@ -199,7 +199,7 @@ def test_stragglers_are_late_by_the_law_of_their_times():
     change, cover = {"a": jnp.ones(2)}, {"a": jnp.ones(2)}
 
     def late(number):
-        key = keys.at(jax.random.key(0), Role.FAULT, number)
+        key = rng.at(jax.random.key(0), Role.FAULT, number)
         return ~send(key, fakes.member(), change, cover, one)[2]
 
     share = np.mean(jax.vmap(late)(jnp.arange(4000)))

@@ -10,11 +10,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import aggregate, checks, layout, round
+from fairjax.core import aggregate, layout, require, round
+from fairjax.core.types import Cohort, Sent
 from fairjax.fairness import weights
 from fairjax.robust import folds
 from fairjax.submodels.heterofl import heterofl
-from fairjax.types import Cohort, Sent
 from tests import fakes
 
 K = 7
@@ -394,5 +394,5 @@ def test_a_bounded_fold_folds_what_is_bounded():
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         make()

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import client
+from fairjax.core import client
+from fairjax.core.types import Examples
 from fairjax.models import cnn, mlp, resmlp, resnet, vit
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.dynamicfl import dynamicfl
@@ -32,7 +33,6 @@ from fairjax.submodels.lora import adapt, lora
 from fairjax.submodels.nefl import nefl
 from fairjax.submodels.partial import partial
 from fairjax.submodels.scalefl import scalefl
-from fairjax.types import Examples
 from tests import fakes
 
 RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results" / "sliced.json"

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import client
+from fairjax.core import client
+from fairjax.core.types import Axes, Examples, LeafAxes, Member, Model, Outputs
 from fairjax.submodels import depth
-from fairjax.types import Axes, Examples, LeafAxes, Member, Model, Outputs
 from tests import fakes
 
 INPUTS, CLASSES = 6, 3

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import layout, round
+from fairjax.core import layout, round
+from fairjax.core.types import Federation, Member
 from fairjax.fairness import weights
-from fairjax.types import Federation, Member
 from tests import fakes
 from tests.submodels.by_hand import each, plain
 

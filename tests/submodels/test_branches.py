@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from fairjax import trees
+from fairjax.core import trees
 from fairjax.models import lenet, resmlp, resnet, vit
 from fairjax.submodels import branches
 from fairjax.submodels.branches import Form

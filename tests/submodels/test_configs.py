@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from configs import default
-from fairjax import names, specs, train
+from fairjax.experiment import train
+from fairjax.experiment.config import build, registry
 
 CONFIGS = sorted((pathlib.Path(default.__file__).parent / "submodels").glob("*.py"))
 
@@ -48,7 +49,7 @@ def rise(bills, config):
 )
 def test_a_config_is_built_and_billed(path):
     config = smoke(path)
-    run = specs.build(config)
+    run = build.build(config)
     rise(train.bills(run, train.initial(run)), config)
 
 
@@ -73,4 +74,4 @@ def test_a_config_runs_two_rounds(path, tmp_path):
 
 
 def test_every_method_has_a_config():
-    assert {path.stem for path in CONFIGS} == set(names.METHODS)
+    assert {path.stem for path in CONFIGS} == set(registry.METHODS)

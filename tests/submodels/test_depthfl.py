@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks, layout, losses, round
+from fairjax.core import layout, losses, require, round
+from fairjax.core.types import Axes, Kept, LeafAxes, Member, Model, Outputs
 from fairjax.fairness import weights
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.feddyn import feddyn
-from fairjax.types import Axes, Kept, LeafAxes, Member, Model, Outputs
 from tests import fakes
 from tests.submodels.residual import moved, residual, trained
 
@@ -137,15 +137,15 @@ def test_exclusive_trains_one_depth_and_leaves_out_the_poor():
     parts = moved(jax.tree.map(jnp.subtract, ends[0], state.params))
     assert {path.partition("/")[0] for path in parts} == {"stem", "block0", "exit0"}
     assert [alone.size(tier).blocks["blocks"] for tier in range(3)] == [(0,)] * 3
-    with pytest.raises(checks.InputError, match=r"submodel\.depthfl\.exclusive"):
+    with pytest.raises(require.InputError, match=r"submodel\.depthfl\.exclusive"):
         depths(exclusive=3)
 
 
 def test_bad_stages_are_refused():
     for stages in [(1, 2), (1, 2, 4), (0, 1, 2)]:
-        with pytest.raises(checks.InputError, match=r"submodel\.depthfl\.stages"):
+        with pytest.raises(require.InputError, match=r"submodel\.depthfl\.stages"):
             depths(stages=stages)
-    with pytest.raises(checks.InputError, match=r"submodel\.depthfl\.stages"):
+    with pytest.raises(require.InputError, match=r"submodel\.depthfl\.stages"):
         depths(residual(ends=()))
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax import checks, client, layout, round
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import Examples
 from fairjax.submodels import branches, cost
 from fairjax.submodels.dynamicfl import dynamicfl, level, plan
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.ladder import ladder
-from fairjax.types import Examples
 from tests import fakes
 
 MODEL = fakes.small_mlp()
@@ -429,5 +429,5 @@ def test_branches_cost_a_step_and_no_record():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_is_refused(build, words):
-    with pytest.raises(checks.InputError, match=words):
+    with pytest.raises(require.InputError, match=words):
         build()

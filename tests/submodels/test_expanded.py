@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 
+from fairjax.core.types import Moments
 from fairjax.models import layers
 from fairjax.submodels import branches, expanded
 from fairjax.submodels.expanded import EPSILON, Branch, Conv
-from fairjax.types import Moments
 
 PADDINGS = ("VALID", "SAME", "asymmetric")
 SIZE = (6, 5)

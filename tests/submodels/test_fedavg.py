@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, layout, private, round
+from fairjax.core import layout, require, round, scopes
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes
@@ -69,7 +69,7 @@ def test_decoupled_tiers_never_mix():
     start, end, _ = one_round("decoupled", ALL)
     assert fakes.equal(start.params, end.params)
     for tier, clients in enumerate([(0,), (1, 3), (2,)]):
-        got = private.gather(end.private, end.params, fakes.member(0, tier))
+        got = scopes.gather(end.private, end.params, fakes.member(0, tier))
         _, alone, _ = one_round(None, among(clients, tier))
         assert fakes.gap(got, alone.params) < 1e-6
         assert moved(start.params, got) == list(range((4, 8, 16)[tier]))
@@ -84,5 +84,5 @@ def test_the_whole_model_is_trained_at_every_budget():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(checks.InputError, match='mean "decoupled"'):
+    with pytest.raises(require.InputError, match='mean "decoupled"'):
         fedavg(MODEL.axes, BUDGET, mode="decouple")

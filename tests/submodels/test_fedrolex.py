@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import layout, round
+from fairjax.core import layout, round
 from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks, client, layout, round
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import Kept
 from fairjax.models import mlp
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fiarse import fiarse, through
-from fairjax.types import Kept
 from tests import fakes
 from tests.submodels import rounds
 from tests.submodels.by_hand import (
@@ -204,7 +204,7 @@ def test_the_bill_is_the_kept_weights_and_a_bitmap():
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(checks.InputError, match='layers with a "kernel"'):
+    with pytest.raises(require.InputError, match='layers with a "kernel"'):
         fiarse(BUDGET, layerwise=False).units(
             jax.random.key(0), jnp.asarray(0), {"w": jnp.ones(3)}, fakes.member()
         )

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import client, layout, round
-from fairjax.submodels import axes as unit_axes
+from fairjax.core import axes as unit_axes
+from fairjax.core import client, layout, round
+from fairjax.core.types import Examples
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fjord import fjord
-from fairjax.types import Examples
 from tests import fakes
 
 BUDGET = (0.25, 0.25, 0.5, 1.0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import layout, round
+from fairjax.core import layout, round
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes

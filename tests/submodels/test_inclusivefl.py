@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, layout, private, round, trees
+from fairjax.core import layout, require, round, scopes, trees
+from fairjax.core.types import Size
 from fairjax.models import resmlp, resnet, vit
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.inclusivefl import inclusivefl
-from fairjax.types import Size
 from tests import fakes
 from tests.submodels.residual import agree, residual
 
@@ -59,7 +59,7 @@ def alone():
 def received(state, tier):
     """{path: leaf} of the model that a tier is sent."""
     member = fakes.member(0, tier)
-    return named(private.gather(state.private, state.params, member))
+    return named(scopes.gather(state.private, state.params, member))
 
 
 def mean(path, tiers):
@@ -184,7 +184,7 @@ def test_one_tier_trains_the_network_of_its_depth():
     short = model.resize(Size({}, {"blocks": (0,)}))
     _, step = stepper(fedavg(short.axes), short, tiers=1)
     theirs = step(cohort).params
-    ours = private.whole(end.private, end.params)
+    ours = scopes.whole(end.private, end.params)
     assert fakes.gap({name: ours[name] for name in theirs}, theirs) < 1e-6
 
 
@@ -202,7 +202,7 @@ def stages_of_two_widths(**options):
 
 def test_blocks_of_other_shapes_cannot_teach():
     what = r"submodel\.inclusivefl\.beta: .* stage0_block0 and stage1_block0 differ"
-    with pytest.raises(checks.InputError, match=what):
+    with pytest.raises(require.InputError, match=what):
         stages_of_two_widths(stages=(1, 2))
     assert stages_of_two_widths(stages=(1, 2), beta=0.0).between is None
 
@@ -217,5 +217,5 @@ def test_blocks_of_other_shapes_cannot_teach():
     ],
 )
 def test_bad_options_are_refused(options, field):
-    with pytest.raises(checks.InputError, match=rf"submodel\.inclusivefl\.{field}: "):
+    with pytest.raises(require.InputError, match=rf"submodel\.inclusivefl\.{field}: "):
         depths(**options)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks, client
+from fairjax.core import client, require
 from fairjax.submodels import cost
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.heterofl import heterofl
@@ -80,7 +80,7 @@ def test_a_short_tier_trains_the_head_but_not_the_last_block():
     ],
 )
 def test_bad_ladders_are_refused_by_name(options, message):
-    with pytest.raises(checks.InputError, match=r"submodel\.ladder\." + message):
+    with pytest.raises(require.InputError, match=r"submodel\.ladder\." + message):
         mixed(**options)
 
 
@@ -152,9 +152,9 @@ def test_depth_is_fitted_on_its_exits():
 def test_a_budget_that_nothing_fits_and_an_unknown_resource():
     least = 6 + 1 + 1 + 1 + 3 + 3
     with pytest.raises(
-        checks.InputError,
+        require.InputError,
         match=rf"budgets\[0\]: expected at least {least}, .* parameters; got 14",
     ):
         fitted((14, 100), "parameters")
-    with pytest.raises(checks.InputError, match=r'resource: .*mean "parameters"'):
+    with pytest.raises(require.InputError, match=r'resource: .*mean "parameters"'):
         fitted((14,), "parameter")

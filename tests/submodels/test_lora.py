@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairjax import layout, round
+from fairjax.core import axes as unit_axes
+from fairjax.core import layout, round
+from fairjax.core.types import Axes, Cohort, LeafAxes, Model, Outputs
 from fairjax.fairness import weights
-from fairjax.submodels import axes as unit_axes
 from fairjax.submodels.lora import adapt, lora
-from fairjax.types import Axes, Cohort, LeafAxes, Model, Outputs
 from tests import fakes
 from tests.submodels.residual import residual, trained
 

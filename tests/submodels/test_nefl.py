@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks, layout, private, round
+from fairjax.core import layout, require, round, scopes
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.nefl import nefl
 from tests import fakes
@@ -98,7 +98,7 @@ def test_one_tier_of_full_size_is_fedavg():
     cohort = fakes.cohort(tiers=(0, 0, 0, 0))
     _, ours = after(nested(budget=(1.0,), dropped=()), cohort)
     _, theirs = after(fedavg(MODEL.axes), cohort)
-    received = private.gather(
+    received = scopes.gather(
         ours.private, ours.params, member(fakes.federation(), 0, 0)
     )
     assert fakes.gap(received, theirs.params) < 1e-6
@@ -116,5 +116,5 @@ def test_one_tier_of_full_size_is_fedavg():
     ],
 )
 def test_what_cannot_be_dropped_is_refused(options, message):
-    with pytest.raises(checks.InputError, match=message):
+    with pytest.raises(require.InputError, match=message):
         nested(**options)

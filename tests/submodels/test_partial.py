@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import checks, client, layout, round
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import Axes, LeafAxes, Model, Outputs
 from fairjax.models import resmlp
 from fairjax.submodels import cost
 from fairjax.submodels.partial import partial
-from fairjax.types import Axes, LeafAxes, Model, Outputs
 from tests import fakes
 
 BUDGET = (0.3, 0.5, 1.0)
@@ -112,9 +112,9 @@ def test_a_client_receives_all_and_sends_what_it_trained():
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(checks.InputError, match='expected a block list "blocks"'):
+    with pytest.raises(require.InputError, match='expected a block list "blocks"'):
         partial(fakes.small_mlp().axes, BUDGET, mode="top")
-    with pytest.raises(checks.InputError, match='mean "rolling"'):
+    with pytest.raises(require.InputError, match='mean "rolling"'):
         partial(MODEL.axes, BUDGET, mode="roling")
 
 

@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from configs.submodels import dynamicfl as config
-from fairjax import checks, client, layout, round, schema
+from fairjax.core import client, layout, require, round
+from fairjax.core.types import Examples, Kept
+from fairjax.experiment.config import validate
 from fairjax.models import two_conv
 from fairjax.submodels import branches, cost
 from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.ladder import ladder
-from fairjax.types import Examples, Kept
 from tests import fakes
 
 # A convolution and a matrix that have branches, and one of each that do not.
@@ -259,22 +260,22 @@ def test_what_is_not_the_same_is_refused(field, value, words):
     c.local.momentum = 0.0
     c.privacy.noise_multiplier = 1.0 if field == "privacy.mechanism" else None
     c.update_from_flattened_dict({field: value})
-    with pytest.raises(checks.InputError, match=words):
-        schema.check(c)
+    with pytest.raises(require.InputError, match=words):
+        validate.check(c)
     c.submodel.dynamicfl.branch_form = "matched"
-    schema.check(c)
+    validate.check(c)
 
 
 def test_what_is_the_same_is_not_refused():
     c = config.get_config("preconditioned")
-    schema.check(c)
+    validate.check(c)
     c.local.momentum, c.local.weight_decay, c.local.prox = 0.9, 0.01, 0.1
     c.local.schedule = "cosine"
     for structure in ("random", "fixed"):
         c.submodel.dynamicfl.structure = structure
         c.submodel.dynamicfl.sensitivity = "product"
-        schema.check(c)
-    with pytest.raises(checks.InputError, match="conditioned"):
+        validate.check(c)
+    with pytest.raises(require.InputError, match="conditioned"):
         dynamicfl(MODEL.axes, (1,), branch_form="conditioned")
-    with pytest.raises(checks.InputError, match="families linear in"):
+    with pytest.raises(require.InputError, match="families linear in"):
         dynamicfl(MODEL.axes, (1,), branch_form="preconditioned")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from fairjax import names, specs, train
+from fairjax.experiment import train
+from fairjax.experiment.config import build, registry
 
 
 class Recipe(NamedTuple):
@@ -183,7 +184,7 @@ def test_a_recipe_has_the_numbers_of_its_source(name):
     assert epochs is None or local.epochs == epochs
     assert (local.momentum, local.weight_decay, local.clip) == recipe.sgd
     assert config.rounds == max(recipe.rates)
-    factor = names.schedule(local, config.rounds)
+    factor = registry.schedule(local, config.rounds)
     for number, rate in recipe.rates.items():
         got = local.learning_rate * float(factor(jnp.asarray(number - 1)))
         np.testing.assert_allclose(got, rate, rtol=1e-4)
@@ -285,7 +286,7 @@ def test_a_recipe_trains_two_rounds_in_small(name, pictures):
     config.update_from_flattened_dict(fields)
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
-        run = specs.build(config)
+        run = build.build(config)
         first = train.initial(run)
         step, _ = train.compiled(run, first)
     state = first

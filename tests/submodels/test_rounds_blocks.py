@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import private
+from fairjax.core import scopes
 from fairjax.models import resmlp
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.inclusivefl import inclusivefl
@@ -197,8 +197,8 @@ def test_nefl():
         ]
         expected = by_hand.averaged(common, own, dims)
         who = member(TIERS.index(tier))
-        assert gap(private.gather(got.private, got.params, who), expected) < TIGHT
-    assert gap(private.whole(got.private, got.params), expected) < TIGHT
+        assert gap(scopes.gather(got.private, got.params, who), expected) < TIGHT
+    assert gap(scopes.whole(got.private, got.params), expected) < TIGHT
 
 
 @wide
@@ -248,7 +248,7 @@ def test_inclusivefl():
             (f"exit{last}", of_tier(tier, f"exit{last}")),
         ):
             expected[name] = each(np.add, params[name], moved)
-        received = private.gather(got.private, got.params, member(TIERS.index(tier)))
+        received = scopes.gather(got.private, got.params, member(TIERS.index(tier)))
         # Exits that nobody answers by stay as they were.
         assert gap(received, expected) < TIGHT
 

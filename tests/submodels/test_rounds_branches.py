@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax import hospitals, keys
-from fairjax.keys import Role
+from fairjax.core import rng
+from fairjax.core.rng import Role
+from fairjax.evaluation import personalised
 from fairjax.models import mlp
 from fairjax.submodels import branches
 from fairjax.submodels.branches import Form
@@ -195,7 +196,7 @@ def test_two_rounds():
 
     @jax.jit
     def begin(state, who, key):
-        received, memory, kept = hospitals.received(state, who, spec=spec)
+        received, memory, kept = personalised.received(state, who, spec=spec)
         whole = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), received)
         return method.enter(key, received, kept, memory, whole, whole)[0]
 
@@ -207,8 +208,8 @@ def test_two_rounds():
         for who, (x, y) in enumerate(records()):
             alive = planned(*past[who], NUMBER[TIERS[who]] * len(LAYERS))
             structures.append(alive)
-            key = keys.at(before.key, Role.LOCAL, number, who)
-            born = begin(before, member(who), keys.at(key, 0))
+            key = rng.at(before.key, Role.LOCAL, number, who)
+            born = begin(before, member(who), rng.at(key, 0))
             psi = {
                 layer: {
                     slot: plain(values)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax import hospitals
+from fairjax.evaluation import personalised
 from fairjax.fairness import weights
 from fairjax.models import mlp
 from fairjax.submodels.federated_dropout import federated_dropout
@@ -131,7 +131,7 @@ def test_federated_dropout():
     )
 
     def units(who):
-        *_, kept = hospitals.received(before, member(who), spec=spec)
+        *_, kept = personalised.received(before, member(who), spec=spec)
         found = {name: np.flatnonzero(v) for name, v in kept.forward.axes.items()}
         rate = BUDGET[TIERS[who]]
         expected = {name: size(rate, total) for name, total in HIDDEN.items()}

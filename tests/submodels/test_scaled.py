@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import client, hospitals, losses, round
+from fairjax.core import axes, client, losses
+from fairjax.core.types import Examples
+from fairjax.evaluation import deployed, personalised
 from fairjax.models import cnn, mlp, resmlp, resnet, vit
-from fairjax.submodels import axes
 from fairjax.submodels.federated_dropout import federated_dropout
 from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.heterofl import heterofl
 from fairjax.submodels.scalefl import scalefl
-from fairjax.types import Examples
 from tests import fakes
 
 BUDGET, RECORDS = (0.25, 0.5, 1.0), 48
@@ -73,7 +73,7 @@ def test_evaluation_with_moments_of_all_records_is_training_mode_on_all(name, me
 
         @jax.jit
         def run(params, x, kept):
-            moments = round.calibrate(
+            moments = deployed.calibrate(
                 params, kept, data, jnp.ones(1, bool), local=local
             )
             evaluated = client.answer(local, params, x, kept, stats=moments)
@@ -121,10 +121,10 @@ def test_every_way_to_ask_a_sub_model_gives_the_function_that_was_trained(norm):
         cells = client.score(state.params, kept, examples, local=local)
         expected = jnp.mean(losses.cross_entropy(trained, data.y))
         np.testing.assert_allclose(client.mean_loss(cells), expected, rtol=1e-6)
-        _, own = round.answers(state, data.x, data, tiers, everybody, spec=spec)
+        _, own = deployed.answers(state, data.x, data, tiers, everybody, spec=spec)
         np.testing.assert_allclose(own[0], trained, rtol=1e-8, atol=1e-9)
-        personal = hospitals.answers(
-            hospitals.personal(state, spec=spec),
+        personal = personalised.answers(
+            personalised.personal(state, spec=spec),
             data,
             data,
             everybody,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.submodels.scalefl import scalefl
 from tests import fakes
 from tests.submodels.residual import member, moved, residual, trained
@@ -77,7 +77,7 @@ def test_a_tier_trains_what_it_keeps_of_both():
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(checks.InputError, match=r"submodel\.scalefl\.width"):
+    with pytest.raises(require.InputError, match=r"submodel\.scalefl\.width"):
         scaled(width=(0.5,))
-    with pytest.raises(checks.InputError, match=r"submodel\.scalefl\.exits"):
+    with pytest.raises(require.InputError, match=r"submodel\.scalefl\.exits"):
         scaled(exits=(1, 3))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax import client, names
+from fairjax.core import client
+from fairjax.core.types import Examples
+from fairjax.experiment.config import registry
 from fairjax.models import resnet, vit
-from fairjax.types import Examples
 from tests import fakes
 from tests.submodels import matrix
 
@@ -53,7 +54,7 @@ def test_the_cover_and_the_tables_are_whole():
     }
     assert {*matrix.METHODS, *matrix.MODELS} > matrix.VARIANTS
     short = {"federated_dropout": "dropout"}
-    named = {short.get(name, name) for name in names.METHODS}
+    named = {short.get(name, name) for name in registry.METHODS}
     assert named - UNSTRUCTURED <= set(matrix.METHODS)
 
 

@@ -6,7 +6,7 @@ that is asked for.
 
 from collections.abc import Sequence
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data.datasets import files
 from fairjax.data.table import Table
 
@@ -63,7 +63,7 @@ def load(
     Raises:
         InputError: an unknown name, or a file that is missing, altered or malformed.
     """
-    checks.one_of("data.name", name, DATASETS)
+    require.one_of("data.name", name, DATASETS)
     if name == "npz":
         return files.npz(path)
     if name == "csv":

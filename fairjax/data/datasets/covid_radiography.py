@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, Table
 
@@ -98,7 +98,7 @@ class CovidRadiography(tfds.core.GeneratorBasedBuilder):
 
 
 def _missing(where: str) -> NoReturn:
-    checks.fail(
+    require.fail(
         where,
         f"a folder with {FOLDER} (or FAIRJAX_DATA_DIR; nothing is downloaded), as the "
         "archive of kaggle.com/datasets/tawsifurrahman/covid19-radiography-database "
@@ -118,11 +118,11 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
         own = folder / name / "images"
         found = sorted(own.glob("*.png"))
         if len(found) != count:
-            checks.fail(f"data.data_dir {own}", f"{count} pictures", len(found))
+            require.fail(f"data.data_dir {own}", f"{count} pictures", len(found))
         for path in found:
             if not path.resolve().is_relative_to(own.resolve()):
                 what = "pictures in the folder itself"
-                checks.fail(f"data.data_dir {path}", what, str(path.resolve()))
+                require.fail(f"data.data_dir {path}", what, str(path.resolve()))
         paths += found
     return paths
 
@@ -137,12 +137,12 @@ def read(path: pathlib.Path) -> np.ndarray:
     try:
         with PIL.Image.open(path, formats=["PNG"]) as image:
             if image.size != (SIDE, SIDE):
-                checks.fail(where, what, image.size)
+                require.fail(where, what, image.size)
             return np.asarray(image.convert("L"))
-    except checks.InputError:
+    except require.InputError:
         raise
     except Exception as error:  # Pillow raises SyntaxError for a broken chunk
-        raise checks.InputError(f"{where}: expected {what}; got {error}") from error
+        raise require.InputError(f"{where}: expected {what}; got {error}") from error
 
 
 def _path(data_dir: str | None) -> pathlib.Path | None:

@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import groups
 from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, Table
@@ -194,10 +194,10 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with _unpacked(path) as file:
             prepared.verify(file, where, "sha256", SHA256)
             content = file.read()
-    except checks.InputError:
+    except require.InputError:
         raise
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise checks.InputError(
+        raise require.InputError(
             f"{where}: expected the official file; got {error}"
         ) from error
     header, *rows = csv.reader(io.StringIO(content.decode()))
@@ -276,7 +276,7 @@ def _path(data_dir: str | None) -> pathlib.Path | None:
             if (folder / name).is_file():
                 return folder / name
     if data_dir:
-        checks.fail(f"{field} {root}", f"{FILE} or {FILE}.gz", "none")
+        require.fail(f"{field} {root}", f"{FILE} or {FILE}.gz", "none")
     return None
 
 

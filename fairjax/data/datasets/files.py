@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import groups
 from fairjax.data.table import FREE, MOST_CLASSES, SPLITS, Table
 
@@ -45,9 +45,9 @@ _SHAPE_OF = {
 
 def _file(path: str | None) -> pathlib.Path:
     if not path:
-        checks.fail("data.path", "the file to read", path)
+        require.fail("data.path", "the file to read", path)
     if not os.path.isfile(path):
-        checks.fail("data.path", "a file that exists", path)
+        require.fail("data.path", "a file that exists", path)
     return pathlib.Path(path)
 
 
@@ -56,11 +56,11 @@ def _reading(path: str | None, what: str) -> Iterator[None]:
     """Whatever the libraries raise over broken bytes is one line."""
     try:
         yield
-    except checks.InputError:
+    except require.InputError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise checks.InputError(
+        raise require.InputError(
             f"data.path {path}: expected {what}; got {reason}"
         ) from error
 
@@ -110,9 +110,9 @@ def npz(path: str | None) -> Table:
 
     def column(name: str) -> np.ndarray:
         if name not in arrays:
-            raise checks.InputError(
+            raise require.InputError(
                 f"data.path {path}: expected an array {name!r}; got "
-                f"{', '.join(arrays) or 'none'}{checks.nearest(name, arrays)}"
+                f"{', '.join(arrays) or 'none'}{require.nearest(name, arrays)}"
             )
         return arrays[name]
 
@@ -124,27 +124,27 @@ def npz(path: str | None) -> Table:
             labels = labels[:, 0]
         where = f"data.path {path}: {split}_labels"
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            checks.fail(where, "integers [n]", f"{labels.dtype}{list(labels.shape)}")
+            require.fail(where, "integers [n]", f"{labels.dtype}{list(labels.shape)}")
         real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
         if images.ndim < 2 or not math.prod(images.shape[1:]) or not real:
-            checks.fail(
+            require.fail(
                 f"data.path {path}: {split}_images",
                 "uint8 or floats [n, ...]",
                 f"{images.dtype}{list(images.shape)}",
             )
         if len(images) != len(labels):
-            checks.fail(where, f"{len(images)} labels, as images", len(labels))
+            require.fail(where, f"{len(images)} labels, as images", len(labels))
         parts["x"].append(images)
         parts["y"].append(labels)
         parts["split"].append(np.full(len(images), SPLITS[split], np.int8))
     shapes = {part.shape[1:] for part in parts["x"]}
     if len(shapes) > 1:
-        checks.fail(f"data.path {path}", "images of one shape", sorted(shapes))
+        require.fail(f"data.path {path}", "images of one shape", sorted(shapes))
     if len({part.dtype == np.uint8 for part in parts["x"]}) > 1:
-        checks.fail(f"data.path {path}", "uint8 in all splits or in none", "both")
+        require.fail(f"data.path {path}", "uint8 in all splits or in none", "both")
     x, y = np.concatenate(parts["x"]), np.concatenate(parts["y"])
     for label in (y.min(), y.max()) if len(y) else ():
-        checks.in_range(f"data.path {path}: labels", int(label), 0, MOST_CLASSES - 1)
+        require.in_range(f"data.path {path}: labels", int(label), 0, MOST_CLASSES - 1)
 
     def names(suffix: str) -> np.ndarray | None:
         if f"train_{suffix}" not in arrays:
@@ -152,7 +152,7 @@ def npz(path: str | None) -> Table:
         values = [column(f"{split}_{suffix}") for split in splits]
         for split, part, images in zip(splits, values, parts["x"], strict=True):
             if part.shape != (len(images),):
-                checks.fail(
+                require.fail(
                     f"data.path {path}: {split}_{suffix}",
                     f"{len(images)} values",
                     list(part.shape),
@@ -165,7 +165,7 @@ def npz(path: str | None) -> Table:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         if np.isinf(x).any():
-            checks.fail(f"data.path {path}: images", "finite numbers", "infinity")
+            require.fail(f"data.path {path}: images", "finite numbers", "infinity")
     elif x.ndim == 3:
         x = x[..., None]
     classes = tuple(str(label) for label in range(int(y.max()) + 1 if len(y) else 0))
@@ -223,24 +223,28 @@ def csv(
         reader = csv_reader.reader(_lines(file))
         lines = [(reader.line_num, line) for line in reader if line]
     if len(lines) < 2:
-        checks.fail(f"data.path {path}", "a header and at least one record", len(lines))
+        require.fail(
+            f"data.path {path}", "a header and at least one record", len(lines)
+        )
     header = [name.strip() for name in lines[0][1]]
     numbers, rows = zip(*lines[1:], strict=True)
     if len(header) > MOST_COLUMNS:
-        checks.fail(f"data.path {path}", f"at most {MOST_COLUMNS} columns", len(header))
+        require.fail(
+            f"data.path {path}", f"at most {MOST_COLUMNS} columns", len(header)
+        )
     at = {name: i for i, name in enumerate(header)}
     if len(at) < len(header):
         twice = [name for name, n in collections.Counter(header).items() if n > 1]
-        checks.fail(f"data.path {path}", "columns of different names", twice)
+        require.fail(f"data.path {path}", "columns of different names", twice)
     if not label:
-        checks.fail("data.label", f"one of the columns {', '.join(header)}", label)
+        require.fail("data.label", f"one of the columns {', '.join(header)}", label)
     roles = {"label": label, "client": client, "patient": patient}
     roles = {role: column for role, column in roles.items() if column}
     for role, column in roles.items():
-        checks.one_of(f"data.{role}", column, header)
+        require.one_of(f"data.{role}", column, header)
     for number, row in zip(numbers, rows, strict=True):
         if len(row) != len(header):
-            checks.fail(
+            require.fail(
                 f"data.path {path} line {number}", f"{len(header)} cells", len(row)
             )
 
@@ -252,7 +256,7 @@ def csv(
     for entry in group:
         name, cuts = groups.split_entry(entry, header)
         if name in grouped:
-            checks.fail("data.group", "every column once", tuple(group))
+            require.fail("data.group", "every column once", tuple(group))
         cells = _names(f"data.group {name}", column(name))
         grouped[name] = groups.of_cells(name, cells, cuts)
         if groups.numbers_of(cells) is None:
@@ -260,7 +264,7 @@ def csv(
     index, attributes = groups.stacked(list(grouped.values()))
     features = [name for name in header if name not in no_features]
     if not features:
-        checks.fail(f"data.path {path}", "at least one feature column", header)
+        require.fail(f"data.path {path}", "at least one feature column", header)
     y, classes = _classes(path, label, column(label), numbers)
     named: dict[str, Any] = {
         role: _names(f"data.{role} {name}", column(name))
@@ -307,9 +311,9 @@ def _values(
         try:
             value = math.nan if cell.lower() in MISSING else float(cell)
         except ValueError:
-            checks.fail(_cell(path, name, line), "a number", cell)
+            require.fail(_cell(path, name, line), "a number", cell)
         if abs(value) > most:
-            checks.fail(_cell(path, name, line), "a finite number", cell)
+            require.fail(_cell(path, name, line), "a finite number", cell)
         values[i] = value
     return values
 
@@ -323,17 +327,17 @@ def _classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     for cell, line in zip(cells, lines, strict=True):
         if cell.lower() in MISSING:
-            checks.fail(_cell(path, name, line), "a label", cell)
+            require.fail(_cell(path, name, line), "a label", cell)
     different = set(_short(f"data.label {name}", cells))
     if len(different) > MOST_CLASSES:
         what = f"at most {MOST_CLASSES} classes"
-        checks.fail(f"data.label {name}", what, len(different))
+        require.fail(f"data.label {name}", what, len(different))
     try:
         classes = sorted(different, key=lambda cell: (float(cell), cell))
     except ValueError:
         classes = sorted(different)
     if len(classes) < 2:
-        checks.fail(f"data.label {name}", "at least two classes", classes)
+        require.fail(f"data.label {name}", "at least two classes", classes)
     index = {value: i for i, value in enumerate(classes)}
     return np.array([index[cell] for cell in cells], np.int32), tuple(classes)
 
@@ -348,7 +352,7 @@ def _short(where: str, names: Sequence[str]) -> Sequence[str]:
     longest = max(names, key=len, default="")
     if len(longest) > LONGEST_NAME:
         what = f"names of at most {LONGEST_NAME} characters"
-        checks.fail(where, what, longest)
+        require.fail(where, what, longest)
     return names
 
 
@@ -357,7 +361,7 @@ def _with_known_clients(table: Table) -> Table:
         return table
     known = table.client != ""
     if not known.any():
-        checks.fail("data.client", "a column that names hospitals", "none named")
+        require.fail("data.client", "a column that names hospitals", "none named")
     left_out = int(np.sum(~known))
     kept = table.rows(known)
     note = f"{left_out} records name no client and are left out"

@@ -12,7 +12,7 @@ import numpy as np
 import sklearn.model_selection
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data import groups
 from fairjax.data.datasets import prepared
 from fairjax.data.table import FREE, TEST, TRAIN, Table
@@ -204,9 +204,9 @@ def _folder(data_dir: str | None) -> str | None:
             return str(folder)
         if present:
             missing = [_file(name) for name in HOSPITALS if name not in present]
-            checks.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
+            require.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
     if data_dir:
-        checks.fail(
+        require.fail(
             f"{field} {root}", f"{_file('cleveland')} and its three kin", "none"
         )
     return None

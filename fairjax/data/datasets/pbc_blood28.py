@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fairjax import checks
+from fairjax.core import require
 from fairjax.data.datasets import prepared
 from fairjax.data.table import SPLITS, Table
 
@@ -73,7 +73,7 @@ class PbcBlood28(tfds.core.GeneratorBasedBuilder):
 
 
 def _missing(where: str) -> NoReturn:
-    checks.fail(
+    require.fail(
         where,
         f"a folder with {FILE} (or FAIRJAX_DATA_DIR; nothing is downloaded), the "
         "pictures of doi:10.17632/snkd93bnjr.1 at 28 x 28, see "

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fairjax import checks, preemption
+from fairjax.core import require
 from fairjax.data.table import SPLITS
+from fairjax.experiment.io import preemption
 
 FILE_FORMAT = "array_record"
 """The one format that TFDS 4.9 writes and reads whole without TensorFlow."""
@@ -35,7 +36,7 @@ def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
         return field, None
     root = pathlib.Path(data_dir)
     if not os.path.isdir(root) or not os.access(root, os.R_OK | os.X_OK):
-        checks.fail(field, "a folder that can be read", data_dir)
+        require.fail(field, "a folder that can be read", data_dir)
     return field, root
 
 
@@ -56,7 +57,7 @@ def find(data_dir: str | None, *places: str) -> pathlib.Path | None:
         if (root / place).exists():
             return root / place
     if data_dir:
-        checks.fail(f"{field} {root}", " or ".join(places), "none")
+        require.fail(f"{field} {root}", " or ".join(places), "none")
     return None
 
 
@@ -80,7 +81,7 @@ def verify(file: Any, where: str, algorithm: str, digest: str) -> None:
         hashed.update(block)
     if hashed.hexdigest() != digest:
         what = f"the official file, {algorithm} {digest}"
-        checks.fail(where, what, hashed.hexdigest())
+        require.fail(where, what, hashed.hexdigest())
     file.seek(0)
 
 
@@ -93,7 +94,7 @@ def need_network(host: str, files: str, timeout: float = 5.0) -> None:
     try:
         socket.create_connection((host, 443), timeout=timeout).close()
     except OSError as error:
-        raise checks.InputError(
+        raise require.InputError(
             f"data.data_dir: expected a folder with {files} (or FAIRJAX_DATA_DIR), or "
             f"a network to fetch them from {host}; got {error}"
         ) from error
@@ -150,13 +151,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
             preemption.leaving(lambda: _remove_aside(builder)),
         ):
             builder.download_and_prepare(download_config=config)
-    except checks.InputError:
+    except require.InputError:
         raise
     except Exception as error:
         if _is_prepared(builder):
             return builder
         said = str(error).strip() or "no reason given"
-        raise checks.InputError(
+        raise require.InputError(
             f"data.name {builder.name}: expected to prepare it in {builder.data_dir}; "
             f"got {type(error).__name__}: {said.splitlines()[-1]}"
         ) from error

@@ -1,0 +1,1 @@
+"""What a federated round is: pure functions, which import nothing above them."""

@@ -1,0 +1,1 @@
+"""From a config to a checked run: names, what goes with what, and what is built."""

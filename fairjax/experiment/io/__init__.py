@@ -1,0 +1,1 @@
+"""Files, signals and processes of a run."""
