@@ -24,7 +24,6 @@ from fairjax.core.types import Block, Member, Method, RunState
 from fairjax.experiment.config import build, registry, validate
 from fairjax.experiment.io import workdir as files
 from fairjax.metrics import bootstrap
-from fairjax.privacy.records import Records
 from fairjax.report import reconstructions
 from fairjax.submodels import branches, dynamicfl
 
@@ -234,8 +233,8 @@ def _observed(run: build.Run, settings: Inversion) -> client.Local:
     else:
         steps = settings.steps if settings.observable == "steps" else 1
         plan = client.plan(counts, batch_size=settings.records, steps=steps)
-    dp = local.dp
-    if isinstance(dp, Records):
+    dp = run.guarantee.records
+    if dp is not None:
         # The records that are attacked are in every step, each one a patient's only.
         dp = dp._replace(slots=None, per_patient=None)
     return local._replace(plan=plan, dp=dp)

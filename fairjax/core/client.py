@@ -64,8 +64,8 @@ def plan(
         batch_size: B; the last batch of an epoch may be smaller.
         epochs: a client with n records takes epochs * ceil(n / B) steps.
         steps: every client takes this many, over as many epochs as that needs.
-        units: n where batches are of other than records (`PrivateGradient.units`);
-            None: `counts`.
+        units: n of every client where a batch is not made of records but of patients
+            (`PrivateGradient.units`); None: `counts`.
 
     Raises:
         InputError: both or neither of `epochs` and `steps` given, or not positive, or
@@ -102,19 +102,25 @@ MOMENTS = ("static", "per_tier", "batch")
 
 
 class PrivateGradient(Protocol):
-    """Gradients under differential privacy, see `fairjax.privacy.records`."""
+    """A client's gradients under differential privacy, in place of plain ones.
+
+    It protects units, records or patients. `fairjax.privacy.records.Records` is DP-SGD.
+    """
 
     @property
     def slots(self) -> int | None:
-        """Units of a batch that is drawn by lot; None: batches are cut from epochs."""
+        """Units of a batch that `batch` draws; None: batches are cut from epochs."""
         ...
 
     def units(self, examples: Examples, longest: int) -> Int[Array, ""]:
-        """How many a client has of what is protected."""
+        """n, the client's units; `longest` has the records of the largest client."""
         ...
 
     def batch(self, key: Key[Array, ""], examples: Examples, longest: int) -> Batch:
-        """A batch drawn by lot."""
+        """The records of `slots` units drawn for one step; called where `slots` is set.
+
+        Rows that no unit fills have `where` False.
+        """
         ...
 
     def gradient(
@@ -126,7 +132,19 @@ class PrivateGradient(Protocol):
         trained: PyTree[Array],
         count: Int[Array, ""],
     ) -> tuple[tuple[Float[Array, ""], Any], PyTree[Array]]:
-        """((loss, report), gradient) of a batch."""
+        """What `jax.value_and_grad(loss_of, has_aux=True)` gives, privately.
+
+        Args:
+            key: of the noise.
+            loss_of: (tree, batch) -> (loss, what else to report).
+            tree: what is trained.
+            records: the batch; rows with `where` False do not count.
+            trained: 0/1 tree, the coordinates that are trained.
+            count: n.
+
+        Returns:
+            ((loss, report), gradient); the first two are for the simulator alone.
+        """
         ...
 
 
@@ -356,7 +374,7 @@ def update(
         delta = update mask * (effective(l_S) - effective(l_0))
 
     with F the objective of the sub-model on the batch of step s and t the 0/1 tree of
-    what is trained; with `local.dp` the gradient is that of it.
+    what is trained; with `local.dp` it computes the gradient.
     Gradients are masked before the optimiser and updates after it, so weight decay,
     momentum and norm clipping see and touch only what the client keeps.
 

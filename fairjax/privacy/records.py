@@ -111,12 +111,12 @@ class Records(NamedTuple):
         patient of more records is in it with a random choice of them, alike for all; of
         one with fewer, and of slots that are not filled, rows have `where` False.
 
-        Only with `slots`.
-
         Args:
             key: of the step.
             examples: the hospital's view of the flat records.
             longest: records of the largest hospital.
+
+        Edge cases: `slots` of None has no such batch.
         """
         assert self.slots is not None
         number = self.units(examples, longest)

@@ -135,7 +135,7 @@ def test_branches_of_one_family_stay_apart():
     assert fakes.gap(after["0_linear"], after["2_linear"]) > 0.1
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_epoch_trains(epochs):
     """The released code's first epoch trained nothing."""
     rule = method((1, 1, 1))
