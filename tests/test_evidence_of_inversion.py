@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fairjax.attacks import reconstruction
-from fairjax.experiment.config import validate
-from scripts import inversion
+from fairjax.experiment.config import build, validate
+from fairjax.experiment.io.workdir import number
+from scripts import inversion, inversion_budget
 from scripts.inversion import PARTS
 
 
@@ -105,3 +106,14 @@ def test_the_results_are_whole():
         assert each["setting"] == inversion.setting(PARTS[each["part"]])
         assert each["psnr"] == pytest.approx(np.mean(each["victims"]["psnr"]), abs=1e-3)
     assert inversion.FIGURE.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name.startswith("noise")])
+def test_committed_epsilons_are_those_that_the_code_claims(name):
+    """What an upload spends follows from its noise, so that digits stand in here."""
+    config = inversion.config_of(PARTS[name])
+    config.data.name = "digits"
+    claimed = number(build.build(config).guarantee.epsilon(1))
+    for study in (inversion, inversion_budget):
+        rows = json.loads(study.RESULTS.read_text())["runs"]
+        assert {r["epsilon"] for r in rows if r["part"] == name} <= {claimed}
