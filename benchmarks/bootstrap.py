@@ -1,9 +1,10 @@
-"""What the bootstrap interval of an AUROC takes.
+"""The time that the bootstrap interval of an AUROC takes.
 
     python scripts/bench.py --name=bootstrap
 
-A minute on 2 CPU cores. 2,000 resamples of 2,000 records, two decimals of a score, so
-that many are tied; the program is compiled before the clock starts.
+The benchmark takes a minute on 2 CPU cores. It draws 2,000 resamples of 2,000 records,
+whose scores have two decimals, so that many are tied. The program is compiled before
+the clock starts.
 """
 
 import functools
@@ -22,11 +23,11 @@ from fairjax.metrics import bootstrap
 
 RECORDS, HOSPITALS, RESAMPLES, TURNS = 2000, 10, 2000, 9
 LOOP = 200
-"""Resamples of the loop over scikit-learn, which is then scaled."""
+"""Resamples of the loop over scikit-learn, whose time is scaled to `RESAMPLES`."""
 
 
 def records() -> tuple[np.ndarray, np.ndarray]:
-    """(scores, positives)."""
+    """(scores, positives) of random records."""
     rng = np.random.default_rng(0)
     positive = rng.random(RECORDS) < 0.3
     return np.round(rng.normal(size=RECORDS) + positive, 2).astype("f"), positive
@@ -46,8 +47,8 @@ def draws() -> dict[str, bootstrap.Draw]:
     return {"records": plain, "hospitals, then records": clustered}
 
 
-def timed(run: Callable[[], Any]) -> dict[str, float]:
-    """Seconds on the clock and on all cores together: median over turns."""
+def time_calls(run: Callable[[], Any]) -> dict[str, float]:
+    """Median over turns of the wall seconds, and of the CPU seconds of all cores."""
     jax.block_until_ready(run())
     wall, cpu = [], []
     for _ in range(TURNS):
@@ -58,13 +59,13 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": statistics.median(wall), "cpu_seconds": statistics.median(cpu)}
 
 
-def loop(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """scikit-learn, resample by resample."""
+def time_loop(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Seconds of a loop over scikit-learn, one resample after the other."""
     rng = np.random.default_rng(1)
     began, busy = time.perf_counter(), time.process_time()
     for _ in range(LOOP):
-        drawn = rng.integers(0, RECORDS, RECORDS)
-        roc_auc_score(positive[drawn], scores[drawn])
+        rows = rng.integers(0, RECORDS, RECORDS)
+        roc_auc_score(positive[rows], scores[rows])
     scale = RESAMPLES / LOOP
     return {
         "seconds": scale * (time.perf_counter() - began),
@@ -73,37 +74,39 @@ def loop(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
 
 
 def measure() -> dict[str, Any]:
-    """All figures."""
+    """Measures all intervals."""
     scores, positive = records()
-    one = jnp.zeros(RECORDS, jnp.int32)
+    groups = jnp.zeros(RECORDS, jnp.int32)
 
     def interval(draw: bootstrap.Draw) -> Callable[[], Any]:
         @jax.jit
         def run(scores, positive, key):
             return bootstrap.interval(
-                lambda w: metrics.auroc(scores, positive, one, 1, weight=w)[0],
+                lambda w: metrics.auroc(scores, positive, groups, 1, weight=w)[0],
                 draw,
                 key,
                 resamples=RESAMPLES,
             )
 
-        given = (jnp.asarray(scores), jnp.asarray(positive), jax.random.key(0))
-        return functools.partial(run, *given)
+        arguments = (jnp.asarray(scores), jnp.asarray(positive), jax.random.key(0))
+        return functools.partial(run, *arguments)
 
-    made = {name: timed(interval(draw)) for name, draw in draws().items()}
-    made["a loop over scikit-learn, records"] = loop(scores, positive)
+    times = {name: time_calls(interval(draw)) for name, draw in draws().items()}
+    times["a loop over scikit-learn, records"] = time_loop(scores, positive)
     return {
         "records": RECORDS,
         "resamples": RESAMPLES,
         "turns": TURNS,
-        "intervals": made,
+        "intervals": times,
     }
 
 
 def table(results: dict[str, Any]) -> str:
     """Seconds as a Markdown table."""
-    what = f"{results['resamples']:,} resamples of {results['records']:,} records"
-    lines = [f"| AUROC, {what} | seconds | CPU seconds |", "|---|--:|--:|"]
-    for name, each in results["intervals"].items():
-        lines.append(f"| {name} | {each['seconds']:.2f} | {each['cpu_seconds']:.2f} |")
+    title = f"{results['resamples']:,} resamples of {results['records']:,} records"
+    lines = [f"| AUROC, {title} | seconds | CPU seconds |", "|---|--:|--:|"]
+    for name, times in results["intervals"].items():
+        lines.append(
+            f"| {name} | {times['seconds']:.2f} | {times['cpu_seconds']:.2f} |"
+        )
     return "\n".join(lines)

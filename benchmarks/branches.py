@@ -1,11 +1,11 @@
-"""What branches cost a client, collapsed and side by side.
+"""The cost of branches to a client, collapsed and side by side.
 
     python scripts/bench.py --name=branches
 
-A quarter of an hour on 2 CPU cores, most of it XLA compiling. All forms of a model are
-timed in turn in one process, and a ratio is taken inside every turn, so that a machine
-whose speed drifts slows both its sides. Times are CPU seconds over all threads: what
-else runs on a machine enters them least.
+The benchmark takes a quarter of an hour on 2 CPU cores, most of it compilation. One
+process times all forms of a model in turn and takes ratios within a turn, so that a
+drift of the machine's speed affects both times of a ratio. Times are CPU seconds over
+all threads, which other load on the machine affects least.
 """
 
 import functools
@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax.core import client
-from fairjax.core.types import Examples, Member, Model
+from fairjax.core import batching, client, objectives
+from fairjax.core.problem import LocalProblem
+from fairjax.core.types import ClientData, ClientView, Model
 from fairjax.models import cnn, resnet
-from fairjax.submodels import branches, expanded
+from fairjax.submodels import branches, expanded, families
 from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
 
@@ -35,8 +36,8 @@ class Options(NamedTuple):
 
     families: tuple[str, ...]
     number: int
-    """Alive per layer on average: as in a first round, bottom layers have them all."""
-    more: tuple[tuple[str, Any], ...] = ()
+    """Branches alive per layer on average; bottom layers have all, as in round 1."""
+    extra: tuple[tuple[str, Any], ...] = ()
     """Further options of `dynamicfl`."""
 
 
@@ -53,24 +54,24 @@ FORMS = {
         tuple(name for name in ALL if name != "1x1-KxK"), 5
     ),
     "5 of 5, preconditioned": Options(
-        tuple(name for name in ALL if name in branches.ONE_MAP),
+        tuple(name for name in ALL if name in families.ONE_MAP),
         5,
         (("branch_form", "preconditioned"), ("sensitivity", "gradient")),
     ),
 }
-"""Branches alive of slots that there are. A client's program holds all slots."""
+"""Name "alive of slots" -> branches. A client's program computes all slots."""
 
 
 class Case(NamedTuple):
-    """A model, and the convolutions that branches stand beside."""
+    """A model and its convolutions that have branches."""
 
     model: Callable[[], Model]
     shape: tuple[int, ...]
     batch: int
     convolutions: dict[tuple[int, int, int, int], int]
-    """{(side of the input, inputs, outputs, stride): how many}."""
+    """(side of the input, input channels, output channels, stride) -> number."""
     forms: tuple[str, ...] = tuple(FORMS)
-    """Those of `FORMS` that are timed."""
+    """The names of the timed `FORMS`."""
 
 
 RESNET = Case(
@@ -102,25 +103,30 @@ CASES = {
 }
 
 
-def timed(runs: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """CPU seconds of every run, taken in turn after a first round that is not kept."""
+def time_turns(runs: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """CPU seconds of every run by turn, without the first turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + TURNS):
         for name, run in runs.items():
             began = time.process_time()
             jax.block_until_ready(run())
             seconds[name].append(time.process_time() - began)
-    return {name: taken[1:] for name, taken in seconds.items()}
+    return {name: durations[1:] for name, durations in seconds.items()}
 
 
-def against(seconds: dict[str, list[float]], unit: float = 1) -> dict[str, Any]:
-    """Median seconds of every form, and its ratio to the first one, turn by turn."""
+def relative_times(seconds: dict[str, list[float]], unit: float = 1) -> dict[str, Any]:
+    """Median seconds of every form, and the ratios to the first form within a turn.
+
+    Args:
+        seconds: form -> seconds by turn.
+        unit: seconds are divided by it.
+    """
     first = next(iter(seconds.values()))
     report = {}
-    for name, taken in seconds.items():
-        ratios = [a / b for a, b in zip(taken, first, strict=True)]
+    for name, durations in seconds.items():
+        ratios = [a / b for a, b in zip(durations, first, strict=True)]
         report[name] = {
-            "seconds": statistics.median(taken) / unit,
+            "seconds": statistics.median(durations) / unit,
             "ratio": statistics.median(ratios),
             "lowest": min(ratios),
             "highest": max(ratios),
@@ -132,10 +138,10 @@ def against(seconds: dict[str, list[float]], unit: float = 1) -> dict[str, Any]:
 
 
 def steps(case: Case, form: Options) -> Callable[[], Any]:
-    """`client.update` for STEPS steps, compiled; collapsed unless it says otherwise."""
+    """`client.update` for `STEPS` steps, compiled, with collapsed branches."""
     model, rows = case.model(), case.batch * STEPS
     rng = np.random.default_rng(0)
-    examples = Examples(
+    examples = ClientData(
         jnp.asarray(rng.normal(size=(rows, *case.shape)), jnp.float32),
         jnp.asarray(rng.integers(0, 10, rows), jnp.int32),
         jnp.int32(0),
@@ -144,19 +150,19 @@ def steps(case: Case, form: Options) -> Callable[[], Any]:
     params = jax.jit(model.init)(jax.random.key(0), examples.x[:1])
     method = fedavg(model.axes)
     if form.families:
-        # Of two tiers, so that slots stay when none of this one's is alive.
+        # A second tier keeps the slots where none of this tier's branches is alive.
         number = (form.number, len(form.families))
-        options = {"families": form.families, **dict(form.more)}
+        options = {"families": form.families, **dict(form.extra)}
         method = dynamicfl(model.axes, number, **options)
-    local = client.Local(
+    local = LocalProblem(
         model,
         method,
-        client.mean_cross_entropy(),
+        objectives.mean_cross_entropy(),
         optax.sgd(0.1),
-        client.plan(np.asarray([rows]), batch_size=case.batch, epochs=1),
+        batching.local_schedule(np.asarray([rows]), batch_size=case.batch, epochs=1),
     )
     memory = method.memory and method.memory.init(params)
-    member = Member(
+    member = ClientView(
         jnp.int32(0),
         jnp.int32(0),
         jnp.bool_(True),
@@ -167,14 +173,14 @@ def steps(case: Case, form: Options) -> Callable[[], Any]:
     @jax.jit
     def run(params, memory, examples, member):
         key, number = jax.random.key(1), jnp.int32(0)
-        kept = method.units(key, number, params, member)
+        submodel = method.submodel(key, number, params, member)
         return client.update(
             key,
             params,
             memory,
-            kept,
+            submodel,
             examples,
-            member=member,
+            client=member,
             round=number,
             local=local,
         )
@@ -182,69 +188,73 @@ def steps(case: Case, form: Options) -> Callable[[], Any]:
     return functools.partial(run, params, memory, examples, member)
 
 
-# ------------------------------------------------------- its convolutions by themselves
+# -------------------------------------------------------- the convolutions in isolation
 
 
 def layers(size: tuple[int, int, int, int], batch: int) -> dict[str, Callable[[], Any]]:
-    """One convolution and its gradients: plain, collapsed, side by side, with norms."""
+    """A convolution with its gradients: plain, collapsed, side by side, with norms."""
     side, inputs, outputs, stride = size
     shape = (3, 3, inputs, outputs)
     pads = jax.lax.padtype_to_pads((side,) * 2, (3, 3), (stride,) * 2, "SAME")
     conv = expanded.Conv(stride, tuple(pads))
-    families = [name for name in ALL if branches.fits(name, shape)]
+    fitting = [name for name in ALL if families.fits(name, shape)]
     key = jax.random.key(0)
     x = jax.random.normal(key, (batch, side, side, inputs))
     layer = branches.Layer(0, "", shape, False, x.dtype)
-    form = branches.Form(("KxK", *families))
-    drawn = branches.draw(key, [layer], form)[""]
-    base, *others = drawn.values()
-    psi = dict(zip(families, others, strict=True))
+    form = branches.Form(("KxK", *fitting))
+    slots = branches.draw(key, [layer], form)[""]
+    base, *branch_slots = slots.values()
+    psi = dict(zip(fitting, branch_slots, strict=True))
     block = {
-        name: expanded.fresh(name, {} if name == "scale" else own, shape, x.dtype)
-        for name, own in {"KxK": base, **psi}.items()
+        name: expanded.fresh_branch(
+            name, {} if name == "scale" else leaves, shape, x.dtype
+        )
+        for name, leaves in {"KxK": base, **psi}.items()
     }
 
-    def plain(own, x):
-        return expanded.convolve(x, own["kernel"], conv)
+    def plain(params, x):
+        return expanded.convolve(x, params["kernel"], conv)
 
-    def collapsed(own, x):
-        base, psi = own
-        parts = [branches.tau(name, psi[name], shape)[0] for name in psi]
+    def collapsed(params, x):
+        base, psi = params
+        kernels = [families.tau(name, psi[name], shape)[0] for name in psi]
         return expanded.convolve(
-            x, functools.reduce(jnp.add, parts, base["kernel"]), conv
+            x, functools.reduce(jnp.add, kernels, base["kernel"]), conv
         )
 
-    def side_by_side(own, x):
-        base, psi = own
-        parts = [expanded.parallel(name, psi[name], x, shape, conv) for name in psi]
-        return functools.reduce(jnp.add, parts, plain(base, x))
+    def side_by_side(params, x):
+        base, psi = params
+        outputs = [expanded.parallel(name, psi[name], x, shape, conv) for name in psi]
+        return functools.reduce(jnp.add, outputs, plain(base, x))
 
-    def normed(own, x):
-        return expanded.apply(own, x, shape, conv)[0]
+    def with_norms(params, x):
+        return expanded.apply(params, x, shape, conv)[0]
 
-    def run(form, own):
-        def both(own, x, g):
-            y, back = jax.vjp(form, own, x)
+    def run(form, params):
+        def forward_and_backward(params, x, g):
+            y, back = jax.vjp(form, params, x)
             return y, back(g)
 
-        g = jnp.ones(jax.eval_shape(form, own, x).shape)
-        return functools.partial(jax.jit(both), own, x, g)
+        g = jnp.ones(jax.eval_shape(form, params, x).shape)
+        return functools.partial(jax.jit(forward_and_backward), params, x, g)
 
     return {
         "plain": run(plain, base),
         "collapsed": run(collapsed, (base, psi)),
         "side by side": run(side_by_side, (base, psi)),
-        "side by side, with norms": run(normed, block),
+        "side by side, with norms": run(with_norms, block),
     }
 
 
 def convolutions(case: Case) -> dict[str, list[float]]:
-    """CPU seconds of all convolutions of a model with their gradients, turn by turn."""
+    """CPU seconds by turn of all convolutions of a model with their gradients."""
     total: dict[str, list[float]] = {}
     for size, count in case.convolutions.items():
-        for name, taken in timed(layers(size, case.batch)).items():
-            before = total.get(name, [0.0] * TURNS)
-            total[name] = [a + count * b for a, b in zip(before, taken, strict=True)]
+        for name, durations in time_turns(layers(size, case.batch)).items():
+            previous = total.get(name, [0.0] * TURNS)
+            total[name] = [
+                a + count * b for a, b in zip(previous, durations, strict=True)
+            ]
     return total
 
 
@@ -252,26 +262,26 @@ def convolutions(case: Case) -> dict[str, list[float]]:
 
 
 def measure() -> dict[str, Any]:
-    """All figures."""
-    made: dict[str, Any] = {"steps": STEPS, "turns": TURNS}
-    made |= {"client_step": {}, "convolutions": {}}
+    """Measures all cases."""
+    results: dict[str, Any] = {"steps": STEPS, "turns": TURNS}
+    results |= {"client_step": {}, "convolutions": {}}
     for name, case in CASES.items():
         runs = {label: steps(case, FORMS[label]) for label in case.forms}
-        made["client_step"][name] = against(timed(runs), STEPS)
+        results["client_step"][name] = relative_times(time_turns(runs), STEPS)
         if case.convolutions:
-            made["convolutions"][name] = against(convolutions(case))
-    return made
+            results["convolutions"][name] = relative_times(convolutions(case))
+    return results
 
 
 def table(results: dict[str, Any]) -> str:
-    """The ratios to the plain form as two Markdown tables."""
-    parts = []
+    """Two Markdown tables with ratios to the plain form."""
+    tables = []
     titles = {
         "client_step": "a client's local step, branches alive, collapsed",
         "convolutions": "its convolutions alone, with gradients, 6 branches",
     }
-    for part, title in titles.items():
-        cases = results[part]
+    for section, title in titles.items():
+        cases = results[section]
         lines = [f"| {title} | " + " | ".join(cases) + " |"]
         lines.append("|---|" + "--:|" * len(cases))
         for form in next(iter(cases.values())):
@@ -279,8 +289,8 @@ def table(results: dict[str, Any]) -> str:
                 _cell(forms[form]) if form in forms else "" for forms in cases.values()
             ]
             lines.append(f"| {form} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def _cell(figure: dict[str, float]) -> str:

@@ -2,10 +2,11 @@
 
     python scripts/bench.py --name=gpu
 
-For a machine with a GPU or TPU; on a CPU it would take hours. Images of 32 x 32 at 100
-hospitals, 10 or 100 of them a round, of one tier or of the five of HeteroFL. Beside
-them the pattern of released codes, hospitals one after the other in PyTorch. What is
-fastest here is what `auto` should choose there.
+The benchmark needs a machine with a GPU or TPU; on a CPU it would take hours. It trains
+on images of 32 x 32 at 100 clients, 10 or 100 of them in a round, with one tier or with
+the five of HeteroFL. It also times the pattern of released codes, PyTorch that trains
+one client after the other. The fastest layout here is what `auto` should choose on such
+a machine.
 """
 
 import itertools
@@ -25,7 +26,7 @@ TIERS = {
     "five tiers": {
         "submodel.name": "heterofl",
         "tiers.budget": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        "tiers.share": (1.0,) * 5,
+        "tiers.proportions": (1.0,) * 5,
         "execution.slots": "stratified",
     },
 }
@@ -37,45 +38,47 @@ LAYOUTS = {
 }
 DTYPES = ("float32", "bfloat16")
 SIDE = 8192
-"""Of the square matrices whose product stands for the machine's best."""
+"""The side of the square matrices whose product measures the peak of the machine."""
 
 
 def peak(dtype: str) -> float:
-    """Floating-point operations a second of one large matrix product."""
+    """Floating-point operations per second of one large matrix product."""
     a = jnp.ones((SIDE, SIDE), dtype)
     product = jax.jit(lambda a: a @ a)
-    timed = run.work.clock(lambda: jax.block_until_ready(product(a)))
-    return 2 * SIDE**3 / timed
+    duration = run.work.clock(lambda: jax.block_until_ready(product(a)))
+    return 2 * SIDE**3 / duration
 
 
 def points() -> list[tuple[str, str, dict]]:
-    """(case, name, fields) of everything that is measured here."""
-    found = []
+    """(case, name, config fields) of every measured point."""
+    rows = []
     for model, tiers, cohort in itertools.product(MODELS, TIERS, COHORTS):
         case = f"{model}, {cohort} hospitals, {tiers}"
-        base = MODELS[model] | TIERS[tiers] | {"cohort": cohort}
-        for (name, laid), dtype in itertools.product(LAYOUTS.items(), DTYPES):
+        base = MODELS[model] | TIERS[tiers] | {"clients_per_round": cohort}
+        for (name, layout_fields), dtype in itertools.product(LAYOUTS.items(), DTYPES):
             lowerings = ("xla", "shift") if model == "ResNet-18" else ("xla",)
             forms = ("masked", "sliced") if tiers == "five tiers" else ("masked",)
             for conv, form in itertools.product(lowerings, forms):
-                fields = laid | {
+                fields = layout_fields | {
                     "execution.dtype": dtype,
                     "execution.conv": conv,
                     "execution.form": form,
                 }
-                found.append((case, f"{name}, {conv}, {form}, {dtype}", base | fields))
-    return found
+                rows.append((case, f"{name}, {conv}, {form}, {dtype}", base | fields))
+    return rows
 
 
 def measure() -> list[Row]:
-    """A row for every point, and for the PyTorch loop of every cohort of one tier."""
+    """A row for every point, and for the PyTorch loop with every cohort size."""
     best = {dtype: peak(dtype) for dtype in DTYPES}
     rows = []
     for case, name, fields in points():
-        given = [f"{field}={value!r}" for field, value in fields.items()]
-        row = run.once(None, "benchmarks.peers.ours", ("cnn", *given), platform="")
-        images = fields["cohort"] * run.work.CASES["cnn"].records
-        # A cohort has as many hospitals of every tier.
+        overrides = [f"{field}={value!r}" for field, value in fields.items()]
+        row = run.run_once(
+            None, "benchmarks.peers.ours", ("cnn", *overrides), platform=""
+        )
+        images = fields["clients_per_round"] * run.work.CASES["cnn"].records
+        # A cohort has equally many clients of every tier.
         flops = images * sum(row["flops_train"]) / len(row["flops_train"])
         rows.append(
             {"case": case, "name": name}
@@ -89,17 +92,17 @@ def measure() -> list[Row]:
         )
     for cohort in COHORTS:
         case = f"ResNet-18, {cohort} hospitals, one tier"
-        row = run.once(
+        row = run.run_once(
             "pfl", "benchmarks.peers.torch_loop", ("cnn", "resnet18", str(cohort))
         )
         images = cohort * run.work.CASES["cnn"].records
-        more = {"images_per_s": images / row["median_s"]}
-        rows.append({"case": case, "name": "PyTorch, one by one"} | row | more)
+        throughput = {"images_per_s": images / row["median_s"]}
+        rows.append({"case": case, "name": "PyTorch, one by one"} | row | throughput)
     return rows
 
 
 def table(rows: list[Row]) -> str:
-    """Every row: seconds, images a second, share of the best matrix product."""
+    """A Markdown table: seconds, images per second, share of the matrix product."""
     lines = [
         "| | | a round | images a second | of a matrix product | MB |",
         "|---|---|--:|--:|--:|--:|",

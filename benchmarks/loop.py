@@ -1,9 +1,9 @@
-"""What a run takes beside its rounds: checkpoints, metrics, evaluation, progress.
+"""The time of a run beside its rounds: checkpoints, metrics, evaluation, progress.
 
     python scripts/bench.py --name=loop
 
-Three minutes on 2 CPU cores. Rounds of a second with orbax after every one, and rounds
-below a millisecond with it after every one and after every 200.
+The benchmark takes three minutes on 2 CPU cores. Rounds of a second have an orbax
+checkpoint each; rounds below a millisecond have one each, or one every 200.
 """
 
 import pathlib
@@ -32,10 +32,10 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     ),
 }
 FIRST = 3
-"""Rounds before the clock starts."""
+"""The number of rounds before the clock starts."""
 
 
-def measured(case: str) -> None:
+def time_case(case: str) -> None:
     """Runs `train` on a case, and reports the time from round to round."""
     name, fields = CASES[case]
     wall, busy, steps = [], [], []
@@ -61,25 +61,25 @@ def measure() -> list[Row]:
     """A row for every case."""
     return [
         {"case": case, "name": "fairjax"}
-        | run.once(None, "benchmarks.loop", (str(number),))
+        | run.run_once(None, "benchmarks.loop", (str(number),))
         for number, case in enumerate(CASES)
     ]
 
 
 def table(rows: list[Row]) -> str:
-    """Mean seconds from round to round, and how many times those of the round alone."""
+    """A Markdown table: seconds of the round, and from round to round, with ratio."""
     lines = [
         "| | the round alone | from round to round | ratio |",
         "|---|--:|--:|--:|",
     ]
     for row in rows:
-        step, whole = row["step_s"], row["mean_s"]
+        step, interval = row["step_s"], row["mean_s"]
         lines.append(
-            f"| {row['case']} | {seconds(step)} | {seconds(whole)} "
-            f"| {whole / step:.2f} |"
+            f"| {row['case']} | {seconds(step)} | {seconds(interval)} "
+            f"| {interval / step:.2f} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    measured([*CASES][int(sys.argv[1])])
+    time_case([*CASES][int(sys.argv[1])])

@@ -1,4 +1,4 @@
-"""Rows of figures: one measured thing each, as they lie in benchmarks/<name>.jsonl."""
+"""Rows of benchmarks/<name>.jsonl, one per measured point, and their formats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,26 +9,30 @@ Row = dict[str, Any]
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in seconds or, below one second, in milliseconds."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{1000 * value:.3g} ms"
 
 
 def times(value: float) -> str:
-    """A ratio to hundredths, or to whole numbers from 10."""
+    """A ratio with two decimals, or as a whole number from 10 on."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def pivot(
     rows: Sequence[Row], title: str, *, against: str, memory: bool = False
 ) -> str:
-    """Names down, cases across, as a Markdown table.
+    """A Markdown table with a row per name and a column per case.
 
-    The row of `against` has medians on the clock; all others are ratios of medians to
-    it. With `memory` the largest resident memory is beside each.
+    Args:
+        rows: see `Row`.
+        title: the head of the first column.
+        against: the name whose row has median wall seconds; all other rows have ratios
+            of medians to it.
+        memory: whether a column beside each case has the peak resident memory.
     """
-    found = {(row["case"], row["name"]): row for row in rows}
+    row_by_key = {(row["case"], row["name"]): row for row in rows}
     cases, names = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "name")
     )
@@ -38,13 +42,13 @@ def pivot(
     for name in names:
         cells = []
         for case in cases:
-            row, base = found.get((case, name)), found[case, against]
+            row, base = row_by_key.get((case, name)), row_by_key[case, against]
             if row is None:
                 cells += ["", ""] if memory else [""]
                 continue
-            shown = seconds(row["median_s"])
+            text = seconds(row["median_s"])
             if name != against:
-                shown = f"x {times(row['median_s'] / base['median_s'])}"
-            cells += [shown, f"{row['peak_rss_mb']:,.0f}"] if memory else [shown]
+                text = f"x {times(row['median_s'] / base['median_s'])}"
+            cells += [text, f"{row['peak_rss_mb']:,.0f}"] if memory else [text]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""How the time of a round grows: with clients, cohort, tiers, width and devices.
+"""The growth of a round's time with clients, cohort, tiers, width and devices.
 
     python scripts/bench.py --name=scale
 
-Five minutes on 2 CPU cores. Every point is a process of its own; devices are simulated
-ones, which share the machine's cores.
+The benchmark takes five minutes on 2 CPU cores. Every point runs in its own process.
+Devices are simulated and share the machine's cores.
 """
 
 import io
@@ -23,13 +23,13 @@ AXES: dict[str, tuple[str, Sequence[int], str]] = {
     "width": ("dense", (64, 256, 1_024), "units of both hidden layers"),
     "devices": ("dense", (1, 2, 4), "simulated devices, 8 hospitals a round"),
 }
-"""{axis: (case, points, what is counted)}."""
+"""Axis -> (case, points, description)."""
 
 
 def fields(axis: str, point: int) -> list[str]:
-    """A point as fields of a case and its config."""
+    """The fields of the case and its config at a point."""
     tiers = tuple(round((t + 1) / point, 3) for t in range(point))
-    named = {
+    overrides = {
         "clients": {"work.clients": point, "work.cohort": 10, "work.rounds": 100},
         "cohort": {
             "work.clients": 10_000,
@@ -40,14 +40,14 @@ def fields(axis: str, point: int) -> list[str]:
             "work.cohort": 8,
             "submodel.name": "heterofl",
             "tiers.budget": tiers,
-            "tiers.share": (1.0,) * point,
+            "tiers.proportions": (1.0,) * point,
             "execution.slots": "stratified",
             "execution.form": "sliced",
         },
         "width": {"model.mlp.hidden": (point, point), "work.rounds": 10},
         "devices": {"work.cohort": 8, "execution.devices": point},
     }
-    return [f"{field}={value!r}" for field, value in named[axis].items()]
+    return [f"{field}={value!r}" for field, value in overrides[axis].items()]
 
 
 def measure() -> list[Row]:
@@ -58,7 +58,7 @@ def measure() -> list[Row]:
             flags = ""
             if axis == "devices":
                 flags = f"--xla_force_host_platform_device_count={point}"
-            row = run.once(
+            row = run.run_once(
                 None, "benchmarks.peers.ours", (case, *fields(axis, point)), flags=flags
             )
             rows.append({"case": axis, "name": "fairjax", "point": point} | row)
@@ -66,21 +66,28 @@ def measure() -> list[Row]:
 
 
 def slope(rows: Sequence[Row]) -> float:
-    """Of log seconds over log points between the last two: 1 is in proportion."""
+    """The slope of log seconds over log points between the last two points.
+
+    A slope of 1 means that time is proportional to the axis.
+    """
     (x0, y0), (x1, y1) = ((row["point"], row["median_s"]) for row in rows[-2:])
     return float(np.log(y1 / y0) / np.log(x1 / x0))
 
 
 def table(rows: list[Row]) -> str:
-    """Seconds, compile seconds and memory of every point."""
+    """A Markdown table of seconds, compile seconds and memory of every point."""
     lines = [
         "| | | a round | compile | MB |",
         "|---|--:|--:|--:|--:|",
     ]
-    for axis, (_, _, what) in AXES.items():
-        mine = [row for row in rows if row["case"] == axis]
-        for row in mine:
-            label = f"{what} (slope {slope(mine):.2f})" if row is mine[0] else ""
+    for axis, (_, _, description) in AXES.items():
+        axis_rows = [row for row in rows if row["case"] == axis]
+        for row in axis_rows:
+            label = (
+                f"{description} (slope {slope(axis_rows):.2f})"
+                if row is axis_rows[0]
+                else ""
+            )
             cells = [
                 f"{row['point']:,}",
                 seconds(row["median_s"]),
@@ -92,15 +99,17 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Seconds of a round over every axis."""
+    """Draws the seconds of a round over every axis."""
     figure, panels = plt.subplots(1, len(AXES), figsize=(3 * len(AXES), 2.6))
-    for panel, (axis, (_, _, what)) in zip(panels, AXES.items(), strict=True):
-        mine = [row for row in rows if row["case"] == axis]
-        points, taken = zip(*((r["point"], r["median_s"]) for r in mine), strict=True)
-        panel.loglog(points, taken, "o-")
+    for panel, (axis, (_, _, description)) in zip(panels, AXES.items(), strict=True):
+        axis_rows = [row for row in rows if row["case"] == axis]
+        points, durations = zip(
+            *((r["point"], r["median_s"]) for r in axis_rows), strict=True
+        )
+        panel.loglog(points, durations, "o-")
         panel.set_title(axis)
-        panel.set_xlabel(what.split(",")[0], fontsize=8)
-        panel.set_ylim(bottom=min(taken) / 2, top=2 * max(taken))
+        panel.set_xlabel(description.split(",")[0], fontsize=8)
+        panel.set_ylim(bottom=min(durations) / 2, top=2 * max(durations))
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("seconds a round")
     figure.tight_layout()

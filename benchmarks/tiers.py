@@ -1,8 +1,8 @@
-"""Five HeteroFL tiers, two clients each: the same round masked and sliced.
+"""The same round masked and sliced, with five HeteroFL tiers of two clients each.
 
     python scripts/bench.py --name=tiers
 
-Two minutes on 2 CPU cores.
+The benchmark takes two minutes on 2 CPU cores.
 """
 
 from benchmarks.peers import run
@@ -15,40 +15,40 @@ TURNS = 3
 
 
 def fields(form: str) -> list[str]:
-    """The tiers as fields of a config."""
-    named = {
+    """The config fields of the tiers."""
+    overrides = {
         "submodel.name": "heterofl",
         "tiers.budget": BUDGETS,
-        "tiers.share": (1.0,) * len(BUDGETS),
+        "tiers.proportions": (1.0,) * len(BUDGETS),
         "execution.slots": "stratified",
         "execution.form": form,
     }
-    return [f"{field}={value!r}" for field, value in named.items()]
+    return [f"{field}={value!r}" for field, value in overrides.items()]
 
 
 def measure() -> list[Row]:
-    """A row for every case and form, in turns."""
-    taken: dict[tuple[str, str], list[Row]] = {}
+    """A row for every case and form, which are measured in turns."""
+    turns_by_key: dict[tuple[str, str], list[Row]] = {}
     for case in CASES:
         for _ in range(TURNS):
             for form in FORMS:
-                row = run.once(None, "benchmarks.peers.ours", (case, *fields(form)))
-                taken.setdefault((case, form), []).append(row)
+                row = run.run_once(None, "benchmarks.peers.ours", (case, *fields(form)))
+                turns_by_key.setdefault((case, form), []).append(row)
     return [
         {"case": case, "name": form} | run.summary(turns)
-        for (case, form), turns in taken.items()
+        for (case, form), turns in turns_by_key.items()
     ]
 
 
 def table(rows: list[Row]) -> str:
-    """How much faster sliced is, and how much of what its multiply-adds allow."""
-    found = {(row["case"], row["name"]): row for row in rows}
+    """A Markdown table of the speed-up by slicing, beside that of the FLOPs."""
+    row_by_key = {(row["case"], row["name"]): row for row in rows}
     lines = [
         "| five tiers | masked | sliced | faster by | ideal | reached |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for case, title in CASES.items():
-        masked, sliced = (found[case, form] for form in FORMS)
+        masked, sliced = (row_by_key[case, form] for form in FORMS)
         faster = masked["cpu_s_per_round"] / sliced["cpu_s_per_round"]
         flops = sliced["flops_train"]
         ideal = len(flops) * max(flops) / sum(flops)

@@ -1,9 +1,10 @@
-"""What a seed costs when several are lanes of one program.
+"""The cost of a seed when one vmapped program runs several seeds.
 
     python scripts/bench.py --name=together
 
-The step that `train` compiles, of one run, beside the step of eight that differ in
-their seeds, both for as many rounds; and what compiling either takes.
+The benchmark times the step that `train` compiles for one run, and the step of eight
+runs that differ in their seeds, for the same number of rounds. It also times their
+compilation.
 """
 
 import resource
@@ -15,14 +16,14 @@ from typing import Any
 import jax
 
 from configs import default
-from fairjax.experiment import train, vmapped
+from fairjax.experiment import compilation, resume, vmapped
 from fairjax.experiment.config import build
 
 RUNS, TURNS, ROUNDS = 8, 5, 20
 
 
 def logistic() -> Any:
-    """Logistic regression on a table."""
+    """FedAvg of a logistic regression on a table."""
     c = default.get_config()
     c.data.name = "breast_cancer"
     c.model.mlp.hidden = ()
@@ -59,7 +60,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 
 def config_of(case: str, seed: int) -> Any:
-    """A run of a case."""
+    """The config of a case with a seed."""
     config = CASES[case]()
     config.seed = seed
     config.data.partition.seed = 0
@@ -72,48 +73,50 @@ def peak_mb() -> float:
 
 
 def seconds_of(step: Callable[[Any], Any], state: Any) -> list[float]:
-    """CPU seconds of a round, turn by turn, after one that is not kept."""
-    taken = []
+    """CPU seconds of a round by turn, without the first turn."""
+    durations = []
     for _ in range(1 + TURNS):
         began = time.process_time()
         for _ in range(ROUNDS):
             state, _ = jax.block_until_ready(step(state))
-        taken.append((time.process_time() - began) / ROUNDS)
-    return taken[1:]
+        durations.append((time.process_time() - began) / ROUNDS)
+    return durations[1:]
 
 
 def measure() -> list[dict[str, Any]]:
-    """All rows."""
+    """A row for every case."""
     rows = []
     for case in CASES:
         configs = [config_of(case, seed) for seed in range(RUNS)]
-        run = build.build(configs[0])
-        state = train.initial(run)
+        run = build.run(configs[0])
+        state = resume.init_state(run)
         began = time.perf_counter()
-        step, _ = train.compiled(run, state)
+        step, _ = compilation.compile_round(run, state)
         compile_one = time.perf_counter() - began
-        alone = seconds_of(step, state)
+        single_seconds = seconds_of(step, state)
 
-        together = vmapped.Lanes(configs)
-        states = [train.initial(build.build(config)) for config in configs]
+        vmapped_runs = vmapped.VmappedRuns(configs)
+        states = [resume.init_state(build.run(config)) for config in configs]
         began = time.perf_counter()
-        program = together.program(states[0])
+        program = vmapped_runs.program(states[0])
         compile_all = time.perf_counter() - began
 
-        def every(states: Any, program: Any = program, given: Any = together.arguments):
-            return program(states, *given)
+        def step_all(
+            states: Any, program: Any = program, arguments: Any = vmapped_runs.arguments
+        ):
+            return program(states, *arguments)
 
-        all_of_them = seconds_of(every, vmapped.stacked(states))
+        all_seconds = seconds_of(step_all, vmapped.stacked(states))
         rows.append(
             {
                 "case": case,
                 "name": "fairjax",
                 "runs": RUNS,
-                "alone_s": statistics.median(alone),
-                "median_s": statistics.median(all_of_them),
-                "min_s": min(all_of_them),
-                "max_s": max(all_of_them),
-                "cpu_s_per_round": statistics.median(all_of_them),
+                "alone_s": statistics.median(single_seconds),
+                "median_s": statistics.median(all_seconds),
+                "min_s": min(all_seconds),
+                "max_s": max(all_seconds),
+                "cpu_s_per_round": statistics.median(all_seconds),
                 "peak_rss_mb": peak_mb(),
                 "compile_alone_s": compile_one,
                 "compile_s": compile_all,

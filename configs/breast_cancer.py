@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
 
-About 15 s on 2 CPU cores; README.md has the AUROC.
+A run takes about 15 s on 2 CPU cores; README.md has the AUROC.
 """
 
 from configs import default

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/train.py --config=configs/digits.py --workdir=runs/digits
 
-About a minute on 2 CPU cores; pooled test accuracy about 0.9.
+A run takes about a minute on 2 CPU cores; pooled test accuracy is about 0.9.
 """
 
 from configs import default

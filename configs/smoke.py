@@ -1,4 +1,4 @@
-"""Two rounds of everything, in seconds: does this machine run fairjax at all?
+"""Two rounds of everything, in seconds: a test that this machine runs fairjax.
 
 .venv/bin/python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
 """

@@ -1,10 +1,11 @@
-"""Attacks a run, or a fresh model, and says what its uploads give away.
+"""Attacks a run or a fresh model, and reports what its uploads reveal.
 
     python scripts/attack.py --workdir=runs/blood --tier=0 --level=plain --level=tier
     python scripts/attack.py --workdir=runs/fresh --config=configs/pbc_blood28.py
 
-With a config the victims train its first model, else the newest checkpoint in workdir.
-Writes attack.json, whose rows of other attacks stay, and attack_inversion.png.
+With a config the victims train its first model, otherwise the newest checkpoint in
+workdir. The script writes attack_inversion.png and attack.json, and keeps the rows of
+other attacks in attack.json.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -40,48 +41,68 @@ _OPTIONS = (
     "canary",
     "party",
 )
-"""Flags that are an attack's own."""
+"""The flags that are settings of an attack."""
+
+
+_INTEGERS = {
+    "images": "Victims of every tier, for inversion.",
+    "records": "Records that a victim trains on.",
+    "steps": "Local steps that --observable=steps shows.",
+    "restarts": "Starts of every inversion.",
+    "iterations": "Iterations of every start.",
+    "shadows": "Shadow runs, for membership.",
+    "rounds": "Rounds of every audited run.",
+    "runs": "Audited runs with the canary, and as many without it.",
+    "chunk": "Shadow or audited runs that are trained at once.",
+}
+"""Flag -> help."""
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The flags of this script; one that is not given has the attack's default."""
-    there = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", sys_argv=list(argv), **there)
-    flags.DEFINE_string("workdir", None, "Folder of the run or the results.", **there)
-    what = "inversion, membership or audit."
-    flags.DEFINE_string("attack", "inversion", what, **there)
-    what = "A tier that is attacked; all. May be repeated, as may --level."
-    flags.DEFINE_multi_integer("tier", None, what, **there)
-    what = "What an attacker knows: plain, tier, structure or search; each of them."
-    flags.DEFINE_multi_string("level", None, what, **there)
-    flags.DEFINE_string("variant", None, "cosine or dlg.", **there)
-    flags.DEFINE_string("observable", None, "gradient, steps or round.", **there)
-    flags.DEFINE_integer("images", None, "Victims of every tier.", **there)
-    flags.DEFINE_integer("records", None, "Records that a victim trains on.", **there)
-    flags.DEFINE_integer("steps", None, "Local steps of observable steps.", **there)
-    flags.DEFINE_integer("restarts", None, "Starts of every attempt.", **there)
-    flags.DEFINE_integer("iterations", None, "Of every attempt.", **there)
-    flags.DEFINE_integer("shadows", None, "Shadow runs of membership.", **there)
-    what = "Of RMIA: the factor by which a record must surpass others."
-    flags.DEFINE_float("gamma", None, what, **there)
-    what = "Of offline RMIA: a, where members have a p + 1 - a for others' p."
-    flags.DEFINE_float("scale", None, what, **there)
-    flags.DEFINE_integer("rounds", None, "Of every audited run.", **there)
-    flags.DEFINE_integer("runs", None, "Audited with, and without, canary.", **there)
-    what = "Of an audit: loud, spike, overflow or class; all. May be repeated."
-    flags.DEFINE_multi_string("canary", None, what, **there)
-    what = "Audited tier, or hospital under record_dp; who spends most."
-    flags.DEFINE_string("party", None, what, **there)
-    flags.DEFINE_integer("chunk", None, "Shadow or audited runs at once.", **there)
+    """The flags of this script; the default of a setting is that of the attack."""
+    flag_options = {"flag_values": values}
+    config_flags.DEFINE_config_file("config", sys_argv=list(argv), **flag_options)
+    description = "Folder of the run or the results."
+    flags.DEFINE_string("workdir", None, description, **flag_options)
+    description = "The attack: inversion, membership or audit."
+    flags.DEFINE_string("attack", "inversion", description, **flag_options)
+    description = "Tier to attack, by default all. May be repeated, as may --level."
+    flags.DEFINE_multi_integer("tier", None, description, **flag_options)
+    description = (
+        "What the attacker knows: plain, tier, structure or search; by default each."
+    )
+    flags.DEFINE_multi_string("level", None, description, **flag_options)
+    description = "The inversion: cosine or dlg."
+    flags.DEFINE_string("variant", None, description, **flag_options)
+    description = "What the attacker observes: gradient, steps or round."
+    flags.DEFINE_string("observable", None, description, **flag_options)
+    for name, description in _INTEGERS.items():
+        flags.DEFINE_integer(name, None, description, **flag_options)
+    description = "The factor by which a record must surpass others, for RMIA."
+    flags.DEFINE_float("gamma", None, description, **flag_options)
+    description = "a of offline RMIA, where members have a p + 1 - a for others' p."
+    flags.DEFINE_float("scale", None, description, **flag_options)
+    description = (
+        "The audit's canary: loud, spike, overflow or class; by default all. May be "
+        "repeated."
+    )
+    flags.DEFINE_multi_string("canary", None, description, **flag_options)
+    description = (
+        "The audited tier, or hospital under record_dp; by default the one with the "
+        "largest epsilon."
+    )
+    flags.DEFINE_string("party", None, description, **flag_options)
     flags.mark_flags_as_required(["workdir"], values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Attacks, and prints what came out."""
-    given = options.flag_values_dict()
-    settings = {name: given[name] for name in _OPTIONS if given[name] is not None}
-    overridden = cli.overridden(options) if options.config else ()
-    run, state = attacks.opened(options.workdir, options.config, overridden)
+    """Attacks, and prints the results."""
+    flag_values = options.flag_values_dict()
+    settings = {
+        name: flag_values[name] for name in _OPTIONS if flag_values[name] is not None
+    }
+    overridden = cli.override_paths(options) if options.config else ()
+    run, state = attacks.load_target(options.workdir, options.config, overridden)
     rows = attacks.attack(options.attack, run, state, options.workdir, settings)
     print(json.dumps(rows, indent=2))
 

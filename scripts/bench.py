@@ -2,8 +2,8 @@
 
     python scripts/bench.py --name=branches
 
-Writes benchmarks/<name>.json, or .jsonl where the figures are rows, and from it the
-part between its markers in benchmarks/README.md.
+The script writes benchmarks/<name>.json, or .jsonl where the figures are rows, and from
+it the section between the benchmark's markers in benchmarks/README.md.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -48,9 +48,9 @@ BENCHMARKS = {
     "together": together,
 }
 ROWS = frozenset({"gpu", "loop", "peers", "precision", "scale", "tiers", "together"})
-"""Those whose figures are rows, each with where it is from."""
+"""Benchmarks whose figures are rows, each with its command, machine and versions."""
 DRAWN = frozenset({"scale"})
-"""Those with a figure, <name>.png."""
+"""Benchmarks with a drawing, <name>.png."""
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -60,20 +60,20 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def file(name: str) -> pathlib.Path:
-    """Where the figures of a benchmark lie."""
+    """The path of a benchmark's figures."""
     return FOLDER / f"{name}.{'jsonl' if name in ROWS else 'json'}"
 
 
-def read(name: str) -> Any:
-    """The figures of a benchmark as they were written."""
+def read_results(name: str) -> Any:
+    """The stored figures of a benchmark."""
     text = file(name).read_text()
     if name in ROWS:
         return [json.loads(line) for line in text.splitlines()]
     return json.loads(text)
 
 
-def filled(page: str, name: str, results: Any) -> str:
-    """The page with the table of a benchmark, and where its figures are from."""
+def page_with_table(page: str, name: str, results: Any) -> str:
+    """The page with the table of a benchmark and the origin of its figures."""
     about = results[0] if name in ROWS else results
     versions = ", ".join(f"{k} {about['versions'][k]}" for k in ("python", "jax"))
     origin = (
@@ -84,17 +84,17 @@ def filled(page: str, name: str, results: Any) -> str:
 
 
 def main(options: flags.FlagValues) -> None:
-    """Measures."""
+    """Measures the benchmark and writes its files."""
     name = require.one_of("--name", options.name, BENCHMARKS)
-    made = provenance()
+    origin = provenance()
     load = [os.getloadavg()[0]]
     figures = BENCHMARKS[name].measure()
     load.append(os.getloadavg()[0])
     about = {
         "command": f"python scripts/bench.py --name={name}",
-        "device": made["device"],
-        "machine": made["machine"],
-        "versions": made["versions"],
+        "device": origin["device"],
+        "machine": origin["machine"],
+        "versions": origin["versions"],
         "load_before_and_after": load,
     }
     if name in ROWS:
@@ -103,9 +103,9 @@ def main(options: flags.FlagValues) -> None:
     else:
         write_json(file(name), about | figures)
     if name in DRAWN:
-        BENCHMARKS[name].draw(read(name), FOLDER / f"{name}.png")
+        BENCHMARKS[name].draw(read_results(name), FOLDER / f"{name}.png")
     page = FOLDER / "README.md"
-    page.write_text(filled(page.read_text(), name, read(name)))
+    page.write_text(page_with_table(page.read_text(), name, read_results(name)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Trains beside liars: every fold against every attack, at rising shares of hospitals.
+"""Trains with Byzantine clients: every aggregator, attack and share of clients.
 
     python scripts/byzantine.py --data=heart
     python scripts/byzantine.py --data=blood
 
-Heart disease cut into 20 hospitals of which all are in every round, and blood cells at
-30 of which 9 are (configs/heart_disease.py, configs/pbc_blood28.py; both need their
-files). Writes results/byzantine.json after every program, and the page beside it; the
-same command again goes on. Heart disease takes twenty minutes of a CPU core, all
-shares and seeds of a fold and an attack side by side in one program; blood cells, one
-after the other, two hours.
+The data are heart disease at 20 clients, all of them in every round, and blood cells at
+30 clients, 9 of them in a round (configs/heart_disease.py and configs/pbc_blood28.py,
+which both need their files). The script writes results/byzantine.json after every
+program, and the page beside it. The same command again continues. Heart disease takes
+twenty minutes of a CPU core, because one vmapped program trains all shares and seeds of
+an aggregator and an attack. Blood cells are trained run by run and take two hours.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,26 +44,26 @@ RESULTS = ROOT / "results" / "byzantine.json"
 BEGIN = "<!-- results/byzantine.json -->"
 
 
-def heart() -> Any:
-    """Heart disease at 20 hospitals, 60 rounds with all of them."""
+def heart_config() -> Any:
+    """Heart disease at 20 clients, 60 rounds with all of them."""
     c = heart_disease.get_config()
-    c.select = experiment.SELECT
+    c.selection_metric = experiment.SELECT
     c.rounds = 60
     c.data.partition.name = "iid"
     c.data.partition.num_clients = 20
     return c
 
 
-def blood() -> Any:
-    """Blood cells at 30 hospitals of which 9 are in a round, 20 rounds."""
+def blood_config() -> Any:
+    """Blood cells at 30 clients, 20 rounds with 9 of them."""
     c = pbc_blood28.get_config()
-    c.select = experiment.SELECT
+    c.selection_metric = experiment.SELECT
     c.rounds = 20
     return c
 
 
 class Setting(NamedTuple):
-    """A federation, the liars it is to bear, and what is tried on it."""
+    """A federation, its assumed Byzantine clients, and the attacks on it."""
 
     title: str
     config: Callable[[], Any]
@@ -71,10 +71,12 @@ class Setting(NamedTuple):
     attacks: tuple[str, ...]
     shares: tuple[float, ...]
     seeds: tuple[int, ...]
-    hostile: int
-    """f, and with it beta = f / K: the most that K clients of a round allow."""
+    num_byzantine: int
+    """f, the most Byzantine clients that the K clients of a round allow."""
     beta: float
+    """The trimmed share, f / K."""
     side_by_side: bool
+    """Whether one vmapped program trains all shares and seeds."""
 
 
 ATTACKS: dict[str, dict[str, float]] = {
@@ -86,49 +88,49 @@ ATTACKS: dict[str, dict[str, float]] = {
     "claimed": {"label_flip": 1.0, "inflated_count": 20.0},
     "nan": {"nan": 1.0},
 }
-"""Name -> strength of every fault."""
+"""Name of an attack -> its faults with their strengths."""
 SETTINGS = {
     "heart": Setting(
         "Heart disease, 20 hospitals",
-        heart,
+        heart_config,
         ("fedavg", "heterofl"),
         tuple(ATTACKS),
         (0.1, 0.2, 0.3, 0.4),
         (0, 1, 2),
-        hostile=8,
+        num_byzantine=8,
         beta=0.4,
         side_by_side=True,
     ),
     "blood": Setting(
         "Blood cells, 9 of 30 hospitals a round",
-        blood,
+        blood_config,
         ("fedavg",),
         tuple(ATTACKS),
         (0.1, 0.2, 0.3, 0.4),
         (0,),
-        hostile=3,
+        num_byzantine=3,
         beta=1 / 3,
         side_by_side=False,
     ),
 }
-FOLDS: dict[str, dict[str, Any]] = {
+AGGREGATORS: dict[str, dict[str, Any]] = {
     "mean": {},
     "mean, norm bound 1": {"robust.norm_bound": 1.0},
-    "median": {"robust.fold": "median"},
-    "trimmed mean": {"robust.fold": "trimmed_mean"},
+    "median": {"robust.aggregator": "median"},
+    "trimmed mean": {"robust.aggregator": "trimmed_mean"},
     "trimmed mean, norm bound 1": {
-        "robust.fold": "trimmed_mean",
+        "robust.aggregator": "trimmed_mean",
         "robust.norm_bound": 1.0,
     },
-    "Krum": {"robust.fold": "krum"},
-    "Multi-Krum": {"robust.fold": "multi_krum"},
+    "Krum": {"robust.aggregator": "krum"},
+    "Multi-Krum": {"robust.aggregator": "multi_krum"},
 }
 NOBODY = "none"
-"""The attack of a program without liars."""
+"""The attack of a program without Byzantine clients."""
 
 
 class Job(NamedTuple):
-    """What a program is identified by; it has a row per share."""
+    """The identity of a program, which yields a row per share."""
 
     data: str
     method: str
@@ -137,105 +139,151 @@ class Job(NamedTuple):
 
 
 def jobs(data: str) -> Iterator[Job]:
-    """All programs of a data set, the undisturbed ones first."""
+    """All programs of a data set, those without attacks first."""
     setting = SETTINGS[data]
     attacks = (NOBODY, *setting.attacks)
-    for attack, method, fold in itertools.product(attacks, setting.methods, FOLDS):
+    for attack, method, fold in itertools.product(
+        attacks, setting.methods, AGGREGATORS
+    ):
         yield Job(data, method, fold, attack)
 
 
 def config_of(job: Job) -> Any:
-    """The config of a program, without its faults."""
+    """The config of a program without its faults."""
     setting = SETTINGS[job.data]
     c = setting.config()
     c.submodel.name = job.method
     if job.method == "fedavg":
         c.execution.form = "masked"
-    c.robust.hostile, c.robust.trimmed_mean.beta = setting.hostile, setting.beta
-    c.update_from_flattened_dict(FOLDS[job.fold])
+    c.robust.num_byzantine, c.robust.trimmed_mean.beta = (
+        setting.num_byzantine,
+        setting.beta,
+    )
+    c.update_from_flattened_dict(AGGREGATORS[job.fold])
     return c
 
 
-def measured(job: Job) -> list[dict[str, Any]]:
-    """Trains with all shares and seeds: a row per share."""
+def measure(job: Job) -> list[dict[str, Any]]:
+    """Trains with all shares and seeds.
+
+    Returns:
+        A row per share. "honest_entered" and "hostile_entered" are mean shares of the
+        rounds of honest and of Byzantine clients whose updates the server accepted.
+    """
     setting = SETTINGS[job.data]
-    run = build.build(config_of(job), vmapped=setting.side_by_side)
+    run = build.run(config_of(job), vmapped=setting.side_by_side)
     shares = (0.0,) if job.attack == NOBODY else setting.shares
     clients = len(run.splits.clients)
-    lanes = [
-        (seed, faults.hospitals(share, clients, seed))
+    vmapped_runs = [
+        (seed, faults.faulty_clients(share, clients, seed))
         for share in shares
         for seed in setting.seeds
     ]
-    strengths = {} if job.attack == NOBODY else ATTACKS[job.attack]
-
-    def faulty(struck: Any) -> list[Fault]:
-        return [Fault(name, struck, 1.0, s) for name, s in strengths.items()]
-
-    trained = [
-        faults.corrupted(run.splits.train, faulty(struck), seed)
-        for seed, struck in lanes
+    training_data = [
+        faults.corrupt_records(run.splits.train, _faults(job, is_faulty), seed)
+        for seed, is_faulty in vmapped_runs
     ]
-
-    def one(train: Any, test: Any, lane: Any) -> Any:
-        seed, struck, y, labels = lane
-        train = dataclasses.replace(train, y=y, labels=labels)
-        spec = dataclasses.replace(
-            run.spec,
-            sending=faults.sending(faulty(struck), Deadline(1.0, 0.0)),
-            rule=faults.claiming(run.spec.rule, faulty(struck)),
-        )
-        state = round.init(
-            jax.random.key(seed),
-            train.x[:1],
-            counts=run.splits.train.count,
-            tiers=len(run.budget),
-            spec=spec,
-        )
-        state = round.run(
-            state,
-            train,
-            lambda state: run.draw(state.key, state.round),
-            spec=spec,
-            layout=run.layout,
-            rounds=run.config["rounds"],
-        )
-        members = evaluate.representatives(run)
-        tiers = jnp.asarray(run.tiers)
-        full, _ = deployed.evaluate(state, test, train, tiers, members, spec=spec)
-        return full.pooled.auroc, full.pooled.accuracy, state.attendance
-
-    over = jax.vmap if setting.side_by_side else _one_by_one
+    batch = jax.vmap if setting.side_by_side else _sequential
     stacked = (
-        jnp.asarray([seed for seed, _ in lanes], jnp.int32),
-        jnp.asarray([struck for _, struck in lanes]),
-        jnp.asarray([data.y for data in trained]),
-        jnp.asarray([data.labels for data in trained]),
+        jnp.asarray([seed for seed, _ in vmapped_runs], jnp.int32),
+        jnp.asarray([is_faulty for _, is_faulty in vmapped_runs]),
+        jnp.asarray([data.y for data in training_data]),
+        jnp.asarray([data.labels for data in training_data]),
     )
     data = jax.tree.map(jnp.asarray, (run.splits.train, run.splits.test))
-    program = jax.jit(lambda *data: over(functools.partial(one, *data))(stacked))
-    auroc, accuracy, attendance = jax.device_get(program(*data))
-    entered = attendance.entered / np.maximum(attendance.came, 1)
+    program = jax.jit(
+        lambda *data: batch(functools.partial(_train_and_score, job, run, *data))(
+            stacked
+        )
+    )
+    auroc, accuracy, participation = jax.device_get(program(*data))
+    accepted_share = participation.accepted / np.maximum(participation.selected, 1)
+    scores = {"auroc": auroc, "accuracy": accuracy}
+    return _rows(job, shares, vmapped_runs, scores, accepted_share)
+
+
+def _faults(job: Job, is_faulty: Any) -> list[Fault]:
+    """The faults of a job's attack, in every round of the faulty clients."""
+    strengths = {} if job.attack == NOBODY else ATTACKS[job.attack]
+    return [Fault(name, is_faulty, 1.0, s) for name, s in strengths.items()]
+
+
+def _train_and_score(
+    job: Job, run: build.Run, train: Any, test: Any, vmapped_run: Any
+) -> Any:
+    """(AUROC, accuracy, participation) of one seed and one set of faulty clients.
+
+    Args:
+        job: the program.
+        run: its run, whose seed and records are replaced.
+        train: training records of all clients.
+        test: test records of all clients.
+        vmapped_run: (seed, faulty clients, labels, label counts).
+    """
+    seed, is_faulty, y, labels = vmapped_run
+    train = dataclasses.replace(train, y=y, labels=labels)
+    spec = dataclasses.replace(
+        run.spec,
+        transmission=faults.upload_faults(_faults(job, is_faulty), Deadline(1.0, 0.0)),
+        rule=faults.with_false_claims(run.spec.rule, _faults(job, is_faulty)),
+    )
+    state = round.init(
+        jax.random.key(seed),
+        train.x[:1],
+        counts=run.splits.train.count,
+        tiers=len(run.budget),
+        spec=spec,
+    )
+    state = round.run(
+        state,
+        train,
+        lambda state: run.draw(state.key, state.round),
+        spec=spec,
+        layout=run.layout,
+        rounds=run.config["rounds"],
+    )
+    members = evaluate.representatives(run)
+    tiers = jnp.asarray(run.tiers)
+    full, _ = deployed.evaluate(state, test, train, tiers, members, spec=spec)
+    return full.pooled.auroc, full.pooled.accuracy, state.participation
+
+
+def _rows(
+    job: Job,
+    shares: Sequence[float],
+    vmapped_runs: Sequence[tuple[int, Any]],
+    scores: Mapping[str, Any],
+    accepted_share: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A row per share from the figures of all runs, which are ordered by share."""
+    seeds = len(SETTINGS[job.data].seeds)
     rows = []
-    for place, share in enumerate(shares):
-        mine = range(place * len(setting.seeds), (place + 1) * len(setting.seeds))
-        hostile = np.concatenate([entered[i][lanes[i][1]] for i in mine])
-        honest = np.concatenate([entered[i][~lanes[i][1]] for i in mine])
+    for position, share in enumerate(shares):
+        indices = range(position * seeds, (position + 1) * seeds)
+        byzantine_share = np.concatenate(
+            [accepted_share[i][vmapped_runs[i][1]] for i in indices]
+        )
+        honest_share = np.concatenate(
+            [accepted_share[i][~vmapped_runs[i][1]] for i in indices]
+        )
         rows.append(
             job._asdict()
             | {
                 "share": share,
-                "auroc": [_number(auroc[i]) for i in mine],
-                "accuracy": [float(accuracy[i]) for i in mine],
-                "honest_entered": float(honest.mean()),
-                "hostile_entered": float(hostile.mean()) if len(hostile) else None,
+                "auroc": [_number(scores["auroc"][i]) for i in indices],
+                "accuracy": [float(scores["accuracy"][i]) for i in indices],
+                "honest_entered": float(honest_share.mean()),
+                "hostile_entered": float(byzantine_share.mean())
+                if len(byzantine_share)
+                else None,
             }
         )
     return rows
 
 
-def _one_by_one(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda lanes: jax.lax.map(one, lanes)
+def _sequential(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Maps a function over runs one by one, as `jax.vmap` does over all at once."""
+    return lambda vmapped_runs: jax.lax.map(function, vmapped_runs)
 
 
 def _number(value: Any) -> float | None:
@@ -245,62 +293,73 @@ def _number(value: Any) -> float | None:
 # ---------------------------------------------------------------------------- the table
 
 
-def mean(row: dict[str, Any], of: str = "accuracy") -> float:
-    """Over the seeds of a row."""
-    return float(np.mean(row[of]))
+def mean(row: dict[str, Any], figure: str = "accuracy") -> float:
+    """Mean of a figure over the seeds of a row."""
+    return float(np.mean(row[figure]))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table per federation and method that is there whole."""
-    parts = []
-    by = {(Job(*(r[name] for name in Job._fields)), r["share"]): r for r in rows}
+    """A Markdown table per federation and method whose programs have all run."""
+    tables = []
+    row_by_job = {
+        (Job(*(r[name] for name in Job._fields)), r["share"]): r for r in rows
+    }
     for data, setting in SETTINGS.items():
         for method in setting.methods:
-            done = {job for job, _ in by if (job.data, job.method) == (data, method)}
-            if done != {job for job in jobs(data) if job.method == method}:
+            finished_jobs = {
+                job for job, _ in row_by_job if (job.data, job.method) == (data, method)
+            }
+            if finished_jobs != {job for job in jobs(data) if job.method == method}:
                 continue
-            parts += _tables(by, data, method)
-    return "\n\n".join(parts)
+            tables += _tables(row_by_job, data, method)
+    return "\n\n".join(tables)
 
 
-def _tables(by: dict[Any, dict[str, Any]], data: str, method: str) -> list[str]:
+def _tables(row_by_job: dict[Any, dict[str, Any]], data: str, method: str) -> list[str]:
     setting = SETTINGS[data]
-    named = ", ".join(f"{share:.0%}" for share in setting.shares)
-    seeds = f"{len(setting.seeds)} seed{'s' if len(setting.seeds) > 1 else ''}"
-    said = f"{setting.title}, {method}: accuracy with {named} liars, mean of {seeds}."
-    heads = ["fold", "none", "rejected", *setting.attacks]
+    share_text = ", ".join(f"{share:.0%}" for share in setting.shares)
+    seed_text = f"{len(setting.seeds)} seed{'s' if len(setting.seeds) > 1 else ''}"
+    caption = (
+        f"{setting.title}, {method}: accuracy with {share_text} Byzantine hospitals, "
+        f"mean of {seed_text}."
+    )
+    heads = ["aggregator", "none", "rejected", *setting.attacks]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    for fold in FOLDS:
-        calm = by[Job(data, method, fold, NOBODY), 0.0]
-        cells = [fold, f"{mean(calm):.3f}", f"{1 - calm['honest_entered']:.0%}"]
+    for fold in AGGREGATORS:
+        undisturbed_row = row_by_job[Job(data, method, fold, NOBODY), 0.0]
+        cells = [
+            fold,
+            f"{mean(undisturbed_row):.3f}",
+            f"{1 - undisturbed_row['honest_entered']:.0%}",
+        ]
         for attack in setting.attacks:
             job = Job(data, method, fold, attack)
-            kept = (mean(by[job, share]) for share in setting.shares)
-            cells.append(" ".join(f"{value:.2f}" for value in kept))
+            accuracies = (mean(row_by_job[job, share]) for share in setting.shares)
+            cells.append(" ".join(f"{value:.2f}" for value in accuracies))
         lines.append("| " + " | ".join(cells) + " |")
-    return [said, "\n".join(lines)]
+    return [caption, "\n".join(lines)]
 
 
-def add(rows: Sequence[dict[str, Any]], same: dict[str, Any]) -> None:
-    """Writes rows beside those that are there, and the page's tables."""
-    with experiment.alone(RESULTS.parent):
-        runs = [*(experiment.continued(RESULTS, same) or []), *rows]
-        write_json(RESULTS, same | {"runs": runs})
+def add(rows: Sequence[dict[str, Any]], setup: dict[str, Any]) -> None:
+    """Adds rows to the results file, and updates the page's tables."""
+    with experiment.locked(RESULTS.parent):
+        runs = [*(experiment.load_runs(RESULTS, setup) or []), *rows]
+        write_json(RESULTS, setup | {"runs": runs})
         path = RESULTS.parent / "README.md"
         path.write_text(fill(path.read_text(), BEGIN, table(runs)))
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
-    what = f"Federations of this process: {', '.join(SETTINGS)}."
-    flags.DEFINE_list("data", list(SETTINGS), what, flag_values=values)
+    description = f"Federations that this process runs: {', '.join(SETTINGS)}."
+    flags.DEFINE_list("data", list(SETTINGS), description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs what is missing and writes both files."""
+    """Runs the missing programs and writes the results and the page."""
     for name in options.data:
         require.one_of("--data", name, SETTINGS)
-    same = {
+    setup = {
         "command": "python scripts/byzantine.py",
         "attacks": ATTACKS,
         "settings": {
@@ -310,11 +369,11 @@ def main(options: flags.FlagValues) -> None:
         **experiment.surroundings(),
     }
     for job in itertools.chain.from_iterable(map(jobs, options.data)):
-        made = experiment.continued(RESULTS, same) or []
-        if any(all(row[k] == v for k, v in job._asdict().items()) for row in made):
+        rows = experiment.load_runs(RESULTS, setup) or []
+        if any(all(row[k] == v for k, v in job._asdict().items()) for row in rows):
             continue
-        add(measured(job), same)
-    add([], same)
+        add(measure(job), setup)
+    add([], setup)
 
 
 if __name__ == "__main__":

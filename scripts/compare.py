@@ -1,19 +1,19 @@
-"""Trains methods on the same hospitals under equal budgets, and judges claims on them.
+"""Trains methods on the same clients under equal budgets, and judges claims on them.
 
     python scripts/compare.py --data=blood
 
-Who competes is in `scripts/contests.py`, what runs come to in `scripts/standings.py`.
-All methods of a seed have the same records, cohorts and initial values of what they
-share. Every one has the learning rate that is best on the validation split, of as many
-trials as the others, on the first seed of the first ratio; so is the combination of
-ours that is shown. Its rival at a ratio is the published method that is best on the
-validation split there, over its seeds. Writes results/<data>.json after every run, and
-from the seeds of a ratio for which all methods have run the pages and
-results/<data>.png. The same command again goes on with the runs that are missing;
-another setting or other versions begin anew, and a method that has changed is run
-again. A run on blood cells takes two minutes of a CPU core, all of them five hours:
-processes that have a part of the methods each (--methods=fedavg,heterofl) share the
-files.
+`scripts/contests.py` lists the methods, `scripts/standings.py` derives choices and
+claims from their runs. All methods of a seed have the same records, cohorts and initial
+values of shared parameters. The learning rate of every method is the best one on the
+validation split, among as many trials as the others have, with the first seed of the
+first ratio. The combination of ours in the table is chosen in the same way. Its rival
+at a ratio is the published method that is best on the validation split over the ratio's
+seeds. The script writes results/<data>.json after every run. It writes the pages and
+results/<data>.png from the seeds of a ratio for which all methods have run. The same
+command again continues with the missing runs. It starts anew after a change of setting
+or versions, and repeats the runs of a method that has changed. A run on blood cells
+takes two minutes of a CPU core, all of them five hours. Processes that run some of the
+methods each (--methods=fedavg,heterofl) share the files.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -37,7 +37,15 @@ from scripts import experiment
 from scripts.contest_page import draw, sentence, table
 from scripts.contests import CONTESTS, Contest
 from scripts.experiment import fill
-from scripts.standings import Job, Run, current, done, fields_of, judged, missing
+from scripts.standings import (
+    Job,
+    Run,
+    current_runs,
+    fields_of,
+    missing_jobs,
+    runs_by_job,
+    with_verdicts,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,7 +53,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def config_of(contest: Contest, job: Job) -> Any:
     """The config of one run."""
     config = contest.config()
-    config.tiers.share = contest.ratios[job.ratio]
+    config.tiers.proportions = contest.ratios[job.ratio]
     config.update_from_flattened_dict(dict(contest.entries[job.method].fields))
     config.seed = job.seed
     config.local.learning_rate = job.learning_rate
@@ -53,11 +61,11 @@ def config_of(contest: Contest, job: Job) -> Any:
 
 
 def measure(config: Any, score: str) -> Run:
-    """One run: its evaluations on the test split, and what the tiers spent.
+    """Evaluations on the test split of one run, and the costs of its tiers.
 
     "evaluations" has a row of `evaluation` per evaluated round. "bytes" (received and
-    sent) and "flops" are those of all hospitals of a tier together over the run; a tier
-    that takes no part has none.
+    sent) and "flops" are totals over the run of all clients of a tier; they are 0 for a
+    tier that does not take part.
     """
     config.checkpoint.every, config.checkpoint.keep = config.eval_every, 2
     rows: list[dict[str, Any]] = []
@@ -65,26 +73,27 @@ def measure(config: Any, score: str) -> Run:
     with experiment.temporary() as folder, experiment.without_intervals():
         result = train(config, f"{folder}/run", log=lambda _, row: rows.append(row))
     tiers = len(config.tiers.budget)
-    spent = result.summary["principles"]["sustainability"]
+    totals = result.summary["principles"]["sustainability"]
     return {
         "evaluations": [
             evaluation(row, tiers, score) for row in rows if "eval/accuracy" in row
         ],
         "parameters": [bill["parameters"] for bill in result.summary["tiers"]],
-        "bytes": np.add(spent["bytes_down"], spent["bytes_up"]).tolist(),
-        "flops": spent["flops_train"],
+        "bytes": np.add(totals["bytes_down"], totals["bytes_up"]).tolist(),
+        "flops": totals["flops_train"],
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
 def evaluation(row: Mapping[str, Any], tiers: int, score: str) -> dict[str, Any]:
-    """What is kept of a row of metrics.jsonl.
+    """The figures of a row of metrics.jsonl that the comparison uses.
 
-    "tiers" is the score of the model at the server at a tier's hospitals, "own" that of
-    the tier's sub-model there, and "submodels" of the latter on everybody's records.
+    "tiers" has the score of the server's model on every tier's clients, "own" that of
+    the tier's sub-model on these clients, and "submodels" that of the tier's sub-model
+    on the records of all clients.
     """
 
-    def each(name: str) -> list[float]:
+    def tier_scores(name: str) -> list[float]:
         return [row[f"eval/{score}/{name.format(tier)}"] for tier in range(tiers)]
 
     return {
@@ -94,25 +103,25 @@ def evaluation(row: Mapping[str, Any], tiers: int, score: str) -> dict[str, Any]
         "accuracy": row["eval/accuracy"],
         "gap": row["eval/accuracy/tier_gap"],
         "std": row["eval/accuracy/client_std"],
-        "tiers": each("tier_{}"),
-        "own": each("tier_{}/own"),
-        "submodels": each("submodel_{}"),
+        "tiers": tier_scores("tier_{}"),
+        "own": tier_scores("tier_{}/own"),
+        "submodels": tier_scores("submodel_{}"),
     }
 
 
-def add(data: str, same: Mapping[str, Any], runs: Sequence[Run]) -> None:
-    """Writes runs beside those that are there, and the page's table and figure."""
+def add(data: str, setup: Mapping[str, Any], runs: Sequence[Run]) -> None:
+    """Adds runs to the results file, and updates the pages and the figure."""
     contest, folder = CONTESTS[data], ROOT / "results"
-    with experiment.alone(folder):
+    with experiment.locked(folder):
         path = folder / f"{data}.json"
-        before = current(contest, experiment.continued(path, same) or [])
-        results = judged(contest, {**same, "runs": [*before, *runs]})
+        earlier_runs = current_runs(contest, experiment.load_runs(path, setup) or [])
+        results = with_verdicts(contest, {**setup, "runs": [*earlier_runs, *runs]})
         write_json(path, results)
         begin = f"<!-- results/{data}.json -->"
-        for page, said in ((folder.parent, sentence), (folder, table)):
+        for page, render in ((folder.parent, sentence), (folder, table)):
             text = (page / "README.md").read_text()
             if begin in text:
-                text = fill(text, begin, said(contest, results))
+                text = fill(text, begin, render(contest, results))
                 (page / "README.md").write_text(text)
         if results["complete_seeds"]:
             draw(contest, results, folder / f"{data}.png")
@@ -120,32 +129,34 @@ def add(data: str, same: Mapping[str, Any], runs: Sequence[Run]) -> None:
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
-    flags.DEFINE_string("data", "blood", "Which contest.", flag_values=values)
-    what = "Methods of this process; all of them if empty."
-    flags.DEFINE_list("methods", [], what, flag_values=values)
+    flags.DEFINE_string("data", "blood", "The contest to run.", flag_values=values)
+    description = "Methods that this process runs; all of them if empty."
+    flags.DEFINE_list("methods", [], description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs what is missing and writes the files."""
+    """Runs the missing jobs and writes the files."""
     contest = CONTESTS[require.one_of("--data", options.data, CONTESTS)]
     for name in options.methods:
         require.one_of("--methods", name, contest.entries)
     methods = options.methods or list(contest.entries)
-    same = {
+    setup = {
         "command": f"python scripts/compare.py --data={options.data}",
         "setting": experiment.changes(contest.config()),
         **experiment.surroundings(),
     }
     path = ROOT / "results" / f"{options.data}.json"
     while True:
-        made = done(current(contest, experiment.continued(path, same) or []))
-        job = next(missing(contest, made, methods), None)
+        run_by_job = runs_by_job(
+            current_runs(contest, experiment.load_runs(path, setup) or [])
+        )
+        job = next(missing_jobs(contest, run_by_job, methods), None)
         if job is None:
             break
         run = measure(config_of(contest, job), contest.score)
         fields = fields_of(contest, job.method)
-        add(options.data, same, [{**job._asdict(), "fields": fields, **run}])
-    add(options.data, same, [])
+        add(options.data, setup, [{**job._asdict(), "fields": fields, **run}])
+    add(options.data, setup, [])
 
 
 if __name__ == "__main__":

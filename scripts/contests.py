@@ -1,8 +1,9 @@
-"""What `scripts/compare.py` compares: data sets, methods, and combinations of ours.
+"""The contests of `scripts/compare.py`: data sets, methods and combinations of ours.
 
-Budgets are equal in parameters: what a hospital of a tier trains and sends is no more
-than what HeteroFL gives it there. References are not held to that. DepthFL cannot fill
-the smallest budgets: what its first exit leaves over is too little for another stage.
+Budgets are equal in parameters: a client of a tier trains and sends at most as many
+parameters as HeteroFL's client of that tier. References may exceed this budget. DepthFL
+leaves part of the smallest budgets unused, because the rest beyond its first exit is
+too small for another stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,43 +20,58 @@ class Entry(NamedTuple):
 
     title: str
     fields: Mapping[str, Any]
-    """What it changes in the contest's config."""
+    """The fields that the entry changes in the contest's config."""
     role: Role = "published"
-    """"reference": not within the budgets; "published"; "control": what a part of ours
-    does by itself; "ours": one of several combinations, of which the validation split
-    chooses one."""
+    """"reference": not within the budgets; "published": a published method; "control":
+    one component of ours by itself; "ours": one of several combinations, from which the
+    validation split chooses one."""
 
 
 class Contest(NamedTuple):
-    """A data set, its hospitals, and who competes."""
+    """A data set, its clients and the competing methods."""
 
     title: str
     config: Callable[[], Any]
     score: str
-    """A figure of metrics.jsonl that is known per tier: what is chosen by."""
+    """The figure of metrics.jsonl, known per tier, by which choices are made."""
     ratios: Mapping[str, tuple[float, ...]]
-    """Hospitals of the tiers, smallest first, by name."""
+    """Name of a ratio -> relative numbers of clients in the tiers, smallest first."""
     entries: Mapping[str, Entry]
     rates: tuple[float, ...]
-    """Learning rates that every entry is tuned over."""
+    """The learning rates that are tried for every entry."""
     seeds: tuple[int, ...] = (0, 1, 2)
     last: int = 3
-    """Evaluations at the end of a run that are averaged."""
+    """The number of evaluations at the end of a run that are averaged."""
 
 
 MASKED = {"execution.form": "masked"}
-"""Slices save nothing where all train the whole model, and less than branches in three
-programs take to compile."""
+"""Sliced execution saves nothing where all clients train the whole model. With branches
+it saves less time than its three programs take to compile."""
 WIDTHS = {"submodel.name": "heterofl", "submodel.heterofl.masked_loss": False}
-"""HeteroFL's sub-models under the whole loss, which an objective can then adjust."""
-LADDER = {
-    "submodel.name": "ladder",
-    "submodel.ladder.kinds": ("width", "width", "plain"),
+"""HeteroFL's sub-models with an unmasked loss, which a fairness rule can adjust."""
+MIXED = {
+    "submodel.name": "mixed",
+    "submodel.mixed.kinds": ("width", "width", "plain"),
     "tiers.branches": (0, 0, 2),
     **MASKED,
 }
 ADJUSTED = {"fairness.rule": "logit_adjust"}
 ADAM = {"server.optimizer": "adam", "server.learning_rate": 0.01}
+COMBINATIONS = {
+    "adjusted": Entry("widths, adjusted logits", {**WIDTHS, **ADJUSTED}),
+    "adjusted_tiers": Entry(
+        "widths, adjusted logits, tiers weighed by loss",
+        {**WIDTHS, "fairness.rule": "tier_term+logit_adjust"},
+    ),
+    "adjusted_branches": Entry(
+        "branches above widths, adjusted logits", {**MIXED, **ADJUSTED}
+    ),
+    "adjusted_adam": Entry(
+        "widths, adjusted logits, Adam at the server",
+        {**WIDTHS, **ADJUSTED, **ADAM},
+    ),
+}
+"""The combinations of ours that compete in every contest."""
 
 
 def entries(
@@ -68,9 +84,11 @@ def entries(
     """The methods on three tiers.
 
     Args:
-        rounds: of a run; after a third of them DepthFL's exits teach at full strength.
-        smallest: what makes the plain model as large as HeteroFL's smallest.
-        stages: exits that DepthFL's tiers keep.
+        rounds: the rounds of a run; DepthFL's distillation reaches full strength after
+            a third of them.
+        smallest: the config fields that make the plain model as large as HeteroFL's
+            smallest sub-model.
+        stages: the number of exits that each of DepthFL's tiers keeps.
         shares: FIARSE's budgets.
     """
     dynamicfl = {"submodel.name": "dynamicfl", "tiers.branches": (0, 1, 2), **MASKED}
@@ -112,48 +130,34 @@ def entries(
             "the smallest model, adjusted logits", {**fedavg, **smallest, **ADJUSTED}
         ),
         "widths": Entry("HeteroFL under the whole loss", WIDTHS),
-        "ladder": Entry("DynamicFL's branches above a ladder of widths", LADDER),
-    }
-    ours = {
-        "adjusted": Entry("widths, adjusted logits", {**WIDTHS, **ADJUSTED}),
-        "adjusted_tiers": Entry(
-            "widths, adjusted logits, tiers weighed by loss",
-            {**WIDTHS, "fairness.rule": "tier_term+logit_adjust"},
-        ),
-        "adjusted_branches": Entry(
-            "branches above widths, adjusted logits", {**LADDER, **ADJUSTED}
-        ),
-        "adjusted_adam": Entry(
-            "widths, adjusted logits, Adam at the server",
-            {**WIDTHS, **ADJUSTED, **ADAM},
-        ),
+        "mixed": Entry("DynamicFL's branches above a ladder of widths", MIXED),
     }
     roles: dict[Role, dict[str, Entry]] = {
         "reference": reference,
         "published": published,
         "control": control,
-        "ours": ours,
+        "ours": COMBINATIONS,
     }
     return {
         name: entry._replace(role=role)
-        for role, some in roles.items()
-        for name, entry in some.items()
+        for role, group in roles.items()
+        for name, entry in group.items()
     }
 
 
 def blood() -> Contest:
-    """Pictures, 30 hospitals of which 9 are in a round, labels skewed."""
+    """Images at 30 clients with skewed labels, 9 of them in a round."""
 
     def cells(preset: str = "") -> Any:
         c = pbc_blood28.get_config(preset)
-        c.select = experiment.SELECT
+        c.selection_metric = experiment.SELECT
         return c
 
     methods = entries(
         rounds=60,
         smallest={"model.cnn.channels": (8, 8, 16)},
         stages=(1, 2, 3),
-        # FIARSE keeps the norms whole.
+        # FIARSE never masks the parameters of norms.
         shares=(0.0809, 0.2565, 1.0),
     )
     central = {
@@ -161,13 +165,13 @@ def blood() -> Contest:
         "data.partition.name": "iid",
         "data.partition.num_clients": 1,
         "tiers.budget": (1.0,),
-        "tiers.share": (1.0,),
-        "cohort": 1,
-        # As many as the nine hospitals of a round make together.
+        "tiers.proportions": (1.0,),
+        "clients_per_round": 1,
+        # As many steps as the nine clients of a round take together.
         "local.steps": 9 * 12,
     }
-    alone = Entry("one hospital with all records", central, "reference")
-    methods = {"central": alone, **methods}
+    central_entry = Entry("one hospital with all records", central, "reference")
+    methods = {"central": central_entry, **methods}
     return Contest(
         "Blood cells at 30 hospitals",
         cells,
@@ -185,16 +189,23 @@ def tabular(
     shares: tuple[float, ...],
     steps: int | None = None,
 ) -> Contest:
-    """Records of a table, all hospitals in every round, on a residual network.
+    """A contest on tabular records, with a residual network and full participation.
 
-    Its width tiers have a third and more than a half of the parameters: what one and
-    two of four blocks have at least. Hospitals of very different sizes take the same
-    number of steps, if one is given.
+    The width tiers have a third and more than a half of the parameters, which is at
+    least what one and two of four blocks have.
+
+    Args:
+        title: the title of the contest.
+        config: the module in configs/ with the data set's config.
+        rounds: the rounds of a run.
+        shares: FIARSE's budgets.
+        steps: the local steps of every client, where clients differ much in size; None
+            takes the config's epochs.
     """
 
     def resmlp() -> Any:
         c = config.get_config()
-        c.select = experiment.SELECT
+        c.selection_metric = experiment.SELECT
         c.rounds, c.eval_every, c.local.steps = rounds, 5, steps
         c.model.name = "resmlp"
         c.model.resmlp.width, c.model.resmlp.hidden = 32, 64
@@ -209,7 +220,8 @@ def tabular(
         stages=(1, 2, 4),
         shares=shares,
     )
-    # Hospitals that admit the ill say so by their labels, which adjusted logits forget.
+    # Label frequencies identify clients that admit the ill. Adjusted logits remove this
+    # information, so combinations without them compete as well.
     methods |= {
         "tiers": Entry(
             "widths, tiers weighed by loss",

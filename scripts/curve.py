@@ -1,14 +1,14 @@
-"""What privacy of single records costs, and whom: epsilon against accuracy.
+"""The cost of record-level privacy for every client: accuracy against epsilon.
 
     python scripts/curve.py
 
-Runs configs/heart_disease.py (four real hospitals) under `record_dp` at every epsilon
-of `EPSILONS` on three seeds; infinity clips as the others do and adds no noise. Every
-epsilon has the learning rate and the clip, of all pairs of `RATES` and `CLIPS`, whose
-AUROC on the validation records is best in the last round, as a mean over the seeds:
-that search is not accounted for. It trains all pairs of a seed in one vmapped program;
-the runs that are shown are runs of `train`. Writes results/curve.json and the
-page beside it.
+The script runs configs/heart_disease.py (four real hospitals) under `record_dp` at
+every epsilon of `EPSILONS` with three seeds. An infinite epsilon clips as the others do
+and adds no noise. For every epsilon a search over all pairs of `RATES` and `CLIPS`
+takes the learning rate and the clip with the best AUROC on the validation records in
+the last round, averaged over the seeds. The privacy accounting does not include this
+search. The search trains all pairs of a seed in one vmapped program; the reported runs
+are runs of `train`. The script writes results/curve.json and the page beside it.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -34,7 +34,8 @@ from fairjax.evaluation import deployed
 from fairjax.experiment import cli, evaluate
 from fairjax.experiment.config import build
 from fairjax.experiment.io.workdir import write_json
-from fairjax.experiment.train import initial, train
+from fairjax.experiment.resume import init_state
+from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import fill, interval
 
@@ -43,7 +44,7 @@ RESULTS = ROOT / "results" / "curve.json"
 BEGIN = "<!-- results/curve.json -->"
 SEEDS = (0, 1, 2)
 EPSILONS = (1.0, 2.0, 4.0, 8.0, None)
-"""Of a record, over the whole run; None: infinity."""
+"""The epsilons of one record over the whole run; None stands for infinity."""
 RATES = (0.03, 0.1, 0.3, 1.0)
 CLIPS = (0.1, 0.3, 1.0, 3.0)
 
@@ -54,7 +55,7 @@ def config_of(
     """The config of one run."""
     config: Any = heart_disease.get_config()
     config.seed = seed
-    config.select = experiment.SELECT
+    config.selection_metric = experiment.SELECT
     config.rounds = config.eval_every = config.checkpoint.every = 20
     config.local.batch_size = 32
     config.local.learning_rate = rate
@@ -68,8 +69,8 @@ def config_of(
     return config
 
 
-def title(epsilon: float | None) -> str:
-    """An epsilon as people write it."""
+def epsilon_text(epsilon: float | None) -> str:
+    """An epsilon in words, with ∞ for None."""
     return "∞" if epsilon is None else f"{epsilon:g}"
 
 
@@ -77,20 +78,20 @@ def title(epsilon: float | None) -> str:
 
 
 def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
-    """Validation AUROC of every pair at every epsilon, side by side."""
-    runs = [build.build(config_of(epsilon, seed)) for epsilon in EPSILONS]
-    noise = [run.guarantee.records.noise_multiplier for run in runs]
+    """Validation AUROC of every pair at every epsilon, from one vmapped program."""
+    runs = [build.run(config_of(epsilon, seed)) for epsilon in EPSILONS]
+    noise = [run.dpsgd.noise_multiplier for run in runs]
     run = runs[0]
-    start, members = initial(run), evaluate.representatives(run)
+    start, members = init_state(run), evaluate.representatives(run)
     data, val = jax.tree.map(jnp.asarray, (run.splits.train, run.splits.val))
     assert run.spec.local.dp is not None
     dp = run.spec.local.dp
 
-    def one(sigma: Array, rate: Array, clip: Array) -> Array:
+    def train_and_score(sigma: Array, rate: Array, clip: Array) -> Array:
         local = run.spec.local._replace(
             dp=dp._replace(clip=clip, noise_multiplier=sigma)
         )
-        # The config's learning rate is 1.
+        # The config's learning rate is 1, so the schedule's factor is the rate.
         spec = dataclasses.replace(run.spec, local=local, schedule=lambda _: rate)
         end = round.run(
             start,
@@ -106,21 +107,21 @@ def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
         return full.pooled.auroc
 
     grid = np.array(list(itertools.product(noise, RATES, CLIPS)), np.float32)
-    found = jax.jit(jax.vmap(one))(*jnp.asarray(grid).T)
-    return np.asarray(found, np.float64).reshape(len(noise), len(RATES), len(CLIPS))
+    auroc = jax.jit(jax.vmap(train_and_score))(*jnp.asarray(grid).T)
+    return np.asarray(auroc, np.float64).reshape(len(noise), len(RATES), len(CLIPS))
 
 
-def best(
-    found: Float[np.ndarray, "seeds epsilons rates clips"],
+def best_pairs(
+    auroc: Float[np.ndarray, "seeds epsilons rates clips"],
 ) -> list[tuple[float, float]]:
-    """(learning rate, clip) of every epsilon: the best mean over seeds."""
-    means = found.mean(0).reshape(len(EPSILONS), -1)
+    """(learning rate, clip) of every epsilon with the best mean AUROC over seeds."""
+    means = auroc.mean(0).reshape(len(EPSILONS), -1)
     pairs = list(itertools.product(RATES, CLIPS))
     return [pairs[int(np.argmax(row))] for row in means]
 
 
-def measured(config: Any) -> dict[str, Any]:
-    """One run: figures of all test records, and of every hospital."""
+def measure(config: Any) -> dict[str, Any]:
+    """Figures of one run on all test records and on those of every client."""
     with experiment.temporary() as folder:
         result = train(config, f"{folder}/run")
     last, privacy = result.summary["final"]["last"], result.summary["privacy"]
@@ -140,15 +141,20 @@ def measured(config: Any) -> dict[str, Any]:
 
 
 def gap(run: Mapping[str, Any]) -> float:
-    """Accuracy of the best hospital minus that of the worst."""
-    each = [row["accuracy"] for row in run["hospitals"].values()]
-    return max(each) - min(each)
+    """Accuracy of the best client minus that of the worst."""
+    accuracies = [row["accuracy"] for row in run["hospitals"].values()]
+    return max(accuracies) - min(accuracies)
 
 
-def lost(
-    runs: Sequence[Sequence[Mapping[str, Any]]], at: int
+def accuracy_losses(
+    runs: Sequence[Sequence[Mapping[str, Any]]], index: int
 ) -> dict[str, dict[str, float]]:
-    """What an epsilon takes from every hospital's accuracy: over seeds, in points."""
+    """Every client's loss of accuracy at an epsilon, over seeds, in percentage points.
+
+    Args:
+        runs: epsilon -> seed -> run; the last epsilon is infinite.
+        index: the index of the epsilon.
+    """
     return {
         name: experiment.extent(
             [
@@ -157,55 +163,56 @@ def lost(
                     free["hospitals"][name]["accuracy"]
                     - private["hospitals"][name]["accuracy"]
                 )
-                for free, private in zip(runs[-1], runs[at], strict=True)
+                for free, private in zip(runs[-1], runs[index], strict=True)
             ]
         )
         for name in runs[-1][0]["hospitals"]
     }
 
 
-def said(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """What the table shows, in words that follow from it."""
+def findings(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The findings of the table in words."""
 
-    def auroc(at: int) -> list[float]:
-        return [run["pooled"]["auroc"] for run in runs[at]]
+    def auroc(index: int) -> list[float]:
+        return [run["pooled"]["auroc"] for run in runs[index]]
 
-    def points(at: int) -> str:
-        each = lost(runs, at)
-        order = sorted(each, key=lambda name: -each[name]["mean"])
-        return ", ".join(f"{name} {each[name]['mean']:+.1f}" for name in order)
+    def points(index: int) -> str:
+        losses = accuracy_losses(runs, index)
+        order = sorted(losses, key=lambda name: -losses[name]["mean"])
+        return ", ".join(f"{name} {losses[name]['mean']:+.1f}" for name in order)
 
+    strictest, weakest = epsilon_text(EPSILONS[0]), epsilon_text(EPSILONS[-2])
     claims = {
-        f"AUROC at epsilon {title(None)} > at {title(epsilon)}": (
+        f"AUROC at epsilon {epsilon_text(None)} > at {epsilon_text(epsilon)}": (
             lambda seed: seed[-1]["pooled"]["auroc"],
-            lambda seed, at=at: seed[at]["pooled"]["auroc"],
+            lambda seed, index=index: seed[index]["pooled"]["auroc"],
         )
-        for at, epsilon in enumerate(EPSILONS[:-1])
+        for index, epsilon in enumerate(EPSILONS[:-1])
     } | {
-        f"AUROC at epsilon {title(EPSILONS[-2])} > at {title(EPSILONS[0])}": (
+        f"AUROC at epsilon {weakest} > at {strictest}": (
             lambda seed: seed[-2]["pooled"]["auroc"],
             lambda seed: seed[0]["pooled"]["auroc"],
         ),
-        f"gap between hospitals at epsilon {title(EPSILONS[0])} > at {title(None)}": (
+        f"gap between hospitals at epsilon {strictest} > at {epsilon_text(None)}": (
             lambda seed: gap(seed[0]),
             lambda seed: gap(seed[-1]),
         ),
     }
-    judged = experiment.judge(claims, list(zip(*runs, strict=True)))
+    verdicts = experiment.judge(claims, list(zip(*runs, strict=True)))
     price = np.mean(auroc(-1)) - np.mean(auroc(0))
     return "\n\n".join(
         [
-            f"From epsilon {title(None)} to {title(EPSILONS[0])} the AUROC of all test "
+            f"From epsilon {epsilon_text(None)} to {strictest} the AUROC of all test "
             f"records falls by {price:.3f}; hospitals lose unlike shares of accuracy, "
-            f"in points: {points(0)} (at epsilon {title(EPSILONS[-2])}: "
+            f"in points: {points(0)} (at epsilon {weakest}: "
             f"{points(-2)}).",
-            *experiment.verdicts(judged, len(SEEDS)),
+            *experiment.verdicts(verdicts, len(SEEDS)),
         ]
     )
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: the seeds' mean, lowest and highest."""
+    """The results as a Markdown table of means and ranges over seeds, and findings."""
     runs = results["runs"]
     hospitals = list(runs[0][0]["hospitals"])
     heads = ["epsilon", "noise multiplier", "learning rate", "clip"]
@@ -214,7 +221,11 @@ def table(results: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "--:|" * len(heads)]
     for epsilon, pair, seeds in zip(EPSILONS, results["best"], runs, strict=True):
         noise = [run["noise_multiplier"] for run in seeds]
-        cells = [title(epsilon), f"{np.mean(noise):.2f}", *(f"{v:g}" for v in pair)]
+        cells = [
+            epsilon_text(epsilon),
+            f"{np.mean(noise):.2f}",
+            *(f"{v:g}" for v in pair),
+        ]
         cells.append(interval([run["pooled"]["auroc"] for run in seeds]))
         cells += [
             interval([run["hospitals"][name]["accuracy"] for run in seeds])
@@ -222,19 +233,19 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         cells.append(interval([gap(run) for run in seeds]))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + said(runs)
+    return "\n".join(lines) + "\n\n" + findings(runs)
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """There are no flags."""
+    """Defines no flags; the script has none."""
 
 
 def main(options: flags.FlagValues) -> None:
-    """Searches, runs, and writes both files."""
-    found = np.stack([search(seed) for seed in SEEDS])
-    pairs = best(found)
+    """Searches, runs, and writes the results and the page."""
+    auroc = np.stack([search(seed) for seed in SEEDS])
+    pairs = best_pairs(auroc)
     runs = [
-        [measured(config_of(epsilon, seed, *pair)) for seed in SEEDS]
+        [measure(config_of(epsilon, seed, *pair)) for seed in SEEDS]
         for epsilon, pair in zip(EPSILONS, pairs, strict=True)
     ]
     results = {
@@ -244,12 +255,12 @@ def main(options: flags.FlagValues) -> None:
         "setting": experiment.changes(config_of(EPSILONS[0], SEEDS[0])),
         "rates": RATES,
         "clips": CLIPS,
-        "validation_auroc": found.tolist(),
+        "validation_auroc": auroc.tolist(),
         "best": pairs,
         "runs": runs,
         **experiment.surroundings(),
     }
-    with experiment.alone(RESULTS.parent):
+    with experiment.locked(RESULTS.parent):
         write_json(RESULTS, results)
         path = RESULTS.parent / "README.md"
         path.write_text(fill(path.read_text(), BEGIN, table(results)))

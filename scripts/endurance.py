@@ -1,13 +1,14 @@
-"""Kills one run thirty times, and trains another for 2,000 rounds: what it costs.
+"""Kills one run thirty times, and counts the resources of a run of 2,000 rounds.
 
     python scripts/endurance.py
 
-The first is configs/breast_cancer.py: a checkpoint after every round, an evaluation
-after every fifth. Processes of it get SIGKILL in a step, an evaluation, a write of logs
-or a save, in turn, after a drawn number of rounds; the last one ends the run, which is
-compared with one that nothing happened to. The other's memory, threads and open files
-are counted every hundred rounds. Writes results/endurance.json and the page beside it.
-Ten to twenty minutes on 2 CPU cores.
+Both runs are of configs/breast_cancer.py, with a checkpoint after every round and an
+evaluation after every fifth. Processes of the first run receive SIGKILL in a step, an
+evaluation, a write of logs or a save, in turn, after a random number of rounds. The
+last process finishes the run, and its files are compared with those of an uninterrupted
+run. Memory, threads and open files of the second run are counted every hundred rounds.
+The script writes results/endurance.json and the page beside it. It takes ten to twenty
+minutes on 2 CPU cores.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -34,7 +35,7 @@ from absl import flags
 
 from configs import breast_cancer
 from fairjax.core import trees
-from fairjax.experiment import cli, evaluate
+from fairjax.experiment import best_round, cli, compilation, evaluate, resume
 from fairjax.experiment import train as loop
 from fairjax.experiment.io import checkpoint, preemption
 from fairjax.experiment.io import workdir as files
@@ -46,30 +47,34 @@ RESULTS = ROOT / "results" / "endurance.json"
 BEGIN = "<!-- results/endurance.json -->"
 PHASES = ("in a step", "in an evaluation", "in a write of logs", "in a save")
 ROUNDS = 400
-"""Of the run that is killed; enough for all of its lives."""
+"""Rounds of the killed run, which are enough for all of its processes."""
 SETTLED = 200
-"""Rounds until memory is counted."""
+"""The first round whose memory is compared."""
 
 
 def config_of(rounds: int) -> Any:
     """The config of both runs."""
     config = breast_cancer.get_config()
-    config.rounds, config.select = rounds, experiment.SELECT
+    config.rounds, config.selection_metric = rounds, experiment.SELECT
     return config
 
 
 # ------------------------------------------------------------------------------ killed
 
 
-def marked(workdir: str, mark: str) -> None:
-    """Trains, and notes in a file which phase was begun last and the last round.
+def train_with_marks(workdir: str, mark: str) -> None:
+    """Trains, and marks in a file the phase that began last and the last round.
 
-    A save goes on in the background while the next step begins.
+    A save continues in the background while the next step begins.
+
+    Args:
+        workdir: the folder of the run.
+        mark: a file of five bytes: an index of `PHASES`, and the round in four bytes.
     """
     cli.keep_programs()
     file = os.open(mark, os.O_WRONLY)
 
-    def noted(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def marking(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             os.pwrite(file, bytes([PHASES.index(phase)]), 0)
@@ -77,17 +82,19 @@ def marked(workdir: str, mark: str) -> None:
 
         return run
 
-    compiled, measured = loop.compiled, evaluate.compiled
+    compiled, measured = compilation.compile_round, evaluate.compile_evaluation
 
     def steps(*args: Any) -> Any:
         step, program = compiled(*args)
-        return noted("in a step", step), program
+        return marking("in a step", step), program
 
-    loop.compiled = steps
-    evaluate.compiled = lambda *args: noted("in an evaluation", measured(*args))
-    files.write_lines = noted("in a write of logs", files.write_lines)
+    compilation.compile_round = steps
+    evaluate.compile_evaluation = lambda *args: marking(
+        "in an evaluation", measured(*args)
+    )
+    files.write_lines = marking("in a write of logs", files.write_lines)
     save = checkpoint.Checkpoints.save
-    checkpoint.Checkpoints.save = noted("in a save", save)
+    checkpoint.Checkpoints.save = marking("in a save", save)
 
     def log(number: int, row: dict[str, Any]) -> None:
         os.pwrite(file, number.to_bytes(4, "little"), 1)
@@ -97,14 +104,18 @@ def marked(workdir: str, mark: str) -> None:
 
 def _start(workdir: pathlib.Path, mark: pathlib.Path) -> subprocess.Popen[bytes]:
     mark.write_bytes(bytes(5))
-    call = f"endurance.marked({str(workdir)!r}, {str(mark)!r})"
+    call = f"endurance.train_with_marks({str(workdir)!r}, {str(mark)!r})"
     code = f"from scripts import endurance; {call}"
     out = subprocess.DEVNULL
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=out)
 
 
 def kill(workdir: pathlib.Path, mark: pathlib.Path, phase: str, after: int) -> str:
-    """Starts a process, kills it some rounds later in a phase; the one it was in."""
+    """Starts a process and kills it in a phase, some rounds after its first one.
+
+    Returns:
+        The phase that the process was in.
+    """
     process, first = _start(workdir, mark), 0
     with (
         mark.open("rb") as file,
@@ -126,8 +137,8 @@ def kill(workdir: pathlib.Path, mark: pathlib.Path, phase: str, after: int) -> s
     return PHASES[mark.read_bytes()[0]]
 
 
-def left(workdir: pathlib.Path) -> dict[str, int]:
-    """What a kill left: half-written steps, and rounds that are not saved."""
+def leftovers(workdir: pathlib.Path) -> dict[str, int]:
+    """Traces of a kill: incomplete checkpoints, and logged rounds without one."""
     names = [path.name for path in (workdir / "checkpoints").iterdir()]
     saved = max((int(name) for name in names if name.isdecimal()), default=0)
     logged = (workdir / "metrics.jsonl").read_bytes().count(b"\n")
@@ -136,18 +147,21 @@ def left(workdir: pathlib.Path) -> dict[str, int]:
 
 
 def contents(workdir: pathlib.Path) -> dict[str, Any]:
-    """What must be the same, whatever happened on the way."""
+    """The contents that interruptions must not change."""
     rows = [
         {name: value for name, value in row.items() if not name.startswith("time/")}
         for row in files.rows(workdir / "metrics.jsonl")
     ]
-    run, last = loop.load(workdir)
-    best = checkpoint.newest(workdir / "selected", last, loop.about(run))
+    run, last = resume.load(workdir)
+    best = checkpoint.restore_latest(
+        workdir / "selected", last, best_round.checkpoint_meta(run)
+    )
     assert best is not None
 
     def as_bytes(state: Any) -> list[bytes]:
         return [
-            np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trees.raw(state))
+            np.asarray(leaf).tobytes()
+            for leaf in jax.tree.leaves(trees.unwrap_keys(state))
         ]
 
     return {
@@ -158,23 +172,28 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
-    """The run that is killed, beside one that is not."""
+def killed_run(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
+    """Compares a run that is killed with one that is not."""
     rng, mark = np.random.default_rng(seed), folder / "mark"
     lives, started = [], time.perf_counter()
     for phase in itertools.islice(itertools.cycle(PHASES), kills):
         was = kill(folder / "killed", mark, phase, int(rng.integers(8)))
-        lives.append({"phase": was, **left(folder / "killed")})
+        lives.append({"phase": was, **leftovers(folder / "killed")})
     for name in ("killed", "straight"):
         process = _start(folder / name, mark)
         with preemption.leaving(process.kill):
             if code := process.wait():
                 raise RuntimeError(f"the {name} run ended with {code}")
-    ours, theirs = (contents(folder / name) for name in ("killed", "straight"))
+    killed_contents, straight_contents = (
+        contents(folder / name) for name in ("killed", "straight")
+    )
     return {
         "rounds": ROUNDS,
         "lives": lives,
-        "same": {name: ours[name] == theirs[name] for name in ours},
+        "same": {
+            name: killed_contents[name] == straight_contents[name]
+            for name in killed_contents
+        },
         "seconds": round(time.perf_counter() - started),
     }
 
@@ -182,91 +201,92 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
 # -------------------------------------------------------------------------------- long
 
 
-def soak(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
-    """A long run in this process, and what it holds every hundred rounds."""
-    counted, started = [], time.perf_counter()
+def long_run(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
+    """Counts the resources of a long run in this process every hundred rounds."""
+    rows, started = [], time.perf_counter()
 
     def log(number: int, row: dict[str, Any]) -> None:
         if number % 100 == 0:
-            counted.append({"round": number, **holds()})
+            rows.append({"round": number, **resources()})
 
     loop.train(config_of(rounds), folder / "long", log=log)
     seconds = round(time.perf_counter() - started)
-    return {"rounds": rounds, "counted": counted, "seconds": seconds}
+    return {"rounds": rounds, "counted": rows, "seconds": seconds}
 
 
-def holds() -> dict[str, float]:
-    """Resident memory, in MB, threads and open files of this process."""
+def resources() -> dict[str, float]:
+    """Resident memory in MB, threads and open files of this process."""
     process = pathlib.Path("/proc/self")
     status = (process / "status").read_text().splitlines()
     resident = next(line for line in status if line.startswith("VmRSS"))
-    counted = {name: len(os.listdir(process / name)) for name in ("task", "fd")}
+    counts = {name: len(os.listdir(process / name)) for name in ("task", "fd")}
     return {
         "megabytes": int(resident.split()[1]) / 1024,
-        "threads": counted["task"],
-        "files": counted["fd"],
+        "threads": counts["task"],
+        "files": counts["fd"],
     }
 
 
-def growth(counted: Sequence[dict[str, float]], name: str) -> tuple[float, float]:
-    """(at round SETTLED, the most after it)."""
-    after = [each[name] for each in counted if each["round"] >= SETTLED]
-    return after[0], max(after)
+def growth(rows: Sequence[dict[str, float]], name: str) -> tuple[float, float]:
+    """A figure at round `SETTLED`, and its maximum from there on."""
+    values = [row[name] for row in rows if row["round"] >= SETTLED]
+    return values[0], max(values)
 
 
 # ---------------------------------------------------------------------------- the page
 
 
-def said(results: dict[str, Any]) -> str:
-    """What came out, in words."""
+def summary_text(results: dict[str, Any]) -> str:
+    """The results in words."""
     run, long = results["killed"], results["soak"]
     phases = collections.Counter(life["phase"] for life in run["lives"])
     where = ", ".join(f"{phases[phase]} {phase}" for phase in PHASES)
-    half, again = (
+    half, retrained = (
         sum(life[name] for life in run["lives"])
         for name in ("half a step", "rounds again")
     )
-    same = [name for name, alike in run["same"].items() if alike]
-    other = [name for name, alike in run["same"].items() if not alike]
-    was, most = growth(long["counted"], "megabytes")
+    identical = [name for name, is_equal in run["same"].items() if is_equal]
+    different = [name for name, is_equal in run["same"].items() if not is_equal]
+    settled, peak = growth(long["counted"], "megabytes")
     threads, files_open = (growth(long["counted"], n) for n in ("threads", "files"))
     return (
         f"Killed {len(run['lives'])} times in {run['rounds']} rounds: {where}. {half} "
-        f"kills left half a step; {again} rounds were trained again. As in a run that "
-        f"was not killed, byte for byte: {', '.join(same) or 'nothing'}. Not so: "
-        f"{', '.join(other) or 'nothing'}.\n\n"
-        f"{long['rounds']:,} rounds with a checkpoint each: resident memory {was:.0f} "
-        f"MB after round {SETTLED}, at most {most:.0f} MB later "
-        f"({most / was - 1:+.1%}); threads {threads[0]}, at most {threads[1]}; open "
-        f"files {files_open[0]}, at most {files_open[1]}."
+        f"kills left half a step; {retrained} rounds were trained again. As in a run "
+        f"that was not killed, byte for byte: {', '.join(identical) or 'nothing'}. Not "
+        f"so: {', '.join(different) or 'nothing'}.\n\n"
+        f"{long['rounds']:,} rounds with a checkpoint each: resident memory "
+        f"{settled:.0f} MB after round {SETTLED}, at most {peak:.0f} MB later "
+        f"({peak / settled - 1:+.1%}); threads {threads[0]}, at most {threads[1]}; "
+        f"open files {files_open[0]}, at most {files_open[1]}."
     )
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
     flags.DEFINE_integer("kills", 30, "Processes killed.", flag_values=values)
-    flags.DEFINE_integer("rounds", 2000, "Of the long run.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=values)
+    flags.DEFINE_integer("rounds", 2000, "Rounds of the long run.", flag_values=values)
+    description = "Seed of the rounds at which processes are killed."
+    flags.DEFINE_integer("seed", 0, description, flag_values=values)
     flags.DEFINE_string("workdir", None, "Keeps the runs there.", flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs both and writes both files."""
-    with contextlib.ExitStack() as opened:
-        where = options.workdir or opened.enter_context(experiment.temporary())
-        folder = pathlib.Path(where)
+    """Does both runs and writes the results and the page."""
+    with contextlib.ExitStack() as stack:
+        root = options.workdir or stack.enter_context(experiment.temporary())
+        folder = pathlib.Path(root)
         files.create(folder)
         results = {
             "command": "python scripts/endurance.py",
             "seed": options.seed,
             **experiment.surroundings(),
-            "soak": soak(folder, options.rounds),
-            "killed": killed(folder, options.kills, options.seed),
+            "soak": long_run(folder, options.rounds),
+            "killed": killed_run(folder, options.kills, options.seed),
         }
     files.write_json(RESULTS, results)
     page = RESULTS.parent / "README.md"
-    page.write_text(fill(page.read_text(), BEGIN, said(results)))
-    print(said(results))
+    page.write_text(fill(page.read_text(), BEGIN, summary_text(results)))
+    print(summary_text(results))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Collapsed against expanded: a small network whose branches are run both ways.
+"""Trains a small network with its branches collapsed and expanded, and compares them.
 
     python scripts/expanded.py
 
-Writes results/expanded.json in about two minutes on one CPU core. Everything is
-trained on the digits in one place, on the same batches and from the same plain network:
-two 3 x 3 convolutions with ReLU, mean over space, dense head. In float64, so that what
-differs is the form and not its rounding.
+The script writes results/expanded.json in about two minutes on one CPU core. All forms
+are trained centrally on the digits, on the same batches and from the same plain
+network: two 3 x 3 convolutions with ReLU, mean over space, dense head. It computes in
+float64, so that differences are due to the form and not to rounding.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -29,7 +29,7 @@ from fairjax.core import losses, rng
 from fairjax.data import datasets
 from fairjax.experiment import cli
 from fairjax.experiment.io.workdir import provenance, write_json
-from fairjax.submodels import branches, expanded
+from fairjax.submodels import branches, expanded, families
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "expanded.json"
@@ -41,7 +41,7 @@ SETTING = {
     "momentum": 0.9,
     "test_records": 448,
     "channels": [16, 16],
-    # Batches whose moments are averaged before a merge, as in the released code.
+    # Moments are averaged over so many batches before a merge, as in the released code.
     "reestimated": 20,
 }
 OPTIMIZER = optax.sgd(SETTING["learning_rate"], SETTING["momentum"])
@@ -50,37 +50,39 @@ CONV = expanded.Conv(padding=((1, 1), (1, 1)))
 
 Tree = Any
 Layer = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
-"""(its parameters, x, moments or None: the batch's) -> (output, moments)."""
+"""(parameters, x, moments) -> (output, moments); moments None: those of the batch."""
 
 
 class Form(NamedTuple):
-    """A way to run the layers."""
+    """A form of the layers: how to run them, expand to them and merge them."""
 
     layer: Layer
     expand: Callable[[jax.Array, Any, jax.Array], Any]
-    """(key, plain layer, its input on some records) -> the layer's parameters."""
+    """(key, plain layer, input of the layer for some records) -> parameters."""
     merge: Callable[[Any, Any], Any]
-    """(the layer's parameters, moments) -> plain layer."""
+    """(parameters, moments) -> plain layer."""
 
 
 # ------------------------------------------------------------------------- the network
 
 
 def start(key: jax.Array) -> Tree:
-    """The plain network."""
+    """A random plain network."""
     tree, before = {}, 1
     for i, width in enumerate(SETTING["channels"]):
-        kernel = jax.nn.initializers.he_normal()(rng.at(key, i), (3, 3, before, width))
+        kernel = jax.nn.initializers.he_normal()(
+            rng.fold_in(key, i), (3, 3, before, width)
+        )
         tree[LAYERS[i]] = {"kernel": kernel, "bias": jnp.zeros(width)}
         before = width
-    head = jax.nn.initializers.he_normal()(rng.at(key, len(LAYERS)), (before, 10))
+    head = jax.nn.initializers.he_normal()(rng.fold_in(key, len(LAYERS)), (before, 10))
     return tree | {"head": {"kernel": head, "bias": jnp.zeros(10)}}
 
 
 def forward(
     layer: Layer, tree: Tree, x: jax.Array, moments: Any = None
 ) -> tuple[jax.Array, Any]:
-    """Logits, and the moments of the layers' norms."""
+    """The logits of a network and the moments of its norms."""
     used = {}
     for name in LAYERS:
         x, used[name] = layer(tree[name], x, moments and moments[name])
@@ -89,87 +91,95 @@ def forward(
 
 
 def expand(form: Form, key: jax.Array, tree: Tree, x: jax.Array) -> Tree:
-    """The plain network with its layers in another form."""
-    made = dict(tree)
+    """The network of a form that starts from a plain network."""
+    result = dict(tree)
     for i, name in enumerate(LAYERS):
-        made[name] = form.expand(rng.at(key, i), tree[name], x)
+        result[name] = form.expand(rng.fold_in(key, i), tree[name], x)
         x = jax.nn.relu(plain(tree[name], x)[0])
-    return made
+    return result
 
 
 def merge(form: Form, tree: Tree, moments: Any) -> Tree:
-    """The plain network that the tree is, or is taken for."""
+    """The plain network that equals a network, or approximates it if it has norms."""
     return tree | {name: form.merge(tree[name], moments[name]) for name in LAYERS}
 
 
-# ------------------------------------------------------- a layer, with branches or not
+# ----------------------------------------------------- a layer with or without branches
 
 
-def plain(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, None]:
+def plain(params: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, None]:
     """A convolution with a bias."""
-    return expanded.convolve(x, own["kernel"], CONV) + own["bias"], None
+    return expanded.convolve(x, params["kernel"], CONV) + params["bias"], None
 
 
-def drawn(key: jax.Array, own: Any, x: jax.Array) -> Any:
-    """Random branches without norms, and the base that is left."""
-    kernel = own["kernel"]
+def random_branches(key: jax.Array, params: Any, x: jax.Array) -> Any:
+    """Random branches without norms, and the base without their sum."""
+    kernel = params["kernel"]
     layer = branches.Layer(0, "", kernel.shape, True, kernel.dtype)
-    named = branches.draw(key, [layer], branches.Form(expanded.BLOCK))[""]
-    psi = {branches.family_of(slot): leaves for slot, leaves in named.items()}
-    total = collapse({"base": jax.tree.map(jnp.zeros_like, own), "branches": psi})
-    return {"base": jax.tree.map(jnp.subtract, own, total), "branches": psi}
+    slots = branches.draw(key, [layer], branches.Form(expanded.BLOCK))[""]
+    psi = {branches.family_of(slot): leaves for slot, leaves in slots.items()}
+    total = collapse({"base": jax.tree.map(jnp.zeros_like, params), "branches": psi})
+    return {"base": jax.tree.map(jnp.subtract, params, total), "branches": psi}
 
 
-def collapse(own: Any, moments: Any = None) -> Any:
+def collapse(params: Any, moments: Any = None) -> Any:
     """Base and branches as one kernel and bias."""
-    kernel, bias = own["base"]["kernel"], own["base"]["bias"]
-    for family, psi in own["branches"].items():
-        part, offset = branches.tau(family, psi, kernel.shape)
-        kernel, bias = kernel + part, bias + offset
+    kernel, bias = params["base"]["kernel"], params["base"]["bias"]
+    for family, psi in params["branches"].items():
+        kernel_term, offset = families.tau(family, psi, kernel.shape)
+        kernel, bias = kernel + kernel_term, bias + offset
     return {"kernel": kernel, "bias": bias}
 
 
-def collapsed(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, None]:
-    """One convolution with the sum."""
-    return plain(collapse(own), x)
+def collapsed_layer(
+    params: Any, x: jax.Array, moments: Any = None
+) -> tuple[jax.Array, None]:
+    """One convolution with the sum of base and branches."""
+    return plain(collapse(params), x)
 
 
-def side_by_side(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, None]:
-    """The sum of all operations."""
-    y, _ = plain(own["base"], x)
-    for family, psi in own["branches"].items():
-        shape = own["base"]["kernel"].shape
+def side_by_side(
+    params: Any, x: jax.Array, moments: Any = None
+) -> tuple[jax.Array, None]:
+    """The sum of the outputs of base and branches."""
+    y, _ = plain(params["base"], x)
+    for family, psi in params["branches"].items():
+        shape = params["base"]["kernel"].shape
         y = y + expanded.parallel(family, psi, x, shape, CONV)
     return y, None
 
 
 def shape_of(block: expanded.Block) -> tuple[int, ...]:
-    """The plain kernel's."""
+    """The shape of the plain kernel."""
     return block["KxK"].psi["kernel"].shape
 
 
-def normed(own: Any, x: jax.Array, moments: Any = None) -> tuple[jax.Array, Any]:
-    """The sum of all operations, every one with its norms."""
-    return expanded.apply(own, x, shape_of(own), CONV, moments)
+def layer_with_norms(
+    params: Any, x: jax.Array, moments: Any = None
+) -> tuple[jax.Array, Any]:
+    """The sum of the outputs of all branches, each with its norms."""
+    return expanded.apply(params, x, shape_of(params), CONV, moments)
 
 
-def fold(own: Any, moments: Any) -> Any:
-    """What a block with these moments is."""
-    kernel, bias = expanded.fold(own, moments, shape_of(own))
+def fold(params: Any, moments: Any) -> Any:
+    """The plain layer that equals a block with these moments."""
+    kernel, bias = expanded.fold(params, moments, shape_of(params))
     return {"kernel": kernel, "bias": bias}
 
 
 FORMS = {
-    "plain": Form(plain, lambda key, own, x: own, lambda own, moments: own),
-    "collapsed": Form(collapsed, drawn, collapse),
-    "expanded": Form(side_by_side, drawn, collapse),
+    "plain": Form(plain, lambda key, params, x: params, lambda params, moments: params),
+    "collapsed": Form(collapsed_layer, random_branches, collapse),
+    "expanded": Form(side_by_side, random_branches, collapse),
     "expanded with norms": Form(
-        normed, lambda key, own, x: expanded.expand(key, own, x, CONV)[0], fold
+        layer_with_norms,
+        lambda key, params, x: expanded.expand(key, params, x, CONV)[0],
+        fold,
     ),
 }
 
 
-# ------------------------------------------------------------------------- what is run
+# ----------------------------------------------------------------------------- the runs
 
 
 @functools.cache
@@ -191,7 +201,7 @@ def batches(seed: int) -> tuple[list[Any], Any]:
 
 
 @functools.cache
-def compiled(name: str) -> tuple[Any, Any, Any, Any]:
+def compiled_form(name: str) -> tuple[Any, Any, Any, Any]:
     """(expand, step, forward, merge) of a form."""
     form = FORMS[name]
 
@@ -212,71 +222,77 @@ def compiled(name: str) -> tuple[Any, Any, Any, Any]:
     )
 
 
-def away(logits: jax.Array, truth: jax.Array) -> float:
-    """Relative difference."""
+def relative_difference(logits: jax.Array, truth: jax.Array) -> float:
+    """The norm of the difference, relative to that of `truth`."""
     return float(jnp.linalg.norm(logits - truth) / jnp.linalg.norm(truth))
 
 
 def measure(name: str, seed: int) -> tuple[dict[str, Any], jax.Array]:
-    """Trains one form with one seed: its report, and the merged network's logits.
+    """Trains one form with one seed.
 
-    "before" merging evaluates by moments averaged over training batches, "training
-    mode" by those of every test batch; "difference" is relative, of the logits to
-    "before".
+    Returns:
+        The report, and the logits of the merged network. In the report "before" is the
+        network before merging with moments averaged over training batches, "training
+        mode" the same with the moments of every test batch. "difference" is the
+        relative difference of the logits to "before".
     """
-    grow, step, run, merged_of = compiled(name)
+    grow, step, run, merged_of = compiled_form(name)
     train, (x, y) = batches(seed)
     key = jax.random.key(seed)
-    network = start(rng.at(key, 0))
-    tree = grow(rng.at(key, 1), network, train[0][0])
+    network = start(rng.fold_in(key, 0))
+    tree = grow(rng.fold_in(key, 1), network, train[0][0])
     state, seconds = OPTIMIZER.init(tree), []
     for batch in train:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         tree, state = jax.block_until_ready(step(tree, state, *batch))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
     measured = [run(tree, x)[1] for x, _ in train[-SETTING["reestimated"] :]]
-    moments = expanded.reestimated(
+    moments = expanded.average_moments(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *measured)
     )
     merged = merged_of(tree, moments)
-    plainly = compiled("plain")[2]
-    spread = x.reshape(-1, SETTING["batch_size"], *x.shape[1:])
+    plain_forward = compiled_form("plain")[2]
+    test_batches = x.reshape(-1, SETTING["batch_size"], *x.shape[1:])
     logits = {
-        "training mode": jnp.concatenate([run(tree, part)[0] for part in spread]),
+        "training mode": jnp.concatenate(
+            [run(tree, chunk)[0] for chunk in test_batches]
+        ),
         "before": run(tree, x, moments)[0],
-        "merged": plainly(merged, x)[0],
+        "merged": plain_forward(merged, x)[0],
     }
     if jax.tree.leaves(moments):
         for layer in LAYERS:
             bias = jnp.zeros_like(merged[layer]["bias"])
             merged[layer] = merged[layer] | {"bias": bias}
-        logits["merged without bias"] = plainly(merged, x)[0]
+        logits["merged without bias"] = plain_forward(merged, x)[0]
     report = {
         "accuracy": {k: float((v.argmax(-1) == y).mean()) for k, v in logits.items()},
-        "difference": {k: away(v, logits["before"]) for k, v in logits.items()},
+        "difference": {
+            k: relative_difference(v, logits["before"]) for k, v in logits.items()
+        },
         "seconds_per_step": float(np.median(seconds[1:])),
     }
     return report, logits["merged"]
 
 
 def expansion(seed: int) -> dict[str, float]:
-    """How far an expansion with norms moves the logits in training mode."""
-    grow, _, run, _ = compiled("expanded with norms")
+    """The change of the logits, in training mode, by an expansion with norms."""
+    grow, _, run, _ = compiled_form("expanded with norms")
     x = batches(seed)[0][0][0]
     key = jax.random.key(seed)
-    network = start(rng.at(key, 0))
-    truth, _ = compiled("plain")[2](network, x)
-    tree = grow(rng.at(key, 1), network, x)
+    network = start(rng.fold_in(key, 0))
+    truth, _ = compiled_form("plain")[2](network, x)
+    tree = grow(rng.fold_in(key, 1), network, x)
     released = dict(tree)
     for name in LAYERS:
         shape = shape_of(tree[name])
         released[name] = {
-            family: expanded.fresh(family, branch.psi, shape, x.dtype)
+            family: expanded.fresh_branch(family, branch.psi, shape, x.dtype)
             for family, branch in tree[name].items()
         }
     return {
-        "norms that pass": away(run(tree, x)[0], truth),
-        "norms of scale 1": away(run(released, x)[0], truth),
+        "norms that pass": relative_difference(run(tree, x)[0], truth),
+        "norms of scale 1": relative_difference(run(released, x)[0], truth),
     }
 
 
@@ -291,19 +307,19 @@ def main(_: flags.FlagValues) -> None:
                 runs[name].append(report)
                 ends[name].append(logits)
         pairs = zip(ends["expanded"], ends["collapsed"], strict=True)
-        apart = [away(*pair) for pair in pairs]
-        moved = [expansion(seed) for seed in SEEDS]
-    made = provenance()
+        form_differences = [relative_difference(*pair) for pair in pairs]
+        expansions = [expansion(seed) for seed in SEEDS]
+    origin = provenance()
     results = {
         "command": "python scripts/expanded.py",
         "seeds": SEEDS,
         "setting": SETTING,
-        "device": made["device"],
-        "machine": made["machine"],
-        "versions": made["versions"],
+        "device": origin["device"],
+        "machine": origin["machine"],
+        "versions": origin["versions"],
         "runs": runs,
-        "expanded_to_collapsed": apart,
-        "expansion": moved,
+        "expanded_to_collapsed": form_differences,
+        "expansion": expansions,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, results)

@@ -1,4 +1,4 @@
-"""What experiments on several methods and seeds share: records, claims and pages."""
+"""Shared parts of experiments on methods and seeds: results files, claims and pages."""
 
 import contextlib
 import fcntl
@@ -22,51 +22,59 @@ from fairjax.experiment.io import preemption
 from fairjax.experiment.io.workdir import provenance
 
 SELECT = "balanced_accuracy"
-"""What the runs of experiments select their round by, whatever the default is."""
+"""The selection metric of all experiments, independent of the config's default."""
 END = "<!-- end -->"
-"""Ends a section of a page."""
+"""The marker at the end of a section of a page."""
 
 Figure = Callable[[Any], float]
-"""What was measured of every method, with one seed -> a figure."""
+"""The measurements of all methods with one seed -> a figure."""
 
 
 def changes(config: Any) -> dict[str, Any]:
-    """The fields that a config changes in configs/default.py, with their values."""
-    ours, theirs = validate.plain(config), validate.plain(default.get_config())
+    """The fields, with values, in which a config differs from configs/default.py."""
+    fields, defaults = (
+        validate.to_plain(config),
+        validate.to_plain(default.get_config()),
+    )
     return {
-        path: functools.reduce(operator.getitem, path.split("."), ours)
-        for path in validate.differences(ours, theirs)
+        path: functools.reduce(operator.getitem, path.split("."), fields)
+        for path in validate.differences(fields, defaults)
     }
 
 
 def surroundings() -> dict[str, Any]:
-    """The versions and the machine that figures depend on."""
-    made = provenance()
-    return {name: made[name] for name in ("versions", "device", "machine")}
+    """The versions, device and machine on which figures depend."""
+    origin = provenance()
+    return {name: origin[name] for name in ("versions", "device", "machine")}
 
 
-def continued(path: pathlib.Path, same: Mapping[str, Any]) -> Any:
-    """The runs of a file of results; None if there is none, or it is not of `same`."""
+def load_runs(path: pathlib.Path, setup: Mapping[str, Any]) -> Any:
+    """The runs of a results file; None if it is missing or was made with another setup.
+
+    Args:
+        path: the results file.
+        setup: keys and values that the file must have.
+    """
     if not path.exists():
         return None
-    old, same = json.loads(path.read_text()), json.loads(json.dumps(same))
-    if any(old.get(name) != value for name, value in same.items()):
+    results, setup = json.loads(path.read_text()), json.loads(json.dumps(setup))
+    if any(results.get(name) != value for name, value in setup.items()):
         return None
-    return old["runs"]
+    return results["runs"]
 
 
 @contextlib.contextmanager
 def temporary() -> Iterator[str]:
-    """A folder that is gone afterwards, also when a signal ends the process in here."""
+    """A temporary folder that is removed even if a signal ends the process."""
     with tempfile.TemporaryDirectory() as folder:
-        gone = functools.partial(shutil.rmtree, folder, ignore_errors=True)
-        with preemption.leaving(gone):
+        remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+        with preemption.leaving(remove):
             yield folder
 
 
 @contextlib.contextmanager
-def alone(folder: pathlib.Path) -> Iterator[None]:
-    """No other process that asks for it reads or writes the folder meanwhile."""
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds an exclusive lock on a folder among the processes that ask for it."""
     folder.mkdir(exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -78,16 +86,19 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_intervals() -> Iterator[None]:
-    """Those of the final figures, where none are kept, may take longer than a run."""
-    before, summary.RESAMPLES = summary.RESAMPLES, 2
+    """Reduces the resamples of final figures to two, where intervals are not used.
+
+    Estimating the intervals could take longer than the run.
+    """
+    resamples, summary.RESAMPLES = summary.RESAMPLES, 2
     try:
         yield
     finally:
-        summary.RESAMPLES = before
+        summary.RESAMPLES = resamples
 
 
 def extent(values: Sequence[float]) -> dict[str, float]:
-    """Mean, lowest and highest."""
+    """Mean, lowest and highest value."""
     return {
         "mean": float(np.mean(values)),
         "lowest": min(values),
@@ -98,13 +109,13 @@ def extent(values: Sequence[float]) -> dict[str, float]:
 def judge(
     claims: Mapping[str, tuple[Figure, Figure]], seeds: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Every claim "A > B" with its two figures per seed: shown if all seeds agree."""
-    judged = []
+    """The two figures of every claim "A > B" per seed, and whether all seeds agree."""
+    verdicts = []
     for claim, pair in claims.items():
         numbers = [[figure(seed) for figure in pair] for seed in seeds]
-        shown = all(a > b for a, b in numbers)
-        judged.append({"claim": claim, "shown": shown, "numbers": numbers})
-    return judged
+        is_shown = all(a > b for a, b in numbers)
+        verdicts.append({"claim": claim, "shown": is_shown, "numbers": numbers})
+    return verdicts
 
 
 def margin(claim: Mapping[str, Any]) -> float:
@@ -120,50 +131,57 @@ def verdicts(
     claims: Sequence[Mapping[str, Any]],
     seeds: int,
     not_asserted: Sequence[str] = (),
-    by: Callable[[Mapping[str, Any]], str] = _smallest,
+    suffix: Callable[[Mapping[str, Any]], str] = _smallest,
 ) -> list[str]:
-    """Lines that say which claims are shown, which are not, and what is not claimed.
+    """Lines that list the claims that are shown, not shown and not asserted.
 
     Args:
         claims: see `judge`.
-        seeds: how many there are.
-        not_asserted: what is said of claims that are not made.
-        by: by how much a claim holds or not, which its line ends with.
+        seeds: the number of seeds.
+        not_asserted: claims that are not made, with the reason.
+        suffix: makes the end of a claim's line, for instance its margin.
     """
 
-    def told(shown: bool) -> list[str]:
-        return [made["claim"] + by(made) for made in claims if made["shown"] is shown]
+    def claim_texts(is_shown: bool) -> list[str]:
+        return [
+            claim["claim"] + suffix(claim)
+            for claim in claims
+            if claim["shown"] is is_shown
+        ]
 
     where = "at the one seed" if seeds == 1 else f"at each of {seeds} seeds"
-    said = {
-        f"Shown {where}": told(True),
-        "Not shown": told(False),
+    groups = {
+        f"Shown {where}": claim_texts(True),
+        "Not shown": claim_texts(False),
         "Not asserted": not_asserted,
     }
-    return [f"{words}: {'; '.join(texts)}." for words, texts in said.items() if texts]
+    return [f"{words}: {'; '.join(texts)}." for words, texts in groups.items() if texts]
 
 
 def resolution(methods: Sequence[Sequence[float]]) -> float:
     """Half the width of a typical 95 % interval of a difference of two methods.
 
-    The median over all pairs of methods of t(0.975, n - 1) s / sqrt(n), s the standard
-    deviation of the pair's differences over n seeds, of which there are at least two.
+    It is the median over all pairs of methods of
+
+        t(0.975, n - 1) s / sqrt(n)
+
+    with s the standard deviation of the pair's differences over n >= 2 seeds.
 
     Args:
-        methods: a figure of every method, seed by seed; a method with a figure that is
-            not finite is left out.
+        methods: a figure of every method by seed; a method with a figure that is not
+            finite is left out.
     """
     scores = np.array(methods, float)
     scores = scores[np.isfinite(scores).all(1)]
     first, second = np.triu_indices(len(scores), 1)
-    spread = np.std(scores[first] - scores[second], axis=1, ddof=1)
+    deviations = np.std(scores[first] - scores[second], axis=1, ddof=1)
     number = scores.shape[1]
     factor = scipy.special.stdtrit(number - 1, 0.975) / np.sqrt(number)
-    return float(factor * np.median(spread))
+    return float(factor * np.median(deviations))
 
 
-def told_apart(seeds: int, half: float) -> str:
-    """What so many seeds can tell, as a sentence; see `resolution`."""
+def resolution_note(seeds: int, half: float) -> str:
+    """A sentence on the difference that the seeds can resolve, see `resolution`."""
     return (
         f"{seeds} seeds tell two methods apart to about ±{half:.3f}, the median "
         "half-width of a 95 % interval over all pairs."
@@ -171,13 +189,13 @@ def told_apart(seeds: int, half: float) -> str:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean, lowest and highest as text."""
+    """Mean, lowest and highest value as text."""
     return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"  # noqa: RUF001
 
 
 def fill(text: str, begin: str, body: str) -> str:
-    """The text with `body` between the marker `begin` and the next `END`."""
-    before, found, rest = text.partition(begin)
-    assert found, begin
-    _, _, after = rest.partition(END)
+    """Replaces the text between the marker `begin` and the next `END` by `body`."""
+    before, marker, remainder = text.partition(begin)
+    assert marker, begin
+    _, _, after = remainder.partition(END)
     return f"{before}{begin}\n\n{body}\n\n{END}{after}"

@@ -1,15 +1,16 @@
-"""Trains fairness rules on two medical data sets, and judges what they move.
+"""Trains fairness rules on two medical data sets, and judges their effects.
 
     python scripts/frontier.py
 
-Runs configs/heart_disease.py (four real hospitals) and configs/diabetes130.py (sixteen
-specialties) with the rules of `RULES`, on three seeds. A seed draws the splits, the
-tiers and the first model alike for all rules. No setting is tuned: all that were run
-are shown. Beside them stands what helps poor hospitals without any rule between them:
-the smallest tier's model for everybody, with adjusted logits. Writes
-results/frontier.json after every run, and the page beside it in the end. The same
-command again goes on with the runs that are missing; another config or other versions
-begin anew. `--data=diabetes` runs a part: two processes share the files.
+The script runs configs/heart_disease.py (four real hospitals) and
+configs/diabetes130.py (sixteen specialties) with the rules of `RULES` and three seeds.
+All rules have the same splits, tiers and first model with a seed. No setting is tuned,
+and all settings that were run are shown. A baseline helps clients with small budgets
+without a fairness rule: every client trains the smallest tier's model, with adjusted
+logits. The script writes results/frontier.json after every run, and the page beside it
+in the end. The same command again continues with the missing runs; it starts anew after
+a change of config or versions. `--data=diabetes` runs one data set; two processes share
+the files.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -45,14 +46,14 @@ class Entry(NamedTuple):
 
     rule: str
     options: dict[str, Any]
-    """Fields below `fairness`; of the whole config where they have a dot in front."""
+    """Fields below `fairness`; a leading dot marks a field of the whole config."""
 
     heading: str | None = None
-    """What its row is called; None: the rule with its settings."""
+    """The name of the row; None takes the rule with its settings."""
 
     @property
     def title(self) -> str:
-        """What its row is called."""
+        """The name of the row."""
         if self.heading is not None:
             return self.heading
         words = [f"{name.rpartition('.')[2]} {v:g}" for name, v in self.options.items()]
@@ -89,11 +90,11 @@ RULES = {
     ),
 }
 FIRST = "size"
-"""What the others are compared with."""
+"""The rule with which the others are compared."""
 BASELINE = "smallest"
-"""The smallest model for everybody, with adjusted logits."""
+"""The smallest model for all clients, with adjusted logits."""
 POOREST = "AUROC, poorest tier's own sub-model"
-"""At the poorest tier's hospitals, all their test records together."""
+"""A figure on all test records of the poorest tier's clients together."""
 
 FIGURES = {
     "AUROC, mean of hospitals": ("auroc", "mean"),
@@ -102,21 +103,21 @@ FIGURES = {
     "balanced accuracy, worst": ("balanced_accuracy", "worst"),
     "loss, worst": ("loss", "worst"),
 }
-"""Heads of the table -> figure over hospitals, in the last round, on the test split."""
+"""Head of a column -> (metric, statistic over clients), last round, test split."""
 JUDGED = {"AUROC, worst hospital": 1, "loss, worst": -1}
-"""Figures of the worst hospital, and whether more of them is better."""
+"""Figures of the worst client -> 1 where more is better, or -1."""
 PRICE = "AUROC, mean of hospitals"
 
 
 def setting(data: str) -> Any:
-    """The config that the rules of a data set share."""
+    """The config shared by all rules of a data set."""
     config: Any = DATA[data].get_config()
-    config.select = experiment.SELECT
+    config.selection_metric = experiment.SELECT
     return config
 
 
 def config_of(data: str, rule: str, seed: int) -> Any:
-    """The config of one run; the first rule's also trains every hospital alone."""
+    """The config of one run; with the first rule it also trains every client alone."""
     config = setting(data)
     entry = RULES[rule]
     config.seed = seed
@@ -134,7 +135,7 @@ def config_of(data: str, rule: str, seed: int) -> Any:
 
 
 def measure(config: Any) -> dict[str, Any]:
-    """One run: figures over hospitals, and by hospital, in its last round."""
+    """Figures of one run over clients and by client in its last round."""
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with experiment.temporary() as folder, experiment.without_intervals():
@@ -143,8 +144,8 @@ def measure(config: Any) -> dict[str, Any]:
     last = summary["final"]["last"]
     return {
         "figures": {
-            name: last["over_clients"][metric][part]
-            for name, (metric, part) in FIGURES.items()
+            name: last["over_clients"][metric][statistic]
+            for name, (metric, statistic) in FIGURES.items()
         },
         "poorest": rows[-1]["eval/auroc/tier_0/own"],
         "hospitals": {
@@ -157,24 +158,28 @@ def measure(config: Any) -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """What a run is identified by."""
+    """The identity of a run."""
 
     data: str
     rule: str
     seed: int
 
 
-def done(runs: Sequence[dict[str, Any]]) -> dict[Job, dict[str, Any]]:
+def runs_by_job(runs: Sequence[dict[str, Any]]) -> dict[Job, dict[str, Any]]:
     """The runs by their job."""
     return {Job(*(run[name] for name in Job._fields)): run for run in runs}
 
 
-def missing(made: dict[Job, dict[str, Any]], data: Sequence[str]) -> Iterator[Job]:
-    """What is still to be run, in order."""
+def missing_jobs(
+    run_by_job: dict[Job, dict[str, Any]], data: Sequence[str]
+) -> Iterator[Job]:
+    """The missing jobs, in order."""
     for seed in SEEDS:
         for name in data:
             yield from (
-                job for rule in RULES if (job := Job(name, rule, seed)) not in made
+                job
+                for rule in RULES
+                if (job := Job(name, rule, seed)) not in run_by_job
             )
 
 
@@ -182,122 +187,129 @@ def missing(made: dict[Job, dict[str, Any]], data: Sequence[str]) -> Iterator[Jo
 
 
 def differences(
-    made: dict[Job, dict[str, Any]], data: str, rule: str, figure: str
+    run_by_job: dict[Job, dict[str, Any]], data: str, rule: str, figure: str
 ) -> list[float]:
-    """What a rule adds to a figure of the first rule, seed by seed."""
+    """The difference of a figure between a rule and the first rule, by seed."""
     return [
-        made[Job(data, rule, seed)]["figures"][figure]
-        - made[Job(data, FIRST, seed)]["figures"][figure]
+        run_by_job[Job(data, rule, seed)]["figures"][figure]
+        - run_by_job[Job(data, FIRST, seed)]["figures"][figure]
         for seed in SEEDS
     ]
 
 
-def moved(made: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
-    """Which rules moved a figure of the worst hospital at each seed; at what price."""
-    better, worse, open_ = [], [], []
+def rule_effects(run_by_job: dict[Job, dict[str, Any]], data: str, figure: str) -> str:
+    """The rules that improve or worsen a figure of the worst client with every seed.
+
+    The text gives the mean effect, the change of `PRICE` and `POOREST` of each rule.
+    """
+    better, worse, undecided = [], [], []
     for rule in RULES:
         if rule in (FIRST, BASELINE):
             continue
-        by = JUDGED[figure] * np.array(differences(made, data, rule, figure))
+        gains = JUDGED[figure] * np.array(differences(run_by_job, data, rule, figure))
         title = RULES[rule].title
-        price = np.mean(differences(made, data, rule, PRICE))
-        own = poorest(made, data, rule)
-        text = f"{title} ({np.mean(by):+.3f}; mean AUROC {price:+.3f}; {own:.3f})"
-        if by.min() > 0:
+        price = np.mean(differences(run_by_job, data, rule, PRICE))
+        score = poorest_score(run_by_job, data, rule)
+        text = f"{title} ({np.mean(gains):+.3f}; mean AUROC {price:+.3f}; {score:.3f})"
+        if gains.min() > 0:
             better.append(text)
-        elif by.max() < 0:
+        elif gains.max() < 0:
             worse.append(text)
         else:
-            open_.append(title)
-    said = {"better at each seed": better, "worse at each": worse}
-    told = [f"{words}: {'; '.join(texts) or 'none'}" for words, texts in said.items()]
-    served = (
-        f"{poorest(made, data, FIRST):.3f} under `{FIRST}`, "
-        f"{poorest(made, data, BASELINE):.3f} with the smallest model for everybody "
-        "and adjusted logits"
+            undecided.append(title)
+    groups = {"better at each seed": better, "worse at each": worse}
+    group_texts = [
+        f"{words}: {'; '.join(texts) or 'none'}" for words, texts in groups.items()
+    ]
+    references = (
+        f"{poorest_score(run_by_job, data, FIRST):.3f} under `{FIRST}`, "
+        f"{poorest_score(run_by_job, data, BASELINE):.3f} with the smallest model for "
+        "everybody and adjusted logits"
     )
     return (
-        f"{figure}, against `{FIRST}`: {'; '.join(told)}. Seeds disagree: "
-        f"{'; '.join(open_) or 'none'}. Last in brackets: {POOREST} ({served})."
+        f"{figure}, against `{FIRST}`: {'; '.join(group_texts)}. Seeds disagree: "
+        f"{'; '.join(undecided) or 'none'}. Last in brackets: {POOREST} ({references})."
     )
 
 
-def poorest(made: dict[Job, dict[str, Any]], data: str, rule: str) -> float:
-    """`POOREST`, the mean over seeds."""
-    return float(np.mean([made[Job(data, rule, seed)]["poorest"] for seed in SEEDS]))
+def poorest_score(run_by_job: dict[Job, dict[str, Any]], data: str, rule: str) -> float:
+    """The mean of `POOREST` over seeds."""
+    return float(
+        np.mean([run_by_job[Job(data, rule, seed)]["poorest"] for seed in SEEDS])
+    )
 
 
-def limits(made: dict[Job, dict[str, Any]], data: str) -> str:
-    """What was tried, and what so many seeds can tell."""
-    found = [
-        [made[Job(data, rule, seed)]["figures"][PRICE] for seed in SEEDS]
+def limits_note(run_by_job: dict[Job, dict[str, Any]], data: str) -> str:
+    """A note on the number of trials, and on the difference that seeds can resolve."""
+    scores = [
+        [run_by_job[Job(data, rule, seed)]["figures"][PRICE] for seed in SEEDS]
         for rule in RULES
         if rule != BASELINE
     ]
-    told = experiment.told_apart(len(SEEDS), experiment.resolution(found))
-    return f"Every row is one trial a seed, of one setting. By {PRICE}, {told}"
+    note = experiment.resolution_note(len(SEEDS), experiment.resolution(scores))
+    return f"Every row is one trial a seed, of one setting. By {PRICE}, {note}"
 
 
-def worse_off(made: dict[Job, dict[str, Any]], data: str) -> str:
-    """The share of hospitals that the first rule serves worse than they would alone."""
-    each = [made[Job(data, FIRST, seed)]["worse_off"] for seed in SEEDS]
-    full, own = (
-        np.mean([shares[model]["auroc"] for shares in each])
+def worse_off_note(run_by_job: dict[Job, dict[str, Any]], data: str) -> str:
+    """A note on the share of clients that would be better off alone."""
+    shares_by_seed = [run_by_job[Job(data, FIRST, seed)]["worse_off"] for seed in SEEDS]
+    full_share, own_share = (
+        np.mean([shares[model]["auroc"] for shares in shares_by_seed])
         for model in ("full", "own")
     )
     return (
-        f"Under `{FIRST}`, by AUROC, {full:.0%} of the hospitals would have been "
-        f"better off alone than with the full model, {own:.0%} than with their own "
-        "tier's sub-model."
+        f"Under `{FIRST}`, by AUROC, {full_share:.0%} of the hospitals would have been "
+        f"better off alone than with the full model, {own_share:.0%} than with their "
+        "own tier's sub-model."
     )
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Per data set a Markdown table, and what it says."""
-    made, parts = done(runs), []
+    """A Markdown table per data set, with its findings."""
+    run_by_job, blocks = runs_by_job(runs), []
     for data in DATA:
-        parts.append(f"{data.capitalize()}, {len(SEEDS)} seeds:")
+        blocks.append(f"{data.capitalize()}, {len(SEEDS)} seeds:")
         heads = ["rule", *FIGURES, POOREST]
         lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads[1:])]
         for rule, entry in RULES.items():
-            seeds = [made[Job(data, rule, seed)] for seed in SEEDS]
+            seeds = [run_by_job[Job(data, rule, seed)] for seed in SEEDS]
             cells = [
                 interval([run["figures"][name] for run in seeds]) for name in FIGURES
             ]
-            if rule == BASELINE:  # most of whose full model was never trained
+            if rule == BASELINE:  # most of its full model was never trained
                 cells = [""] * len(FIGURES)
             cells.append(interval([run["poorest"] for run in seeds]))
             lines.append("| " + " | ".join([entry.title, *cells]) + " |")
-        parts.append("\n".join(lines))
-        parts += [moved(made, data, figure) for figure in JUDGED]
-        parts += [limits(made, data), worse_off(made, data)]
-    return "\n\n".join(parts)
+        blocks.append("\n".join(lines))
+        blocks += [rule_effects(run_by_job, data, figure) for figure in JUDGED]
+        blocks += [limits_note(run_by_job, data), worse_off_note(run_by_job, data)]
+    return "\n\n".join(blocks)
 
 
 # ---------------------------------------------------------------------------- the files
 
 
-def add(same: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
-    """Writes runs beside those that are there; with all, the page's tables."""
-    with experiment.alone(RESULTS.parent):
-        every = [*(experiment.continued(RESULTS, same) or []), *runs]
-        write_json(RESULTS, same | {"runs": every})
-        if next(missing(done(every), list(DATA)), None) is None:
+def add(setup: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
+    """Adds runs to the results file, and writes the page once all have run."""
+    with experiment.locked(RESULTS.parent):
+        all_runs = [*(experiment.load_runs(RESULTS, setup) or []), *runs]
+        write_json(RESULTS, setup | {"runs": all_runs})
+        if next(missing_jobs(runs_by_job(all_runs), list(DATA)), None) is None:
             path = RESULTS.parent / "README.md"
-            path.write_text(fill(path.read_text(), BEGIN, table(every)))
+            path.write_text(fill(path.read_text(), BEGIN, table(all_runs)))
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
-    what = "Data sets of this process."
-    flags.DEFINE_list("data", list(DATA), what, flag_values=values)
+    description = "Data sets that this process runs."
+    flags.DEFINE_list("data", list(DATA), description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs what is missing and writes both files."""
+    """Runs the missing jobs and writes the results and the page."""
     for name in options.data:
         require.one_of("--data", name, DATA)
-    same = {
+    setup = {
         "command": "python scripts/frontier.py",
         "seeds": list(SEEDS),
         "rules": {
@@ -307,12 +319,12 @@ def main(options: flags.FlagValues) -> None:
         **experiment.surroundings(),
     }
     while True:
-        made = done(experiment.continued(RESULTS, same) or [])
-        job = next(missing(made, options.data), None)
+        run_by_job = runs_by_job(experiment.load_runs(RESULTS, setup) or [])
+        job = next(missing_jobs(run_by_job, options.data), None)
         if job is None:
             break
-        add(same, [job._asdict() | measure(config_of(*job))])
-    add(same, [])
+        add(setup, [job._asdict() | measure(config_of(*job))])
+    add(setup, [])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Inverts updates with a published budget: do the conclusions of less of it hold?
+"""Inverts updates with a published budget: do conclusions from a smaller one hold?
 
     python scripts/inversion_budget.py
 
-The attacks of scripts/inversion.py, on five of its images, with its own budget and with
-4,800 iterations from four starts: as many iterations as the released code of Geiping
-et al. 2020 takes by default (github.com/JonasGeiping/invertinggradients, rec_mult.py).
-The starts of the smaller budget are among those of the larger; only how long they are
-followed differs, and the rate falls at the same shares of it. DLG is left out, which
-has a budget of its own. Writes results/inversion_budget.json after every case, and the
-pages when it ends. The same command again goes on with the cases that are missing;
-another setting or other versions begin anew. `--case=...` runs some of them.
+The script runs the attacks of scripts/inversion.py on five of its images, with that
+script's budget and with 4,800 iterations from four starts, the default number of
+iterations in the released code of Geiping et al. 2020
+(github.com/JonasGeiping/invertinggradients, rec_mult.py). The starts of the smaller
+budget are among those of the larger one; their iterations differ, and the learning rate
+falls at the same fractions of them. DLG is left out because it has its own budget. The
+script writes results/inversion_budget.json after every case, and the pages when it
+ends. The same command again continues with the missing cases; it starts anew after a
+change of setting or versions. `--case=...` runs some of the cases.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -27,30 +28,32 @@ import jax
 import numpy as np
 from absl import flags
 
-from fairjax.attacks import reconstruction
+from fairjax.attacks import reconstruction, reconstruction_figures
 from fairjax.core import require
 from fairjax.core.types import RunState
 from fairjax.experiment import cli
 from fairjax.experiment.config import build
 from fairjax.experiment.io.workdir import number, write_json
-from fairjax.experiment.train import initial, train
-from scripts import experiment, inversion
+from fairjax.experiment.resume import init_state
+from fairjax.experiment.train import train
+from scripts import experiment, inversion_page, inversion_parts
 from scripts.experiment import fill
-from scripts.inversion import PAIRED, PARTS
+from scripts.inversion_page import PAIRED
+from scripts.inversion_parts import PARTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "inversion_budget.json"
 BEGIN = "<!-- results/inversion_budget.json -->"
 IMAGES = 5
-"""Victims: the first of scripts/inversion.py's."""
+"""The number of victims, which are the first ones of scripts/inversion.py."""
 LARGE = {"iterations": 4800, "restarts": 4}
 SMALL: dict[str, int] = {}
-"""The part's own."""
+"""No changes: the budget of the part in scripts/inversion_parts.py."""
 BUDGETS = {"small": SMALL, "large": LARGE}
 
 
 class Case(NamedTuple):
-    """One attacker of one tier, a row of the other table."""
+    """One attacker of one tier, which is a row in the table of scripts/inversion.py."""
 
     part: str
     tier: int
@@ -71,11 +74,11 @@ FIRST = (
     Case("heterofl", 0, "plain"),
     Case("heterofl", 1, "plain"),
 )
-"""On these more of the page stands than on the others."""
+"""The cases that matter most for the page, which are run first."""
 
 
 def _cases() -> dict[str, Case]:
-    rest = [
+    remaining = [
         Case(name, tier, level)
         for name, part in PARTS.items()
         for settings in [reconstruction.Inversion(**part.settings)]
@@ -85,7 +88,7 @@ def _cases() -> dict[str, Case]:
     ]
     return {
         f"{case.part}:{case.tier}:{case.level}": case
-        for case in dict.fromkeys((*FIRST, *rest))
+        for case in dict.fromkeys((*FIRST, *remaining))
     }
 
 
@@ -93,20 +96,20 @@ CASES = _cases()
 
 
 def settings_of(case: Case, budget: str) -> reconstruction.Inversion:
-    """The attack of a case."""
-    alone = {"tier": (case.tier,), "level": (case.level,), "images": IMAGES}
-    fields = PARTS[case.part].settings | alone | BUDGETS[budget]
+    """The settings of a case's attack with a budget."""
+    case_fields = {"tier": (case.tier,), "level": (case.level,), "images": IMAGES}
+    fields = PARTS[case.part].settings | case_fields | BUDGETS[budget]
     return reconstruction.Inversion(**fields)
 
 
 @functools.lru_cache(maxsize=1)
-def attacked(name: str) -> tuple[build.Run, RunState]:
-    """The run of a part, and the state whose coming round is attacked."""
+def attacked_run(name: str) -> tuple[build.Run, RunState]:
+    """The run of a part, and the state before the attacked round."""
     part = PARTS[name]
-    config = inversion.config_of(part)
-    run = build.build(config)
+    config = inversion_parts.config_of(part)
+    run = build.run(config)
     if not part.rounds:
-        return run, initial(run)
+        return run, init_state(run)
     config.rounds = part.rounds
     with experiment.temporary() as folder:
         return run, train(config, f"{folder}/run").state
@@ -114,24 +117,26 @@ def attacked(name: str) -> tuple[build.Run, RunState]:
 
 def measure(case: Case, budget: str) -> dict[str, Any]:
     """The row of a case with a budget."""
-    run, state = attacked(case.part)
+    run, state = attacked_run(case.part)
     settings = settings_of(case, budget)
-    # What is drawn for the other study's victims, of whom these are the first.
-    every = reconstruction.Inversion().images
-    memories = inversion.secrets(run, state, every)
+    # The memories are drawn as in scripts/inversion.py, for all of its victims.
+    image_count = reconstruction.Inversion().images
+    memories = inversion_parts.secrets(run, state, image_count)
     memories = jax.tree.map(lambda leaf: leaf[:IMAGES], memories)
-    made = reconstruction.invert(run, state, settings, memories=memories)
-    one = made[case.tier, case.level]
-    victims = reconstruction.scores(run, settings, one) | {"objective": one.objective}
+    results = reconstruction.invert(run, state, settings, memories=memories)
+    result = results[case.tier, case.level]
+    victims = reconstruction_figures.scores(run, settings, result) | {
+        "objective": result.objective
+    }
     return {
         **case._asdict(),
         "budget": budget,
-        "setting": inversion.setting(PARTS[case.part]),
+        "setting": inversion_parts.setting(PARTS[case.part]),
         "iterations": settings.iterations,
         "restarts": settings.restarts,
         "epsilon": number(run.guarantee.epsilon(1)),
-        **reconstruction.judge(run, settings, one),
-        "objective": float(np.mean(one.objective)),
+        **reconstruction_figures.evaluate(run, settings, result),
+        "objective": float(np.mean(result.objective)),
         "victims": {n: np.round(v, 4).tolist() for n, v in victims.items()},
     }
 
@@ -140,27 +145,32 @@ def measure(case: Case, budget: str) -> dict[str, Any]:
 
 Row = dict[str, Any]
 Pair = tuple[Row, Row]
-"""A case with the smaller and with the larger budget."""
+"""The rows of a case with the smaller and with the larger budget."""
 
 
 def pairs(rows: Sequence[Row]) -> list[Pair]:
-    """The cases that were measured with both budgets, in the other page's order."""
-    of = {(row["part"], row["tier"], row["level"], row["budget"]): row for row in rows}
-    parts = list(PARTS)
-    both = [
-        (of[*case, "small"], of[*case, "large"])
+    """The cases measured with both budgets, in the order of scripts/inversion.py."""
+    row_by_case = {
+        (row["part"], row["tier"], row["level"], row["budget"]): row for row in rows
+    }
+    part_order = list(PARTS)
+    measured_pairs = [
+        (row_by_case[*case, "small"], row_by_case[*case, "large"])
         for case in CASES.values()
-        if all((*case, budget) in of for budget in BUDGETS)
+        if all((*case, budget) in row_by_case for budget in BUDGETS)
     ]
-    return sorted(both, key=lambda pair: parts.index(pair[0]["part"]))
+    return sorted(measured_pairs, key=lambda pair: part_order.index(pair[0]["part"]))
 
 
-def always(row: Row, guess: str, figures: Sequence[str] = PAIRED) -> bool:
-    """Whether every victim is found better than a guess is: a sign test's 1 / 2^5."""
+def beats_for_all(row: Row, guess: str, figures: Sequence[str] = PAIRED) -> bool:
+    """Whether the attack beats a guess for every victim.
+
+    For five victims a sign test gives this a probability of 1 / 2^5 by chance.
+    """
     return all(
-        mine > other
+        value > reference
         for figure in figures
-        for mine, other in zip(
+        for value, reference in zip(
             row["victims"][figure], row["victims"][figure + guess], strict=True
         )
     )
@@ -168,64 +178,74 @@ def always(row: Row, guess: str, figures: Sequence[str] = PAIRED) -> bool:
 
 CONCLUSIONS: dict[str, Callable[[Row], bool]] = {
     "All five better than the mean public image in PSNR and SSIM": functools.partial(
-        always, guess="_mean"
+        beats_for_all, guess="_mean"
     ),
     "All five better than the nearest public image in both": functools.partial(
-        always, guess="_nearest"
+        beats_for_all, guess="_nearest"
     ),
     "All five better than the nearest one in SSIM": functools.partial(
-        always, guess="_nearest", figures=("ssim",)
+        beats_for_all, guess="_nearest", figures=("ssim",)
     ),
-    "More recognised than by chance (exact test, 5 %)": inversion.recognised,
+    "More recognised than by chance (exact test, 5 %)": inversion_page.recognised,
 }
-"""What the other page says of an attack, as five victims let it be said."""
+"""Conclusion -> whether it holds for a row.
+
+The conclusions are those of scripts/inversion.py, as far as five victims support them.
+"""
 
 
-def _moved(pair: Pair, figure: str) -> np.ndarray:
-    """What the larger budget adds, by victim."""
+def _gain(pair: Pair, figure: str) -> np.ndarray:
+    """The gain in a figure by the larger budget, by victim."""
     small, large = (np.asarray(row["victims"][figure]) for row in pair)
     return large - small
 
 
-def _spread(values: np.ndarray, digits: int) -> str:
-    """Mean, lowest and highest, with signs."""
+def _mean_and_range(values: np.ndarray, digits: int) -> str:
+    """Mean, lowest and highest value, with signs."""
     mean, low, high = (
         f"{value:+.{digits}f}" for value in (values.mean(), values.min(), values.max())
     )
     return f"{mean} ({low} to {high})"
 
 
-def verdict(both: Sequence[Pair], words: str) -> str:
-    """For which attacks a conclusion holds with either budget."""
+def verdict(budget_pairs: Sequence[Pair], words: str) -> str:
+    """The attacks for which a conclusion holds with each budget."""
     holds = CONCLUSIONS[words]
-    small, large = ([pair[i] for pair in both] for i in range(2))
-    before, after = (inversion.which(rows, holds) for rows in (small, large))
+    small, large = ([pair[i] for pair in budget_pairs] for i in range(2))
+    before, after = (
+        inversion_page.attacks_where(rows, holds) for rows in (small, large)
+    )
     if before == after:
         return f"{words}, with both budgets: {before}."
     return f"{words}, with the smaller: {before}; with the larger: {after}."
 
 
-def hiding(both: Sequence[Pair]) -> list[str]:
-    """What an attacker gains who knows DynamicFL's branches, with either budget."""
-    of = {(pair[0]["part"], pair[0]["tier"], pair[0]["level"]): pair for pair in both}
-    said = []
-    for part, tier in inversion.HIDING:
-        plain, whole = (of.get((part, tier, at)) for at in ("plain", "structure"))
-        if plain is None or whole is None:
+def hiding_gains(budget_pairs: Sequence[Pair]) -> list[str]:
+    """The gain from knowing DynamicFL's branches with each budget, a line per tier."""
+    pair_by_case = {
+        (pair[0]["part"], pair[0]["tier"], pair[0]["level"]): pair
+        for pair in budget_pairs
+    }
+    lines = []
+    for part, tier in inversion_page.HIDING:
+        plain, structure = (
+            pair_by_case.get((part, tier, level)) for level in ("plain", "structure")
+        )
+        if plain is None or structure is None:
             continue
         gains = [
-            np.subtract(known["victims"]["psnr"], blind["victims"]["psnr"])
-            for known, blind in zip(whole, plain, strict=True)
+            np.subtract(informed["victims"]["psnr"], blind["victims"]["psnr"])
+            for informed, blind in zip(structure, plain, strict=True)
         ]
-        before, after = (_spread(gain, 1) for gain in gains)
-        seen = inversion.sees(plain[0])
-        said.append(f"tier {tier}, {seen}: {before} dB, then {after}")
-    return said
+        before, after = (_mean_and_range(gain, 1) for gain in gains)
+        observation = inversion_page.observation(plain[0])
+        lines.append(f"tier {tier}, {observation}: {before} dB, then {after}")
+    return lines
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of both budgets, and which conclusions hold."""
-    both = pairs(rows)
+    """A Markdown table of both budgets, and the conclusions that hold."""
+    budget_pairs = pairs(rows)
     heads = [
         "update of",
         "the server sees",
@@ -238,12 +258,16 @@ def table(rows: Sequence[Row]) -> str:
         "recognised",
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|---|" + "--:|" * 6]
-    for pair in both:
+    for pair in budget_pairs:
         small, large = pair
-        cells = [inversion.victim(small), inversion.sees(small), small["level"]]
+        cells = [
+            inversion_page.victim(small),
+            inversion_page.observation(small),
+            small["level"],
+        ]
         for figure, digits in (("psnr", 1), ("ssim", 2)):
             cells.append(f"{small[figure]:.{digits}f} → {large[figure]:.{digits}f}")
-            cells.append(_spread(_moved(pair, figure), digits))
+            cells.append(_mean_and_range(_gain(pair, figure), digits))
         cells.append(f"{small['objective']:.3f} → {large['objective']:.3f}")
         cells.append(
             " → ".join(
@@ -251,78 +275,83 @@ def table(rows: Sequence[Row]) -> str:
             )
         )
         lines.append("| " + " | ".join(cells) + " |")
-    parts = ["\n".join(lines), " ".join(verdict(both, each) for each in CONCLUSIONS)]
-    gains = hiding(both)
+    blocks = [
+        "\n".join(lines),
+        " ".join(verdict(budget_pairs, conclusion) for conclusion in CONCLUSIONS),
+    ]
+    gains = hiding_gains(budget_pairs)
     if gains:
-        parts.append(
+        blocks.append(
             "What an attacker gains who knows all that DynamicFL hides, mean (least to "
             f"most of five victims), first with the smaller budget: {'; '.join(gains)}."
         )
-    missing = len(CASES) - len(both)
+    missing = len(CASES) - len(budget_pairs)
     if missing:
-        parts.append(f"Not measured with both: {missing} of {len(CASES)} cases.")
-    parts.append(sentence(rows))
-    return "\n\n".join(parts)
+        blocks.append(f"Not measured with both: {missing} of {len(CASES)} cases.")
+    blocks.append(sentence(rows))
+    return "\n\n".join(blocks)
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """The README's sentence: what the larger budget changes."""
-    both = pairs(rows)
-    open_ = [pair for pair in both if inversion.noise(pair[0]) is None]
-    moved = [_moved(pair, "psnr").mean() for pair in open_]
+    """The README's sentence on the changes by the larger budget."""
+    budget_pairs = pairs(rows)
+    noiseless = [pair for pair in budget_pairs if inversion_page.noise(pair[0]) is None]
+    gains = [_gain(pair, "psnr").mean() for pair in noiseless]
     nearest = CONCLUSIONS["All five better than the nearest public image in both"]
-    before, after = ([pair[i] for pair in both if nearest(pair[i])] for i in (0, 1))
+    before, after = (
+        [pair[i] for pair in budget_pairs if nearest(pair[i])] for i in (0, 1)
+    )
     best = (
         "all five are nearer than the nearest public image, which nobody could pick, "
-        f"for {_told(after)} (with the smaller budget: {_told(before)})"
+        f"for {_titles(after)} (with the smaller budget: {_titles(before)})"
     )
-    gained, lost = (
+    gained_rows, lost_rows = (
         [
             pair[with_it]
-            for pair in both
-            if inversion.recognised(pair[with_it])
-            and not inversion.recognised(pair[1 - with_it])
+            for pair in budget_pairs
+            if inversion_page.recognised(pair[with_it])
+            and not inversion_page.recognised(pair[1 - with_it])
         ]
         for with_it in (1, 0)
     )
     changes = [
-        f"{_told(changed)} {words}"
-        for changed, words in (
-            (gained, "recognises victims too"),
-            (lost, "does so no more"),
+        f"{_titles(changed_rows)} {words}"
+        for changed_rows, words in (
+            (gained_rows, "recognises victims too"),
+            (lost_rows, "does so no more"),
         )
-        if changed
+        if changed_rows
     ]
-    found = ", ".join(changes) or "the same attacks recognise victims"
-    least = inversion.stops([large for _, large in both])
+    change_text = ", ".join(changes) or "the same attacks recognise victims"
+    threshold = inversion_page.stopping_noise([large for _, large in budget_pairs])
     noise = "no noise that was tried stops them"
-    if least is not None:
-        noise = f"noise of {least[0]:g} clips stops them"
+    if threshold is not None:
+        noise = f"noise of {threshold[0]:g} clips stops them"
     return (
         f"With {LARGE['iterations']:,} iterations and {LARGE['restarts']} starts, a "
-        f"published budget, {len(both)} of these attacks on {IMAGES} of the images: "
-        f"without noise the mean PSNR moves by {min(moved):+.1f} to {max(moved):+.1f} "
-        f"dB; {best}; {found}; {noise}."
+        f"published budget, {len(budget_pairs)} of these attacks on {IMAGES} of the "
+        f"images: without noise the mean PSNR moves by {min(gains):+.1f} to "
+        f"{max(gains):+.1f} dB; {best}; {change_text}; {noise}."
     )
 
 
-def _told(rows: Sequence[Row]) -> str:
-    return "; ".join(map(inversion.told, rows)) or "none"
+def _titles(rows: Sequence[Row]) -> str:
+    return "; ".join(map(inversion_page.attack_title, rows)) or "none"
 
 
 # ---------------------------------------------------------------------------- the files
 
 
-def current(same: dict[str, Any]) -> list[Row]:
-    """The rows that are there, of cases as they are now."""
-    rows = experiment.continued(RESULTS, same) or []
+def current_rows(setup: dict[str, Any]) -> list[Row]:
+    """The rows of the results file whose cases have not changed since."""
+    rows = experiment.load_runs(RESULTS, setup) or []
 
     def fresh(row: Row) -> bool:
         case = Case(row["part"], row["tier"], row["level"])
         if case not in CASES.values() or row["budget"] not in BUDGETS:
             return False
         settings = settings_of(case, row["budget"])
-        return row["setting"] == inversion.setting(PARTS[case.part]) and (
+        return row["setting"] == inversion_parts.setting(PARTS[case.part]) and (
             row["iterations"],
             row["restarts"],
         ) == (settings.iterations, settings.restarts)
@@ -331,7 +360,7 @@ def current(same: dict[str, Any]) -> list[Row]:
 
 
 def pages(rows: Sequence[Row]) -> dict[pathlib.Path, str]:
-    """{page: what it says}: the README has the sentence alone."""
+    """Page -> its text; the README has only the sentence."""
     return {
         RESULTS.parent / "README.md": table(rows),
         ROOT / "README.md": sentence(rows),
@@ -340,37 +369,37 @@ def pages(rows: Sequence[Row]) -> dict[pathlib.Path, str]:
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
-    what = "Cases of this process, as part:tier:level."
-    flags.DEFINE_list("case", list(CASES), what, flag_values=values)
+    description = "Cases that this process runs, as part:tier:level."
+    flags.DEFINE_list("case", list(CASES), description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs what is missing and writes the files."""
+    """Runs the missing cases and writes the files."""
     for name in options.case:
         require.one_of("--case", name, CASES)
-    same = {
+    setup = {
         "command": "python scripts/inversion_budget.py",
         "attack": dataclasses.asdict(reconstruction.Inversion()),
         "images": IMAGES,
         "larger": LARGE,
-        "model": inversion.MODEL,
+        "model": inversion_parts.MODEL,
         **experiment.surroundings(),
     }
 
-    def there(case: Case, budget: str) -> bool:
+    def is_measured(case: Case, budget: str) -> bool:
         return any(
             (row["part"], row["tier"], row["level"], row["budget"]) == (*case, budget)
-            for row in current(same)
+            for row in current_rows(setup)
         )
 
     for name in options.case:
         for budget in BUDGETS:
-            if not there(CASES[name], budget):
+            if not is_measured(CASES[name], budget):
                 row = measure(CASES[name], budget)
-                with experiment.alone(RESULTS.parent):
-                    write_json(RESULTS, same | {"runs": [*current(same), row]})
-    with experiment.alone(RESULTS.parent):
-        for path, body in pages(current(same)).items():
+                with experiment.locked(RESULTS.parent):
+                    write_json(RESULTS, setup | {"runs": [*current_rows(setup), row]})
+    with experiment.locked(RESULTS.parent):
+        for path, body in pages(current_rows(setup)).items():
             path.write_text(fill(path.read_text(), BEGIN, body))
 
 

@@ -1,11 +1,12 @@
-"""Prepares a data set by its name, and says what is in it.
+"""Prepares a data set by its name, and prints a summary of its records.
 
     python scripts/prepare_data.py --name=bloodmnist/224 --data_dir=/data
     python scripts/prepare_data.py --name=heart_disease
 
-Official files are found in --data_dir or FAIRJAX_DATA_DIR, or downloaded where they
-may be; what is prepared lies in TFDS_DATA_DIR and is not made again. Without the files
-and without a network it fails at once, and says which files to put where.
+The script looks for official files in --data_dir or FAIRJAX_DATA_DIR, and downloads
+them where the licence allows it. Prepared data are stored in TFDS_DATA_DIR and reused.
+Without the files and without a network the script fails at once, and names the files
+and the folder where they must be.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -29,34 +30,35 @@ NAMES = tuple(name for name in datasets.DATASETS if name not in datasets.OWN)
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """The flags of this script."""
     flags.DEFINE_string("name", None, ", ".join(NAMES), flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Official files.", flag_values=values)
+    description = "Folder of the official files."
+    flags.DEFINE_string("data_dir", None, description, flag_values=values)
     flags.mark_flags_as_required(["name"], values)
 
 
-def told(table: Table) -> list[str]:
-    """What a data set has, in lines."""
+def summary_lines(table: Table) -> list[str]:
+    """Lines that summarise a data set: records, classes, patients and hospitals."""
     shape = " x ".join(map(str, table.x.shape[1:]))
     records = f"{len(table.y):,} records of {shape} numbers"
     lines = [f"{table.name}: {records}", table.source]
     for split, code in {"to be cut": FREE, **SPLITS}.items():
-        mine = table.y[table.split == code]
-        count = np.bincount(mine, minlength=len(table.classes)).tolist()
-        each = [f"{n:,} {name}" for name, n in zip(table.classes, count, strict=True)]
-        if len(mine):
-            lines.append(f"{split}: {len(mine):,} records: {'; '.join(each)}")
+        labels = table.y[table.split == code]
+        count = np.bincount(labels, minlength=len(table.classes)).tolist()
+        counts = [f"{n:,} {name}" for name, n in zip(table.classes, count, strict=True)]
+        if len(labels):
+            lines.append(f"{split}: {len(labels):,} records: {'; '.join(counts)}")
     if table.patient is not None:
         lines.append(f"patients: {len(np.unique(table.patient)):,}")
     if table.client is None:
         return [*lines, "hospitals: none named, data.partition simulates them"]
     count = dict(zip(*np.unique(table.client, return_counts=True), strict=True))
-    each = [f"{n:,} {name}" for name, n in count.items()]
-    return [*lines, f"hospitals: {len(count)}: {'; '.join(each)}"]
+    counts = [f"{n:,} {name}" for name, n in count.items()]
+    return [*lines, f"hospitals: {len(count)}: {'; '.join(counts)}"]
 
 
 def main(options: flags.FlagValues) -> None:
-    """Prepares, and prints."""
+    """Prepares the data set and prints its summary."""
     name = require.one_of("--name", options.name, NAMES)
-    print("\n".join(told(datasets.load(name, data_dir=options.data_dir))))
+    print("\n".join(summary_lines(datasets.load(name, data_dir=options.data_dir))))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python scripts/report.py --workdir=runs/sweep --interval=t
     python scripts/report.py --workdir=runs/a --workdir=runs/b --output=runs/both.html
 
-A folder that holds runs stands for all of them; their page is its comparison.html
-unless --output names another. Runs that differ only in the seed are one point and row.
+A folder of runs stands for all of them; their page is its comparison.html unless
+--output names another. Runs that differ only in the seed share a point and a row.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -25,22 +25,22 @@ from scripts.tabulate import define_table
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The flags of this script."""
+    """Adds the flags of `tabulate.define_table` and --output."""
     define_table(values)
     flags.mark_flags_as_required(["workdir"], values)
     flags.DEFINE_string("output", None, "File of the page.", flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Writes one page and says where."""
+    """Writes one page and prints its path."""
     first = pathlib.Path(options.workdir[0])
-    alone = len(options.workdir) == 1
-    if alone and (first / "config.json").exists():
+    is_single = len(options.workdir) == 1
+    if is_single and (first / "config.json").exists():
         if options.output is not None:
             require.fail("--output", "it for many runs only", options.output)
         print(report.write(first))
         return
-    if not alone and options.output is None:
+    if not is_single and options.output is None:
         raise require.InputError("--output: expected the page of many runs; got none")
     path = options.output or first / "comparison.html"
     metrics, interval = options.metrics, options.interval

@@ -1,8 +1,8 @@
-"""Trains the runs of the README's table on three seeds and writes the table.
+"""Trains the runs of the README's table with three seeds, and writes the table.
 
     python scripts/results.py
 
-Writes results/first.json, and the table between the markers of README.md from it.
+The script writes results/first.json and, from it, the table in README.md.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -41,7 +41,7 @@ BEGIN = "<!-- results/first.json -->"
 
 
 def pooled(splits: Splits) -> float:
-    """Test AUROC of logistic regression on everybody's records in one place."""
+    """Test AUROC of a logistic regression on the pooled records of all clients."""
     train, test = splits.train, splits.test
     model = sklearn.linear_model.LogisticRegression(max_iter=5000)
     model.fit(train.x.reshape(len(train.y), -1), train.y)
@@ -52,11 +52,11 @@ def pooled(splits: Splits) -> float:
 
 
 def measure(config: Any) -> dict[str, Any]:
-    """One seed: the federated model, its smallest sub-model and the references."""
+    """AUROCs with one seed: full model, smallest sub-model and the references."""
     with experiment.temporary() as folder:
         result = train(config, f"{folder}/run")
-        run = build.build(config)
-        _, (_, own) = evaluate(run, result.state, "test")
+        run = build.run(config)
+        _, (_, submodels) = evaluate(run, result.state, "test")
         config.submodel.name = "fedavg"
         fedavg = train(config, f"{folder}/fedavg")
     smallest, *_, largest = result.summary["tiers"]
@@ -65,14 +65,14 @@ def measure(config: Any) -> dict[str, Any]:
         "records": sum(result.summary["data"]["rows"].values()),
         "parameters": [smallest["parameters"], largest["parameters"]],
         "auroc": result.metrics["eval/auroc"],
-        "smallest_auroc": float(own.pooled.auroc[0]),
+        "smallest_auroc": float(submodels.pooled.auroc[0]),
         "fedavg_auroc": fedavg.metrics["eval/auroc"],
         "pooled_auroc": pooled(run.splits),
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table: the seeds' mean, lowest and highest."""
+    """The results as a Markdown table of means and ranges over seeds."""
     heads = [
         "data",
         "hospitals",
@@ -97,20 +97,20 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(_: flags.FlagValues) -> None:
-    """Trains everything and writes both files."""
+    """Trains all runs and writes the results and the page."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
     for name, make in RUNS.items():
         for seed in SEEDS:
             config = make()
-            config.seed, config.select = seed, experiment.SELECT
+            config.seed, config.selection_metric = seed, experiment.SELECT
             runs[name].append(measure(config))
-    made = provenance()
+    origin = provenance()
     results = {
         "command": "python scripts/results.py",
         "seeds": SEEDS,
-        "device": made["device"],
-        "machine": made["machine"],
-        "versions": made["versions"],
+        "device": origin["device"],
+        "machine": origin["machine"],
+        "versions": origin["versions"],
         "runs": runs,
     }
     RESULTS.parent.mkdir(exist_ok=True)

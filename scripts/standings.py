@@ -1,6 +1,6 @@
-"""What the runs of a contest come to: choices by the validation split, and claims.
+"""Choices and claims that follow from the runs of a contest.
 
-Learning rates, the combination of ours that is shown and its rival are chosen on the
+Learning rates, the combination of ours in the table and its rival are chosen on the
 validation split; figures and claims are those of the test split.
 """
 
@@ -25,21 +25,21 @@ FIGURES = (
     "gap",
     "std",
 )
-"""What `figures_of` has of a run."""
+"""The keys of `figures_of`."""
 
 BASELINE = "smallest_adjusted"
-"""The entry that stands beside every claim: everybody has the smallest model, whose
-logits are adjusted by the hospital's labels."""
+"""The entry that is reported beside every claim: all clients train the smallest model,
+whose logits are adjusted by the client's labels."""
 MARGIN = 0.01
-"""A score that whole models gain over the smallest ones below which a task is one where
-model size buys nothing."""
+"""The least gain in score of the full model over the smallest one. Below it, model size
+does not matter on a task."""
 
 Run = dict[str, Any]
-"""What `compare.measure` made, with the fields of its `Job`."""
+"""The result of `compare.measure`, with the fields of its `Job`."""
 
 
 class Job(NamedTuple):
-    """What a run is identified by."""
+    """The identity of a run."""
 
     method: str
     ratio: str
@@ -47,28 +47,29 @@ class Job(NamedTuple):
     learning_rate: float
 
 
-# ----------------------------------------------------------------------------- of a run
+# ---------------------------------------------------------------------- figures of runs
 
 
 def validation(contest: Contest, run: Run) -> float:
-    """What a run is chosen by: mean over its last evaluations."""
+    """The mean of the validation score over a run's last evaluations."""
     return float(np.mean(validations(run)[-contest.last :]))
 
 
 def validations(run: Run) -> np.ndarray:
-    """By evaluation; of a model whose answers are no numbers less than any."""
+    """The validation score of every evaluation; -inf for one that is not a number."""
     values = np.array([row["validation"] for row in run["evaluations"]], float)
     return np.where(np.isnan(values), -np.inf, values)
 
 
 def figures_of(contest: Contest, run: Run) -> dict[str, float]:
-    """A run as `FIGURES`: means over its last evaluations, but for two rounds.
+    """The `FIGURES` of a run, as means over its last evaluations.
 
-    "last" is the score in the last round, "selected" in the evaluated one with the best
-    validation figure, the first of equals. "poorest" is the score of tier 0's own
-    sub-model at tier 0's hospitals, "own" the smallest such score of any tier. A tier
-    none of whose hospitals can be judged (an AUROC of one class) is no worst tier; one
-    that takes no part has no sub-model.
+    Two figures are of single rounds: "last" is the score in the last round, "selected"
+    the score in the evaluated round with the best validation score (the first one among
+    equals). "poorest" is the score of tier 0's own sub-model on tier 0's clients, "own"
+    the smallest such score of any tier. The worst tier is one whose score is known; an
+    AUROC is unknown where only one class occurs. A tier that does not take part has no
+    sub-model.
     """
     everything = run["evaluations"]
     rows = everything[-contest.last :]
@@ -78,16 +79,16 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
         values = np.array([row[name] for row in rows], float)
         return np.ma.masked_invalid(values).mean(axis=0)
 
-    def known(value: Any) -> float:
+    def as_float(value: Any) -> float:
         return float(np.ma.filled(np.ma.asarray(value, float), np.nan))
 
     best = int(np.argmax(validations(run)))
     return {
-        "score": known(mean("score")),
-        "last": known(everything[-1]["score"]),
-        "selected": known(everything[best]["score"]),
+        "score": as_float(mean("score")),
+        "last": as_float(everything[-1]["score"]),
+        "selected": as_float(everything[best]["score"]),
         "accuracy": float(mean("accuracy")),
-        "poorest": known(mean("own")[0]) if takes_part[0] else np.nan,
+        "poorest": as_float(mean("own")[0]) if takes_part[0] else np.nan,
         "worst_tier": float(mean("tiers").min()),
         "own": float(mean("own")[takes_part].min()),
         "gap": float(mean("gap")),
@@ -95,21 +96,21 @@ def figures_of(contest: Contest, run: Run) -> dict[str, float]:
     }
 
 
-# --------------------------------------------------------------------------- which runs
+# ---------------------------------------------------------------------------- the jobs
 
 
-def done(runs: Sequence[Run]) -> dict[Job, Run]:
+def runs_by_job(runs: Sequence[Run]) -> dict[Job, Run]:
     """The runs by their job."""
     return {Job(*(run[name] for name in Job._fields)): run for run in runs}
 
 
 def fields_of(contest: Contest, method: str) -> dict[str, Any]:
-    """What a method changes in the contest's config, as JSON has it."""
+    """The fields that a method changes in the contest's config, as JSON values."""
     return json.loads(json.dumps(dict(contest.entries[method].fields)))
 
 
-def current(contest: Contest, runs: Sequence[Run]) -> list[Run]:
-    """The runs of methods that are still what they were."""
+def current_runs(contest: Contest, runs: Sequence[Run]) -> list[Run]:
+    """The runs of methods whose fields have not changed since."""
     return [
         run
         for run in runs
@@ -119,46 +120,51 @@ def current(contest: Contest, runs: Sequence[Run]) -> list[Run]:
 
 
 def job_of(contest: Contest, method: str, ratio: str, seed: int, rate: float) -> Job:
-    """The run that stands for these; a ratio means nothing where there is one tier."""
-    if len(contest.entries[method].fields.get("tiers.share", (1, 1))) == 1:
+    """The job of a run; all ratios of a method with one tier share a job."""
+    if len(contest.entries[method].fields.get("tiers.proportions", (1, 1))) == 1:
         ratio = next(iter(contest.ratios))
     return Job(method, ratio, seed, rate)
 
 
 def tuning(contest: Contest, method: str) -> list[Job]:
-    """The runs that decide a method's learning rate."""
+    """The jobs that decide a method's learning rate."""
     ratio, seed = next(iter(contest.ratios)), contest.seeds[0]
     return [Job(method, ratio, seed, rate) for rate in contest.rates]
 
 
-def chosen(contest: Contest, made: Mapping[Job, Run]) -> dict[str, float]:
-    """The learning rate of every method that is tuned; the smaller one of equals."""
+def learning_rates(contest: Contest, run_by_job: Mapping[Job, Run]) -> dict[str, float]:
+    """The learning rate of every tuned method; the smallest one among equals."""
     rates = {}
     for method in contest.entries:
         jobs = tuning(contest, method)
-        if all(job in made for job in jobs):
-            scores = [validation(contest, made[job]) for job in jobs]
+        if all(job in run_by_job for job in jobs):
+            scores = [validation(contest, run_by_job[job]) for job in jobs]
             rates[method] = contest.rates[int(np.argmax(scores))]
     return rates
 
 
-def best_of_ours(contest: Contest, made: Mapping[Job, Run]) -> str | None:
-    """The combination that the validation split prefers, the first of equals.
+def best_of_ours(contest: Contest, run_by_job: Mapping[Job, Run]) -> str | None:
+    """The combination that is best on the validation split, the first among equals.
 
-    By the runs that decide learning rates; None before all are tuned.
+    The choice uses the runs that decide learning rates; None before all are tuned.
     """
     names = [name for name, entry in contest.entries.items() if entry.role == "ours"]
     jobs = [tuning(contest, name) for name in names]
-    if not names or any(job not in made for each in jobs for job in each):
+    if not names or any(
+        job not in run_by_job for method_jobs in jobs for job in method_jobs
+    ):
         return None
-    scores = [max(validation(contest, made[job]) for job in each) for each in jobs]
+    scores = [
+        max(validation(contest, run_by_job[job]) for job in method_jobs)
+        for method_jobs in jobs
+    ]
     return names[int(np.argmax(scores))]
 
 
 def best_published(contest: Contest, seeds: Collection[Mapping[str, Run]]) -> str:
-    """The published method that the validation split prefers over the seeds of a ratio.
+    """The published method that is best on the validation split over a ratio's seeds.
 
-    The first of equals.
+    It is the first one among equals.
     """
     scores = {
         name: np.mean([validation(contest, runs[name]) for runs in seeds])
@@ -168,52 +174,55 @@ def best_published(contest: Contest, seeds: Collection[Mapping[str, Run]]) -> st
     return max(scores, key=scores.__getitem__)
 
 
-def shown(contest: Contest, made: Mapping[Job, Run]) -> list[str]:
-    """The methods of the table: of ours the best alone, once it is known."""
-    ours = best_of_ours(contest, made)
+def table_methods(contest: Contest, run_by_job: Mapping[Job, Run]) -> list[str]:
+    """The methods of the table, with only the best combination of ours if known."""
+    our_method = best_of_ours(contest, run_by_job)
     return [
         name
         for name, entry in contest.entries.items()
-        if entry.role != "ours" or name == ours
+        if entry.role != "ours" or name == our_method
     ]
 
 
-def missing(
-    contest: Contest, made: Mapping[Job, Run], methods: Collection[str]
+def missing_jobs(
+    contest: Contest, run_by_job: Mapping[Job, Run], methods: Collection[str]
 ) -> Iterator[Job]:
-    """What is still to be run, in order: first what decides the learning rates."""
+    """The missing jobs, in order; those that decide learning rates come first."""
     for method in methods:
-        yield from (job for job in tuning(contest, method) if job not in made)
-    rates = chosen(contest, made)
+        yield from (job for job in tuning(contest, method) if job not in run_by_job)
+    rates = learning_rates(contest, run_by_job)
     for ratio in contest.ratios:
         for seed in contest.seeds:
-            for method in shown(contest, made):
+            for method in table_methods(contest, run_by_job):
                 if method in methods:
                     job = job_of(contest, method, ratio, seed, rates[method])
-                    if job not in made:
+                    if job not in run_by_job:
                         yield job
 
 
-def complete(
-    contest: Contest, made: Mapping[Job, Run], ratio: str
+def complete_seeds(
+    contest: Contest, run_by_job: Mapping[Job, Run], ratio: str
 ) -> dict[int, dict[str, Run]]:
-    """The runs of every method, of the seeds for which all have run at a ratio."""
-    rates, names = chosen(contest, made), shown(contest, made)
+    """Seed -> method -> run, for the seeds with which all methods have run."""
+    rates, names = (
+        learning_rates(contest, run_by_job),
+        table_methods(contest, run_by_job),
+    )
     if len(rates) < len(contest.entries):
         return {}
     seeds = {}
     for seed in contest.seeds:
         jobs = {name: job_of(contest, name, ratio, seed, rates[name]) for name in names}
-        if all(job in made for job in jobs.values()):
-            seeds[seed] = {name: made[job] for name, job in jobs.items()}
+        if all(job in run_by_job for job in jobs.values()):
+            seeds[seed] = {name: run_by_job[job] for name, job in jobs.items()}
     return seeds
 
 
-# ------------------------------------------------------------------- what runs can tell
+# ------------------------------------------------------------- resolution of the runs
 
 
 def trials(contest: Contest) -> dict[str, int]:
-    """Runs on the validation split that each side's choice was made among."""
+    """The number of trials on the validation split among which each side chooses."""
     combinations = sum(entry.role == "ours" for entry in contest.entries.values())
     rates = len(contest.rates)
     return {"published": rates, "ours": rates * combinations}
@@ -222,9 +231,9 @@ def trials(contest: Contest) -> dict[str, int]:
 def headroom(
     seeds: Collection[Mapping[str, Run]], contest: Contest
 ) -> list[list[float]]:
-    """Scores of FedAvg with the whole and with the smallest model, seed by seed.
+    """Scores of FedAvg with the full and with the smallest model, seed by seed.
 
-    What a larger model is worth on the task, where nobody's budget is in the way.
+    Their difference is the value of model size on the task without any budget.
     """
     return [
         [figures_of(contest, runs[name])["score"] for name in ("fedavg", "smallest")]
@@ -236,71 +245,77 @@ def headroom(
 
 
 class Claim(NamedTuple):
-    """That one method has a higher figure than another."""
+    """The claim that one method has a higher figure than another."""
 
     better: str
     worse: str
-    """Both by their names in the contest."""
-    of: str = "score"
-    """Of `FIGURES`."""
+    """`better` and `worse` are names of entries of the contest."""
+    figure: str = "score"
+    """One of `FIGURES`."""
 
     def title(self, contest: Contest) -> str:
-        """As it is written."""
-        prefix = OF_TIERS.get(self.of, "")
+        """The claim in words."""
+        prefix = FIGURE_PREFIXES.get(self.figure, "")
         return " > ".join(
             prefix + contest.entries[name].title for name in (self.better, self.worse)
         )
 
     def figures(self, contest: Contest) -> tuple[Figure, Figure]:
-        """What is compared, as functions of the runs of a seed."""
+        """The two compared figures, as functions of the runs of a seed."""
 
         def figure(name: str) -> Figure:
-            return lambda runs: figures_of(contest, runs[name])[self.of]
+            return lambda runs: figures_of(contest, runs[name])[self.figure]
 
         return figure(self.better), figure(self.worse)
 
-    def known(self, contest: Contest, seeds: Iterable[Mapping[str, Run]]) -> bool:
-        """Whether both have the figure: of `exclusive` the poorest tier has none."""
-        values = [of(runs) for runs in seeds for of in self.figures(contest)]
+    def is_known(self, contest: Contest, seeds: Iterable[Mapping[str, Run]]) -> bool:
+        """Whether both methods have the figure with every seed.
+
+        For instance, `exclusive` has no sub-model of the poorest tier.
+        """
+        values = [figure(runs) for runs in seeds for figure in self.figures(contest)]
         return bool(np.all(np.isfinite(values)))
 
 
-OF_TIERS = {
+FIGURE_PREFIXES = {
     "worst_tier": "worst tier of ",
     "own": "own sub-model at the worst tier of ",
     "poorest": "poorest tier's own sub-model of ",
 }
-"""What a figure of `FIGURES` is called before the method that it is of."""
+"""Figure -> the words that precede a method's title in a claim."""
 
 
-def claims_of(contest: Contest, ours: str | None, rival: str) -> list[Claim]:
-    """What is judged at a ratio at which `rival` is the best published method."""
+def claims_of(contest: Contest, our_method: str | None, rival: str) -> list[Claim]:
+    """The claims at a ratio at which `rival` is the best published method."""
     claims = [
         Claim("dynamicfl", "fedavg"),
         Claim("dynamicfl", "matched"),
         Claim("dynamicfl", "heterofl"),
-        Claim("ladder", "heterofl"),
+        Claim("mixed", "heterofl"),
         Claim("heterofl", "fedrolex"),
         Claim("heterofl", "smallest"),
         Claim("heterofl", "exclusive"),
     ]
-    if ours:
-        claims.append(Claim(ours, rival))
-        claims += [Claim(ours, rival, of) for of in ("worst_tier", "own", "poorest")]
-        claims.append(Claim(ours, BASELINE, "poorest"))
-        others = ("fedavg", "fedavg_adjusted", BASELINE, "widths")
-        claims += [Claim(ours, other) for other in others]
-    known = contest.entries.keys()
-    return [claim for claim in claims if {claim.better, claim.worse} <= known]
+    if our_method:
+        claims.append(Claim(our_method, rival))
+        claims += [
+            Claim(our_method, rival, figure)
+            for figure in ("worst_tier", "own", "poorest")
+        ]
+        claims.append(Claim(our_method, BASELINE, "poorest"))
+        references = ("fedavg", "fedavg_adjusted", BASELINE, "widths")
+        claims += [Claim(our_method, reference) for reference in references]
+    entries = contest.entries.keys()
+    return [claim for claim in claims if {claim.better, claim.worse} <= entries]
 
 
-def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results with what follows from their runs: rates, choices, claims."""
-    made = done(results["runs"])
-    ours, seeds = best_of_ours(contest, made), {}
+def with_verdicts(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results together with the rates, choices and claims from their runs."""
+    run_by_job = runs_by_job(results["runs"])
+    our_method, seeds = best_of_ours(contest, run_by_job), {}
     for ratio in contest.ratios:
-        if found := complete(contest, made, ratio):
-            seeds[ratio] = found
+        if complete_runs := complete_seeds(contest, run_by_job, ratio):
+            seeds[ratio] = complete_runs
     rivals = {
         ratio: best_published(contest, runs.values()) for ratio, runs in seeds.items()
     }
@@ -309,16 +324,16 @@ def judged(contest: Contest, results: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": list(contest.seeds),
         "learning_rates_tried": list(contest.rates),
         "evaluations_averaged": contest.last,
-        "learning_rates": chosen(contest, made),
-        "best_of_ours": ours,
+        "learning_rates": learning_rates(contest, run_by_job),
+        "best_of_ours": our_method,
         "best_published": rivals,
         "complete_seeds": {ratio: list(runs) for ratio, runs in seeds.items()},
         "claims": {
             ratio: experiment.judge(
                 {
                     claim.title(contest): claim.figures(contest)
-                    for claim in claims_of(contest, ours, rivals[ratio])
-                    if claim.known(contest, runs.values())
+                    for claim in claims_of(contest, our_method, rivals[ratio])
+                    if claim.is_known(contest, runs.values())
                 },
                 list(runs.values()),
             )

@@ -7,25 +7,25 @@
     python scripts/sweep.py --config=configs/digits.py --workdir=runs/rules \
         --list=rules.jsonl --grid=seed=0,1,2
 
---grid is field=value,value,.. with values as of --config.field; commas inside brackets
-belong to a value. --list names a file with an object of fields a line, such as
+--grid is field=value,value,.. with values as for --config.field; commas inside brackets
+belong to a value. --list names a file with one JSON object of fields per line, such as
 {"fairness.rule": "q_ffl", "fairness.q_ffl.q": 0.1}; each is combined with the grid.
 
-Every run has a folder of its own, named by its settings, and prints to a .log beside
-it. The same command again skips what is finished and goes on with the rest. A field or
-value that cannot be is refused before any run starts (exit code 2); a run that fails
-stops no other, is named at the end, and the exit code is 1. A sweep that is told to
-stop tells its runs, and exits with 75 when they have saved the round in hand; told so
-twice, it kills them.
+Every run has its own folder, named by its settings, and prints to a .log beside it. The
+same command again skips finished runs and continues the others. An invalid field or
+value is refused before any run starts (exit code 2). A run that fails stops no other;
+it is named at the end, and the exit code is 1. A signal to the sweep is passed on to
+its runs, and the sweep exits with 75 once they have saved the round in hand; a second
+signal kills them.
 
-In a SLURM array every task runs one, --index=$SLURM_ARRAY_TASK_ID from 0, of the number
-that --count prints. --processes=N runs N side by side; on one GPU they share its memory
-only with XLA_PYTHON_CLIENT_MEM_FRACTION below 1 / N.
+In a SLURM array every task trains one run, --index=$SLURM_ARRAY_TASK_ID from 0, of the
+number that --count prints. --processes=N trains N runs side by side; on one GPU they
+need XLA_PYTHON_CLIENT_MEM_FRACTION below 1 / N to share its memory.
 
---together trains runs that differ in nothing but seeds, learning rates, q, t or noise
-as lanes of one program, in this process: one compilation, and for some models rounds
-that are cheaper than each alone (benchmarks/README.md). Seeds need records that they
-share, --config.data.partition.seed=0.
+--together trains runs that differ only in seeds, learning rates, q, t or noise as one
+vmapped program in this process: one compilation, and for some models cheaper rounds
+than run by run (benchmarks/README.md). Seeds must share their records,
+--config.data.partition.seed=0.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -46,7 +46,7 @@ from scripts import train
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The flags of this script."""
+    """Adds --config, --workdir, --grid, --list and how runs share the machine."""
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     for name, text in {
         "workdir": "Folder of the runs' folders.",
@@ -57,15 +57,19 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "grid", [], "field=value,value,..; may be repeated.", flag_values=values
     )
     flags.DEFINE_integer("processes", 1, "Runs side by side.", flag_values=values)
-    what = "Runs that are alike but for numbers in one program."
-    flags.DEFINE_bool("together", False, what, flag_values=values)
+    description = "Runs that differ only in numbers in one program."
+    flags.DEFINE_bool("together", False, description, flag_values=values)
     flags.DEFINE_integer("index", None, "Run this one alone.", flag_values=values)
     flags.DEFINE_bool("count", False, "Print how many there are.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs what is missing and names what failed."""
+    """Trains the runs that are not finished and names those that fail.
+
+    Args:
+        options: the parsed flags.
+    """
     workdir = pathlib.Path(options.workdir)
     processes = require.count("--processes", options.processes)
     points = sweep.points(train.define, base(options), settings(options), workdir)
@@ -87,7 +91,7 @@ def main(options: flags.FlagValues) -> None:
 
 
 def base(options: flags.FlagValues) -> list[str]:
-    """The config's flags, as all runs have them."""
+    """The flags of the config that all runs share."""
     flag = options["config"]
     overrides = config_flags.get_override_values(flag)
     return [
@@ -97,18 +101,20 @@ def base(options: flags.FlagValues) -> list[str]:
 
 
 def settings(options: flags.FlagValues) -> list[sweep.Fields]:
-    """What every run sets beside them: every entry of the list with the whole grid."""
+    """The fields that every run sets beside them: the list times the grid.
+
+    Raises:
+        InputError: neither --grid nor --list is given, or a field is set twice.
+    """
     if not options.list and not options.grid:
         raise require.InputError("--grid: expected it or --list; got neither")
-    entries = sweep.listed(pathlib.Path(options.list)) if options.list else [{}]
+    entries = sweep.read_settings(pathlib.Path(options.list)) if options.list else [{}]
     grid = sweep.grid(options.grid)
-    given = {*cli.overridden(options)}
-    for where, fields in (("--list", set().union(*entries)), ("--grid", {*grid[0]})):
-        for field in sorted(fields & given):
-            require.fail(
-                f"{where} {field}", "a field that is set once", "another value"
-            )
-        given |= fields
+    assigned = {*cli.override_paths(options)}
+    for flag, fields in (("--list", set().union(*entries)), ("--grid", {*grid[0]})):
+        for field in sorted(fields & assigned):
+            require.fail(f"{flag} {field}", "a field that is set once", "another value")
+        assigned |= fields
     return [{**entry, **point} for entry in entries for point in grid]
 
 

@@ -1,14 +1,15 @@
-"""Prints a table of many runs: a row per setting, mean and interval over seeds.
+"""Prints a table of many runs: a row per setting, with mean and interval over seeds.
 
     python scripts/tabulate.py --workdir=runs/sweep
     python scripts/tabulate.py --workdir=runs/sweep --format=csv --interval=t \
         --metrics=eval/auroc,eval/accuracy/client_worst,tiers.0.bytes_up
     python scripts/tabulate.py --pages
 
-A folder that holds runs stands for all of them; --workdir may be repeated. Rows are
-the values of the config fields in which the runs differ beside the seed. Columns are
-keys of metrics.jsonl, taken at the last round, or dotted paths into summary.json. With
---pages the tables of README.md and results/README.md are written from results/*.json.
+A folder of runs stands for all of them; --workdir may be repeated. Rows are the values
+of the config fields, other than the seed, in which the runs differ. Columns are keys of
+metrics.jsonl, taken at the last round, or dotted paths into summary.json. With --pages
+the tables of README.md and results/README.md are written from results/*.json, those of
+docs/ from the code.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -27,7 +28,7 @@ from fairjax.report import comparison
 
 
 def define_table(values: flags.FlagValues) -> None:
-    """The flags that say which runs and what of them."""
+    """Adds the flags of a table: runs, columns and the interval over seeds."""
     flags.DEFINE_multi_string(
         "workdir", None, "A run, or a folder of runs.", flag_values=values
     )
@@ -40,30 +41,30 @@ def define_table(values: flags.FlagValues) -> None:
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The flags of this script."""
+    """Adds the flags of `define_table`, --format and --pages."""
     define_table(values)
     flags.DEFINE_string("format", "markdown", "Or csv.", flag_values=values)
-    what = "Write the pages' tables from results/*.json instead."
-    flags.DEFINE_bool("pages", False, what, flag_values=values)
+    description = "Write the pages' tables from results/*.json and the code."
+    flags.DEFINE_bool("pages", False, description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Prints the table and what was left out of it, or writes the pages."""
+    """Prints the table and names the runs left out of it, or writes the pages."""
     if options.pages:
         from scripts import pages  # which imports every experiment
 
-        for path, text in pages.made().items():
+        for path, text in pages.updated_pages().items():
             path.write_text(text)
         return
     if not options.workdir:
         require.fail("--workdir", "a run or a folder of runs, or --pages", None)
-    known = {"markdown": comparison.markdown, "csv": comparison.table}
-    write = known[require.one_of("--format", options.format, known)]
-    found = comparison.read(options.workdir)
-    print(write(found, options.metrics, options.interval).rstrip("\n"))
-    for path in found.unfinished:
+    formats = {"markdown": comparison.markdown, "csv": comparison.table}
+    write = formats[require.one_of("--format", options.format, formats)]
+    runs = comparison.read_runs(options.workdir)
+    print(write(runs, options.metrics, options.interval).rstrip("\n"))
+    for path in runs.unfinished:
         print(f"tabulate.py: left out, unfinished: {path}", file=sys.stderr)
-    for run in (run for group in found.groups for run in group.runs):
+    for run in (run for group in runs.groups for run in group.runs):
         if run.diverged:
             print(f"tabulate.py: diverged, counted: {run.workdir}", file=sys.stderr)
 

@@ -4,12 +4,12 @@
     python scripts/train.py --config=configs/digits.py:smoke --workdir=runs/digits \
         --config.rounds=20 --config.tiers.budget='(0.5, 1.0)'
 
-The same command again goes on where the run stands. Ctrl-C and SIGTERM end it at once,
-while rounds run after the round in hand, with exit code 75; `fairjax.experiment.cli`
-has the others.
+The same command again continues the run. Ctrl-C and SIGTERM stop it with exit code 75:
+after the round in hand while rounds run, else at once. `fairjax.experiment.cli` lists
+the other exit codes.
 
-With `--distributed` every process of a SLURM job or TPU pod runs the same command;
-elsewhere `--coordinator`, `--processes` and `--process` say who they are.
+With `--distributed` every process of a SLURM job or TPU pod runs the same command.
+Elsewhere `--coordinator`, `--processes` and `--process` identify the processes.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -29,7 +29,7 @@ from fairjax.experiment.train import train
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The flags of this script."""
+    """Adds --config, --workdir, --profile and those of several processes."""
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_bool("profile", False, "Profile rounds 2 to 4.", flag_values=values)
@@ -41,17 +41,26 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def main(options: flags.FlagValues) -> None:
-    """Trains."""
-    given = [options[name].value for name in ("coordinator", "processes", "process")]
+    """Trains the config, or goes on where the workdir stands.
+
+    Args:
+        options: the parsed flags.
+
+    Raises:
+        InputError: a flag of several processes is set without --distributed.
+    """
+    process_flags = [
+        options[name].value for name in ("coordinator", "processes", "process")
+    ]
     if options.distributed:
-        distributed.join(*given)
-    elif any(value is not None for value in given):
+        distributed.join(*process_flags)
+    elif any(value is not None for value in process_flags):
         require.fail("--distributed", "True for one of many processes", False)
     train(
         options.config,
         options.workdir,
         profile=options.profile,
-        overridden=cli.overridden(options),
+        override_paths=cli.override_paths(options),
     )
 
 

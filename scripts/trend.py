@@ -1,11 +1,11 @@
-"""Trains the methods of configs/trend.py on three seeds and judges the claims on them.
+"""Trains the methods of configs/trend.py with three seeds, and judges claims on them.
 
     python scripts/trend.py
 
-Writes results/trend.json after every run, and the page beside it from the seeds for
-which all methods have run. The same command again goes on with the runs that are
-missing; another config or other versions begin anew. About a minute a run on 2 CPU
-cores.
+The script writes results/trend.json after every run, and the page beside it from the
+seeds with which all methods have run. The same command again continues with the missing
+runs; it starts anew after a change of config or versions. A run takes about a minute on
+2 CPU cores.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -32,7 +32,7 @@ RESULTS = ROOT / "results" / "trend.json"
 BEGIN = "<!-- results/trend.json -->"
 SEEDS = (0, 1, 2)
 SINCE = 20
-"""First round whose evaluation counts."""
+"""The first round whose evaluation enters the averages."""
 
 
 class Entry(NamedTuple):
@@ -40,18 +40,18 @@ class Entry(NamedTuple):
 
     title: str
     fields: dict[str, Any]
-    """What it changes in configs/trend.py."""
+    """The fields that the method changes in configs/trend.py."""
     deployed: str = "eval/accuracy"
-    """The metric of the model that the server ends with."""
+    """The metric of the server's final model."""
     tiers: bool = True
-    """Whether tiers deploy models that differ."""
+    """Whether tiers deploy different models."""
     poorest: bool = True
     """Whether the poorest tier takes part."""
 
 
 def _fedavg(**options: Any) -> dict[str, Any]:
-    named = {f"submodel.fedavg.{name}": value for name, value in options.items()}
-    return {"submodel.name": "fedavg", **named}
+    fields = {f"submodel.fedavg.{name}": value for name, value in options.items()}
+    return {"submodel.name": "fedavg", **fields}
 
 
 METHODS = {
@@ -70,7 +70,7 @@ METHODS = {
     "federated_dropout": Entry(
         "Federated Dropout", {"submodel.name": "federated_dropout"}
     ),
-    # What lies outside the smallest prefix is never trained.
+    # The parameters outside the smallest prefix are never trained.
     "smallest": Entry(
         "smallest: every hospital the smallest",
         _fedavg(mode="smallest"),
@@ -81,22 +81,22 @@ METHODS = {
 
 
 def accuracy(name: str) -> Figure:
-    """Of the model at the server."""
+    """The accuracy of the server's model."""
     return lambda runs: runs[name]["accuracy"]
 
 
 def poorest(name: str) -> Figure:
-    """Of the sub-model of the smallest tier."""
+    """The accuracy of the smallest tier's sub-model."""
     return lambda runs: runs[name]["tiers"][0]
 
 
-def spread(name: str) -> Figure:
-    """Between the best and the worst sub-model."""
+def tier_spread(name: str) -> Figure:
+    """The difference of accuracy between the best and the worst sub-model."""
     return lambda runs: float(np.ptp(runs[name]["tiers"]))
 
 
 def least_gain(name: str) -> Figure:
-    """Of a tier over the next smaller one."""
+    """The least gain in accuracy of a tier over the next smaller one."""
     return lambda runs: float(np.diff(runs[name]["tiers"]).min())
 
 
@@ -106,8 +106,8 @@ CLAIMS: dict[str, tuple[Figure, Figure]] = {
     "HeteroFL > richest tier alone": (accuracy("heterofl"), accuracy("exclusive")),
     "HeteroFL > smallest": (accuracy("heterofl"), accuracy("smallest")),
     "spread of HeteroFL's tiers > spread of DepthFL's": (
-        spread("heterofl"),
-        spread("depthfl"),
+        tier_spread("heterofl"),
+        tier_spread("depthfl"),
     ),
     "smallest tier of DepthFL > smallest": (poorest("depthfl"), accuracy("smallest")),
     "smallest tier of HeteroFL > smallest": (
@@ -119,7 +119,7 @@ CLAIMS: dict[str, tuple[Figure, Figure]] = {
         lambda runs: 0.0,
     ),
 }
-"""Claim "A > B" -> (A, B). It is shown if it holds for every seed."""
+"""Claim "A > B" -> (A, B). A claim is shown if it holds with every seed."""
 NOT_ASSERTED = (
     "FedRolex > HeteroFL: published for non-IID records and thousands of rounds",
 )
@@ -136,12 +136,18 @@ def config_of(name: str, seed: int) -> Any:
 def measure(
     config: Any, *, deployed: str = "eval/accuracy", since: int = SINCE
 ) -> dict[str, Any]:
-    """One run: mean test accuracy over the evaluations of round `since` and later.
+    """Mean test accuracies of one run over the evaluations from round `since` on.
 
-    "accuracy" is of the metric `deployed`, "tiers" of every tier's own sub-model on
-    everybody's test records, smallest tier first: of a method whose sub-models change
-    from round to round, the one of the round that is evaluated. "poorest" is that of
-    the smallest tier at its own hospitals, "parameters" are what a sub-model has.
+    "accuracy" is the metric `deployed`. "tiers" are the accuracies of every tier's own
+    sub-model on the test records of all clients, smallest tier first; for a method
+    whose sub-models change by round it is the sub-model of the evaluated round.
+    "poorest" is the accuracy of the smallest tier's sub-model on its own clients, and
+    "parameters" are the numbers of parameters of the sub-models.
+
+    Args:
+        config: the config of the run.
+        deployed: the metric of the server's final model.
+        since: the first round that is averaged.
     """
     rows = []
     started = time.perf_counter()
@@ -165,18 +171,18 @@ def measure(
     }
 
 
-def judged(results: dict[str, Any]) -> dict[str, Any]:
-    """The results with the figures and claims that follow from their runs."""
+def with_verdicts(results: dict[str, Any]) -> dict[str, Any]:
+    """The results together with the figures and verdicts from their runs."""
     runs = results["runs"]
     complete = min(len(done) for done in runs.values())
     seeds = [{name: done[i] for name, done in runs.items()} for i in range(complete)]
 
     figures = {}
     for name in METHODS if seeds else ():
-        own = zip(*(seed[name]["tiers"] for seed in seeds), strict=True)
+        tier_values = zip(*(seed[name]["tiers"] for seed in seeds), strict=True)
         figures[name] = {
             "accuracy": experiment.extent([seed[name]["accuracy"] for seed in seeds]),
-            "tiers": [experiment.extent(values) for values in own],
+            "tiers": [experiment.extent(values) for values in tier_values],
         }
     return results | {
         "complete_seeds": list(SEEDS[:complete]),
@@ -187,7 +193,7 @@ def judged(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The complete seeds as a Markdown table, and what became of the claims."""
+    """The complete seeds as a Markdown table, and the verdicts on the claims."""
     complete = len(results["complete_seeds"])
     budgets = [f"{budget:g}" for budget in results["setting"]["tiers.budget"]]
     heads = [
@@ -203,8 +209,8 @@ def table(results: dict[str, Any]) -> str:
         poorest = interval([run["poorest"] for run in runs])
         cells.append(poorest if entry.poorest else "")
         tiers = zip(*(run["tiers"] for run in runs), strict=True)
-        own = [interval(values) for values in tiers]
-        cells += own[::-1] if entry.tiers else [""] * len(budgets)
+        tier_cells = [interval(values) for values in tiers]
+        cells += tier_cells[::-1] if entry.tiers else [""] * len(budgets)
         lines.append("| " + " | ".join(cells) + " |")
     sizes = {
         METHODS[name].title: results["runs"][name][0]["parameters"]
@@ -215,9 +221,11 @@ def table(results: dict[str, Any]) -> str:
         for title, tiers in sizes.items()
     ]
     lines += ["", f"Parameters of a tier, not alike: {'; '.join(texts)}."]
-    said = experiment.verdicts(results["claims"], complete, results["not_asserted"])
+    sentences = experiment.verdicts(
+        results["claims"], complete, results["not_asserted"]
+    )
     smallest = results["runs"]["smallest"][:complete]
-    said.append(
+    sentences.append(
         "Beside every claim: the smallest model for everybody gives the poorest "
         f"hospitals {interval([run['poorest'] for run in smallest])}. Every method ran "
         "once a seed; nothing was tuned."
@@ -229,14 +237,14 @@ def table(results: dict[str, Any]) -> str:
                 for runs in results["runs"].values()
             ]
         )
-        said.append(experiment.told_apart(complete, half))
-    for line in said:
+        sentences.append(experiment.resolution_note(complete, half))
+    for line in sentences:
         lines += ["", line]
     return "\n".join(lines)
 
 
 def write(results: dict[str, Any]) -> None:
-    """Writes the results, and the page's table once a seed is complete."""
+    """Writes the results, and the page once a seed is complete."""
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, results)
     if results["complete_seeds"]:
@@ -245,8 +253,8 @@ def write(results: dict[str, Any]) -> None:
 
 
 def main(_: flags.FlagValues) -> None:
-    """Runs what is missing and writes both files."""
-    same = {
+    """Runs the missing methods and writes the results and the page."""
+    setup = {
         "command": "python scripts/trend.py",
         "seeds": list(SEEDS),
         "rounds_averaged_since": SINCE,
@@ -254,14 +262,14 @@ def main(_: flags.FlagValues) -> None:
         "setting": experiment.changes(trend.get_config()),
         **experiment.surroundings(),
     }
-    runs = experiment.continued(RESULTS, same) or {name: [] for name in METHODS}
+    runs = experiment.load_runs(RESULTS, setup) or {name: [] for name in METHODS}
     for i, seed in enumerate(SEEDS):
         for name, entry in METHODS.items():
             if len(runs[name]) == i:
                 config = config_of(name, seed)
                 runs[name].append(measure(config, deployed=entry.deployed))
-                write(judged(same | {"runs": runs}))
-    write(judged(same | {"runs": runs}))
+                write(with_verdicts(setup | {"runs": runs}))
+    write(with_verdicts(setup | {"runs": runs}))
 
 
 if __name__ == "__main__":

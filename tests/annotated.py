@@ -1,14 +1,15 @@
-"""beartype, prepared when something is first checked.
+"""A lazy beartype decorator, which compiles a check at the first call.
 
-It writes code for every function that it is to check, for an inner one anew whenever
-its outer one runs, and most tests check no annotations (`ANNOTATED` in conftest.py).
+beartype generates code for every decorated function, and for an inner function whenever
+its outer function runs. Most tests check no annotations (`ANNOTATED` in conftest.py),
+so generating the code in advance would be wasted.
 """
 
 from beartype import beartype
 
 
 def lazily(function):
-    """A function that checks what it is called with as `beartype(function)` does."""
+    """A function that checks its arguments and result as `beartype(function)` does."""
     checked = None
 
     def check(*args, **kwargs):

@@ -1,23 +1,25 @@
-"""Hard mode: what silently converts in production fails here."""
+"""Strict settings: conversions that are silent in production fail in tests."""
 
 import gc
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What does not ask for more runs on the first of them.
+# Programs without a sharding run on the first of these devices.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
-# Most of a test is XLA compiling a program that then runs once. `make verify` compiles
-# as users do.
+# Compilation dominates the time of most tests, whose programs run once. `make verify`
+# compiles as users do.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     flags = ["--xla_cpu_parallel_codegen_split_count=1"]
     if importlib.metadata.version("jaxlib").startswith("0.10."):
-        flags.append("--xla_cpu_use_fusion_emitters=false")  # later ones have no such
+        # Later versions do not have this flag.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# No program says which lines of Python it is from: nobody asks it.
+# Compiled programs need no Python locations, which nothing here reads.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import hypothesis
@@ -25,9 +27,12 @@ import jax
 import jaxtyping
 import pytest
 
+# --jaxtyping-packages in pyproject.toml uses it, but imports no more than `tests`.
+import tests.annotated  # noqa: F401
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Tracing makes many small objects, and looking for cycles among them is a twentieth of
-# the time.
+# Tracing makes many small objects; searching them for cycles takes a twentieth of the
+# time.
 gc.set_threshold(100_000, 20, 100)
 
 hypothesis.settings.register_profile(
@@ -38,9 +43,9 @@ hypothesis.settings.load_profile("ci")
 
 
 def pytest_configure(config):
-    """What one worker compiled, the others and the processes they start load.
+    """Sets a compilation cache that all workers and their processes share.
 
-    The folder is new in every session: no result hangs on an earlier one.
+    The folder is new in every session, so results do not depend on earlier sessions.
     """
     if hasattr(config, "workerinput"):
         return
@@ -50,38 +55,40 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", programs.name)
 
 
-# Checking annotations makes tests that train up to a third longer: `make test` checks
-# them in what calls most of what has arrays, `make verify` in all.
+# Checking annotations makes tests that train up to a third slower. `make test` checks
+# them in the modules below, which call most functions of arrays; `make verify` checks
+# them in all modules.
 if "JAXTYPING_DISABLE" not in os.environ:
     jaxtyping.config.update("jaxtyping_disable", True)
+TESTS = pathlib.Path(__file__).parent
 ANNOTATED = {
-    "test_aggregate",
-    "test_axes",
-    "test_cost",
-    "test_folds",
-    "test_heterofl",
-    "test_losses",
-    "test_models",
-    "test_specs",
+    "core/test_aggregate.py",
+    "core/test_axes.py",
+    "core/test_losses.py",
+    "experiment/config/test_build.py",
+    "models/test_models.py",
+    "robust/test_aggregators.py",
+    "submodels/test_cost.py",
+    "submodels/test_heterofl.py",
 }
 
 
 @pytest.fixture(autouse=True)
 def _annotations(request, monkeypatch):
-    """Types, ranks, and that a letter is one size in a signature."""
-    if request.path.stem in ANNOTATED:
+    """Checks types, ranks and that a letter has one size within a signature."""
+    if request.path.relative_to(TESTS).as_posix() in ANNOTATED:
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", False)
 
 
 def pytest_collection_finish():
-    """What was imported stays, and need not be looked through again."""
+    """Excludes imported modules, which stay, from further garbage collections."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_resamples():
-    """Intervals of a run without XLA's optimisations would take longer than the run."""
+    """Reduces resamples; without XLA's optimisations intervals outlast the run."""
     from fairjax.experiment import summary
 
     summary.RESAMPLES = 50
@@ -89,7 +96,7 @@ def _few_resamples():
 
 @pytest.fixture(autouse=True, scope="session")
 def _blank():
-    """Figures are laid out and not drawn, which takes 2 s a run; see `drawn`."""
+    """Replaces figures by a blank image; drawing takes 2 s a run, see `drawn`."""
     import PIL.Image
     from matplotlib.figure import Figure
 
@@ -103,7 +110,7 @@ def _blank():
 
 @pytest.fixture(scope="module")
 def drawn(_blank):
-    """Figures as users get them."""
+    """Draws figures as users get them."""
     from matplotlib.figure import Figure
 
     blank, Figure.savefig = Figure.savefig, _blank
@@ -113,7 +120,7 @@ def drawn(_blank):
 
 @pytest.fixture
 def unfinal(monkeypatch):
-    """Runs end without their final figures, whose compiling takes the longest."""
+    """Ends runs without final figures, which take the longest to compile."""
     from fairjax.experiment import summary
 
     monkeypatch.setattr(summary, "final", lambda *_: {"last": None, "selected": None})
@@ -121,10 +128,9 @@ def unfinal(monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A run of three rounds, and the rows that it told of."""
-    from trained import small
-
+    """A run of three rounds, and the rows that it logged."""
     from fairjax.experiment.train import train
+    from tests.trained import small
 
     seen = []
     workdir = tmp_path_factory.mktemp("runs") / "run"
@@ -134,16 +140,15 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of the finished run, to go on with."""
+    """A copy of the finished run, which a test may continue."""
     return shutil.copytree(finished[0].workdir, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
 def longer(tmp_path_factory):
-    """The workdir of five rounds in one go, profiled."""
-    from trained import small
-
+    """The workdir of a run of five rounds without interruption, profiled."""
     from fairjax.experiment.train import train
+    from tests.trained import small
 
     workdir = tmp_path_factory.mktemp("runs") / "longer"
     train(small(rounds=5), workdir, profile=True)

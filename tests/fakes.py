@@ -1,12 +1,14 @@
-"""Small federations, and one small fake method or rule per hook of the round."""
+"""Small federations, models and specs, and comparisons of trees."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fairjax.core import client, round
-from fairjax.core.types import Cohort, Federation, Member
+from fairjax.core import batching, objectives, round
+from fairjax.core.problem import LocalProblem
+from fairjax.core.spec import Spec
+from fairjax.core.types import ClientView, Cohort, FederatedData
 from fairjax.fairness import weights
 from fairjax.models import cnn, mlp
 from fairjax.submodels.fedavg import fedavg
@@ -15,8 +17,8 @@ COUNTS = (10, 7, 23, 5)
 CLASSES = 3
 
 
-def federation(shape=(6,), counts=COUNTS, seed=0, dtype=np.float32) -> Federation:
-    """Gaussian classes, unevenly spread over hospitals of these sizes."""
+def federation(shape=(6,), counts=COUNTS, seed=0, dtype=np.float32) -> FederatedData:
+    """Records of Gaussian classes at clients of these sizes, with random labels."""
     rng = np.random.default_rng(seed)
     rows = sum(counts)
     y = rng.integers(0, CLASSES, rows).astype(np.int32)
@@ -26,7 +28,7 @@ def federation(shape=(6,), counts=COUNTS, seed=0, dtype=np.float32) -> Federatio
         np.bincount(y[o : o + n], minlength=CLASSES)
         for o, n in zip(offset, counts, strict=True)
     ]
-    return Federation(
+    return FederatedData(
         jnp.asarray(x.astype(dtype)),
         jnp.asarray(y),
         jnp.zeros((rows, 0), jnp.int32),
@@ -65,14 +67,16 @@ def spec(
     epochs=2,
     batch_size=4,
     **more,
-) -> round.Spec:
+) -> Spec:
     model = model or small_mlp()
     method = method or fedavg(model.axes)
     rule = rule or weights.size()
-    objective = objective or method.objective or client.mean_cross_entropy()
-    plan = client.plan(np.asarray(counts), batch_size=batch_size, epochs=epochs)
-    return round.Spec(
-        client.Local(
+    objective = objective or method.objective or objectives.mean_cross_entropy()
+    plan = batching.local_schedule(
+        np.asarray(counts), batch_size=batch_size, epochs=epochs
+    )
+    return Spec(
+        LocalProblem(
             model, method, rule.wrap(objective), optimizer or optax.sgd(0.1), plan
         ),
         rule,
@@ -93,7 +97,7 @@ def start(spec, data, tiers=3, params=None, seed=0):
 
 
 def drawn(model, x, dtype=np.float32, seed=0):
-    """Parameters of NumPy's making: quicker than `init`, and no bias is 0."""
+    """Random parameters from NumPy, which is faster than `init`; no bias is 0."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct(x.shape, jnp.float32)
@@ -103,10 +107,10 @@ def drawn(model, x, dtype=np.float32, seed=0):
     )
 
 
-def member(client=0, tier=0, data=None) -> Member:
-    """A client of a federation as a method sees it."""
+def member(client=0, tier=0, data=None) -> ClientView:
+    """The view that a method has of a client of a federation."""
     data = federation() if data is None else data
-    return Member(
+    return ClientView(
         jnp.asarray(client),
         jnp.asarray(tier),
         jnp.asarray(True),
@@ -116,7 +120,7 @@ def member(client=0, tier=0, data=None) -> Member:
 
 
 def relaxed(optimizer):
-    """The optimiser with jnp's usual promotion: optax's Adam does not pass strictly."""
+    """The optimiser under standard dtype promotion; optax's Adam fails under strict."""
 
     def update(*args, **kwargs):
         with jax.numpy_dtype_promotion("standard"):
@@ -126,7 +130,7 @@ def relaxed(optimizer):
 
 
 def gap(a, b) -> float:
-    """Largest absolute difference of two trees."""
+    """The largest absolute difference of two trees."""
     return max(
         float(jnp.max(jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))))
         if x.dtype != y.dtype
@@ -136,7 +140,7 @@ def gap(a, b) -> float:
 
 
 def equal(a, b) -> bool:
-    """True if two trees are equal bit for bit."""
+    """Whether two trees are equal bit for bit."""
     return all(
         np.array_equal(np.asarray(x), np.asarray(y))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)

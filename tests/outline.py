@@ -1,4 +1,4 @@
-"""What tests ask of a page."""
+"""The structure and text of an HTML page, for tests."""
 
 import html.parser
 import pathlib
@@ -7,7 +7,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Outline(html.parser.HTMLParser):
-    """Tags, cells and text; fails on unbalanced tags while it reads."""
+    """Tags, cells and text of a page; raises on unbalanced tags."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__()

@@ -1,9 +1,9 @@
-"""A script in a process of its own, which sends itself a signal at a named point.
+"""Runs a script that sends itself a signal at a named point.
 
     python tests/signalled.py POINT SCRIPT --its=flags
 
-Of a point that is no name of `POINTS` it sends none. At "drawn times" it says "begun"
-once it listens, and somebody else sends one.
+A point that is not in `POINTS` sends no signal. With "drawn times" the process prints
+"begun" once it listens, and another process sends the signal.
 """
 
 import gc
@@ -14,15 +14,15 @@ import sys
 
 
 def kill():
-    """The point lasts until the signal is heard."""
+    """Sends the signal and waits until the handler has run."""
     from fairjax.experiment.io import preemption
 
     os.kill(os.getpid(), signal.SIGINT)
-    preemption._told.wait(20)
+    preemption._stop_requested.wait(20)
 
 
 def first(function, meant=lambda *_: True):
-    """The function, within whose first call that is meant the signal comes."""
+    """The function with a signal within its first call for which `meant` is true."""
     calls = []
 
     def run(*args, **kwargs):
@@ -36,7 +36,7 @@ def first(function, meant=lambda *_: True):
 
 
 def starting():
-    """Only what the script itself says is heard yet."""
+    """The signal comes when JAX is imported, after the script itself listens."""
     sent = []
 
     def hook(event, args):
@@ -54,7 +54,7 @@ def loading_data():
 
 
 def compiling():
-    """In a collection of garbage: what is raised there is lost."""
+    """The signal comes in a garbage collection, where exceptions are lost."""
     from jax.stages import Lowered
 
     real, callback = Lowered.compile, first(lambda *_: None)
@@ -69,19 +69,19 @@ def compiling():
 
 
 def in_a_round():
-    from fairjax.experiment import train
+    from fairjax.experiment import compilation
 
-    real = train.compiled
+    real = compilation.compile_round
 
     def compiled(*args):
         step, program = real(*args)
         return first(step), program
 
-    train.compiled = compiled
+    compilation.compile_round = compiled
 
 
 def saving():
-    """The write is under way in a thread of its own."""
+    """The signal comes while a background thread writes the checkpoint."""
     from fairjax.experiment.io.checkpoint import Checkpoints
 
     def meant(self, *_):
@@ -116,6 +116,6 @@ if __name__ == "__main__":
     elif point != "starting":
         from fairjax.experiment import summary
 
-        summary.RESAMPLES = 50  # as in the process of the tests
+        summary.RESAMPLES = 50  # as conftest.py sets it in the process of the tests
     POINTS.get(point, lambda: None)()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 
-import fakes
 import pytest
-from trained import final_params, rows, small, steps, untimed
 
-from fairjax.experiment.train import load, train
+from fairjax.experiment.resume import load
+from fairjax.experiment.train import train
+from tests import fakes
+from tests.trained import final_params, rows, small, steps, untimed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ def on_four(finished, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
-    """Three clients a round, so that one device fills up; the rest is float order."""
+    """Three clients leave one device with padding; differences are float order."""
     ours, theirs = (rows(folder / "metrics.jsonl") for folder in (on_four, longer))
     assert [row["round"] for row in ours] == [1, 2, 3, 4, 5]
     for name, value in theirs[-1].items():
@@ -40,8 +41,8 @@ def test_a_run_goes_on_on_more_devices(on_four, longer, finished):
     assert fakes.gap(final_params(on_four), finished[0].state.params) > 1e-3
 
 
-# What a user starts on every host, but for the final figures; then what only several
-# processes can show.
+# The command that a user starts on every host, without the final figures; then checks
+# that need several processes.
 PROCESS = """
 import sys
 sys.path[:0] = [{root!r}]
@@ -57,16 +58,16 @@ cli.run(train.main, train.define, ["train.py", *sys.argv[1:]])
 
 import numpy as np
 first = distributed.first()
-assert distributed.some(not first)
-assert not distributed.some(False)
+assert distributed.any_process(not first)
+assert not distributed.any_process(False)
 zero = np.float32(-0.0 if first else 1.0)
-assert np.signbit(distributed.sent({{"x": zero}})["x"])
+assert np.signbit(distributed.broadcast({{"x": zero}})["x"])
 try:
-    distributed.alike("seed", str(first))
+    distributed.require_equal("seed", str(first))
 except require.InputError as error:
     print(error)
 try:
-    with distributed.together():
+    with distributed.collective_section():
         if not first:
             require.fail("a disk", "room", "none")
 except require.InputError as error:
@@ -75,14 +76,18 @@ except require.InputError as error:
 
 
 def two(program, tmp_path, **fields):
-    """Two processes of two devices each, on loopback, with a folder of its own each."""
+    """Two processes on loopback, with two devices and a folder each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", program.format(root=str(ROOT))]
     command += ["--config=configs/default.py", "--distributed", "--processes=2"]
     command += [f"--coordinator=127.0.0.1:{port}"]
-    fields = {"eval_every": 2, "cohort": 3, "model.mlp.hidden": "(8,)"} | fields
+    fields = {
+        "eval_every": 2,
+        "clients_per_round": 3,
+        "model.mlp.hidden": "(8,)",
+    } | fields
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     command += ["--config.data.partition.num_clients=4", "--config.execution.devices=0"]
     return [
@@ -99,7 +104,7 @@ def two(program, tmp_path, **fields):
 
 
 def test_two_processes_are_one_run(finished, on_four, tmp_path):
-    """The same bits as four devices of one process."""
+    """They give the same bits as four devices of one process."""
     shutil.copytree(finished[0].workdir, tmp_path / "0")
     processes = two(PROCESS, tmp_path, rounds=5)
     try:
@@ -121,7 +126,7 @@ def test_two_processes_are_one_run(finished, on_four, tmp_path):
     device = json.loads((workdir / "provenance.json").read_text())["device"]
     assert device == "4 x cpu"
 
-    # Gloo prints from several threads, also in the middle of each other's lines.
+    # Gloo prints from several threads, which may interleave.
     lines = [out.splitlines() for out, _ in said]
     alike = "seed: expected the same in all processes; got 'others in some'"
     stop = "--distributed: expected processes that can all go on; got 'process 1,"

@@ -47,11 +47,11 @@ def test_the_library_example_runs_in_twenty_lines():
     info, before, after = found["info"], found["run"].spec, found["state"]
     assert int(after.round) == 1
     # The rule that was handed in decided the weights ...
-    expected = jax.nn.softmax(5.0 * info.scores)
+    expected = jax.nn.softmax(5.0 * info.incoming_losses)
     np.testing.assert_allclose(info.weights, expected, rtol=1e-5)
     # ... and the method the units.
-    assert found["spec"].local.method.units is found["half"]
-    assert before.rule.weigh is not found["worst_first"]
+    assert found["spec"].local.method.submodel is found["half"]
+    assert before.rule.weights is not found["worst_first"]
 
 
 def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
@@ -65,7 +65,7 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             name = pathlib.Path(words[1]).stem
             options = cli.parse(script(name).define, words[1:])
             if "config" in options:
-                validate.check(options.config, cli.overridden(options))
+                validate.check(options.config, cli.override_paths(options))
             seen += 1
     assert seen == 10
 
@@ -106,7 +106,7 @@ def test_the_demo_command_is_the_one_that_make_runs(tmp_path):
 
 
 def test_every_table_is_what_its_results_say():
-    for path, text in pages.made().items():
+    for path, text in pages.updated_pages().items():
         assert path.read_text() == text
     for page, text in ((pages.README, README), (pages.EVIDENCE, EVIDENCE)):
         marked = re.findall(r"<!-- (results/\S+) -->", text)
@@ -115,7 +115,7 @@ def test_every_table_is_what_its_results_say():
 
 def test_the_trend_is_that_of_its_runs_and_config():
     made = json.loads(trend.RESULTS.read_text())
-    assert trend.judged(made) == made
+    assert trend.with_verdicts(made) == made
     assert made["setting"] == experiment.changes(configs.trend.get_config())
     assert list(made["runs"]) == list(trend.METHODS)
     first = json.loads(results.RESULTS.read_text())
@@ -126,8 +126,8 @@ def test_the_trend_is_that_of_its_runs_and_config():
 def test_a_contest_is_that_of_its_runs_and_config(name):
     made = json.loads((ROOT / "results" / f"{name}.json").read_text())
     contest = CONTESTS[name]
-    assert standings.judged(contest, made) == made
-    assert standings.current(contest, made["runs"]) == made["runs"]
+    assert standings.with_verdicts(contest, made) == made
+    assert standings.current_runs(contest, made["runs"]) == made["runs"]
     assert made["setting"] == experiment.changes(contest.config())
     assert next(iter(contest.ratios)) in made["complete_seeds"]
 

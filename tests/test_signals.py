@@ -1,7 +1,7 @@
-"""Ctrl-C in a real script: at six named points, and at fifty drawn times (slow).
+"""Ctrl-C in a real script: at six named points, and at fifty random times (slow).
 
-Wherever it falls: one line, exit code 75, and the same command goes on to the same
-bytes.
+At every point the script prints one line and exits with code 75, and the same command
+goes on to the same bytes.
 """
 
 import os
@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 import pytest
-import signalled
-from trained import rows, same_states, small, steps, untimed
 
 from fairjax.experiment.train import train
+from tests import signalled
+from tests.trained import rows, same_states, small, steps, untimed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AT_ONCE = "train.py: stopped; the same command goes on\n"
@@ -24,7 +24,7 @@ AT_ONCE = "train.py: stopped; the same command goes on\n"
 
 @pytest.fixture(autouse=True, scope="module")
 def _nobody_ignores_them():
-    """As whoever runs tests in the background does, and commands hear all the same."""
+    """Restores SIGINT, which a shell ignores for tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -32,7 +32,7 @@ def _nobody_ignores_them():
 
 def start(point, workdir, rounds=3):
     """scripts/train.py on the config of `trained.small`."""
-    fields = {"rounds": rounds, "eval_every": 2, "cohort": 3}
+    fields = {"rounds": rounds, "eval_every": 2, "clients_per_round": 3}
     fields |= {"data.partition.num_clients": 4, "model.mlp.hidden": "(8,)"}
     command = [sys.executable, signalled.__file__, point, "scripts/train.py"]
     command += ["--config=configs/default.py", f"--workdir={workdir}"]
@@ -48,7 +48,7 @@ def start(point, workdir, rounds=3):
 
 
 def halves(workdir):
-    """What was begun and is not whole."""
+    """Files and steps that are incomplete."""
     steps = [*workdir.glob("checkpoints/*"), *workdir.glob("selected/*")]
     half = [step for step in steps if not step.name.isdecimal()]
     half += [*workdir.glob("**/*.new"), *workdir.glob("**/.*.html*")]
@@ -58,7 +58,7 @@ def halves(workdir):
 
 
 def alike(workdir, straight):
-    """The same bytes as a run that nobody stopped, but for the clock's."""
+    """Asserts the bytes of an uninterrupted run, apart from times."""
     name = "metrics.jsonl"
     assert untimed(workdir / name) == untimed(straight / name)
     clients = [(path / "clients.jsonl").read_bytes() for path in (workdir, straight)]
@@ -68,7 +68,7 @@ def alike(workdir, straight):
 
 
 def test_ctrl_c_at_six_named_points(finished, tmp_path):
-    """One run, which is stopped at each of them in turn, goes on and ends."""
+    """One run is stopped at each point in turn, goes on and ends."""
     ends = {point: (75, AT_ONCE, 0) for point in signalled.POINTS}
     for point, last in {"in a round": 1, "saving": 3}.items():
         line = AT_ONCE.replace("stopped", f"stopped after round {last}")
@@ -94,7 +94,7 @@ PARTS, EACH = 5, 10
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run that nobody stops, and the seconds that it takes once programs are kept."""
+    """An uninterrupted run, and its seconds with cached programs."""
     for name in ("first", "second"):
         workdir = tmp_path_factory.mktemp("runs") / name
         with start("drawn times", workdir, ROUNDS) as process:
@@ -107,7 +107,7 @@ def straight(tmp_path_factory):
 
 
 def reached(workdir):
-    """What a run was at, by the files that it left, and the rounds that it ended."""
+    """(the phase that a run was in, by its files, the number of its rounds)."""
     metrics = workdir / "metrics.jsonl"
     done = len(rows(metrics)) if metrics.exists() else 0
     at = {
@@ -123,7 +123,7 @@ def reached(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_ctrl_c_at_drawn_times(part, straight, tmp_path):
-    """Uniform over the whole run; ten in each part, of processes that still run."""
+    """Uniform over the whole run; each part has ten signals to live processes."""
     rng, fell = np.random.default_rng([0, part]), 0
     while fell < EACH:
         seconds, workdir = rng.uniform(0, straight[1]), tmp_path / str(fell)
@@ -132,11 +132,11 @@ def test_ctrl_c_at_drawn_times(part, straight, tmp_path):
             time.sleep(seconds)
             fell += process.poll() is None
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=120)  # else it is lost
+            _, err = process.communicate(timeout=120)  # a timeout means a lost signal
         (at, done), code = reached(workdir), process.returncode
         print(f"{seconds:.2f} s, {at} {done}: {code} {err!r}", flush=True)
         if (at, code, err) == ("done", 0, ""):
-            continue  # its work was over, and what is left of a process may not hear
+            continue  # its work was over: a signal may come too late
         after = AT_ONCE.replace("stopped", f"stopped after round {done}")
         assert (code, err in (AT_ONCE, after)) == (75, True), (at, err)
         assert halves(workdir) == []

@@ -1,4 +1,4 @@
-"""Runs of seconds, and what is compared of them."""
+"""Runs that take seconds, and comparisons of their files and states."""
 
 import json
 
@@ -7,18 +7,19 @@ import numpy as np
 
 from configs import default
 from fairjax.core import trees
-from fairjax.experiment.io.checkpoint import newest
-from fairjax.experiment.train import about, load
+from fairjax.experiment.best_round import checkpoint_meta
+from fairjax.experiment.io.checkpoint import restore_latest
+from fairjax.experiment.resume import load
 
 
 def small(**fields):
-    """A run of seconds: three rounds, every other one evaluated, three of four ask."""
+    """A config of three rounds with 3 of 4 clients; every other round is evaluated."""
     config = default.get_config()
     config.update_from_flattened_dict(
         {
             "rounds": 3,
             "eval_every": 2,
-            "cohort": 3,
+            "clients_per_round": 3,
             "data.partition.num_clients": 4,
             "model.mlp.hidden": (8,),
         }
@@ -32,7 +33,7 @@ def rows(path):
 
 
 def untimed(path):
-    """The rows of metrics.jsonl as text, without the clock's keys."""
+    """The rows of metrics.jsonl as text, without the keys of times."""
     kept = [
         {k: v for k, v in row.items() if not k.startswith("time/")}
         for row in rows(path)
@@ -41,7 +42,7 @@ def untimed(path):
 
 
 def untimed_summary(summary):
-    """summary.json without what the clock and the compiler say."""
+    """summary.json without times and figures of the compiler."""
     last = {k: v for k, v in summary["metrics"].items() if not k.startswith("time/")}
     return summary | {"metrics": last, "time": None, "simulation": None}
 
@@ -51,9 +52,9 @@ def steps(folder):
 
 
 def selected_state(folder):
-    """The state in workdir/selected, and its round."""
+    """The state in workdir/selected and its round."""
     run, last = load(folder)
-    state, number, _ = newest(folder / "selected", last, about(run))
+    state, number, _ = restore_latest(folder / "selected", last, checkpoint_meta(run))
     return state, number
 
 
@@ -62,13 +63,13 @@ def final_params(workdir):
 
 
 def same_states(workdir, uninterrupted):
-    """Byte for byte: the last one and the selected one."""
+    """Asserts that last and selected states of two runs are equal byte for byte."""
     both = (workdir, uninterrupted)
     ends = [load(folder)[1] for folder in both]
     kept, numbers = zip(*map(selected_state, both), strict=True)
     assert numbers[0] == numbers[1]
     for pair in (ends, kept):
-        ours, theirs = (jax.tree.leaves(trees.raw(state)) for state in pair)
+        ours, theirs = (jax.tree.leaves(trees.unwrap_keys(state)) for state in pair)
         assert [np.asarray(leaf).tobytes() for leaf in ours] == [
             np.asarray(leaf).tobytes() for leaf in theirs
         ]

@@ -1,4 +1,4 @@
-"""The files that runs leave behind, made up in milliseconds."""
+"""Made-up files of runs, written in milliseconds."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ def lines(rows):
 
 
 def fake_principles(tiers: int) -> dict:
-    """One of each kind of value, and unknown ones where there may be some."""
+    """A value of every kind, and unknown values wherever they may occur."""
     known = [0.5] * tiers
     costs = ("parameters", "flops_train", "activation_floats")
     within = dict.fromkeys(costs, [True] * (tiers - 1) + [False])
@@ -60,17 +60,17 @@ def fake_run(
     """Writes the files of a run whose even rounds (and the last) are evaluated.
 
     Args:
-        workdir: made here.
-        names: of the hospitals; the first one has no accuracy, no one an AUROC.
-        tiers: hospitals take turns in them.
-        rounds: that are logged.
-        planned: that the config asks for; None: those logged.
-        auroc: whether it is known on all records.
+        workdir: the folder, which is created.
+        names: names of the hospitals; the first one has no accuracy, no one an AUROC.
+        tiers: number of tiers; hospitals take turns in them.
+        rounds: number of logged rounds.
+        planned: rounds that the config asks for; None: those logged.
+        auroc: whether the AUROC on all records is known.
         summary: whether the run has ended.
-        final: summary.json's "final", and what every hospital holds; None: an older
+        final: summary.json's "final" and the records of every hospital; None: an older
             run without them.
         baselines: summary.json's "baselines"; None: the config asks for none.
-        config: fields that differ, by group.
+        config: config fields that differ, by group.
         shift: added to every accuracy.
         n: test records of the hospitals.
     """
@@ -78,45 +78,12 @@ def fake_run(
     clients = len(names)
     tier = np.arange(clients) % tiers
     accuracy = np.linspace(0.5, 0.9, clients) + shift
-    metrics, of_clients = [], []
+    metrics, client_rows = [], []
     for r in range(1, rounds + 1):
-        row = {"round": r, "train/loss": 1 / r}
-        evaluation = {
-            "eval/accuracy": 0.7 + shift,
-            "eval/loss": 0.6,
-            "eval/auroc": 0.8 if auroc else None,
-            "eval/accuracy/client_mean": float(accuracy.mean()),
-            "eval/accuracy/client_std": float(accuracy.std()),
-            "eval/accuracy/client_worst": float(accuracy.min()),
-            "eval/accuracy/client_worst10": 0.55,
-            "eval/accuracy/tier_gap": -0.021,
-            "fairness/jain": 0.987,
-        }
-        for t in range(tiers):
-            evaluation |= {
-                f"eval/accuracy/tier_{t}": 0.6 + 0.1 * t,
-                f"eval/accuracy/tier_{t}/own": 0.5 + 0.1 * t,
-                f"eval/accuracy/submodel_{t}": None,
-            }
-            row[f"fairness/weight_tier_{t}"] = 1 / tiers
-        evaluated = r % 2 == 0 or r == rounds
-        row |= evaluation if evaluated else dict.fromkeys(evaluation)
-        metrics.append(row | {"cohort/valid": clients, "time/round_s": 0.1})
-        if evaluated:
-            of_clients += [
-                {
-                    "round": r,
-                    "client": name,
-                    "tier": int(tier[i]),
-                    "n": n if isinstance(n, int) else n[i],
-                    "weight": None if i == 1 else 1 / clients,
-                    "loss": 0.5,
-                    "accuracy": float(accuracy[i]) if i else None,
-                    "auroc": None,
-                    "own_accuracy": None,
-                }
-                for i, name in enumerate(names)
-            ]
+        is_evaluated = r % 2 == 0 or r == rounds
+        metrics.append(fake_metrics(r, accuracy, tiers, is_evaluated, auroc, shift))
+        if is_evaluated:
+            client_rows += fake_client_rows(r, names, tier, accuracy, n)
     resolved = {
         "seed": 0,
         "rounds": planned or rounds,
@@ -126,43 +93,12 @@ def fake_run(
         "fairness": {"rule": "size"},
     } | (config or {})
     (workdir / "metrics.jsonl").write_text(lines(metrics))
-    (workdir / "clients.jsonl").write_text(lines(of_clients))
+    (workdir / "clients.jsonl").write_text(lines(client_rows))
     (workdir / "config.json").write_text(json.dumps(resolved))
     command = "train.py --x='<script>alert(1)</script>'"
     (workdir / "provenance.json").write_text(json.dumps({"command": command}))
     if summary:
-        end = {
-            "metrics": metrics[-1],
-            "tiers": [
-                {
-                    "tier": t,
-                    "budget": 0.5 * (t + 1),
-                    "branches": 0,
-                    "clients": int((tier == t).sum()),
-                    "parameters": 12345 * (t + 1),
-                    "flops_forward": None,
-                    "flops_train": None,
-                    "activation_floats": None,
-                    "bytes_down": 1000,
-                    "bytes_up": 500,
-                }
-                for t in range(tiers)
-            ],
-            "privacy": {"mechanism": "none", "epsilon": None},
-            "principles": fake_principles(tiers),
-            "data": {
-                "name": "toy",
-                "rows": {"train": 30, "val": 3, "test": 9},
-                "hash": "abc123",
-                "normalise": "client",
-                "partition": "natural",
-                "clients": clients,
-                "classes": 2,
-                "source": "https://example.org/toy",
-                "notes": ["Made of <nothing>."],
-            },
-            "time": {"compile_s": 1.0, "rounds_per_s": 12.34},
-        }
+        end = fake_summary(metrics[-1], tier, tiers)
         if final:
             end["final"] = final
             end["data"]["hospitals"] = fake_holdings(names, tier.tolist())
@@ -170,6 +106,98 @@ def fake_run(
             end["baselines"] = baselines
         (workdir / "summary.json").write_text(json.dumps(end))
     return workdir
+
+
+def fake_metrics(
+    r: int,
+    accuracy: np.ndarray,
+    tiers: int,
+    is_evaluated: bool,
+    auroc: bool,
+    shift: float,
+) -> dict:
+    """A row of metrics.jsonl; its figures are null in a round without evaluation."""
+    row = {"round": r, "train/loss": 1 / r}
+    evaluation = {
+        "eval/accuracy": 0.7 + shift,
+        "eval/loss": 0.6,
+        "eval/auroc": 0.8 if auroc else None,
+        "eval/accuracy/client_mean": float(accuracy.mean()),
+        "eval/accuracy/client_std": float(accuracy.std()),
+        "eval/accuracy/client_worst": float(accuracy.min()),
+        "eval/accuracy/client_worst10": 0.55,
+        "eval/accuracy/tier_gap": -0.021,
+        "fairness/jain": 0.987,
+    }
+    for t in range(tiers):
+        evaluation |= {
+            f"eval/accuracy/tier_{t}": 0.6 + 0.1 * t,
+            f"eval/accuracy/tier_{t}/own": 0.5 + 0.1 * t,
+            f"eval/accuracy/submodel_{t}": None,
+        }
+        row[f"fairness/weight_tier_{t}"] = 1 / tiers
+    row |= evaluation if is_evaluated else dict.fromkeys(evaluation)
+    return row | {"cohort/valid": len(accuracy), "time/round_s": 0.1}
+
+
+def fake_client_rows(
+    r: int,
+    names: list[str],
+    tier: np.ndarray,
+    accuracy: np.ndarray,
+    n: int | list[int],
+) -> list[dict]:
+    """The rows of clients.jsonl of an evaluated round."""
+    return [
+        {
+            "round": r,
+            "client": name,
+            "tier": int(tier[i]),
+            "n": n if isinstance(n, int) else n[i],
+            "weight": None if i == 1 else 1 / len(names),
+            "loss": 0.5,
+            "accuracy": float(accuracy[i]) if i else None,
+            "auroc": None,
+            "own_accuracy": None,
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def fake_summary(last_row: dict, tier: np.ndarray, tiers: int) -> dict:
+    """summary.json without final figures and baselines."""
+    return {
+        "metrics": last_row,
+        "tiers": [
+            {
+                "tier": t,
+                "budget": 0.5 * (t + 1),
+                "branches": 0,
+                "clients": int((tier == t).sum()),
+                "parameters": 12345 * (t + 1),
+                "flops_forward": None,
+                "flops_train": None,
+                "activation_floats": None,
+                "bytes_down": 1000,
+                "bytes_up": 500,
+            }
+            for t in range(tiers)
+        ],
+        "privacy": {"mechanism": "none", "epsilon": None},
+        "principles": fake_principles(tiers),
+        "data": {
+            "name": "toy",
+            "rows": {"train": 30, "val": 3, "test": 9},
+            "hash": "abc123",
+            "normalise": "client",
+            "partition": "natural",
+            "clients": len(tier),
+            "classes": 2,
+            "source": "https://example.org/toy",
+            "notes": ["Made of <nothing>."],
+        },
+        "time": {"compile_s": 1.0, "rounds_per_s": 12.34},
+    }
 
 
 def estimate(value: float) -> dict:
@@ -180,7 +208,7 @@ UNKNOWN = {"value": None, "low": None, "high": None}
 
 
 def fake_final(names: list[str], rounds: tuple[int, int | None]) -> dict:
-    """Final figures at the last and, unless None, at the selected round."""
+    """Final figures at the last round and at the selected round, which may be None."""
 
     def at(number: int, value: float) -> dict:
         over = ("mean", "std", "worst", "worst10", "best10", "jain", "gini")

@@ -1,9 +1,9 @@
-"""The work as JAX written by hand for it: nothing else can be asked of this code.
+"""The work in JAX written by hand, which can do nothing else.
 
     python -m benchmarks.peers.floor <case> round | client
 
-`round`: one program a round, clients vmapped. `client`: one program a client, its steps
-unrolled, so that the compiler's own convolutions run outside of loops.
+`round` runs one program per round, with vmapped clients. `client` runs one program per
+client with unrolled steps, so that XLA's own convolutions run outside of loops.
 """
 
 import sys
@@ -17,7 +17,7 @@ from benchmarks.peers.work import Case
 
 
 def init(case: Case) -> list[tuple[jax.Array, jax.Array]]:
-    """(kernel, bias) of every layer."""
+    """A random (kernel, bias) for every layer."""
     rng, before, shapes = np.random.default_rng(2), case.shape[-1], []
     for width in case.channels:
         shapes.append((3, 3, before, width))
@@ -57,7 +57,7 @@ def loss(params: list, x: jax.Array, y: jax.Array) -> jax.Array:
 def main(name: str, form: str) -> None:
     """Times a case."""
     case = work.CASES[name]
-    x, y = (jnp.asarray(part) for part in work.data(case))
+    x, y = (jnp.asarray(array) for array in work.data(case))
     x = x.reshape(case.clients, -1, work.BATCH, *case.shape)
     y = y.reshape(case.clients, -1, work.BATCH)
     params, steps = init(case), x.shape[1]
@@ -71,22 +71,22 @@ def main(name: str, form: str) -> None:
         return jax.lax.scan(step, params, (x, y), unroll=unroll)[0]
 
     @jax.jit
-    def together(params, who):
-        trained = jax.vmap(client, (None, 0, 0))(params, x[who], y[who])
+    def train_cohort(params, clients):
+        trained = jax.vmap(client, (None, 0, 0))(params, x[clients], y[clients])
         return jax.tree.map(lambda leaf: leaf.mean(0), trained)
 
-    alone = jax.jit(lambda params, k: client(params, x[k], y[k]))
+    train_client = jax.jit(lambda params, k: client(params, x[k], y[k]))
     mean = jax.jit(lambda all: jax.tree.map(lambda *p: sum(p) / len(p), *all))
 
-    def one_round(who: np.ndarray) -> None:
+    def one_round(clients: np.ndarray) -> None:
         nonlocal params
         if form == "round":
-            params = together(params, who)
+            params = train_cohort(params, clients)
         else:
-            params = mean([alone(params, k) for k in who])
+            params = mean([train_client(params, k) for k in clients])
         jax.block_until_ready(params)
 
-    work.timed(one_round, case)
+    work.time_rounds(one_round, case)
 
 
 if __name__ == "__main__":

@@ -24,21 +24,21 @@ from torch.nn.functional import cross_entropy
 from benchmarks.peers import network, work
 
 ROUNDS = 4
-"""A tenth of the others' or less: each takes seconds."""
+"""Timed rounds, a tenth of the other frameworks' or fewer: each takes seconds."""
 
 
 def processes() -> list[psutil.Process]:
-    """This one and all that it started."""
-    here = psutil.Process()
-    return [here, *here.children(recursive=True)]
+    """This process and all its descendants."""
+    current = psutil.Process()
+    return [current, *current.children(recursive=True)]
 
 
 def cpu() -> float:
     """CPU seconds of all processes so far."""
     total = 0.0
-    for each in processes():
+    for process in processes():
         try:
-            times = each.cpu_times()
+            times = process.cpu_times()
         except psutil.Error:
             continue
         total += times.user + times.system
@@ -53,12 +53,12 @@ class Memory(threading.Thread):
         self.peak_mb, self.over = 0.0, threading.Event()
 
     def run(self) -> None:
-        """Samples until it is over."""
+        """Samples memory until `over` is set."""
         while not self.over.wait(0.05):
             total = 0
-            for each in processes():
+            for process in processes():
                 try:
-                    total += each.memory_info().rss
+                    total += process.memory_info().rss
                 except psutil.Error:
                     continue
             self.peak_mb = max(self.peak_mb, total / 2**20)
@@ -66,14 +66,14 @@ class Memory(threading.Thread):
 
 @functools.cache
 def loaded(name: str):
-    """(records, labels, model) of a worker."""
+    """(records, labels, model) of a case, loaded once per worker."""
     torch.set_num_threads(1)
     case = work.CASES[name]
     return *network.tensors(*work.data(case)), network.make(case)
 
 
 def arrays(model: torch.nn.Module) -> list[np.ndarray]:
-    """Its parameters."""
+    """The parameters of a model."""
     return [leaf.numpy().copy() for leaf in model.state_dict().values()]
 
 
@@ -84,13 +84,15 @@ class Hospital(NumPyClient):
         self.name, self.number = name, number
 
     def fit(self, parameters, config):
-        """Trains one epoch."""
+        """Trains for one epoch."""
         (x, y, model), case = loaded(self.name), work.CASES[self.name]
-        given = zip(model.state_dict(), parameters, strict=True)
-        model.load_state_dict({key: torch.as_tensor(leaf) for key, leaf in given})
+        named_arrays = zip(model.state_dict(), parameters, strict=True)
+        model.load_state_dict(
+            {key: torch.as_tensor(leaf) for key, leaf in named_arrays}
+        )
         optimizer = torch.optim.SGD(model.parameters(), work.RATE)
-        for at in range(0, case.records, work.BATCH):
-            rows = slice(at, at + work.BATCH)
+        for start in range(0, case.records, work.BATCH):
+            rows = slice(start, start + work.BATCH)
             optimizer.zero_grad()
             loss = cross_entropy(model(x[self.number, rows]), y[self.number, rows])
             loss.backward()
@@ -99,18 +101,18 @@ class Hospital(NumPyClient):
 
 
 class Timed(FedAvg):
-    """FedAvg that notes when rounds begin."""
+    """FedAvg that records the times at which rounds begin."""
 
     wall, cpu = [], []
 
     def configure_fit(self, *args, **kwargs):
-        """Notes the time."""
+        """Records wall and CPU time."""
         self.wall.append(time.perf_counter())
         self.cpu.append(cpu())
         return super().configure_fit(*args, **kwargs)
 
     def aggregate_fit(self, round, results, failures):
-        """Refuses a round that is not whole."""
+        """Refuses a round in which a client failed."""
         if failures:
             raise RuntimeError(f"{len(failures)} clients failed: {failures[0]}")
         return super().aggregate_fit(round, results, failures)
@@ -131,7 +133,7 @@ def main(name: str) -> None:
             min_available_clients=case.clients,
             initial_parameters=ndarrays_to_parameters(arrays(network.make(case))),
         )
-        # One round more, which only ends the last that counts.
+        # The start of an extra round marks the end of the last timed one.
         config = ServerConfig(num_rounds=work.WARM + ROUNDS + 1)
         return ServerAppComponents(strategy=strategy, config=config)
 
@@ -150,7 +152,7 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    # By its name, under which Ray's workers find what it defines.
+    # Ray's workers find the classes of this module under its name, not as __main__.
     from benchmarks.peers import flower
 
     flower.main(*sys.argv[1:])

@@ -36,10 +36,10 @@ class Block(torch.nn.Module):
             self.short = torch.nn.Conv2d(before, width, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The stream after the block."""
+        """The residual stream after the block."""
         h = torch.relu(self.norm1(x))
-        kept = x if self.short is None else self.short(h)
-        return kept + self.conv2(torch.relu(self.norm2(self.conv1(h))))
+        shortcut = x if self.short is None else self.short(h)
+        return shortcut + self.conv2(torch.relu(self.norm2(self.conv1(h))))
 
 
 def resnet18(classes: int) -> torch.nn.Module:
@@ -55,7 +55,7 @@ def resnet18(classes: int) -> torch.nn.Module:
 
 
 def tensors(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Records and labels, channels before space."""
+    """Records, with channels before height and width, and labels as tensors."""
     if x.ndim == 5:
         x = x.transpose(0, 1, 4, 2, 3).copy()
     return torch.from_numpy(x), torch.from_numpy(y).long()

@@ -26,7 +26,7 @@ from benchmarks.peers import network, work
 
 
 class Trained(torch.nn.Module):
-    """A model with the two methods that pfl asks for."""
+    """A model with the two methods that pfl requires."""
 
     def __init__(self, case: work.Case):
         super().__init__()
@@ -42,18 +42,18 @@ class Trained(torch.nn.Module):
         return cross_entropy(self(x), y)
 
     def metrics(self, x, y, eval=True) -> dict:
-        """What pfl reports of a client."""
+        """The metrics that pfl reports for a client."""
         return {"loss": Weighted(cross_entropy(self(x), y).item() * len(y), len(y))}
 
 
 class Clock(TrainingProcessCallback):
-    """Notes the time after every round."""
+    """Records the time after every round."""
 
     def __init__(self):
         self.wall, self.cpu = [], []
 
     def after_central_iteration(self, aggregate, model, *, central_iteration):
-        """Notes it."""
+        """Records wall and CPU time."""
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         return False, Metrics()
@@ -65,12 +65,12 @@ def main(name: str) -> None:
     case = work.CASES[name]
     x, y = network.tensors(*work.data(case))
     model, clock = Trained(case), Clock()
-    # It asks for a few clients more than it trains.
-    drawn = np.concatenate([work.cohorts(case), work.cohorts(case)[:3]])
-    who = iter(drawn.ravel().tolist())
+    # pfl requests a few more clients than it trains.
+    client_ids = np.concatenate([work.cohorts(case), work.cohorts(case)[:3]])
+    next_ids = iter(client_ids.ravel().tolist())
     backend = SimulatedBackend(
         training_data=FederatedDataset(
-            lambda k: Dataset([x[k], y[k]], user_id=str(k)), lambda: next(who)
+            lambda k: Dataset([x[k], y[k]], user_id=str(k)), lambda: next(next_ids)
         ),
         val_data=None,
         postprocessors=[WeightByDatapoints()],

@@ -1,9 +1,9 @@
-"""The same federated work here, in other frameworks and by hand, side by side.
+"""The same federated work in fairjax, in other frameworks and by hand, side by side.
 
     python scripts/bench.py --name=peers
 
-Every contender is a process of its own that is kept to one core, in turns; a peer's
-environment is made by pip when it is missing (runs/peers; PyTorch is large). About ten
+Every contender runs in its own process on one core, in turns. pip makes a peer's
+missing environment in runs/peers; PyTorch is large. The benchmark takes about ten
 minutes.
 """
 
@@ -29,7 +29,7 @@ REQUIREMENTS = {
     "pfl": ("torch==2.13.0", "pfl==0.6.0"),
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0", "psutil"),
 }
-"""What is installed for whom."""
+"""Environment -> packages to install."""
 
 CONTENDERS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
     "fairjax": (None, "benchmarks.peers.ours", ()),
@@ -42,13 +42,13 @@ CONTENDERS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
 """Name -> (environment, module, further arguments)."""
 
 LEFT_OUT = {("cnn", "JAX by hand, a program a round")}
-"""Vmapped convolutions on CPU: 20 s a round."""
+"""(case, contender) pairs that take too long: vmapped convolutions, 20 s a round."""
 ONCE = ("Flower 1.41.0",)
-"""Who takes one turn: each of its rounds takes seconds."""
+"""Contenders that take only one turn, because a round takes seconds."""
 
 
 def python(environment: str | None) -> str:
-    """The interpreter of an environment, which is made if it is not there."""
+    """The Python interpreter of an environment, which is made if it is missing."""
     if environment is None:
         return sys.executable
     folder = ROOT / "runs" / "peers" / environment
@@ -61,7 +61,7 @@ def python(environment: str | None) -> str:
     return str(program)
 
 
-def once(
+def run_once(
     environment: str | None,
     module: str,
     arguments: Sequence[str],
@@ -69,14 +69,14 @@ def once(
     flags: str = "",
     platform: str = "cpu",
 ) -> Row:
-    """One process of one contender, on one core; its last line is its row.
+    """Runs a contender in a process on one core; the last line it prints is the row.
 
     Args:
-        environment: whose interpreter; None: this one.
-        module: its dotted name.
-        arguments: of the module.
-        flags: XLA_FLAGS; with any, the process has all cores.
-        platform: JAX_PLATFORMS; "": what JAX finds, with all cores.
+        environment: the environment of the interpreter; None takes the current one.
+        module: the dotted name of the module.
+        arguments: the arguments of the module.
+        flags: XLA_FLAGS; a process with flags has all cores.
+        platform: JAX_PLATFORMS; with "" JAX chooses, and the process has all cores.
     """
     command = [python(environment), "-m", module, *arguments]
     settings = {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
@@ -88,10 +88,10 @@ def once(
 def _run(
     command: Sequence[str | pathlib.Path], settings: Mapping[str, str] | None = None
 ) -> str:
-    """What a command prints, which ends with this process.
+    """The output of a command; if a signal ends this process, the command ends too.
 
     Raises:
-        InputError: it fails.
+        InputError: the command fails.
     """
     with subprocess.Popen(
         command,
@@ -102,18 +102,18 @@ def _run(
         text=True,
         process_group=0,
     ) as process:
-        # Flower has processes of its own.
+        # Flower starts processes, so the whole process group is killed.
         with preemption.leaving(lambda: os.killpg(process.pid, signal.SIGKILL)):
-            out, said = process.communicate()
+            output, errors = process.communicate()
     if process.returncode:
-        last = (said.strip() or "no output").splitlines()[-1]
+        last = (errors.strip() or "no output").splitlines()[-1]
         code = f"{process.returncode}: {last}"
         require.fail(" ".join(map(str, command)), "exit code 0", code)
-    return out
+    return output
 
 
 def summary(turns: Sequence[Row]) -> Row:
-    """Medians over turns; the lowest and highest round of all of them."""
+    """Medians over turns, and the shortest and longest round of all turns."""
     middle = ("median_s", "cpu_s_per_round", "peak_rss_mb")
     row = turns[0] | {
         name: statistics.median(turn[name] for turn in turns) for name in middle
@@ -128,20 +128,20 @@ def measure() -> list[Row]:
     """A row for every case and contender."""
     rows = []
     for case in CASES:
-        taken: dict[str, list[Row]] = {}
+        rows_by_name: dict[str, list[Row]] = {}
         for turn in range(TURNS):
-            for name, (environment, module, rest) in CONTENDERS.items():
+            for name, (environment, module, arguments) in CONTENDERS.items():
                 if (case, name) in LEFT_OUT or (turn and name in ONCE):
                     continue
-                row = once(environment, module, (case, *rest))
-                taken.setdefault(name, []).append(row)
+                row = run_once(environment, module, (case, *arguments))
+                rows_by_name.setdefault(name, []).append(row)
         rows += [
             {"case": case, "name": name} | summary(turns)
-            for name, turns in taken.items()
+            for name, turns in rows_by_name.items()
         ]
     return rows
 
 
 def table(rows: list[Row]) -> str:
-    """Seconds of a round, and how many times ours the others take."""
+    """A Markdown table of seconds per round of fairjax, and the others' ratios."""
     return pivot(rows, "a round, on one core", against="fairjax", memory=True)

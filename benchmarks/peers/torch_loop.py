@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.torch_loop <case> [resnet18 <clients a round>]
 
-On the GPU if there is one.
+The module uses the GPU if there is one.
 """
 
 import sys
@@ -21,28 +21,28 @@ def main(name: str, model_name: str = "", cohort: str = "") -> None:
     case = work.CASES[name]
     if cohort:
         case = case._replace(cohort=int(cohort))
-    x, y = (part.to(device) for part in network.tensors(*work.data(case)))
+    x, y = (tensor.to(device) for tensor in network.tensors(*work.data(case)))
     model = network.resnet18(case.classes) if model_name else network.make(case)
     model = model.to(device)
 
-    def one_round(who: np.ndarray) -> None:
+    def one_round(clients: np.ndarray) -> None:
         start = {key: leaf.clone() for key, leaf in model.state_dict().items()}
         total = {key: torch.zeros_like(leaf) for key, leaf in start.items()}
-        for k in who:
+        for k in clients:
             model.load_state_dict(start)
             optimizer = torch.optim.SGD(model.parameters(), work.RATE)
-            for at in range(0, case.records, work.BATCH):
-                rows = slice(at, at + work.BATCH)
+            for first in range(0, case.records, work.BATCH):
+                rows = slice(first, first + work.BATCH)
                 optimizer.zero_grad()
                 cross_entropy(model(x[k, rows]), y[k, rows]).backward()
                 optimizer.step()
             for key, leaf in model.state_dict().items():
-                total[key] += leaf / len(who)
+                total[key] += leaf / len(clients)
         model.load_state_dict(total)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    work.timed(one_round, case)
+    work.time_rounds(one_round, case)
 
 
 if __name__ == "__main__":

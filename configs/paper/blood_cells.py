@@ -3,9 +3,9 @@
     .venv/bin/python scripts/prepare_data.py --name=bloodmnist
     .venv/bin/python scripts/train.py --config=configs/paper/blood_cells.py:ratio433 --workdir=runs/blood_cells
 
-Meant for one GPU, on which it was not yet timed; ":smoke" takes seconds of a CPU.
---config.data.name=pbc_blood28 where only
-that file is at hand.
+The config is meant for one GPU, on which nobody has timed it yet; ":smoke" takes
+seconds on a CPU.
+--config.data.name=pbc_blood28 runs on that file where only it is at hand.
 """
 
 from configs.paper import setting

@@ -3,7 +3,8 @@
     .venv/bin/python scripts/prepare_data.py --name=pathmnist
     .venv/bin/python scripts/train.py --config=configs/paper/cancer_slides.py:ratio433 --workdir=runs/cancer_slides
 
-Meant for one GPU, on which it was not yet timed; ":smoke" takes seconds of a CPU.
+The config is meant for one GPU, on which nobody has timed it yet; ":smoke" takes
+seconds on a CPU.
 The ViT sizes need 12 GB of pictures at 224 x 224.
 """
 

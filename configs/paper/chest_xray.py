@@ -3,8 +3,9 @@
     .venv/bin/python scripts/prepare_data.py --name=covid_radiography
     .venv/bin/python scripts/train.py --config=configs/paper/chest_xray.py:ratio433 --workdir=runs/chest_xray
 
-Meant for one GPU, on which it was not yet timed; ":smoke" takes seconds of a CPU.
-The pictures are Kaggle's and not downloaded.
+The config is meant for one GPU, on which nobody has timed it yet; ":smoke" takes
+seconds on a CPU.
+Kaggle has the pictures; fairjax does not download them.
 """
 
 from configs.paper import setting

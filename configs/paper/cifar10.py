@@ -1,9 +1,10 @@
-"""CIFAR-10, which the released code has too as in Zhang et al. 2025: configs/paper/setting.py has the presets.
+"""CIFAR-10, as in the released code of Zhang et al. 2025: configs/paper/setting.py has the presets.
 
     .venv/bin/python scripts/prepare_data.py --name=cifar10
     .venv/bin/python scripts/train.py --config=configs/paper/cifar10.py:ratio433 --workdir=runs/cifar10
 
-Meant for one GPU, on which it was not yet timed; ":smoke" takes seconds of a CPU.
+The config is meant for one GPU, on which nobody has timed it yet; ":smoke" takes
+seconds on a CPU.
 The ViT sizes see 32 x 32 pictures in patches of 16.
 """
 

@@ -1,4 +1,4 @@
-"""The setting of Zhang et al. 2025, as their released code has it; shared by its data sets.
+"""The setting of Zhang et al. 2025 for all data sets, as the released code has it.
 
 Presets, joined by "+" after the colon, as in blood_cells.py:vit_tiny+ratio433+fedrolex:
 
@@ -6,24 +6,28 @@ Presets, joined by "+" after the colon, as in blood_cells.py:vit_tiny+ratio433+f
     ratio721, ratio523, ratio415, ratio433, ratio361    hospitals per tier, smallest first
     hospitals30, hospitals90, hospitals180, hospitals360
     dirichlet1 .. dirichlet9     labels skewed by Dirichlet 0.1 to 0.9 in place of iid
-    overlap1 .. overlap9         the same by the law of the released code; for pictures
+    overlap1 .. overlap9         the same by the law of the released code, for pictures
                                  that name no patients and fix a test split
     a name of configs/submodels  in place of dynamicfl
     smoke                        two rounds of a small model on embedded pictures, in seconds
 
-The paper states neither partition nor number of hospitals of its table, nor which tier a
-ratio begins with. Hospitals of dynamicfl train the whole model, the richer ones 1 and 2
-branches beside it. Methods of other families have tiers of a quarter, a half and all of
-it, so that they spend less: the bill is printed beside what they reach, and the ladder has
-both. Learning rate and decay are those of the released code for all of them; tune them by
-`scripts/sweep.py --grid=local.learning_rate=...` on the validation split.
+For its table, the paper states neither the partition nor the number of hospitals, nor
+which tier a ratio begins with. Hospitals of dynamicfl train the whole model, the richer
+ones with 1 and 2 branches beside it. Methods of other families have tiers of a quarter,
+a half and all of the model. They spend less, and the cost is printed beside their
+results; `mixed` has tiers of both kinds. All methods have the learning rate and decay of
+the released code; `scripts/sweep.py --grid=local.learning_rate=...` tunes them on the
+validation split.
 
 Rounds, epochs, batch, learning rate, schedule, decay and sizes are the released code's.
-Not so: group norms where it has batch norms (`model.resnet.norm=batch`), pictures of 28 x 28
-that are not enlarged, no RandAugment, means and deviations of the training records in place
-of 0.5, hospitals weighed by their records (`fairness.rule=uniform` weighs them alike), a
-validation split of 10 % of the training records where the data fix none, and a number of
-branches per layer where it has one of layers that are grown.
+These settings differ from it:
+
+    norms           group norms in place of batch norms (`model.resnet.norm=batch`)
+    pictures        28 x 28 and not enlarged; no RandAugment
+    normalisation   means and deviations of the training records in place of 0.5
+    weights         by records (`fairness.rule=uniform` weights all hospitals equally)
+    validation      10 % of the training records where the data fix no split
+    branches        a number per layer, in place of a number of layers that grow
 """
 
 from typing import Any
@@ -45,12 +49,12 @@ WHOLE = {
     "tiers.branches": (0, 1, 2),
 }
 RECIPE = WHOLE | {
-    # Lines of paridis-11/DynamicFL, commit 9ca373c.
+    # The lines are those of paridis-11/DynamicFL, commit 9ca373c.
     "rounds": 100,  # Args.py 15
     "data.augment": ("crop", "flip"),
     "data.partition.num_clients": 30,  # README.md 53
     "model.name": "resnet",
-    "tiers.share": (7.0, 2.0, 1.0),  # README.md 87
+    "tiers.proportions": (7.0, 2.0, 1.0),  # README.md 87
     "local.epochs": 5,  # Args.py 17
     "local.batch_size": 16,  # Args.py 52
     "local.optimizer": "sgd",  # Args.py 65
@@ -58,7 +62,7 @@ RECIPE = WHOLE | {
     "local.schedule": "cosine",  # utils/utils.py 221-225
     "local.momentum": 0.0,  # Args.py 69
     "local.weight_decay": 5e-4,  # Node/Node.py 33
-    "eval_every": 10,  # ours, as is the next
+    "eval_every": 10,  # our choice, as is the next line
     "checkpoint.every": 10,
 }
 
@@ -67,49 +71,53 @@ def get(name: str, large: str, preset: str) -> Any:
     """A config of the paper on one data set.
 
     Args:
-        name: of the data for ResNet-18.
-        large: of the same pictures at 224 x 224.
+        name: name of the data for ResNet-18.
+        large: name of the same pictures at 224 x 224.
         preset: see above; "" is DynamicFL on ResNet-18, 30 hospitals, 7:2:1, iid.
     """
     c = default.get_config()
     c.update_from_flattened_dict({"data.name": name} | RECIPE)
     c = default.preset(c, preset, **presets(large))
     if c.model.name == "resnet":
-        # The blocks of its stages differ in shape and cannot teach each other.
+        # Blocks of different stages differ in shape and cannot teach each other.
         c.submodel.inclusivefl.beta = 0.0
     return c
 
 
 def presets(large: str) -> dict[str, dict[str, Any]]:
-    """{preset: its changes}."""
-    made: dict[str, dict[str, Any]] = {}
+    """{preset: its changes}.
+
+    Args:
+        large: name of the pictures at 224 x 224.
+    """
+    changes: dict[str, dict[str, Any]] = {}
     for size, fields in PRESETS.items():
-        made[f"vit_{size}"] = {"model.name": "vit", "data.name": large} | {
+        changes[f"vit_{size}"] = {"model.name": "vit", "data.name": large} | {
             f"model.vit.{field}": value for field, value in fields.items()
         }
     for ratio in RATIOS:
-        made[f"ratio{ratio}"] = {"tiers.share": tuple(map(float, ratio))}
+        changes[f"ratio{ratio}"] = {"tiers.proportions": tuple(map(float, ratio))}
     for number in HOSPITALS:
-        made[f"hospitals{number}"] = {"data.partition.num_clients": number}
+        changes[f"hospitals{number}"] = {"data.partition.num_clients": number}
     for tenth in range(1, 10):
         alpha = {"data.partition.alpha": tenth / 10}
         for law, word in (("dirichlet", "dirichlet"), ("dirichlet_overlap", "overlap")):
-            made[f"{word}{tenth}"] = {"data.partition.name": law, **alpha}
+            changes[f"{word}{tenth}"] = {"data.partition.name": law, **alpha}
     plain = {"tiers.budget": (0.25, 0.5, 1.0), "tiers.branches": ()}
     for method in BUDGETED:
-        made[method] = {"submodel.name": method, **plain}
-    # A third of the rounds; its default is for a thousand.
-    made["depthfl"]["submodel.depthfl.ramp"] = 33
-    made["dynamicfl"] = WHOLE
-    made["ladder"] = plain | {
-        "submodel.name": "ladder",
-        "submodel.ladder.kinds": ("width", "width", "plain"),
+        changes[method] = {"submodel.name": method, **plain}
+    # A third of the rounds: the default is for a thousand rounds.
+    changes["depthfl"]["submodel.depthfl.ramp"] = 33
+    changes["dynamicfl"] = WHOLE
+    changes["mixed"] = plain | {
+        "submodel.name": "mixed",
+        "submodel.mixed.kinds": ("width", "width", "plain"),
         "tiers.branches": (0, 0, 2),
     }
-    made["smoke"] = {
+    changes["smoke"] = {
         "rounds": 2,
         "eval_every": 1,
-        "cohort": 3,
+        "clients_per_round": 3,
         "data.name": "digits",
         "data.partition.num_clients": 10,
         "local.steps": 2,
@@ -119,4 +127,4 @@ def presets(large: str) -> dict[str, dict[str, Any]]:
         "model.vit.depth": 2,
         "model.vit.patch": 4,
     }
-    return made
+    return changes

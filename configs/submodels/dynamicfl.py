@@ -1,15 +1,15 @@
-"""DynamicFL: everybody trains the plain model, richer hospitals branches beside it.
+"""DynamicFL: every hospital trains the plain model, richer ones with branches.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/dynamicfl.py --workdir=runs/dynamicfl
 
-About half a minute on 2 CPU cores. Shows tiers of 0 to 3 branches per layer that receive
-and send one plain model; presets are the ablations.
+About half a minute on 2 CPU cores. Tiers with 0 to 3 branches per layer receive and
+send one plain model; presets are the ablations.
 
-Preset "published" is the recipe of Zhang et al. 2025 for ResNet-18 on blood cells, by their
-released code; configs/paper has its other data, partitions and networks. It wants a GPU and
-claims no figure of theirs. Not so here: pictures are 28 x 28 and not enlarged, no
-RandAugment, branches carry no norms, and a tier has branches in every layer, where theirs
-grows some layers wholly. Other data:
+Preset "published" is the recipe of Zhang et al. 2025 for ResNet-18 on blood cells, by
+their released code; configs/paper has its other data, partitions and networks. It needs
+a GPU and does not claim to reproduce the paper's figures. It differs in these points:
+images stay 28 x 28, there is no RandAugment, branches carry no norms, and a tier has
+branches in every layer, where the released code grows some layers wholly. Other data:
 --config=configs/submodels/dynamicfl.py:published --config.data.name=digits
 """
 
@@ -33,9 +33,9 @@ PUBLISHED = setting.RECIPE | {
 def get_config(preset: str = ""):
     """Four tiers on the digits; presets "published", "smoke" and those below.
 
-    "preconditioned" has branches of linear families for free. Ablations: "matched"
-    gives the gradient that the branches would give, without them; "random" and "fixed"
-    do without sensitivities; "only_<family>" has branches of one family alone.
+    "preconditioned" trains without branches as linear families would, at no cost.
+    Ablations: "matched" has the gradient of the branches without branches; "random" and
+    "fixed" ignore sensitivities; "only_<family>" has branches of one family alone.
     """
     c = default.get_config()
     c.data.name = "digits"

@@ -3,14 +3,15 @@
     .venv/bin/python scripts/train.py --config=configs/submodels/federated_dropout.py --workdir=runs/federated_dropout
 
 About a minute on 2 CPU cores; pooled test accuracy about 0.92 of the full model. The
-narrow sub-models are new in every round and much worse than HeteroFL's: 0.33 and 0.68
-at a quarter and half the width.
+narrow sub-models change in every round and are much worse than HeteroFL's: 0.33 and
+0.68 at a quarter and half the width.
 
-Preset "published" is the recipe of Alam et al. 2022 for this baseline on CIFAR-10, by the
-README of the released code of FedRolex, from which tiers and options are (Caldas et al.
-2018 has one share for all, and no code); it wants a GPU for hours and claims no figure of
-theirs. Not so here: tiers are fixed, where the code draws them anew every round. Other
-data: --config=configs/submodels/federated_dropout.py:published --config.data.name=digits
+Preset "published" is the recipe of Alam et al. 2022 for this baseline on CIFAR-10, by
+the README of FedRolex's released code, which also gives tiers and options (Caldas et al.
+2018 have one share for all clients, and no code). It needs hours on a GPU and does not
+claim to reproduce the paper's figures. It differs in the tiers, which are fixed; the
+code draws them anew every round. Other data:
+--config=configs/submodels/federated_dropout.py:published --config.data.name=digits
 """
 
 from configs import default

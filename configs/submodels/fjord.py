@@ -2,12 +2,13 @@
 
     .venv/bin/python scripts/train.py --config=configs/submodels/fjord.py --workdir=runs/fjord
 
-About 15 s on 2 CPU cores; pooled test accuracy about 0.94 at every width: no tier's own
-sub-model is behind.
+About 15 s on 2 CPU cores; pooled test accuracy about 0.94 at every width: no tier's
+sub-model falls behind.
 
-Preset "published" is the recipe of the authors' Flower baseline (Horvath et al. 2021) for
-CIFAR-10, with distillation; it wants a GPU for hours and claims no figure of theirs. Other
-data: --config=configs/submodels/fjord.py:published --config.data.name=digits
+Preset "published" is the recipe of the authors' Flower baseline (Horvath et al. 2021)
+for CIFAR-10, with distillation. It needs hours on a GPU and does not claim to reproduce
+the paper's figures. Other data:
+--config=configs/submodels/fjord.py:published --config.data.name=digits
 """
 
 from configs import default
@@ -16,7 +17,7 @@ PUBLISHED = {
     # Lines of baselines/fjord/ in adap/flower, commit fdef7af; common.yaml is
     # fjord/conf/common.yaml.
     "rounds": 500,  # common.yaml 26
-    "cohort": 10,  # common.yaml 23
+    "clients_per_round": 10,  # common.yaml 23
     "data.name": "cifar10",  # common.yaml 8
     "data.augment": ("crop", "flip"),  # fjord/dataset.py 120-121
     "data.partition.name": "iid",  # randomised sequential split: README.md 43
@@ -27,11 +28,11 @@ PUBLISHED = {
     "model.resnet.blocks": (2, 2, 2, 2),  # fjord/models.py 166
     "model.resnet.activation": "post",  # fjord/models.py 79-87
     "model.resnet.norm": "batch",  # fjord/models.py 44
-    # Moments are left as they are, "static": pooled for every width by itself, where the
-    # code keeps running ones of every width.
+    # Moments keep their default, "static": pooled for every width by itself. The code has
+    # running moments of every width.
     "submodel.fjord.distill": True,  # conf/train_mode/fjord_kd.yaml 6
     "tiers.budget": (0.2, 0.4, 0.6, 0.8, 1.0),  # common.yaml 33-38
-    "tiers.share": (1.0, 1.0, 1.0, 1.0, 1.0),  # common.yaml 39
+    "tiers.proportions": (1.0, 1.0, 1.0, 1.0, 1.0),  # common.yaml 39
     "local.epochs": 1,  # common.yaml 27
     "local.batch_size": 32,  # common.yaml 15
     "local.optimizer": "sgd",  # common.yaml 18

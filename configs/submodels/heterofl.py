@@ -5,9 +5,10 @@
 About a minute on 2 CPU cores; pooled test accuracy about 0.92 of the full model and
 0.65, 0.88, 0.92 of the three narrower ones. Preset "dynamic" draws tiers every round.
 
-Preset "published" is the recipe of Diao, Ding and Tarokh 2021 for CIFAR-10 at hospitals of
-two classes, by their released code; it wants a GPU for hours and claims no figure of
-theirs. Other data: --config=configs/submodels/heterofl.py:published --config.data.name=digits
+Preset "published" is the recipe of Diao, Ding and Tarokh 2021 for CIFAR-10 with two
+classes per hospital, by their released code. It needs hours on a GPU and does not claim to
+reproduce the paper's figures. Other data:
+--config=configs/submodels/heterofl.py:published --config.data.name=digits
 """
 
 from configs import default
@@ -16,7 +17,7 @@ PUBLISHED = {
     # Lines of src/ in diaoenmao/HeteroFL-Computation-and-Communication-Efficient-Federated-
     # Learning-for-Heterogeneous-Clients, commit cc40f3e.
     "rounds": 800,  # utils.py 185
-    "cohort": 10,  # a tenth of 100: config.yml 5-6
+    "clients_per_round": 10,  # a tenth of 100: config.yml 5-6
     "data.name": "cifar10",
     "data.augment": ("crop", "flip"),  # data.py 21-22
     "data.partition.name": "shards",  # data.py 79-110
@@ -33,7 +34,7 @@ PUBLISHED = {
     "submodel.heterofl.scaler": True,  # config.yml 11
     "submodel.heterofl.masked_loss": True,  # config.yml 12
     "tiers.budget": (0.0625, 0.125, 0.25, 0.5, 1.0),  # e to a: utils.py 114
-    "tiers.share": (1.0, 1.0, 1.0, 1.0, 1.0),  # a1-b1-c1-d1-e1: make.py 56-61
+    "tiers.proportions": (1.0, 1.0, 1.0, 1.0, 1.0),  # a1-b1-c1-d1-e1: make.py 56-61
     "local.epochs": 5,  # utils.py 185
     "local.batch_size": 10,  # utils.py 186
     "local.optimizer": "sgd",  # utils.py 174
@@ -43,9 +44,9 @@ PUBLISHED = {
     "local.decay_rate": 0.1,  # utils.py 179
     "local.momentum": 0.9,  # utils.py 176
     "local.weight_decay": 5e-4,  # utils.py 177
-    "local.clip": 1.0,  # train_classifier_fed.py 205
+    "local.max_grad_norm": 1.0,  # train_classifier_fed.py 205
     "fairness.rule": "uniform",  # fed.py, combine: every client counts once
-    "eval_every": 20,  # ours, as is the next
+    "eval_every": 20,  # ours, like the next line
     "checkpoint.every": 20,
 }
 

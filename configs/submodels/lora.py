@@ -1,13 +1,12 @@
-"""LoRA of four ranks beside the frozen kernels of a small network; embedded data.
+"""LoRA with four ranks beside the frozen kernels of a small network.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/lora.py --workdir=runs/lora
 
-About 15 s on 2 CPU cores. Shows tiers that differ in rank alone: what they send grows
-with it, while every one of them computes the whole forward pass.
+About 15 s on 2 CPU cores. Tiers differ in rank alone: their uploads grow with the rank,
+while every tier computes the whole forward pass.
 
 There is no preset "published": Cho et al. 2024 tune language models of billions of
-parameters, and of neither theirs nor raFLoRA is code known from which a recipe could be
-read.
+parameters, and we know of no released code of HetLoRA or raFLoRA that gives a recipe.
 """
 
 from configs import default

@@ -1,13 +1,15 @@
-"""NeFL: narrower and shorter residual networks, with step sizes of every tier's own.
+"""NeFL: narrower and shorter residual networks, with step sizes per tier.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/nefl.py --workdir=runs/nefl
 
-About a minute on 2 CPU cores. Shows what poor tiers gain from norms and step sizes that the others do not average.
+About a minute on 2 CPU cores. Shows what poor tiers gain from norms and step sizes
+that are averaged inside a tier alone.
 
-Preset "published" is the recipe of Kang et al. 2023 for NeFL-WD on ResNet-18 and CIFAR-10, by
-their released code and its page (honggkang.github.io/nefl/details.html); it wants a GPU for
-hours and claims no figure of theirs. Not so here: weights start at random, where the code
-starts from ImageNet unless told not to; tiers do not jitter by two. Other data:
+Preset "published" is the recipe of Kang et al. 2023 for NeFL-WD on ResNet-18 and
+CIFAR-10, by their released code and its page (honggkang.github.io/nefl/details.html). It
+needs hours on a GPU and does not claim to reproduce the paper's figures. It differs in
+these points: weights start at random, where the code by default starts from ImageNet;
+tiers do not jitter by two. Other data:
 --config=configs/submodels/nefl.py:published --config.data.name=digits
 """
 
@@ -16,7 +18,7 @@ from configs import default
 PUBLISHED = {
     # Lines of honggkang/nested-federated-learning, commit 7a96913.
     "rounds": 500,  # NeFL-toy.py 38
-    "cohort": 10,  # a tenth of 100: NeFL-toy.py 34
+    "clients_per_round": 10,  # a tenth of 100: NeFL-toy.py 34
     "data.name": "cifar10",  # README.md 15
     "data.augment": ("crop", "flip"),  # utils/getData.py 210-211
     "data.partition.name": "iid",  # NeFL-toy.py 31
@@ -31,7 +33,7 @@ PUBLISHED = {
     "submodel.nefl.width": (0.34, 0.4, 0.6, 0.8, 1.0),  # utils/getData.py 480
     "submodel.nefl.dropped": (1, 0, 0, 0, 0),  # utils/getData.py 481-487
     "tiers.budget": (0.2, 0.4, 0.6, 0.8, 1.0),  # of the parameters: NeFL-toy.py 63
-    "tiers.share": (1.0, 1.0, 1.0, 1.0, 1.0),  # NeFL-toy.py 290
+    "tiers.proportions": (1.0, 1.0, 1.0, 1.0, 1.0),  # NeFL-toy.py 290
     "local.epochs": 5,  # NeFL-toy.py 39
     "local.batch_size": 32,  # NeFL-toy.py 36
     "local.optimizer": "sgd",  # utils/fed.py 64

@@ -2,11 +2,11 @@
 
     .venv/bin/python scripts/train.py --config=configs/submodels/partial.py --workdir=runs/partial
 
-About a minute on 2 CPU cores. Shows training and uploads that shrink with the budget
-while everybody receives, and deploys, the whole model.
+About a minute on 2 CPU cores. Training and uploads shrink with the budget, while every
+hospital receives and deploys the whole model.
 
-There is no preset "published": Sidahmed et al. 2021 have no tiers, and no code of theirs
-from which a recipe could be read.
+There is no preset "published": Sidahmed et al. 2021 have no tiers and released no code
+that gives a recipe.
 """
 
 from configs import default

@@ -1,16 +1,18 @@
-"""ScaleFL: poorer hospitals keep a narrower and shorter residual network with exits.
+"""ScaleFL: poorer hospitals train a narrower and shorter network with exits.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/scalefl.py --workdir=runs/scalefl
 
-About a minute on 2 CPU cores. Shows both cuts in one tier, the deepest exit teaching the others after 12 rounds.
+About a minute on 2 CPU cores. Every tier is cut in width and depth, and its deepest exit
+teaches the others after 12 rounds.
 
 Preset "published" is the recipe of Ilhan, Su and Liu 2023 for ResNet-110 on CIFAR-10, by
-their released code; it wants a GPU for hours and claims no figure of theirs. Not so here: an
-exit is at the end of each of three stages, so that the two richest tiers differ in width
-alone (there after 30, 38, 46 and all 54 blocks, with convolutions before its head); the
-partition does not level sizes. The number of rounds is not in the code: 300 is ours. So is
-gamma, which is left as it is: the command for CIFAR-10 does not set it, so that the code does
-not distil, the method does. Other data:
+their released code. It needs hours on a GPU and does not claim to reproduce the paper's
+figures. It differs in these points: an exit is at the end of each of three stages, so
+that the two richest tiers differ in width alone (the code has exits after 30, 38, 46 and
+all 54 blocks, with convolutions in front of each head); the partition does not level
+sizes. The code does not give the number of rounds: 300 is ours. gamma keeps its default:
+the command for CIFAR-10 does not set it, so the code does not distil, but the method
+does. Other data:
 --config=configs/submodels/scalefl.py:published --config.data.name=digits
 """
 
@@ -18,8 +20,8 @@ from configs import default
 
 PUBLISHED = {
     # Lines of git-disl/scale-fl, commit c2084e4.
-    "rounds": 300,  # ours, behind both falls of the rate; args.py 107 has no use for 2
-    "cohort": 10,  # a tenth of 100: args.py 109-112
+    "rounds": 300,  # ours, after both milestones; 2 in args.py 107 is no recipe
+    "clients_per_round": 10,  # a tenth of 100: args.py 109-112
     "data.name": "cifar10",
     "data.augment": ("crop", "flip"),  # data_tools/dataloader.py 37-38
     "data.partition.name": "dirichlet",  # data_tools/sampling.py
@@ -31,13 +33,13 @@ PUBLISHED = {
     "model.resnet.blocks": (18, 18, 18),  # models/resnet.py 284
     "model.resnet.activation": "post",  # models/resnet.py 79-84
     "model.resnet.norm": "batch",  # models/resnet.py 63
-    # Moments are left as they are, "static"; the code takes those of the test batch.
+    # Moments keep their default, "static"; the code takes those of the test batch.
     "submodel.scalefl.width": (0.7, 0.7, 0.75, 1.0),  # args.py 101
     "submodel.scalefl.exits": (1, 2, 3, 3),  # 1 to 4: args.py 103
     "submodel.scalefl.temperature": 3.0,  # args.py 97
     "submodel.scalefl.warmup": 0.25,  # train.py 47
-    "tiers.budget": (0.25, 0.5, 0.75, 1.0),  # names alone: width and exits decide
-    "tiers.share": (1.0, 1.0, 1.0, 1.0),  # args.py 105
+    "tiers.budget": (0.25, 0.5, 0.75, 1.0),  # labels only: width and exits decide
+    "tiers.proportions": (1.0, 1.0, 1.0, 1.0),  # args.py 105
     "local.epochs": 5,  # config.py 33
     "local.batch_size": 16,  # config.py 32
     "local.optimizer": "sgd",  # config.py 40
@@ -48,7 +50,7 @@ PUBLISHED = {
     "local.momentum": 0.9,  # config.py 39
     "local.weight_decay": 5e-4,  # config.py 38
     "fairness.rule": "uniform",  # fed.py 155-178
-    "eval_every": 20,  # ours, as is the next
+    "eval_every": 20,  # ours, like the next line
     "checkpoint.every": 20,
 }
 

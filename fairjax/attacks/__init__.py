@@ -1,6 +1,10 @@
-"""Attacks on a run: what it gives away, as rows and pictures in the workdir.
+"""Attacks on a run: they write what it gives away, as rows and pictures in the workdir.
 
-An attack is a line of `ATTACKS`.
+`ATTACKS` lists the attacks. Each has pure parts, and a driver that knows a run:
+
+    inversion    reconstruction, over victims, hypotheses, exposure, inversion, images
+    membership   membership, over shadows, alignment, scores, roc
+    audit        audit, over canaries, canary_runs, observables, epsilon_bound
 """
 
 import dataclasses
@@ -11,12 +15,17 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fairjax.attacks import audit, membership, reconstruction
+from fairjax.attacks import (
+    audit,
+    membership,
+    reconstruction,
+    reconstruction_figures,
+)
 from fairjax.core import require
 from fairjax.core.types import RunState
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.io import workdir as files
-from fairjax.experiment.train import initial, load
+from fairjax.experiment.resume import init_state, load
 
 Row = dict[str, Any]
 FILE = "attack.json"
@@ -26,7 +35,7 @@ class Attack(NamedTuple):
     """One kind of attack."""
 
     settings: type
-    """A frozen dataclass of its options; their defaults are the attack's."""
+    """A frozen dataclass of the attack's options, with their defaults."""
     rows: Callable[[build.Run, RunState, Any], tuple[list[Row], dict[str, bytes]]]
     """(run, state, settings) -> (rows of attack.json, {name of a picture: bytes})."""
 
@@ -38,23 +47,23 @@ def attack(
     workdir: str | os.PathLike[str],
     options: Mapping[str, Any],
 ) -> list[Row]:
-    """Attacks a state of a run and puts the rows beside those of other attacks.
+    """Attacks a state of a run and writes its rows beside those of other attacks.
 
     Args:
         name: one of `ATTACKS`.
         run: the run.
-        state: the state attacked.
-        workdir: gets or keeps attack.json, whose rows of this attack are replaced.
-        options: of the attack; what is not named has its default.
+        state: the state that is attacked.
+        workdir: the folder of attack.json, whose rows of this attack are replaced.
+        options: of the attack; an option that is not named has its default.
 
     Raises:
         InputError: an unknown attack, an option that it does not have, or a run that it
-            cannot attack; nothing has been written then.
+            cannot attack. Nothing has been written then.
     """
     kind = ATTACKS[require.one_of("--attack", name, ATTACKS)]
-    known = [field.name for field in dataclasses.fields(kind.settings)]
+    choices = [field.name for field in dataclasses.fields(kind.settings)]
     for option in options:
-        require.one_of(f"option of --attack={name}", option, known)
+        require.one_of(f"option of --attack={name}", option, choices)
     settings = kind.settings(
         **{
             name: tuple(value) if isinstance(value, list) else value
@@ -62,22 +71,27 @@ def attack(
         }
     )
     workdir = pathlib.Path(workdir)
-    others = [row for row in _rows(workdir / FILE) if row["attack"] != name]
-    made, pictures = kind.rows(run, state, settings)
-    made = [{"attack": name, **row} for row in made]
+    other_rows = [row for row in _read_rows(workdir / FILE) if row["attack"] != name]
+    rows, pictures = kind.rows(run, state, settings)
+    rows = [{"attack": name, **row} for row in rows]
     files.create(workdir)
     for picture, content in pictures.items():
         (workdir / picture).write_bytes(content)
-    files.write_json(workdir / FILE, others + made)
-    return made
+    files.write_json(workdir / FILE, other_rows + rows)
+    return rows
 
 
-def opened(
+def load_target(
     workdir: str | os.PathLike[str],
     config: ConfigDict | None = None,
     overridden: Collection[str] = (),
 ) -> tuple[build.Run, RunState]:
     """What is attacked: the newest checkpoint in `workdir`, or a config's first model.
+
+    Args:
+        workdir: the folder of a run, or where attack.json goes.
+        config: a config whose first model is attacked; None: a checkpoint is.
+        overridden: paths of the config's fields that the user set by hand.
 
     Raises:
         InputError: the config cannot run, or it comes with the folder of a run.
@@ -85,39 +99,39 @@ def opened(
     if config is None:
         return load(workdir, vmapped=True)
     if (pathlib.Path(workdir) / "config.json").exists():
-        what = "none with the folder of a run, which has its own"
-        require.fail("--config", what, str(workdir))
+        expected = "none with the folder of a run, which has its own"
+        require.fail("--config", expected, str(workdir))
     validate.check(config, overridden)
-    run = build.build(config, vmapped=True)
-    return run, initial(run)
+    run = build.run(config, vmapped=True)
+    return run, init_state(run)
 
 
-def _rows(path: pathlib.Path) -> list[Row]:
-    """The rows that are there."""
+def _read_rows(path: pathlib.Path) -> list[Row]:
+    """The rows of an earlier attack.json; none if there is no such file."""
     if not path.exists():
         return []
-    found = require.parsed(str(path), path.read_text(errors="replace"), list)
-    for row in found:
+    rows = require.parse_json(str(path), path.read_text(errors="replace"), list)
+    for row in rows:
         if not isinstance(row, dict) or "attack" not in row:
             require.fail(str(path), "rows of attacks", row)
-    return found
+    return rows
 
 
-def _membership(
+def _membership_rows(
     run: build.Run, state: RunState, settings: membership.Membership
 ) -> tuple[list[Row], dict[str, bytes]]:
     return membership.attack(run, state, settings), {}
 
 
-def _audit(
+def _audit_rows(
     run: build.Run, state: RunState, settings: audit.Audit
 ) -> tuple[list[Row], dict[str, bytes]]:
     return audit.audit(run, settings), {}
 
 
 ATTACKS = {
-    "inversion": Attack(reconstruction.Inversion, reconstruction.rows),
-    "membership": Attack(membership.Membership, _membership),
-    "audit": Attack(audit.Audit, _audit),
+    "inversion": Attack(reconstruction.Inversion, reconstruction_figures.rows),
+    "membership": Attack(membership.Membership, _membership_rows),
+    "audit": Attack(audit.Audit, _audit_rows),
 }
 """Name -> attack."""

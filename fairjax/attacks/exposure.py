@@ -1,6 +1,6 @@
 """What a server sees of one client, and what an attacker takes that client for.
 
-Both are the product's own client, `client.update`: the victim with all that it is, the
+Both run the library's own client, `client.update`: the victim with its full view, the
 attacker's simulation with what the attacker knows. So masks, branches, optimiser and
 local steps are those of training, and the simulation is differentiable in the records.
 """
@@ -11,63 +11,65 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from fairjax.attacks.inversion import Seen
-from fairjax.core import aggregate, client, losses, scopes
-from fairjax.core.client import Local
+from fairjax.attacks.inversion import Observation
+from fairjax.core import aggregate, client, losses, objectives, scopes
+from fairjax.core.problem import LocalProblem
+from fairjax.core.protocols import Protection
 from fairjax.core.scopes import Bank
 from fairjax.core.types import (
     Batch,
+    ClientData,
+    ClientView,
     Cohort,
     Context,
-    Examples,
-    Kept,
     Masks,
-    Member,
     Objective,
     OutputsAt,
     Params,
-    Protection,
-    Sent,
+    Submodel,
+    Upload,
 )
 from fairjax.submodels.fedavg import fedavg
 
 LEVELS = ("plain", "tier", "structure", "search")
-"""What an attacker knows, beside the plain model, the code and all settings:
+"""What an attacker knows beside the plain model, the code and all settings:
 
-- plain: nothing more; the client is simulated as one that trains the plain model.
-- tier: the client's tier and units, but not its draws and not its past: a client of
-  that tier in its first round, with a draw of the attacker's own.
-- structure: all but the records.
-- search: not the tier, the draws or the past; what they may be is searched through.
+- plain: nothing more. The simulated client trains the plain model.
+- tier: the client's tier and sub-model, but neither its draws nor its past. The
+  simulated client is one of that tier in its first round, with the attacker's own draw.
+- structure: everything but the records.
+- search: neither the tier, nor the draws, nor the past. The attacker searches through
+  what they may be.
 """
 
 
 class View(NamedTuple):
-    """One client's round, as it is or as somebody takes it to be."""
+    """One client's round, as it is or as an attacker takes it to be."""
 
     params: Params
-    """The plain model as it arrived."""
-    kept: Kept
+    """The plain model as the client received it."""
+    submodel: Submodel
     memory: PyTree[Array]
-    member: Member
+    client: ClientView
     key: Key[Array, ""]
-    """The client's of this round: of its branches and of the order of its records."""
+    """The client's key of this round: its branches and the order of its records follow
+    from it."""
     round: Int[Array, ""]
-    rate: Float[Array, ""]
-    """Factor on its learning rate."""
+    lr_scale: Float[Array, ""]
+    """The factor on the local learning rate."""
 
 
-def change(
-    view: View, x: Num[Array, "n ..."], y: Num[Array, "n ..."], *, local: Local
+def simulate_update(
+    view: View, x: Num[Array, "n ..."], y: Num[Array, "n ..."], *, local: LocalProblem
 ) -> tuple[Params, Masks, PyTree[Array]]:
-    """The (delta, cover, memory) of a client that holds these records alone.
+    """The (delta, cover, memory) of a client that has these records alone.
 
     Args:
         view: the client.
-        x: its records.
-        y: their classes [n], or distributions over classes [n, C], with which the
+        x: its records' inputs.
+        y: their classes [n]; or distributions over classes [n, C], for which the
             objective is the mean cross-entropy.
-        local: the local problem; its plan says how many steps are taken.
+        local: the local problem; its schedule has the number of steps.
     """
     count = jnp.asarray(x.shape[0], jnp.int32)
     if y.ndim == 2:
@@ -77,81 +79,100 @@ def change(
         view.key,
         view.params,
         view.memory,
-        view.kept,
-        Examples(x, y, jnp.zeros((), jnp.int32), count),
-        member=view.member,
+        view.submodel,
+        ClientData(x, y, jnp.zeros((), jnp.int32), count),
+        client=view.client,
         round=view.round,
         local=local,
-        rate=view.rate,
+        lr_scale=view.lr_scale,
     )
     return delta, cover, memory
 
 
 def soft_cross_entropy(targets: Float[Array, "n C"]) -> Objective:
-    """Mean cross-entropy with distributions, the label of a record being its number."""
+    """The mean cross-entropy with distributions over classes.
+
+    Args:
+        targets: the distributions; the label of a record is its row here.
+    """
 
     def objective(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
         logits = outputs_at(None).logits
-        each = optax.softmax_cross_entropy(logits, targets[batch.y])
-        return losses.mean(each, batch.where), {}
+        record_loss = optax.softmax_cross_entropy(logits, targets[batch.y])
+        return losses.mean(record_loss, batch.where), {}
 
     return objective
 
 
-def upload(
+def observe_upload(
     key: Key[Array, ""],
     view: View,
     x: Num[Array, "n ..."],
     y: Int[Array, "n"],
     *,
-    local: Local,
+    local: LocalProblem,
     bank: Bank,
     protection: Protection = aggregate.OPEN,
-) -> tuple[Seen, PyTree[Array]]:
-    """What reaches the server of a client, behind its own protection; and its memory.
+) -> tuple[Observation, PyTree[Array]]:
+    """What a client sends to the server behind its own protection, and its memory.
 
     Args:
         key: of the noise.
         view: the client as it is.
-        x: its records.
+        x: its records' inputs.
         y: their classes.
         local: the local problem.
-        bank: which leaves it keeps to itself.
-        protection: of every upload by itself (none, or local differential privacy).
+        bank: the copies of leaves that tiers and clients keep; the upload has none.
+        protection: what the client applies to its upload (nothing, or local
+            differential privacy).
     """
-    delta, cover, memory = change(view, x, y, local=local)
-    member, one = view.member, jnp.ones(())
-    sent = Sent(
-        scopes.shared(bank, delta, member.tier),
-        scopes.shared(bank, cover, member.tier),
+    delta, cover, memory = simulate_update(view, x, y, local=local)
+    client_view, unit_weight = view.client, jnp.ones(())
+    upload = Upload(
+        scopes.shared_leaves(bank, delta, client_view.tier),
+        scopes.shared_leaves(bank, cover, client_view.tier),
         {},
     )
-    alone = Cohort(*(jnp.stack([part]) for part in member[:3]))
-    received = protection.protect(key, protection.init(), alone, member, sent, one, one)
-    return Seen(received.num, received.den), memory
+    cohort = Cohort(*(jnp.stack([leaf]) for leaf in client_view[:3]))
+    addend = protection.protect(
+        key, protection.init(), cohort, client_view, upload, unit_weight, unit_weight
+    )
+    return Observation(addend.num, addend.den), memory
 
 
-def quiet(local: Local) -> Local:
-    """The local problem as an attacker simulates it: nobody knows the noise."""
+def noiseless_problem(local: LocalProblem) -> LocalProblem:
+    """The local problem as an attacker simulates it: no attacker knows the noise."""
     return local._replace(dp=None)
 
 
-def as_plain(local: Local) -> Local:
-    """The local problem of a client that trains the plain model, on a plain loss."""
+def plain_problem(local: LocalProblem) -> LocalProblem:
+    """The local problem of a client that trains the plain model on a plain loss."""
     objective = local.objective
     if local.method.objective is not None:
-        objective = client.mean_cross_entropy()
+        objective = objectives.mean_cross_entropy()
     method = fedavg(local.model.axes)
-    return quiet(local)._replace(method=method, objective=objective)
+    return noiseless_problem(local)._replace(method=method, objective=objective)
 
 
-def plain(key: Key[Array, ""], victim: View, params: Params) -> View:
-    """The client as one that trains the plain model `params`."""
-    return victim._replace(params=params, kept=Kept(), memory=None, key=key)
+def plain_view(key: Key[Array, ""], victim: View, params: Params) -> View:
+    """The client as one that trains the plain model.
+
+    Args:
+        key: of the attacker's own draw.
+        victim: the client as it is.
+        params: the plain model.
+    """
+    return victim._replace(params=params, submodel=Submodel(), memory=None, key=key)
 
 
-def newcomer(key: Key[Array, ""], victim: View, *, local: Local) -> View:
-    """The client as one of its tier and units without a past, with another draw."""
+def newcomer_view(key: Key[Array, ""], victim: View, *, local: LocalProblem) -> View:
+    """The client as one of its tier and sub-model without a past, with another draw.
+
+    Args:
+        key: of the attacker's own draw.
+        victim: the client as it is.
+        local: the local problem; its method starts the client's memory.
+    """
     memory = local.method.memory
-    fresh = None if memory is None else memory.init(victim.params)
-    return victim._replace(memory=fresh, key=key)
+    initial_memory = None if memory is None else memory.init(victim.params)
+    return victim._replace(memory=initial_memory, key=key)

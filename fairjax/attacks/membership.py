@@ -1,39 +1,42 @@
-"""The attacks on membership of a finished run, by tier of the hospital that is robbed.
+"""Membership attacks on a finished run, by tier of the client that has the record.
 
-Members are the training records, non-members the test records of the same hospitals.
-The attacker knows the config and has the full model of the last round; for "update" it
-also sees of the traffic what the config lets a server see. For calibration it trains
-shadow models on candidates of whom it does not know which were members.
+Members are the training records, non-members the test records of the same clients. The
+attacker knows the config and has the full model of the last round. For "update" it also
+sees as much of the traffic as the config lets a server see. For calibration it trains
+shadow models on candidates without knowing which of them were members.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fairjax import metrics
-from fairjax.attacks import observed, shadows
-from fairjax.attacks import scores as attacks
+from fairjax.attacks import alignment, roc, scores, shadows
 from fairjax.core import layout, losses, require, rng, round
 from fairjax.core.rng import Role
-from fairjax.core.types import RunState
+from fairjax.core.types import ClientView, FederatedData, RunState
 from fairjax.evaluation import deployed
 from fairjax.experiment import evaluate
 from fairjax.experiment.config import build
 from fairjax.experiment.io import workdir as files
-from fairjax.experiment.train import beginning
+from fairjax.experiment.resume import initial_state
 from fairjax.metrics import bootstrap
 
 RATES = {"tpr_at_1": 0.01, "tpr_at_0.1": 0.001}
-"""Figure -> false positive rate at which members are counted that are found."""
+"""Figure -> the false positive rate at which it counts the members that are found."""
 RESAMPLES, LEVEL = 1000, 0.95
 CALIBRATED = ("class", "calibrated", "likelihood", "rmia", "rmia_offline")
-"""Attacks that need shadow models."""
+"""Attacks that read shadow models."""
 _SHADOWS, _RESAMPLES = range(2)
+_BLIND = ("blind", "model")
+
+Name = tuple[str, str]
+"""(variant, observable) of an attack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,116 +46,178 @@ class Membership:
     shadows: int = 32
     """Shadow runs."""
     chunk: int = 8
-    """Shadow runs side by side, which bounds the memory."""
+    """Shadow runs at the same time, which bounds the memory."""
     gamma: float = 1.0
-    """Of RMIA, at least 1."""
+    """The gamma of RMIA, at least 1."""
     scale: float = 0.3
-    """Of offline RMIA, in [0, 1]: the a in p_in = a p_out + 1 - a."""
+    """The a of offline RMIA, in [0, 1]: p_in = a p_out + 1 - a."""
 
 
 def attack(
     run: build.Run, state: RunState, settings: Membership
 ) -> list[dict[str, Any]]:
-    """A row of attack.json for every attack, what it looks at, and tier.
+    """Rows of attack.json, one for every attack, observable and tier.
 
     Args:
         run: the run.
-        state: its state in the end.
+        state: the run's last state.
         settings: of the attack.
 
     Returns:
         {"attack", "variant", "observable", "mechanism", "tier", "members",
         "nonmembers", "auc", "auc_low", "auc_high", "tpr_at_1", "tpr_at_1_low",
         "tpr_at_1_high", "tpr_at_0.1", ..., "baseline_auc", "blind_auc", "shadows",
-        "roc", "reason"}. "observable" is the "model" of the last round, "models" of all
-        rounds, or single "uploads"; "tier" None: all hospitals; "members" and
-        "nonmembers" those who have a score; "tpr_at_1" and "tpr_at_0.1" the shares of
-        members found at 1 % and 0.1 % false positives, with `attacks.interval`;
-        "blind_auc" that of `attacks.difficulty`, which looks at no model; "roc" the
-        points of `attacks.curve`, for all hospitals alone; "reason" says why a figure
-        is null, or what has no score.
+        "roc", "reason"}. "observable" is the "model" of the last round, the "models" of
+        all rounds, or single "uploads". "tier" None stands for all clients. "members"
+        and "nonmembers" count the records that have a score. "tpr_at_1" and
+        "tpr_at_0.1" are the shares of members found at 1 % and 0.1 % false positives,
+        with `roc.tpr_interval`. "blind_auc" is the AUC of `scores.difficulty`, which
+        reads no attacked model. "roc" has the points of `roc.roc_curve`, for all
+        clients only. "reason" says why a figure is null, or what has no score.
+
+    Raises:
+        InputError: a setting is out of range, or the run protects patients.
     """
     require.in_range("--gamma", settings.gamma, 1)
     require.in_range("--scale", settings.scale, 0, 1)
     if run.guarantee.unit == "patient":
-        what = "another than patient with membership, whose shadow runs draw records"
-        require.fail("privacy.unit", what, "patient")
-    candidates = shadows.pool(run.splits.train, run.splits.test)
-    scores = _scores(run, state, candidates, settings)
-    tiers = np.asarray(run.tiers_at(state.round - 1))
-    tier = tiers[candidates.owner]
-    key = rng.at(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
-    segments = [None, *range(len(run.budget))]
-    wheres = np.stack([tier >= 0 if t is None else tier == t for t in segments])
-    names = list(scores)
-    stacked = jnp.stack([scores[name] for name in names])
-    figures = jax.device_get(
-        _figures(stacked, jnp.asarray(candidates.member), jnp.asarray(wheres), key)
-    )
-    blind = names.index(("blind", "model"))
-    shown = np.asarray(stacked, np.float64)
-
-    def row(at: int, segment: int) -> dict[str, Any]:
-        variant, observable = names[at]
-        where = wheres[segment]
-        auc, low, high, *shares = (part[at, segment] for part in figures)
-        known = where & ~np.isnan(shown[at])
-        inside, outside = (
-            shown[at, known & (candidates.member == kind)] for kind in (True, False)
+        expected = (
+            "another than patient with membership, whose shadow runs draw records"
         )
-        members, others = len(inside), len(outside)
-        unknown = int(np.sum(where)) - members - others
-        found = {}
-        for (name, rate), share in zip(RATES.items(), shares, strict=True):
-            ends = (np.nan, np.nan)
-            if not np.isnan(share):
-                ends = attacks.interval(inside, outside, rate=rate, confidence=LEVEL)
-            for end, value in zip(("", "_low", "_high"), (share, *ends), strict=True):
-                found[name + end] = files.number(value)
-        return {
-            "attack": "membership",
-            "variant": variant,
-            "observable": observable,
-            "mechanism": run.guarantee.mechanism,
-            "tier": segments[segment],
-            "members": members,
-            "nonmembers": others,
-            "auc": files.number(auc),
-            "auc_low": files.number(low),
-            "auc_high": files.number(high),
-            **found,
-            "baseline_auc": 0.5,
-            "blind_auc": files.number(figures[0][blind, segment]),
-            "shadows": settings.shadows if variant in CALIBRATED else 0,
-            "roc": _roc(inside, outside) if segments[segment] is None else None,
-            "reason": _reason(members, others, unknown),
-        }
-
+        require.fail("privacy.unit", expected, "patient")
+    candidates = shadows.pool_candidates(run.splits.train, run.splits.test)
+    by_name = _scores(run, state, candidates, settings)
+    tiers = np.asarray(run.tiers_at(state.round - 1))
+    owner_tier = tiers[candidates.owner]
+    key = rng.fold_in(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
+    segments = [None, *range(len(run.budget))]
+    segment_masks = np.stack(
+        [owner_tier >= 0 if t is None else owner_tier == t for t in segments]
+    )
+    names = list(by_name)
+    score_matrix = jnp.stack([by_name[name] for name in names])
+    figures = jax.device_get(
+        _figures(
+            score_matrix,
+            jnp.asarray(candidates.member),
+            jnp.asarray(segment_masks),
+            key,
+        )
+    )
+    blind_auc = figures[0][names.index(_BLIND)]
+    host_scores = np.asarray(score_matrix, np.float64)
     return [
-        row(at, segment)
-        for at in range(len(names))
-        if at != blind
-        for segment in range(len(segments))
+        {
+            "attack": "membership",
+            "variant": name[0],
+            "observable": name[1],
+            "mechanism": run.guarantee.mechanism,
+            "tier": tier,
+            **_row_figures(
+                host_scores[index],
+                candidates.member,
+                segment_masks[segment],
+                tuple(figure[index, segment] for figure in figures),
+                blind_auc=blind_auc[segment],
+                num_shadows=settings.shadows if name[0] in CALIBRATED else 0,
+                has_roc=tier is None,
+            ),
+        }
+        for index, name in enumerate(names)
+        if name != _BLIND
+        for segment, tier in enumerate(segments)
     ]
 
 
-def _roc(inside: np.ndarray, outside: np.ndarray) -> list[list[int]]:
-    return [list(point) for point in attacks.curve(inside, outside)]
+def _row_figures(
+    score: Float[np.ndarray, "E"],
+    member: Bool[np.ndarray, "E"],
+    where: Bool[np.ndarray, "E"],
+    figures: tuple[np.ndarray, ...],
+    *,
+    blind_auc: np.ndarray,
+    num_shadows: int,
+    has_roc: bool,
+) -> dict[str, Any]:
+    """The figures of one row of attack.json.
+
+    Args:
+        score: of every record; NaN where there is none.
+        member: whether the record is a member.
+        where: the records of the row's tier.
+        figures: the row's entries of `_figures`.
+        blind_auc: the AUC of the blind attack on the same records.
+        num_shadows: shadow models that the score reads.
+        has_roc: whether the row has a ROC curve.
+    """
+    auc, low, high, *shares = figures
+    has_score = where & ~np.isnan(score)
+    member_scores, nonmember_scores = (
+        score[has_score & (member == is_member)] for is_member in (True, False)
+    )
+    members, nonmembers = len(member_scores), len(nonmember_scores)
+    missing_scores = int(np.sum(where)) - members - nonmembers
+    tprs = {}
+    for (name, rate), share in zip(RATES.items(), shares, strict=True):
+        ends = (np.nan, np.nan)
+        if not np.isnan(share):
+            ends = roc.tpr_interval(
+                member_scores, nonmember_scores, fpr=rate, confidence=LEVEL
+            )
+        for suffix, value in zip(("", "_low", "_high"), (share, *ends), strict=True):
+            tprs[name + suffix] = files.number(value)
+    roc_points = [list(p) for p in roc.roc_curve(member_scores, nonmember_scores)]
+    return {
+        "members": members,
+        "nonmembers": nonmembers,
+        "auc": files.number(auc),
+        "auc_low": files.number(low),
+        "auc_high": files.number(high),
+        **tprs,
+        "baseline_auc": 0.5,
+        "blind_auc": files.number(blind_auc),
+        "shadows": num_shadows,
+        "roc": roc_points if has_roc else None,
+        "reason": _reason(members, nonmembers, missing_scores),
+    }
 
 
-def _reason(members: int, others: int, unknown: int) -> str | None:
-    """Why a figure is null."""
-    said = []
-    if not members or not others:
-        said.append("no members or no non-members")
+def _reason(members: int, nonmembers: int, missing_scores: int) -> str | None:
+    """Why a figure is null, or which records have no score."""
+    reasons = []
+    if not members or not nonmembers:
+        reasons.append("no members or no non-members")
     else:
-        few = [f"{rate:.1%}" for rate in RATES.values() if others * rate < 1]
-        if few:
-            rates = " and ".join(few).replace(".0%", "%")
-            said.append(f"{others} non-members are too few for {rates} false positives")
-    if unknown:
-        said.append(f"{unknown} records without a score")
-    return "; ".join(said) or None
+        percentages = [
+            f"{rate:.1%}" for rate in RATES.values() if nonmembers * rate < 1
+        ]
+        if percentages:
+            rates = " and ".join(percentages).replace(".0%", "%")
+            reasons.append(
+                f"{nonmembers} non-members are too few for {rates} false positives"
+            )
+    if missing_scores:
+        reasons.append(f"{missing_scores} records without a score")
+    return "; ".join(reasons) or None
+
+
+class _Setting(NamedTuple):
+    """What the attacks on one run share."""
+
+    train: FederatedData
+    """The run's training records."""
+    x: Array
+    """The candidates' inputs, [E, ...]."""
+    y: Int[Array, "E"]
+    """The candidates' classes."""
+    tiers: Int[Array, "N"]
+    """The tiers of the last round."""
+    clients: ClientView
+    """One client of every tier."""
+    start: RunState
+    """The run's first state."""
+    rounds: dict[str, Any]
+    """How the run's rounds are simulated."""
 
 
 def _scores(
@@ -160,89 +225,123 @@ def _scores(
     state: RunState,
     candidates: shadows.Pool,
     settings: Membership,
-) -> dict[tuple[str, str], Float[Array, "E"]]:
-    """(variant, observable) -> the score of every candidate."""
+) -> dict[Name, Float[Array, "E"]]:
+    """The score of every candidate by every attack."""
     train, x = jax.tree.map(jnp.asarray, (run.splits.train, candidates.data.x))
     y = jnp.asarray(candidates.data.y)
-    members, now = evaluate.representatives(run), run.tiers_at(state.round - 1)
-    start, rounds, validation = beginning(run), int(state.round), None
-    if "validation" in run.spec.rule.needs:
+    clients, tiers = evaluate.representatives(run), run.tiers_at(state.round - 1)
+    start, validation = initial_state(run), None
+    if "validation" in run.spec.rule.reads:
         validation = jax.tree.map(jnp.asarray, run.splits.val)
-    begun = None if run.config["model"]["init_from"] is None else start.params
-
-    def begin(key: Array) -> RunState:
-        return round.init(
-            key,
-            x[:1],
-            counts=run.splits.train.count,
-            tiers=len(run.budget),
-            spec=run.spec,
-            params=begun,
-        )
-
-    common: dict[str, Any] = {
+    rounds: dict[str, Any] = {
         "draw": lambda state: run.draw(state.key, state.round),
         "spec": run.spec,
         "layout": run.layout,
-        "rounds": rounds,
+        "rounds": int(state.round),
         "validation": validation,
     }
-
-    def compiled(program):
-        return jax.jit(layout.on_devices(program, run.mesh))
-
-    @compiled
-    def shadowed(drawn: Array):
-        logits, inside = shadows.train(
-            drawn,
-            candidates,
-            np.asarray(run.splits.train.count),
-            now,
-            members,
-            begin=begin,
-            chunk=settings.chunk,
-            **common,
-        )
-        return _losses(logits, y), attacks.margin(logits, y), inside
-
-    @jax.jit
-    def attacked(state: RunState):
-        logits, _ = deployed.answers(state, x, train, now, members, spec=run.spec)
-        return _losses(logits, y), attacks.margin(logits, y)
-
-    sees = run.guarantee.mechanism == "local_dp"
-
-    @compiled
-    def followed(start: RunState):
-        return observed.alignments(
-            start,
-            train,
-            candidates.data,
-            jnp.asarray(candidates.owner),
-            lambda finished: evaluate.everybody(run, run.tiers_at(finished)),
-            uploads=run.guarantee.protection if sees else None,
-            **common,
-        )
-
-    seed = rng.at(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
-    shadow, shadow_phi, inside = shadowed(jax.random.split(seed, settings.shadows))
-    loss, phi = attacked(state)
-    by_upload, by_model = followed(start)
-    classes = len(run.splits.classes)
-    relative = functools.partial(attacks.relative, gamma=settings.gamma)
-    made = {
-        ("blind", "model"): attacks.difficulty(shadow, inside),
+    setting = _Setting(train, x, y, tiers, clients, start, rounds)
+    shadow_loss, shadow_phi, membership = _shadow_scores(
+        run, candidates, settings, setting
+    )
+    loss, phi = _target_scores(run, state, setting)
+    by_upload, by_model = _alignments(run, candidates, setting)
+    rmia = functools.partial(scores.rmia, gamma=settings.gamma)
+    by_name = {
+        _BLIND: scores.difficulty(shadow_loss, membership),
         ("loss", "model"): -loss,
-        ("class", "model"): attacks.by_class(loss, y, shadow, inside, classes=classes),
-        ("calibrated", "model"): attacks.calibrated(loss, shadow, inside),
-        ("likelihood", "model"): attacks.likelihood(phi, shadow_phi, inside),
-        ("rmia", "model"): relative(loss, shadow, inside),
-        ("rmia_offline", "model"): relative(loss, shadow, inside, scale=settings.scale),
+        ("class", "model"): scores.class_quantile(
+            loss, y, shadow_loss, membership, classes=len(run.splits.classes)
+        ),
+        ("calibrated", "model"): scores.loss_calibration(loss, shadow_loss, membership),
+        ("likelihood", "model"): scores.likelihood_ratio(phi, shadow_phi, membership),
+        ("rmia", "model"): rmia(loss, shadow_loss, membership),
+        ("rmia_offline", "model"): rmia(
+            loss, shadow_loss, membership, scale=settings.scale
+        ),
     }
     if run.guarantee.secure_sum == "off":
-        made["update", "uploads"] = by_upload
-    made["update", "models"] = by_model
-    return made
+        by_name["update", "uploads"] = by_upload
+    by_name["update", "models"] = by_model
+    return by_name
+
+
+def _shadow_scores(
+    run: build.Run,
+    candidates: shadows.Pool,
+    settings: Membership,
+    setting: _Setting,
+) -> tuple[Float[Array, "M E"], Float[Array, "M E"], Bool[Array, "M E"]]:
+    """(losses, margins, membership) of the shadow models."""
+    start = setting.start
+    initial_params = None if run.config["model"]["init_from"] is None else start.params
+
+    def init_state(key: Array) -> RunState:
+        return round.init(
+            key,
+            setting.x[:1],
+            counts=run.splits.train.count,
+            tiers=len(run.budget),
+            spec=run.spec,
+            params=initial_params,
+        )
+
+    def train_shadows(shadow_keys: Array):
+        logits, membership = shadows.train(
+            shadow_keys,
+            candidates,
+            np.asarray(run.splits.train.count),
+            setting.tiers,
+            setting.clients,
+            init_state=init_state,
+            chunk=settings.chunk,
+            **setting.rounds,
+        )
+        return _losses(logits, setting.y), scores.margin(logits, setting.y), membership
+
+    seed = rng.fold_in(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
+    program = jax.jit(layout.on_devices(train_shadows, run.mesh))
+    return program(jax.random.split(seed, settings.shadows))
+
+
+def _target_scores(
+    run: build.Run, state: RunState, setting: _Setting
+) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+    """(losses, margins) of the attacked model."""
+
+    @jax.jit
+    def target_scores(state: RunState):
+        logits, _ = deployed.predict(
+            state,
+            setting.x,
+            setting.train,
+            setting.tiers,
+            setting.clients,
+            spec=run.spec,
+        )
+        return _losses(logits, setting.y), scores.margin(logits, setting.y)
+
+    return target_scores(state)
+
+
+def _alignments(
+    run: build.Run, candidates: shadows.Pool, setting: _Setting
+) -> Float[Array, "2 E"]:
+    """`alignment.alignments` of the run that is attacked."""
+    is_local_dp = run.guarantee.mechanism == "local_dp"
+
+    def run_alignments(start: RunState):
+        return alignment.alignments(
+            start,
+            setting.train,
+            candidates.data,
+            jnp.asarray(candidates.owner),
+            lambda round_index: evaluate.all_clients(run, run.tiers_at(round_index)),
+            protection=run.guarantee.protection if is_local_dp else None,
+            **setting.rounds,
+        )
+
+    return jax.jit(layout.on_devices(run_alignments, run.mesh))(setting.start)
 
 
 def _losses(logits: Float[Array, "*M E C"], y: Array) -> Float[Array, "*M E"]:
@@ -255,32 +354,37 @@ def _losses(logits: Float[Array, "*M E C"], y: Array) -> Float[Array, "*M E"]:
 def _figures(
     scores: Float[Array, "A E"],
     member: Bool[Array, "E"],
-    wheres: Bool[Array, "S E"],
+    segment_masks: Bool[Array, "S E"],
     key: Array,
 ) -> tuple[Array, ...]:
-    """(AUC, lower, upper bound, members found at each of `RATES`), [A, S] each."""
+    """(AUC, its lower and upper end, members found at each of `RATES`), [A, S] each.
 
-    def one(at: tuple[Array, Array]) -> tuple[Array, ...]:
-        score, where = at
-        known = where & ~jnp.isnan(score)
-        segment = jnp.where(known, 0, -1)
+    A attacks on the records of S segments: a segment is a tier, or all clients.
+    """
 
-        def area(weight: Array | None = None) -> Array:
+    def per_pair(pair: tuple[Array, Array]) -> tuple[Array, ...]:
+        score, where = pair
+        has_score = where & ~jnp.isnan(score)
+        segment = jnp.where(has_score, 0, -1)
+
+        def auc(weight: Array | None = None) -> Array:
             return metrics.auroc(score, member, segment, 1, weight=weight)[0]
 
         ends = bootstrap.interval(
-            area,
+            auc,
             functools.partial(bootstrap.records, rows=score.shape[0]),
             key,
             resamples=RESAMPLES,
             level=LEVEL,
         )
-        shares = (attacks.found(score, member, known, rate=r) for r in RATES.values())
-        return area(), *ends, *shares
+        shares = (
+            roc.tpr_at_fpr(score, member, has_score, fpr=r) for r in RATES.values()
+        )
+        return auc(), *ends, *shares
 
     pairs = [
-        jnp.repeat(scores, wheres.shape[0], axis=0),
-        jnp.tile(wheres, (scores.shape[0], 1)),
+        jnp.repeat(scores, segment_masks.shape[0], axis=0),
+        jnp.tile(segment_masks, (scores.shape[0], 1)),
     ]
-    found = jax.lax.map(one, tuple(pairs))
-    return tuple(leaf.reshape(scores.shape[0], -1) for leaf in found)
+    figures = jax.lax.map(per_pair, tuple(pairs))
+    return tuple(leaf.reshape(scores.shape[0], -1) for leaf in figures)

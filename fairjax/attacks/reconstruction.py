@@ -1,12 +1,12 @@
-"""What inverting its uploads makes of a run: reconstructions and their figures.
+"""Gradient inversion of a run: reconstructions of its training images.
 
-Here a checkpoint or a fresh model becomes victims and attackers; the attacks themselves
-are `fairjax.attacks.inversion`, and what they simulate is `fairjax.attacks.exposure`.
+A checkpoint or a fresh model becomes victims (`fairjax.attacks.victims`) and attackers
+(`fairjax.attacks.hypotheses`). The attacks are `fairjax.attacks.inversion`, and the
+client that they simulate is `fairjax.attacks.exposure`.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,23 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fairjax.attacks import exposure, images, inversion
+from fairjax.attacks import exposure, hypotheses, images, inversion, victims
 from fairjax.attacks.exposure import View
-from fairjax.core import client, require, rng, scopes
+from fairjax.attacks.victims import Victims
+from fairjax.core import require, rng
+from fairjax.core.problem import LocalProblem
 from fairjax.core.rng import Role
-from fairjax.core.types import Block, Member, Method, RunState
-from fairjax.experiment.config import build, registry, validate
-from fairjax.experiment.io import workdir as files
-from fairjax.metrics import bootstrap
-from fairjax.report import reconstructions
-from fairjax.submodels import branches, dynamicfl
+from fairjax.core.types import RunState
+from fairjax.experiment.config import build
 
 VARIANTS = ("cosine", "dlg")
-OBSERVABLES = ("gradient", "steps", "round")
-"""What the server sees: the change after one step on all records, after `steps` such
-steps, or after the epochs or steps, in the batches, that the config asks for."""
+_NOISE, _DRAW, _START = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +34,44 @@ class Inversion:
     """How gradients are inverted."""
 
     variant: str = "cosine"
+    """One of `VARIANTS`."""
     observable: str = "gradient"
+    """One of `victims.OBSERVABLES`."""
     tier: tuple[int, ...] = ()
-    """Tiers that are victims; (): all."""
+    """The victims' tiers; (): all."""
     level: tuple[str, ...] = exposure.LEVELS
     """What the attackers know, see `exposure.LEVELS`."""
     images: int = 20
-    """Victims of every tier, the same ones for all: training records drawn at random.
-    An image stands for its hospital, as if that were of the tier."""
+    """The number n of victims in every tier. All tiers have the same ones, see
+    `victims.draw`."""
     records: int = 1
-    """That the victim trains on; only the first is `images`' own."""
+    """The number r of records that a victim trains on."""
     steps: int = 4
-    """Of observable "steps"."""
+    """Local steps under observable "steps"."""
     restarts: int = 2
-    """Starts, of which the attacker's objective chooses."""
+    """Starts, among which the attacker's objective chooses."""
     iterations: int = 600
+    """Iterations from every start."""
     rate: float = 0.05
-    """Of "cosine", in pixel ranges per iteration at first."""
+    """Learning rate of "cosine" at first, in pixel ranges per iteration."""
     variation: float = 0.1
     """Weight of the total variation in "cosine"."""
     gallery: int = 500
-    """Public images, of the test split, beside the victims in re-identification."""
+    """Public images of the test split, beside the victims in re-identification."""
     seed: int = 0
 
 
 class Reconstruction(NamedTuple):
-    """What one attacker made of all victims of one tier; pixels in [0, 1]."""
+    """What one attacker found of all victims of one tier; pixels are in [0, 1]."""
 
-    found: Float[np.ndarray, "n H W ch"]
-    true: Float[np.ndarray, "n H W ch"]
+    images: Float[np.ndarray, "n r H W ch"]
+    true: Float[np.ndarray, "n r H W ch"]
     label: np.ndarray
-    """Whether the class was read right."""
+    """The share of each victim's classes that the attacker read correctly, [n]."""
     structure: np.ndarray | None
-    """Whether the search hit on the victim's structure; None without a search."""
+    """Whether the search chose the victim's structure, [n]; None without a search."""
     objective: Float[np.ndarray, "n"]
-    """The attacker's, at what was found: the less, the better the update is matched."""
+    """The attacker's objective at its result; a smaller one is a better match."""
 
 
 def invert(
@@ -87,84 +86,101 @@ def invert(
     Args:
         run: the run.
         state: the state whose coming round is attacked.
-        settings: of the attack; checked here.
-        memories: what the victims remember of earlier rounds, [n, ...] a leaf by tier;
-            None: what their hospitals do.
+        settings: of the attack; they are checked here.
+        memories: the victims' memories of earlier rounds, by tier, [n, ...] a leaf;
+            None: the memories of their clients.
+
+    Raises:
+        InputError: a setting is out of range, or the run cannot be attacked so.
     """
-    settings = _checked(run, settings)
-    victims = _victims(run, settings)
-    local = _observed(run, settings)
-    simulated = {"plain": exposure.as_plain(local), "": exposure.quiet(local)}
-    if "search" in settings.level and _secret(run):
-        simulated["search"] = simulated[""]._replace(method=_still(run))
-    attackers = {name: _attacker(run, of, settings) for name, of in simulated.items()}
+    settings = _check_settings(run, settings)
+    targets = victims.draw(
+        run, images=settings.images, records=settings.records, seed=settings.seed
+    )
+    local = attacked_problem(run, settings)
+    attackers = {
+        name: _attacker(run, problem, settings)
+        for name, problem in _simulated_problems(run, settings, local).items()
+    }
     candidates = {
-        level: jax.vmap(_candidates(run, state, local, level))
+        level: jax.vmap(hypotheses.candidates(run, state, local, level))
         for level in settings.level
     }
-    see = jax.jit(
+    observe = jax.jit(
         jax.vmap(
             functools.partial(
-                exposure.upload,
+                exposure.observe_upload,
                 local=local,
-                bank=state.private,
+                bank=state.leaf_copies,
                 protection=run.spec.protection,
             )
         )
     )
     numbers = jnp.arange(settings.images, dtype=jnp.int32)
-    key = rng.at(jax.random.key(settings.seed), Role.EVALUATE)
-    noise, own, start = (
-        jax.vmap(functools.partial(rng.at, rng.at(key, role)))(numbers)
-        for role in (_NOISE, _OWN, _START)
+    key = rng.fold_in(jax.random.key(settings.seed), Role.EVALUATE)
+    noise_keys, draw_keys, start_keys = (
+        jax.vmap(functools.partial(rng.fold_in, rng.fold_in(key, role)))(numbers)
+        for role in (_NOISE, _DRAW, _START)
     )
-    found = {}
+    results = {}
     for tier in settings.tier:
-        views = _views(run, state, victims.owner, tier)
+        views = victims.views(run, state, targets.owner, tier)
         if memories is not None:
             views = views._replace(memory=memories[tier])
-        seen, after = see(noise, views, victims.x, victims.y)
+        observations, new_memory = observe(noise_keys, views, targets.x, targets.y)
         for level in settings.level:
-            believed = candidates[level](own, views)
+            guesses = candidates[level](draw_keys, views)
             attacker = attackers.get(level, attackers[""])
-            best = jax.device_get(attacker(start, believed, seen))
+            result = jax.device_get(attacker(start_keys, guesses, observations))
             hit = None
-            if level == "search" and _secret(run):
-                guessed = believed.memory["alive"][numbers, best.choice]
-                hit = np.all(after["alive"] == guessed, axis=(1, 2))
-            found[tier, level] = _matched(victims, best, hit)
-    return found
+            if level == "search" and hypotheses.has_secret_branches(run):
+                alive = guesses.memory["alive"][numbers, result.choice]
+                hit = np.all(new_memory["alive"] == alive, axis=(1, 2))
+            results[tier, level] = match_records(targets, result, hit)
+    return results
 
 
-_NOISE, _OWN, _START = range(3)
+def attacked_problem(run: build.Run, settings: Inversion) -> LocalProblem:
+    """The local problem whose upload the server sees."""
+    return victims.local_problem(
+        run,
+        observable=settings.observable,
+        records=settings.records,
+        steps=settings.steps,
+    )
 
 
-class _Victims(NamedTuple):
-    x: Float[Array, "n r H W ch"]
-    """As the model sees them."""
-    y: Int[Array, "n r"]
-    owner: Int[Array, "n"]
-    true: Float[np.ndarray, "n r H W ch"]
-    """In pixels."""
+def _simulated_problems(
+    run: build.Run, settings: Inversion, local: LocalProblem
+) -> dict[str, LocalProblem]:
+    """Level -> the local problem that its attacker simulates; "": all other levels."""
+    problems = {
+        "plain": exposure.plain_problem(local),
+        "": exposure.noiseless_problem(local),
+    }
+    if "search" in settings.level and hypotheses.has_secret_branches(run):
+        method = hypotheses.static_method(run)
+        problems["search"] = problems[""]._replace(method=method)
+    return problems
 
 
-def _checked(run: build.Run, settings: Inversion) -> Inversion:
+def _check_settings(run: build.Run, settings: Inversion) -> Inversion:
     """The settings with all tiers named; refuses what cannot be attacked."""
     train, public = run.splits.train, run.splits.test
     if train.x.ndim != 4 or min(train.x.shape[1:3]) < images.WINDOW:
-        what = f"images of at least {images.WINDOW} x {images.WINDOW} pixels"
-        require.fail("data.name", what, list(train.x.shape[1:]))
+        expected = f"images of at least {images.WINDOW} x {images.WINDOW} pixels"
+        require.fail("data.name", expected, list(train.x.shape[1:]))
     if not len(public.y):
         require.fail("data", "public images, in the test split", "none")
     privacy = run.config["privacy"]
     if privacy["mechanism"] == "client_dp":
-        what = "another than client_dp, whose server is trusted with every upload"
-        require.fail("privacy.mechanism", what, "client_dp")
+        expected = "another than client_dp, whose server is trusted with every upload"
+        require.fail("privacy.mechanism", expected, "client_dp")
     if privacy["secure_sum"] != "off":
-        what = "off: uploads that are masked are read by nobody"
-        require.fail("privacy.secure_sum", what, privacy["secure_sum"])
+        expected = "off: uploads that are masked are read by nobody"
+        require.fail("privacy.secure_sum", expected, privacy["secure_sum"])
     require.one_of("--variant", settings.variant, VARIANTS)
-    require.one_of("--observable", settings.observable, OBSERVABLES)
+    require.one_of("--observable", settings.observable, victims.OBSERVABLES)
     tiers = settings.tier or tuple(range(len(run.budget)))
     for tier in tiers:
         require.in_range("--tier", tier, 0, len(run.budget) - 1)
@@ -172,154 +188,26 @@ def _checked(run: build.Run, settings: Inversion) -> Inversion:
         require.one_of("--level", level, exposure.LEVELS)
     for name in ("images", "records", "steps", "restarts", "iterations", "gallery"):
         require.count(f"--{name}", getattr(settings, name))
-    most = int(np.sum(train.count[train.count >= settings.records]))
-    if settings.images > most:
-        what = f"at most the {most} records of hospitals with enough of them"
-        require.fail("--images", what, settings.images)
+    limit = int(np.sum(train.count[train.count >= settings.records]))
+    if settings.images > limit:
+        expected = f"at most the {limit} records of hospitals with enough of them"
+        require.fail("--images", expected, settings.images)
     if settings.variant == "dlg":
         if "search" in settings.level:
             require.fail("--level", "no search with variant dlg", "search")
         if run.spec.local.method.objective is not None:
-            what = "cosine where a method has a loss of its own"
-            require.fail("--variant", what, "dlg")
+            expected = "cosine where a method has a loss of its own"
+            require.fail("--variant", expected, "dlg")
     return dataclasses.replace(settings, tier=tiers)
 
 
-def _range(run: build.Run) -> tuple[np.ndarray, np.ndarray]:
-    """What pixels 0 and 1 are to the model, per channel, by the public images."""
-    x = np.asarray(run.splits.test.x)
-    low, high = x.min((0, 1, 2)), x.max((0, 1, 2))
-    return low, np.where(high > low, high - low, 1)
-
-
-def _pixels(run: build.Run, x: Block) -> np.ndarray:
-    low, span = _range(run)
-    return np.clip((np.asarray(x) - low) / span, 0, 1).astype(np.float32)
-
-
-def _victims(run: build.Run, settings: Inversion) -> _Victims:
-    train = jax.tree.map(np.asarray, run.splits.train)
-    rng = np.random.default_rng([settings.seed, 0])
-    owner = np.repeat(np.arange(len(train.count)), train.count)
-    enough = np.flatnonzero(train.count[owner] >= settings.records)
-    first = rng.permutation(enough)[: settings.images]
-    rows = []
-    for row in first:
-        k = owner[row]
-        mine = np.arange(train.offset[k], train.offset[k] + train.count[k])
-        others = rng.permutation(mine[mine != row])[: settings.records - 1]
-        rows.append([row, *others])
-    index = np.asarray(rows)
-    return _Victims(
-        jnp.asarray(train.x[index]),
-        jnp.asarray(train.y[index]),
-        jnp.asarray(owner[first], jnp.int32),
-        _pixels(run, train.x[index]),
-    )
-
-
-def _observed(run: build.Run, settings: Inversion) -> client.Local:
-    """The local problem whose upload the server sees."""
-    c, local = run.config["local"], run.spec.local
-    counts = np.asarray([settings.records])
-    if settings.observable == "round":
-        stepped = c["steps"] is not None
-        plan = client.plan(
-            counts,
-            batch_size=c["batch_size"],
-            epochs=None if stepped else c["epochs"],
-            steps=c["steps"],
-        )
-    else:
-        steps = settings.steps if settings.observable == "steps" else 1
-        plan = client.plan(counts, batch_size=settings.records, steps=steps)
-    dp = run.guarantee.records
-    if dp is not None:
-        # The records that are attacked are in every step, each one a patient's only.
-        dp = dp._replace(slots=None, per_patient=None)
-    return local._replace(plan=plan, dp=dp)
-
-
-def _views(run: build.Run, state: RunState, owner: Int[Array, "n"], tier: int) -> View:
-    """The hospitals as they are in the coming round, at this tier, [n, ...] a leaf."""
-    records = jax.tree.map(jnp.asarray, run.splits.train)
-
-    def one(who: Array) -> View:
-        member = Member(
-            who,
-            jnp.asarray(tier, jnp.int32),
-            jnp.asarray(True),
-            records.count[who],
-            records.labels[who],
-        )
-        params = scopes.gather(state.private, state.params, member)
-        memory = state.memory
-        if memory is not None:
-            memory = jax.tree.map(lambda leaf: leaf[who], memory)
-        return View(
-            params,
-            _units(run, state, params, member),
-            memory,
-            member,
-            rng.at(state.key, Role.LOCAL, state.round, who),
-            state.round,
-            jnp.asarray(run.spec.schedule(state.round), jnp.float32),
-        )
-
-    return jax.vmap(one)(owner)
-
-
-def _units(run: build.Run, state: RunState, params: Any, member: Member) -> Any:
-    key = rng.at(state.key, Role.UNITS, state.round)
-    return run.spec.local.method.units(key, state.round, params, member)
-
-
-def _candidates(
-    run: build.Run, state: RunState, local: client.Local, level: str
-) -> Callable[[Array, View], View]:
-    """(key, victim) -> what an attacker takes it for, [M, ...] a leaf.
-
-    Of the victim only what the level may know is read. The model is there once.
-    """
-
-    def alone(view: View) -> View:
-        return jax.tree.map(lambda leaf: jnp.stack([leaf]), view)
-
-    if level == "plain":
-        return lambda key, victim: alone(exposure.plain(key, victim, state.params))
-    if level == "tier":
-        return lambda key, victim: alone(
-            exposure.newcomer(key, _received(state, victim), local=local)
-        )
-    if level == "structure":
-        return lambda key, victim: alone(victim)
-    guesses = _guesses(run, state)
-
-    def every(key: Array, victim: View) -> View:
-        guess = functools.partial(_guessed, run, state, key, victim)
-        sent = _received(state, victim).params
-        one_model = jax.tree.map(lambda leaf: jnp.stack([leaf]), sent)
-        return jax.vmap(guess)(guesses)._replace(params=one_model)
-
-    return every
-
-
-def _received(state: RunState, victim: View) -> View:
-    """The victim with what the server sent it alone: its own leaves it keeps to itself.
-
-    The server has the copies of tiers.
-    """
-    bank = {**state.private, "client": {}}
-    return victim._replace(params=scopes.gather(bank, state.params, victim.member))
-
-
 def _attacker(
-    run: build.Run, local: client.Local, settings: Inversion
-) -> Callable[..., inversion.Found]:
-    """(keys, candidates, seen), [n, ...] each -> what is found of each."""
-    low, span = (jnp.asarray(part, jnp.float32) for part in _range(run))
+    run: build.Run, local: LocalProblem, settings: Inversion
+) -> Callable[..., inversion.Result]:
+    """(keys, hypotheses, observations), [n, ...] each -> the result of each victim."""
+    low, span = (jnp.asarray(array, jnp.float32) for array in victims.pixel_range(run))
     attack = functools.partial(
-        inversion.cosine, rate=settings.rate, variation=settings.variation
+        inversion.cosine, learning_rate=settings.rate, variation=settings.variation
     )
     if settings.variant == "dlg":
         attack = functools.partial(inversion.dlg, classes=len(run.splits.classes))
@@ -327,222 +215,73 @@ def _attacker(
     _, height, width, channels = run.splits.train.x.shape
     shape = height, width, channels
 
-    def one(key: Array, views: View, seen: inversion.Seen) -> inversion.Found:
+    def per_victim(
+        key: Array, views: View, observation: inversion.Observation
+    ) -> inversion.Result:
         params = jax.tree.map(lambda leaf: leaf[0], views.params)
 
         def simulate(view: View, pixels: Array, labels: Array) -> Any:
             x = low + span * pixels
             view = view._replace(params=params)
-            return exposure.change(view, x, labels, local=local)[0]
+            return exposure.simulate_update(view, x, labels, local=local)[0]
 
-        signal = inversion.class_signal(seen.change, local.model.axes)
+        signal = inversion.class_signal(observation.update, local.model.axes)
         attempt = functools.partial(
             attack,
             simulate=simulate,
             candidates=views._replace(params=None),
-            seen=seen,
+            observation=observation,
             labels=inversion.labels(signal, settings.records),
             shape=shape,
             iterations=settings.iterations,
         )
-        starts = None if alone else settings.restarts
-        return inversion.restarted(key, attempt, settings.restarts, size=starts)
+        batch_size = None if is_cpu else settings.restarts
+        return inversion.best_of_restarts(
+            key, attempt, settings.restarts, size=batch_size
+        )
 
-    # Side by side they would leave a CPU's cache.
-    alone = jax.default_backend() == "cpu"
-    size = None if alone else settings.images
+    # Victims that are attacked at the same time would leave a CPU's cache.
+    is_cpu = jax.default_backend() == "cpu"
+    size = None if is_cpu else settings.images
 
-    def every(*each: Any) -> inversion.Found:
-        return jax.lax.map(lambda mine: one(*mine), each, batch_size=size)
+    def attack_all(*batch: Any) -> inversion.Result:
+        return jax.lax.map(lambda victim: per_victim(*victim), batch, batch_size=size)
 
-    return jax.jit(every)
-
-
-class _Guess(NamedTuple):
-    """What a client may be, [M, ...] a leaf."""
-
-    tier: Int[Array, "M"]
-    alive: Float[Array, "M L R"] | None
-    """Its branches; None where the tier says it all."""
+    return jax.jit(attack_all)
 
 
-MOST = 4096
-"""Structures that a search goes through."""
-
-
-def _secret(run: build.Run) -> bool:
-    """Whether clients have branches by what they remember."""
-    return any(run.branches) and registry.planned(validate.from_plain(run.config))
-
-
-def _still(run: build.Run) -> Method:
-    """The method, with the branches that a client is told of: a planner moves none."""
-    config: Any = validate.from_plain(run.config)
-    config.submodel.dynamicfl.moved = 0.0
-    return registry.METHODS[config.submodel.name].method(
-        config, run.spec.local.model.axes
-    )
-
-
-def _guesses(run: build.Run, state: RunState) -> _Guess:
-    """All tiers, with all their structures."""
-    if not _secret(run):
-        return _Guess(jnp.arange(len(run.budget), dtype=jnp.int32), None)
-    config: Any = validate.from_plain(run.config)
-    options = config.submodel.dynamicfl
-    layers = branches.layers(run.spec.local.model.axes, options.skip)
-    form = branches.Form(tuple(options.families), options.rank)
-    exists = branches.admitted(state.params, layers, form)
-    wanted = [min(number * len(layers), exists.sum()) for number in run.branches]
-    total = sum(math.comb(int(exists.sum()), int(number)) for number in wanted)
-    if total > MOST:
-        what = f"no search through more than {MOST} structures"
-        require.fail("--level", what, f"search, through {total}")
-    pairs = [
-        (tier, table)
-        for tier, number in enumerate(wanted)
-        for table in dynamicfl.structures(exists, int(number))
-    ]
-    return _Guess(
-        jnp.asarray([tier for tier, _ in pairs], jnp.int32),
-        jnp.asarray(np.stack([table for _, table in pairs])),
-    )
-
-
-def _guessed(
-    run: build.Run, state: RunState, key: Array, victim: View, guess: _Guess
-) -> View:
-    member = victim.member._replace(tier=guess.tier)
-    view = exposure.newcomer(key, _received(state, victim), local=run.spec.local)
-    memory = view.memory
-    if guess.alive is not None:
-        memory = memory | {"alive": guess.alive}
-    kept = _units(run, state, victim.params, member)
-    return view._replace(params=None, kept=kept, memory=memory, member=member)
-
-
-def _matched(
-    victims: _Victims, best: inversion.Found, structure: np.ndarray | None
+def match_records(
+    targets: Victims, result: inversion.Result, structure: np.ndarray | None
 ) -> Reconstruction:
-    """The images found, each beside the record of its victim that it fits best.
+    """Puts every image beside the record of its victim that it fits best.
 
-    A batch has no order: all attackers are judged by the order that flatters them most.
+    A batch has no order, so every attacker is measured in the order that flatters it
+    most.
+
+    Args:
+        targets: the victims.
+        result: what the attacker found of each, [n, ...] a leaf.
+        structure: see `Reconstruction`.
     """
-    found = np.empty_like(victims.true)
-    for i, (mine, true) in enumerate(zip(best.images, victims.true, strict=True)):
-        cost = ((mine[:, None] - true[None]) ** 2).mean((2, 3, 4))
+    matched_images = np.empty_like(targets.true)
+    for i, (estimate, true) in enumerate(zip(result.images, targets.true, strict=True)):
+        cost = ((estimate[:, None] - true[None]) ** 2).mean((2, 3, 4))
         rows, columns = scipy.optimize.linear_sum_assignment(cost)
-        found[i, columns] = mine[rows]
-    right = [
-        _common(mine, true) / len(true)
-        for mine, true in zip(best.labels, np.asarray(victims.y), strict=True)
+        matched_images[i, columns] = estimate[rows]
+    label_accuracy = [
+        _count_common(estimate, true) / len(true)
+        for estimate, true in zip(result.labels, np.asarray(targets.y), strict=True)
     ]
     return Reconstruction(
-        found, victims.true, np.asarray(right), structure, np.asarray(best.value)
+        matched_images,
+        targets.true,
+        np.asarray(label_accuracy),
+        structure,
+        np.asarray(result.value),
     )
 
 
-def _common(named: np.ndarray, true: np.ndarray) -> int:
-    """How many labels two batches have in common, whatever their order."""
-    pairs = ((np.sum(named == c), np.sum(true == c)) for c in np.unique(true))
+def _count_common(predictions: np.ndarray, true: np.ndarray) -> int:
+    """The number of labels that two batches have in common, in any order."""
+    pairs = ((np.sum(predictions == c), np.sum(true == c)) for c in np.unique(true))
     return int(sum(min(pair) for pair in pairs))
-
-
-# ------------------------------------------------------------------------------ figures
-
-
-def scores(
-    run: build.Run, settings: Inversion, made: Reconstruction
-) -> dict[str, Float[np.ndarray, "n"]]:
-    """Figures of every victim, the mean over its records, and those of guessing.
-
-    Guesses are the mean public image, and for every true image the public one nearest
-    to it: the best that somebody could do who sees no update and picks a public image,
-    knowing which to pick.
-    """
-    public = jnp.asarray(_pixels(run, run.splits.test.x))
-    shape = made.true.shape
-    flat = jnp.asarray(made.true.reshape(-1, *shape[2:]))
-    rng = np.random.default_rng([settings.seed, 1])
-    gallery = public[rng.permutation(len(public))[: settings.gallery]]
-    near = jax.lax.map(lambda image: images.nearest(image, public), flat)
-    shown = {
-        "": made.found,
-        "_mean": np.broadcast_to(np.mean(public, 0), shape),
-        "_nearest": np.asarray(public[near]).reshape(shape),
-    }
-    true = jnp.asarray(made.true)
-    found = {
-        name + guess: np.asarray(jax.vmap(jax.vmap(measure))(picture, true))
-        for name, measure in {"psnr": images.psnr, "ssim": images.ssim}.items()
-        for guess, picture in shown.items()
-    }
-    hits = images.recognised(jnp.asarray(made.found.reshape(flat.shape)), flat, gallery)
-    found["rank1"] = np.asarray(hits, float).reshape(shape[:2])
-    return {name: values.mean(1) for name, values in found.items()} | {
-        "label": made.label
-    }
-
-
-def judge(
-    run: build.Run, settings: Inversion, made: Reconstruction
-) -> dict[str, float | int | None]:
-    """The figures of a row: means over victims, with 95 % bootstrap intervals."""
-    of = scores(run, settings, made)
-    row: dict[str, Any] = {}
-    for name in ("psnr", "ssim"):
-        row[name] = of[name].mean()
-        row[f"{name}_low"], row[f"{name}_high"] = interval(of[name])
-    row |= {"label": of["label"].mean(), "rank1": of["rank1"].mean()}
-    row["structure"] = None if made.structure is None else made.structure.mean()
-    for name in ("psnr", "ssim"):
-        for guess in ("mean", "nearest"):
-            row[f"baseline_{name}_{guess}"] = of[f"{name}_{guess}"].mean()
-    number = min(settings.gallery, len(run.splits.test.y))
-    row["baseline_rank1"] = 1 / (settings.images * settings.records + number)
-    return {name: files.number(value) for name, value in row.items()}
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean."""
-    found = _interval(jnp.asarray(values))
-    return float(found.low), float(found.high)
-
-
-@jax.jit
-def _interval(values: Float[Array, "V"]) -> bootstrap.Interval:
-    def mean(weight: Array) -> Array:
-        weight = weight.astype(values.dtype)
-        return jnp.sum(weight * values) / jnp.sum(weight)
-
-    draw = functools.partial(bootstrap.records, rows=len(values))
-    return bootstrap.interval(mean, draw, jax.random.key(0))
-
-
-def rows(
-    run: build.Run, state: RunState, settings: Inversion
-) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """A row of figures for every tier and level; and {file: picture} of the victims."""
-    made = invert(run, state, settings)
-    privacy = run.config["privacy"]
-    common = {
-        "variant": settings.variant,
-        "observable": settings.observable,
-        "round": int(state.round),
-        "mechanism": privacy["mechanism"],
-        "noise_multiplier": privacy["noise_multiplier"],
-        "images": settings.images,
-        "records": settings.records,
-        "steps": _observed(run, settings).plan.steps,
-        "restarts": settings.restarts,
-        "iterations": settings.iterations,
-    }
-    found = [
-        {"tier": tier, "level": level, **common, **judge(run, settings, one)}
-        for (tier, level), one in made.items()
-    ]
-    strips = {"original": next(iter(made.values())).true[:, 0]}
-    strips |= {
-        f"tier {t}, {level}": one.found[:, 0] for (t, level), one in made.items()
-    }
-    return found, {"attack_inversion.png": reconstructions.grid(strips)}

@@ -1,8 +1,8 @@
-"""Shadow models: the whole run again and again, on records that are in or out by lot.
+"""Shadow models: the whole run again and again, on random parts of its records.
 
-Every shadow is a federation of the run's own shape (as many hospitals, tiers, records
-and rounds) whose hospitals train on a random part of their candidates, here the run's
-training and test records. Each goes through `round.run`, protection included; all are
+Every shadow is a federation of the run's own shape (as many clients, tiers, records and
+rounds). Its clients train on a random part of their candidates, here the run's training
+and test records. Each shadow goes through `round.run`, protection included, and all are
 one vmapped program. An attacker who has such records and knows the config can do so.
 """
 
@@ -16,38 +16,44 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from fairjax import metrics
 from fairjax.core import round
-from fairjax.core.types import Cohort, Federation, Layout, Member, RunState
+from fairjax.core.protocols import Layout
+from fairjax.core.spec import Spec
+from fairjax.core.types import ClientView, Cohort, FederatedData, RunState
 from fairjax.evaluation import deployed
 
 
 class Pool(NamedTuple):
-    """The candidates, hospital after hospital."""
+    """The candidates, client after client."""
 
-    data: Federation
+    data: FederatedData
     member: Bool[np.ndarray, "E"]
     """Whether the attacked run was trained on a candidate."""
     owner: Int[np.ndarray, "E"]
-    """Its hospital."""
+    """The candidate's client."""
 
 
-def pool(train: Federation, test: Federation) -> Pool:
-    """Members and non-members of a run: a hospital's training, then its test records.
+def pool_candidates(train: FederatedData, test: FederatedData) -> Pool:
+    """Members and non-members of a run: each client's training, then its test records.
 
-    `data.labels` stays that of the training records.
+    The label counts of the result are those of the training records.
+
+    Args:
+        train: members.
+        test: non-members.
     """
-    owners = [np.asarray(metrics.owner_of(part)) for part in (train, test)]
+    owners = [np.asarray(metrics.owner_of(dataset)) for dataset in (train, test)]
     owner = np.concatenate(owners)
     order = np.argsort(owner, kind="stable")
 
-    def joined(name: str) -> np.ndarray:
-        parts = [np.asarray(getattr(part, name)) for part in (train, test)]
-        return np.concatenate(parts)[order]
+    def concat_field(name: str) -> np.ndarray:
+        arrays = [np.asarray(getattr(dataset, name)) for dataset in (train, test)]
+        return np.concatenate(arrays)[order]
 
     count = np.asarray(train.count) + np.asarray(test.count)
-    data = Federation(
-        joined("x"),
-        joined("y"),
-        joined("group"),
+    data = FederatedData(
+        concat_field("x"),
+        concat_field("y"),
+        concat_field("group"),
         (np.cumsum(count) - count).astype(np.int32),
         count.astype(np.int32),
         np.asarray(train.labels),
@@ -58,32 +64,37 @@ def pool(train: Federation, test: Federation) -> Pool:
 
 def split(
     key: Key[Array, ""], candidates: Pool, counts: Int[np.ndarray, "N"]
-) -> tuple[Federation, Bool[Array, "E"]]:
-    """A federation of `counts[k]` random candidates of every hospital k.
+) -> tuple[FederatedData, Bool[Array, "E"]]:
+    """A federation of `counts[k]` random candidates of every client k.
+
+    Args:
+        key: of the draw.
+        candidates: all candidates.
+        counts: training records of every client.
 
     Returns:
         (the federation, which candidates are in it).
     """
     data = jax.tree.map(jnp.asarray, candidates.data)
     owner = jnp.asarray(candidates.owner)
-    draw = jax.random.bits(key, owner.shape, jnp.uint32)
+    random_bits = jax.random.bits(key, owner.shape, jnp.uint32)
     number = jnp.arange(owner.shape[0], dtype=jnp.int32)
-    order = jax.lax.sort((owner, draw, number), num_keys=2)[2]
+    order = jax.lax.sort((owner, random_bits, number), num_keys=2)[2]
     counts = np.asarray(counts)
     offset = np.cumsum(counts) - counts
-    # Where the first counts[k] of every hospital stand in that order.
-    first = np.repeat(np.asarray(candidates.data.offset) - offset, counts)
-    index = order[jnp.asarray(first + np.arange(counts.sum()), jnp.int32)]
-    y, who = data.y[index], owner[index]
-    part = Federation(
+    # Where the first counts[k] candidates of every client stand in that order.
+    shift = np.repeat(np.asarray(candidates.data.offset) - offset, counts)
+    index = order[jnp.asarray(shift + np.arange(counts.sum()), jnp.int32)]
+    y, client_index = data.y[index], owner[index]
+    subset = FederatedData(
         data.x[index],
         y,
         data.group[index],
         jnp.asarray(offset, jnp.int32),
         jnp.asarray(counts, jnp.int32),
-        jnp.zeros_like(data.labels).at[who, y].add(1),
+        jnp.zeros_like(data.labels).at[client_index, y].add(1),
     )
-    return part, jnp.zeros(owner.shape, bool).at[index].set(True)
+    return subset, jnp.zeros(owner.shape, bool).at[index].set(True)
 
 
 def train(
@@ -91,42 +102,42 @@ def train(
     candidates: Pool,
     counts: Int[np.ndarray, "N"],
     tiers: Int[Array, "N"],
-    members: Member,
+    clients: ClientView,
     *,
-    begin: Callable[[Key[Array, ""]], RunState],
+    init_state: Callable[[Key[Array, ""]], RunState],
     draw: Callable[[RunState], Cohort],
-    spec: round.Spec,
+    spec: Spec,
     layout: Layout,
     rounds: int,
     chunk: int,
-    validation: Federation | None = None,
+    validation: FederatedData | None = None,
 ) -> tuple[Float[Array, "M E C"], Bool[Array, "M E"]]:
-    """M shadow runs, and what their full models answer on every candidate.
+    """M shadow runs, and the logits of their full models on every candidate.
 
     Args:
         keys: one for every shadow.
-        candidates: of whom each hospital trains on a part.
-        counts: training records of every hospital.
-        tiers: budget tier of every hospital, as for `deployed.answers`.
-        members: one hospital of every tier, as for `deployed.answers`.
-        begin: key -> the state before the first round.
+        candidates: all candidates; every client trains on a part of its own.
+        counts: training records of every client.
+        tiers: budget tier of every client, as for `deployed.predict`.
+        clients: one client of every tier, as for `deployed.predict`.
+        init_state: key -> the state before the first round.
         draw: state -> the cohort of the next round.
         spec: what a round does.
-        layout: how every cohort is laid.
-        rounds: of a run.
-        chunk: shadows side by side, which bounds the memory.
-        validation: for rules that need it.
+        layout: how a cohort is laid out.
+        rounds: rounds of a run.
+        chunk: shadows at the same time, which bounds the memory.
+        validation: for rules that read it.
 
     Returns:
         (logits, which candidates each shadow was trained on).
     """
 
-    def one(key: Array) -> tuple[Array, Array]:
-        lot, own = jax.random.split(key)
-        part, inside = split(lot, candidates, counts)
-        end = round.run(
-            begin(own),
-            part,
+    def per_shadow(key: Array) -> tuple[Array, Array]:
+        split_key, run_key = jax.random.split(key)
+        subset, membership = split(split_key, candidates, counts)
+        final_state = round.run(
+            init_state(run_key),
+            subset,
             draw,
             spec=spec,
             layout=layout,
@@ -134,7 +145,7 @@ def train(
             validation=validation,
         )
         x = jnp.asarray(candidates.data.x)
-        full, _ = deployed.answers(end, x, part, tiers, members, spec=spec)
-        return full, inside
+        logits, _ = deployed.predict(final_state, x, subset, tiers, clients, spec=spec)
+        return logits, membership
 
-    return jax.lax.map(one, keys, batch_size=chunk)
+    return jax.lax.map(per_shadow, keys, batch_size=chunk)

@@ -1,660 +1,344 @@
-"""One client: S local steps as a pure function.
+"""One client: it receives a sub-model, trains it and hands back a delta.
 
-The client receives the plain model, keeps the units of its budget, trains what it kept
-on its own records and hands back a change in plain coordinates together with the
-coordinates it speaks for.
+    receive   the plain model -> the parameters that the client holds
+    update    S local steps -> a delta and the coordinates that it covers
+    restore   the delta of a sliced network -> plain coordinates
+
+Each is a pure function, and the two ends may be two machines: a server receives and
+restores for its clients, and a client only updates. `update_sliced` is their
+composition for a dense network of the sub-model's own size; `update` alone is the
+masked form, at full width.
+
+Example:
+    >>> import jax.numpy as jnp, numpy as np, optax
+    >>> from fairjax.core import batching, client, objectives
+    >>> from fairjax.core.problem import LocalProblem
+    >>> from fairjax.core.types import Size, Submodel, Units
+    >>> from fairjax.models.mlp import mlp
+    >>> from fairjax.submodels.fedavg import fedavg
+    >>> model = mlp(classes=2, hidden=(4,))
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> schedule = batching.local_schedule(np.array([2]), batch_size=2, steps=1)
+    >>> loss, sgd = objectives.mean_cross_entropy(), optax.sgd(0.1)
+    >>> local = LocalProblem(model, fedavg(model.axes), loss, sgd, schedule)
+    >>> half = Submodel(Units({"hidden0": np.arange(4) < 2}, {}))
+    >>> small = client.receive(params, half, local=local, size=Size({"hidden0": 2}, {}))
+    >>> small.params["hidden0"]["kernel"].shape
+    (3, 2)
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from fairjax.core import axes, losses, require, rng, trees
+from fairjax.core import axes, batching, local_step, problem, rng, trees
+from fairjax.core.problem import ClientInfo, LocalProblem
 from fairjax.core.types import (
-    Batch,
-    Cells,
-    Context,
-    Examples,
-    Kept,
+    ClientData,
+    ClientView,
     Masks,
-    Member,
-    Method,
-    Model,
-    Moments,
-    Objective,
-    Outputs,
-    OutputsAt,
     Params,
     Size,
+    Submodel,
 )
 
 
-class Plan(NamedTuple):
-    """The static lengths of local training, alike for all clients of a federation."""
+class LocalModel(NamedTuple):
+    """What a client trains: parameters, and the local problem at their size."""
 
-    batch_size: int
-    steps: int
-    """S, the steps of the client that takes the most; others idle, changing nothing."""
-    epochs: int | None
-    """Passes over a client's records; None: every client takes `steps` steps."""
-    stream: int
-    """Length of the stream of shuffled record numbers that batches are cut from."""
-    longest: int
-    """Records of the largest client."""
+    params: Params
+    local: LocalProblem
+    slice_index: axes.Part | None
+    """Where the parameters lie in the plain model; None: they are the plain model."""
 
 
-def plan(
-    counts: Int[np.ndarray, "N"],
-    *,
-    batch_size: int,
-    epochs: int | None = None,
-    steps: int | None = None,
-    units: Int[np.ndarray, "N"] | None = None,
-) -> Plan:
-    """Static lengths for clients of these sizes, by epochs or by steps.
+def receive(
+    params: Params, submodel: Submodel, *, local: LocalProblem, size: Size | None = None
+) -> LocalModel:
+    """The parameters that a client is sent, and the network that runs them.
 
     Args:
-        counts: training records of every client, all at least 1.
-        batch_size: B; the last batch of an epoch may be smaller.
-        epochs: a client with n records takes epochs * ceil(n / B) steps.
-        steps: every client takes this many, over as many epochs as that needs.
-        units: n of every client where a batch is not made of records but of patients
-            (`PrivateGradient.units`); None: `counts`.
-
-    Raises:
-        InputError: both or neither of `epochs` and `steps` given, or not positive, or
-            more records in a round than int32 counts.
+        params: the plain model, at full size.
+        submodel: the client's sub-model; `forward` keeps as many units as `size` says.
+        local: the local problem, with the plain model.
+        size: the static size of a sliced network, from `Method.size`; None: the client
+            runs the plain network, masked.
     """
-    require.positive("local.batch_size", batch_size)
-    if (epochs is None) == (steps is None):
-        require.fail(
-            "local", "either epochs or steps", {"epochs": epochs, "steps": steps}
-        )
-    counts = np.asarray(counts, np.int64)
-    units = counts if units is None else np.asarray(units, np.int64)
-    per_epoch = -(-units // batch_size)
-    if steps is None:
-        assert epochs is not None
-        require.positive("local.epochs", epochs)
-        most, passes = int(epochs * per_epoch.max()), np.full_like(per_epoch, epochs)
-    else:
-        require.positive("local.steps", steps)
-        most, passes = steps, -(-steps // per_epoch)
-    stream = int((passes * counts).max())
-    by = "epochs" if steps is None else "steps"
-    require.in_range(f"records of a round by local.{by}", stream, 1, 2**31 - 1)
-    return Plan(
-        batch_size=batch_size,
-        steps=most,
-        epochs=epochs,
-        stream=stream,
-        longest=int(np.max(counts)),
+    if size is None:
+        return LocalModel(params, local, None)
+    model = local.model
+    assert model.resize is not None
+    slice_index = axes.locate_slice(submodel.forward, size)
+    return LocalModel(
+        axes.take(params, model.axes, slice_index),
+        local._replace(model=model.resize(size)),
+        slice_index,
     )
 
 
-MOMENTS = ("static", "per_tier", "batch")
-
-
-class PrivateGradient(Protocol):
-    """A client's gradients under differential privacy, in place of plain ones.
-
-    It protects units, records or patients. `fairjax.privacy.records.Records` is DP-SGD.
-    """
-
-    @property
-    def slots(self) -> int | None:
-        """Units of a batch that `batch` draws; None: batches are cut from epochs."""
-        ...
-
-    def units(self, examples: Examples, longest: int) -> Int[Array, ""]:
-        """n, the client's units; `longest` has the records of the largest client."""
-        ...
-
-    def batch(self, key: Key[Array, ""], examples: Examples, longest: int) -> Batch:
-        """The records of `slots` units drawn for one step; called where `slots` is set.
-
-        Rows that no unit fills have `where` False.
-        """
-        ...
-
-    def gradient(
-        self,
-        key: Key[Array, ""],
-        loss_of: Callable[[PyTree, Batch], tuple[Float[Array, ""], Any]],
-        tree: PyTree[Array],
-        records: Batch,
-        trained: PyTree[Array],
-        count: Int[Array, ""],
-    ) -> tuple[tuple[Float[Array, ""], Any], PyTree[Array]]:
-        """What `jax.value_and_grad(loss_of, has_aux=True)` gives, privately.
-
-        Args:
-            key: of the noise.
-            loss_of: (tree, batch) -> (loss, what else to report).
-            tree: what is trained.
-            records: the batch; rows with `where` False do not count.
-            trained: 0/1 tree, the coordinates that are trained.
-            count: n.
-
-        Returns:
-            ((loss, report), gradient); the first two are for the simulator alone.
-        """
-        ...
-
-
-class Local(NamedTuple):
-    """The local problem: what all clients share."""
-
-    model: Model
-    method: Method
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    """Holds the learning rate; its state starts afresh every round."""
-    plan: Plan
-    moments: str = "static"
-    """What batch norms are evaluated with: "static", moments pooled over all clients;
-    "per_tier", over the tier's own; "batch", those of the evaluated batch (for parity
-    with released codes: an answer then depends on what else is asked)."""
-    dp: PrivateGradient | None = None
-    """Record-level differential privacy of the local steps; None: plain gradients."""
-    augment: Callable[[Array, Array], Array] | None = None
-    """(key, inputs of a batch) -> those that a step trains on; None: as they are."""
-    unroll: int = 1
-    """Steps that one turn of the loop over steps computes."""
-
-
-class ClientInfo(NamedTuple):
-    """What one client reports."""
-
-    loss: Float[Array, ""]
-    """Mean of its objective over the steps it took."""
-    steps: Int[Array, ""]
-    finite: Bool[Array, ""]
-    """False if its change or its loss holds NaN or infinity, or its change is longer
-    than any that training makes (`trees.bounded`). With `Local.dp` by its change alone:
-    that follows from noised gradients, as the loss does not."""
-    extra: dict[str, Array]
-    """What its objective reported, averaged over steps."""
-
-
-# ------------------------------------------------------------------------------ batches
-
-
-def stream(
-    key: Key[Array, ""], count: Int[Array, ""], length: int
-) -> Int[Array, "length"]:
-    """Epoch after epoch of 0 .. count-1, each in an order of its own, cut at `length`.
-
-    Position j belongs to epoch j // count; one sort by (epoch, random) shuffles inside
-    every epoch at once. The random number of a position depends on the position alone,
-    so neither `length` nor other clients' sizes change a client's order.
-    """
-    position = jnp.arange(length, dtype=jnp.int32)
-    record = position % jnp.maximum(count, 1)
-    epoch = position // jnp.maximum(count, 1)
-    order = jax.random.bits(key, (length,), jnp.uint32)
-    return jax.lax.sort((epoch, order, record), num_keys=2)[2]
-
-
-def batch(
-    examples: Examples,
-    order: Int[Array, "length"],
-    step: Int[Array, ""],
-    batch_size: int,
-) -> Batch:
-    """The records of one step, gathered from the flat block.
-
-    Every epoch starts a new batch, so its last batch may be short: rows beyond it
-    repeat the client's first record and have `where` False.
-    """
-    per_epoch = _ceil_div(examples.count, batch_size)
-    epoch, within = step // jnp.maximum(per_epoch, 1), step % jnp.maximum(per_epoch, 1)
-    rows = within * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    where = rows < examples.count
-    at = jnp.minimum(epoch * examples.count + rows, order.shape[0] - 1)
-    index = examples.offset + jnp.where(where, order[at], 0)
-    group = None if examples.group is None else examples.group[index]
-    return Batch(examples.x[index], examples.y[index], where, group)
-
-
-def _ceil_div(count: Int[Array, ""], size: int) -> Int[Array, ""]:
-    return (count + size - 1) // size
-
-
-# --------------------------------------------------------------------------- objectives
-
-
-def mean_cross_entropy(*, balanced: bool = False) -> Objective:
-    """The default objective: the sub-model's mean cross-entropy over valid records.
-
-    Args:
-        balanced: weigh a record of class c by n / (C' n_c), n_c being the client's own
-            training records of class c and C' the classes it holds; nothing about other
-            hospitals enters.
-    """
-
-    def objective(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
-        weights = None
-        logits = outputs_at(None).logits
-        if balanced:
-            weights = _balanced(context.member.labels, logits.dtype)[batch.y]
-        per_example = losses.cross_entropy(logits, batch.y)
-        return losses.over(batch, per_example, weights), {}
-
-    return objective
-
-
-def _balanced(labels: Int[Array, "C"], dtype: jnp.dtype) -> Float[Array, "C"]:
-    count = labels.astype(dtype)
-    held = jnp.sum(labels > 0).astype(dtype)
-    return jnp.where(
-        labels > 0,
-        jnp.sum(count) / (held * jnp.maximum(count, 1)),
-        jnp.zeros_like(count),
-    )
-
-
-def proximal(objective: Objective, strength: float | Float[Array, ""]) -> Objective:
-    """Adds strength/2 * ||w - w_incoming||^2 over the client's own coordinates.
-
-    Source: FedProx, Li et al. 2020, eq. (2), whose mu is `strength`; 0 changes nothing.
-    """
-
-    def with_term(outputs_at: OutputsAt, batch: Batch, key: Array, context: Context):
-        loss, info = objective(outputs_at, batch, key, context)
-        away = trees.subtract(context.params, context.incoming)
-        distance = optax.tree.norm(away, squared=True).astype(loss.dtype)
-        return loss + 0.5 * jnp.asarray(strength, loss.dtype) * distance, info
-
-    return with_term
-
-
-# ------------------------------------------------------------------------------- update
-
-
-def masks(local: Local, params: Params, kept: Kept) -> tuple[Masks, Masks]:
-    """What of the plain model a client holds in its forward pass, and what it trains.
-
-    The second is the cover of its change, unless the method's `leave` narrows it.
-    """
-    forward = axes.masks(params, local.model.axes, kept.forward)
-    update = forward
-    if kept.update is not None:
-        update = axes.masks(params, local.model.axes, kept.update)
-    if local.method.mask is None:
-        return forward, update
-    held = local.method.mask(params, kept)
-    return trees.multiply(held, forward), trees.multiply(held, update)
-
-
-def _enter(
-    local: Local,
-    key: Key[Array, ""],
+def restore(
+    delta: Params,
+    cover: Masks,
     params: Params,
-    kept: Kept,
-    memory: PyTree[Array],
-    forward: Masks,
-    update: Masks,
-) -> tuple[PyTree, PyTree]:
-    if local.method.enter is None:
-        return trees.multiply(params, forward), update
-    return local.method.enter(key, params, kept, memory, forward, update)
-
-
-def _leave(
-    local: Local, before: PyTree, after: PyTree, update: Masks
+    submodel: Submodel,
+    local_model: LocalModel,
+    *,
+    local: LocalProblem,
 ) -> tuple[Params, Masks]:
-    if local.method.leave is not None:
-        return local.method.leave(before, after, update)
-    if local.method.enter is None:
-        return trees.multiply(trees.subtract(after, before), update), update
-    # One compiled loop for both trees: two copies of the same sums may round in two
-    # ways, and an untrained tree must give a change of exactly 0.
-    both = jax.tree.map(lambda *pair: jnp.stack(pair), before, after)
-    effective = jax.lax.map(local.method.effective, both)
-    change = jax.tree.map(lambda pair: pair[1] - pair[0], effective)
-    return trees.multiply(change, update), update
+    """A client's (delta, cover) in plain coordinates.
 
-
-def apply_kept(
-    model: Model,
-    params: Params,
-    x: Num[Array, "B ..."],
-    kept: Kept,
-    *,
-    train: bool = False,
-    key: Key[Array, ""] | None = None,
-    where: Bool[Array, "B"] | None = None,
-    stats: PyTree[Moments] = None,
-) -> Outputs:
-    """The sub-model's outputs: the full-width model at params * mask."""
-    mask = axes.masks(params, model.axes, kept.forward)
-    return model.apply(
-        trees.multiply(params, mask),
-        x,
-        train=train,
-        key=key,
-        where=where,
-        stats=stats,
-        kept=kept,
-    )
-
-
-def held(method: Method, params: Params, kept: Kept) -> Params:
-    """The incoming parameters without single coordinates that a sub-model drops."""
-    if method.mask is None:
-        return params
-    return trees.multiply(params, method.mask(params, kept))
+    Args:
+        delta: the delta of `local_model.params`.
+        cover: the coordinates that it speaks for.
+        params: the plain model, at full size.
+        submodel: the client's sub-model.
+        local_model: what the client trained.
+        local: the local problem, with the plain model.
+    """
+    if local_model.slice_index is None:
+        return delta, cover
+    plain_axes, slice_index = local.model.axes, local_model.slice_index
+    delta = axes.scatter(delta, plain_axes, slice_index, params)
+    if local.method.local.to_update is None:
+        _, cover = problem.masks(local, params, submodel)
+    else:
+        cover = jax.tree.map(
+            lambda c, p: jnp.broadcast_to(c, p.shape), cover, local_model.params
+        )
+        cover = axes.scatter(cover, plain_axes, slice_index, params)
+    return delta, cover
 
 
 def update(
     key: Key[Array, ""],
     params: Params,
     memory: PyTree[Array],
-    kept: Kept,
-    examples: Examples,
+    submodel: Submodel,
+    examples: ClientData,
     *,
-    member: Member,
+    client: ClientView,
     round: Int[Array, ""],
-    local: Local,
-    rate: Float[Array, ""] | float = 1.0,
-    told: PyTree[Array] = None,
+    local: LocalProblem,
+    lr_scale: Float[Array, ""] | float = 1.0,
+    message: PyTree[Array] = None,
     anchor: Params | None = None,
-    inside: axes.Part | None = None,
+    slice_index: axes.Part | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
     """Trains one client for S padded steps.
 
-        l_0 = enter(params),   l_{s+1} = l_s + rate * t * optimizer(t * grad F(l_s)),
+        l_0 = to_local(params),   l_{s+1} = l_s + c * t * optimizer(t * grad F(l_s)),
         delta = update mask * (effective(l_S) - effective(l_0))
 
-    with F the objective of the sub-model on the batch of step s and t the 0/1 tree of
-    what is trained; with `local.dp` it computes the gradient.
+    F is the objective of the sub-model on the batch of step s, t the 0/1 tree of what
+    is trained and c the `lr_scale`. Where `local.dp` is set, it gives the gradient.
     Gradients are masked before the optimiser and updates after it, so weight decay,
-    momentum and norm clipping see and touch only what the client keeps.
+    momentum and norm clipping see and touch only the sub-model's coordinates.
 
     Args:
         key: the client's key of this round.
-        params: the plain model as it arrives.
+        params: the parameters that the client local_model.
         memory: the client's state, None for methods without.
-        kept: what it keeps, from `Method.units`.
-        examples: its records.
-        member: who it is.
+        submodel: the client's sub-model, from `Method.submodel`.
+        examples: the client's records.
+        client: the client as a method sees it.
         round: rounds finished before this one.
-        local: the local problem.
-        rate: factor on every update (a schedule over rounds).
-        told: what the rule tells it.
+        local: the local problem, with the model that has these parameters.
+        lr_scale: factor on every update (a schedule over rounds).
+        message: the rule's message to this client.
         anchor: the plain model that `Context.incoming` stands for; None: `params`.
-        inside: where `local.model` and `params` lie in the plain model, of which `kept`
-            speaks; None: they are the plain model.
+        slice_index: where `local.model` and `params` lie in the plain model, whose
+            units `submodel` names; None: they are the plain model.
 
     Returns:
         (delta, cover, memory, info). `delta` is exactly 0 wherever `cover` is 0.
 
     Edge cases: a client takes only its own number of steps; a padded step changes
-    nothing, optimiser state and memory included. A client without records takes none
-    and its delta is 0.
+    nothing, optimiser state and memory included. A client without records takes no
+    step, and its delta is 0.
     """
-    method, plan, dp = local.method, local.plan, local.dp
-    base = axes.inside(kept, inside)
-    if inside is not None:
-        # A sliced network is its own forward pass: nothing of it is masked.
-        base = base._replace(forward=None)
-    forward_mask, update_mask = masks(local, params, base)
-    start, trained = _enter(
-        local, rng.at(key, _ENTER), params, base, memory, forward_mask, update_mask
+    local_submodel = axes.restrict_submodel(submodel, slice_index)
+    if slice_index is not None:
+        # A sliced network is its own forward pass: it masks nothing.
+        local_submodel = local_submodel._replace(forward=None)
+    forward_mask, update_mask = problem.masks(local, params, local_submodel)
+    start, trainable_mask = _to_local(
+        local,
+        rng.fold_in(key, local_step.TO_LOCAL),
+        params,
+        local_submodel,
+        memory,
+        forward_mask,
+        update_mask,
     )
-    optimizer = method.optimizer(local.optimizer, start)
-    incoming = method.effective(start)
+    optimizer = local.method.local.optimizer(local.optimizer, start)
+    incoming = local.method.local.effective(start)
     if anchor is not None:
         incoming = trees.multiply(anchor, forward_mask)
-    order = stream(rng.at(key, _ORDER), examples.count, plan.stream)
-    number = examples.count
-    if dp is not None:
-        number = dp.units(examples, plan.longest)
-    per_epoch = _ceil_div(number, plan.batch_size)
-    wanted = plan.steps
-    if plan.epochs is not None:
-        wanted = plan.epochs * per_epoch
-    taken = jnp.where(examples.count > 0, jnp.asarray(wanted, jnp.int32), 0)
-
-    def context(step, kept, memory, params):
-        of_epoch = step % jnp.maximum(per_epoch, 1)
-        return Context(
-            round, step, of_epoch, member, kept, memory, incoming, params, told
-        )
-
-    def one_step(carry, step):
-        tree, opt_state, memory = carry
-        step_key = rng.at(key, _STEP, step)
-        if dp is None or dp.slots is None:
-            rows = batch(examples, order, step, plan.batch_size)
-        else:
-            rows = dp.batch(rng.at(step_key, _DRAW), examples, plan.longest)
-        if local.augment is not None:
-            rows = rows._replace(x=local.augment(rng.at(step_key, _AUGMENT), rows.x))
-        narrowed, here = kept, base
-        if method.inner is not None:
-            narrowed = method.inner(rng.at(step_key, _NARROW), step, kept)
-            here = axes.inside(narrowed, inside)
-
-        def loss_of(tree, rows):
-            plain = method.effective(tree)
-
-            def outputs_at(other: Kept | None = None) -> Outputs:
-                return apply_kept(
-                    local.model,
-                    plain,
-                    rows.x,
-                    here if other is None else axes.inside(other, inside),
-                    train=True,
-                    key=rng.at(step_key, _MODEL),
-                    where=rows.where,
-                )
-
-            return local.objective(
-                outputs_at,
-                rows,
-                rng.at(step_key, _OBJECTIVE),
-                context(step, narrowed, memory, plain),
-            )
-
-        if dp is None:
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, extra), grads = gradient(tree, rows)
-        else:
-            (loss, extra), grads = dp.gradient(
-                rng.at(step_key, _NOISE),
-                loss_of,
-                tree,
-                rows,
-                trained,
-                number,
-            )
-        updates, new_opt_state = optimizer.update(
-            trees.multiply(grads, trained), opt_state, tree
-        )
-        updates = jax.tree.map(
-            lambda u, t: u * (t * jnp.asarray(rate, u.dtype)).astype(u.dtype),
-            updates,
-            trained,
-        )
-        new_tree = optax.apply_updates(tree, updates)
-        new_memory = memory
-        if method.memory is not None:
-            new_memory = method.memory.observe(
-                memory, tree, grads, context(step, narrowed, memory, incoming)
-            )
-        active = step < taken
-        carry = trees.select(
-            active, (new_tree, new_opt_state, new_memory), (tree, opt_state, memory)
-        )
-        report = jax.tree.map(
-            lambda value: jnp.where(active, value, jnp.zeros_like(value)), (loss, extra)
-        )
-        return carry, report
-
-    steps = jnp.arange(plan.steps, dtype=jnp.int32)
-    (end, _, memory), (step_losses, extras) = jax.lax.scan(
-        one_step,
-        (start, optimizer.init(start), memory),
-        steps,
-        unroll=min(local.unroll, plan.steps),
+    schedule = local.schedule
+    order = batching.stream(
+        rng.fold_in(key, local_step.ORDER), examples.count, schedule.stream_length
     )
-    delta, cover = _leave(local, start, end, update_mask)
-    if method.memory is not None:
-        memory = method.memory.close(
-            memory, delta, context(taken, kept, memory, method.effective(end))
+    num_units, steps_per_epoch, num_steps = _lengths(local, examples)
+    local_round = local_step.LocalRound(
+        key=key,
+        local=local,
+        examples=examples,
+        client=client,
+        round=round,
+        lr_scale=lr_scale,
+        message=message,
+        submodel=submodel,
+        local_submodel=local_submodel,
+        slice_index=slice_index,
+        trainable_mask=trainable_mask,
+        optimizer=optimizer,
+        incoming=incoming,
+        order=order,
+        num_units=num_units,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+    )
+    carry, reports = jax.lax.scan(
+        lambda carry, step: local_step.local_step(local_round, carry, step),
+        local_step.Carry(start, optimizer.init(start), memory),
+        jnp.arange(schedule.steps, dtype=jnp.int32),
+        unroll=min(local.unroll, schedule.steps),
+    )
+    delta, cover = _to_update(local, start, carry.tree, update_mask)
+    memory = carry.memory
+    if local.method.memory is not None:
+        end = local.method.local.effective(carry.tree)
+        memory = local.method.memory.close(
+            memory,
+            delta,
+            local_step.context_of(local_round, num_steps, submodel, memory, end),
         )
-
-    def over_steps(values: Array) -> Array:
-        return jnp.sum(values) / jnp.maximum(taken, 1).astype(values.dtype)
-
-    loss = over_steps(step_losses)
-    finite = trees.bounded(delta)
-    if dp is None:
-        finite &= jnp.isfinite(loss)
-    info = ClientInfo(loss, taken, finite, jax.tree.map(over_steps, extras))
-    return delta, cover, memory, info
-
-
-_ENTER, _ORDER, _STEP = range(3)
-_NARROW, _MODEL, _OBJECTIVE, _DRAW, _NOISE, _AUGMENT = range(6)
+    return delta, cover, memory, _info(local_round, delta, *reports)
 
 
 def update_sliced(
     key: Key[Array, ""],
     params: Params,
     memory: PyTree[Array],
-    kept: Kept,
-    examples: Examples,
+    submodel: Submodel,
+    examples: ClientData,
     *,
-    member: Member,
+    client: ClientView,
     round: Int[Array, ""],
-    local: Local,
+    local: LocalProblem,
     size: Size,
-    rate: Float[Array, ""] | float = 1.0,
-    told: PyTree[Array] = None,
+    lr_scale: Float[Array, ""] | float = 1.0,
+    message: PyTree[Array] = None,
     anchor: Params | None = None,
 ) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
-    """As `update`, by a dense network of the sub-model's own size.
+    """The same as `update`, computed by a dense network of the sub-model's own size.
 
-    The kept units are gathered, trained and scattered back. It computes what `update`
-    does (up to float order) and saves what the mask only zeroes.
+    The units of the sub-model are gathered, trained and scattered back. The result is
+    that of `update` up to float order, without the work that a mask only zeroes.
 
     Args:
-        key: as for `update`, as are the others.
+        key: the client's key of this round.
         params: the plain model as it arrives, at full size.
-        memory: the client's state, which has no plain shapes (`Memory.plain`).
-        kept: what the client keeps; `forward` must keep as many as `size` says.
-        examples: its records.
-        member: who it is.
+        memory: the client's state without plain shapes
+            (`ClientMemory.has_plain_shapes`).
+        submodel: the client's sub-model; `forward` keeps as many units as `size` says.
+        examples: the client's records.
+        client: the client as a method sees it.
         round: rounds finished before this one.
         local: the local problem, with the plain model.
         size: the sub-model's static size, from `Method.size`.
-        rate: factor on every update.
-        told: what the rule tells it.
+        lr_scale: factor on every update.
+        message: the rule's message to this client.
         anchor: as for `update`, at full size.
     """
-    model = local.model
-    assert model.resize is not None
-    inside = axes.part(kept.forward, size)
-    small = axes.take(params, model.axes, inside)
+    local_model = receive(params, submodel, local=local, size=size)
+    if anchor is not None:
+        assert local_model.slice_index is not None
+        anchor = axes.take(anchor, local.model.axes, local_model.slice_index)
     delta, cover, memory, info = update(
         key,
-        small,
+        local_model.params,
         memory,
-        kept,
+        submodel,
         examples,
-        member=member,
+        client=client,
         round=round,
-        local=local._replace(model=model.resize(size)),
-        rate=rate,
-        told=told,
-        anchor=None if anchor is None else axes.take(anchor, model.axes, inside),
-        inside=inside,
+        local=local_model.local,
+        lr_scale=lr_scale,
+        message=message,
+        anchor=anchor,
+        slice_index=local_model.slice_index,
     )
-    delta = axes.put(delta, model.axes, inside, params)
-    if local.method.leave is None:
-        _, cover = masks(local, params, kept)
-    else:
-        cover = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, small)
-        cover = axes.put(cover, model.axes, inside, params)
+    delta, cover = restore(delta, cover, params, submodel, local_model, local=local)
     return delta, cover, memory, info
 
 
-def answer(
-    local: Local,
+# -------------------------------------------------------------------- before and after
+
+
+def _lengths(
+    local: LocalProblem, examples: ClientData
+) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """(n, steps of an epoch, steps that the client takes)."""
+    schedule, num_units = local.schedule, examples.count
+    if local.dp is not None:
+        num_units = local.dp.units(examples, schedule.max_records)
+    per_epoch = batching.steps_per_epoch(num_units, schedule.batch_size)
+    num_steps = schedule.steps
+    if schedule.epochs is not None:
+        num_steps = schedule.epochs * per_epoch
+    num_steps = jnp.where(examples.count > 0, jnp.asarray(num_steps, jnp.int32), 0)
+    return num_units, per_epoch, num_steps
+
+
+def _to_local(
+    local: LocalProblem,
+    key: Key[Array, ""],
     params: Params,
-    x: Num[Array, "B ..."],
-    kept: Kept,
-    *,
-    where: Bool[Array, "B"] | None = None,
-    stats: PyTree[Moments] = None,
-) -> Float[Array, "B C"]:
-    """The logits that a sub-model answers with once it is deployed."""
-    params = held(local.method, params, kept)
-    outputs = apply_kept(local.model, params, x, kept, where=where, stats=stats)
-    return local.method.predict(outputs, kept)
+    submodel: Submodel,
+    memory: PyTree[Array],
+    forward_mask: Masks,
+    update_mask: Masks,
+) -> tuple[PyTree, PyTree]:
+    if local.method.local.to_local is None:
+        return trees.multiply(params, forward_mask), update_mask
+    return local.method.local.to_local(
+        key, params, submodel, memory, forward_mask, update_mask
+    )
 
 
-def score(
-    params: Params,
-    kept: Kept,
-    examples: Examples,
-    *,
-    local: Local,
-    longest: int | None = None,
-    groups: int = 0,
-) -> Cells:
-    """How the client's own sub-model does on all its records, in evaluation mode.
-
-    Taken at the incoming model, before any local step; batch norms use the moments of
-    each batch, as they do in training. A client without records has cells of 0.
-
-    Args:
-        params: the plain model.
-        kept: the sub-model.
-        examples: its records.
-        local: the local problem.
-        longest: records of the largest client; None: the plan's.
-        groups: G of the attribute in `examples.group`; 0 without one.
-    """
-    size = local.plan.batch_size
-    longest = local.plan.longest if longest is None else longest
-    shape = jax.eval_shape(lambda: answer(local, params, examples.x[:1], kept))
-    classes = shape.shape[1]
-
-    def one_batch(total: Array, start: Array):
-        rows = start + jnp.arange(size, dtype=jnp.int32)
-        where = rows < examples.count
-        index = examples.offset + jnp.where(where, rows, 0)
-        label = examples.y[index]
-        group = jnp.full(size, groups, jnp.int32)
-        if examples.group is not None:
-            known = examples.group[index]
-            group = jnp.where(known < 0, group, known)
-        logits = answer(local, params, examples.x[index], kept, where=where)
-        loss = losses.cross_entropy(logits, label)
-        right = (jnp.argmax(logits, axis=-1) == label).astype(loss.dtype)
-        values = jnp.where(where, jnp.stack([jnp.ones_like(loss), loss, right]), 0)
-        cell = group * classes + label
-        return total.at[:, cell].add(values.astype(total.dtype), mode="drop"), None
-
-    starts = jnp.arange(math.ceil(longest / size), dtype=jnp.int32) * size
-    # A sum of ones in bfloat16 ends at 256.
-    wide = shape.dtype if jnp.finfo(shape.dtype).bits >= 32 else jnp.float32
-    empty = jnp.zeros((3, (groups + 1) * classes), wide)
-    total, _ = jax.lax.scan(one_batch, empty, starts)
-    return Cells(*total.reshape(3, groups + 1, classes))
+def _to_update(
+    local: LocalProblem, start: PyTree, end: PyTree, update_mask: Masks
+) -> tuple[Params, Masks]:
+    if local.method.local.to_update is not None:
+        return local.method.local.to_update(start, end, update_mask)
+    if local.method.local.to_local is None:
+        return trees.multiply(trees.subtract(end, start), update_mask), update_mask
+    # One compiled loop for both trees: two copies of the same sums may round in two
+    # ways, and an untrained tree must give a delta of exactly 0.
+    endpoints = jax.tree.map(lambda *pair: jnp.stack(pair), start, end)
+    effective = jax.lax.map(local.method.local.effective, endpoints)
+    delta = jax.tree.map(lambda pair: pair[1] - pair[0], effective)
+    return trees.multiply(delta, update_mask), update_mask
 
 
-def mean_loss(cells: Cells) -> Float[Array, "..."]:
-    """Mean cross-entropy over all cells of a client; 0 without records."""
-    total = jnp.sum(cells.loss, axis=(-2, -1))
-    return total / jnp.maximum(jnp.sum(cells.count, axis=(-2, -1)), 1)
+def _info(
+    local_round: local_step.LocalRound,
+    delta: Params,
+    losses: Float[Array, "S"],
+    extras: dict[str, Array],
+) -> ClientInfo:
+    def mean_over_steps(values: Array) -> Array:
+        return jnp.sum(values) / jnp.maximum(local_round.num_steps, 1).astype(
+            values.dtype
+        )
+
+    loss = mean_over_steps(losses)
+    finite = trees.is_bounded(delta)
+    if local_round.local.dp is None:
+        finite &= jnp.isfinite(loss)
+    return ClientInfo(
+        loss, local_round.num_steps, finite, jax.tree.map(mean_over_steps, extras)
+    )

@@ -1,7 +1,7 @@
 """Checks of what users give, before anything is traced or written.
 
-Every message is one line in the same order: where, what was expected, what came, the
-nearest valid name.
+Every message is one line in the same order: where, what was expected, what was given,
+the nearest valid name.
 """
 
 import difflib
@@ -20,9 +20,9 @@ Number = int | float | jax.Array
 Kind = TypeVar("Kind", dict, list)
 
 _LENGTH = 200
-"""Characters that a value takes in a message; one from a file may have any number."""
+"""Largest number of characters of a value in a message: a file may hold any number."""
 _NAMES = 40
-"""Names that a message lists; a csv may have any number of columns."""
+"""Largest number of names in a message: a csv may have any number of columns."""
 
 
 class InputError(ValueError):
@@ -40,28 +40,45 @@ def fail(where: str, expected: str, got: Any) -> NoReturn:
     raise InputError(f"{where}: expected {expected}; got {line}")
 
 
-def shown(text: str, length: int) -> str:
-    """One line, cut short, as a terminal may be shown it: files may hold anything."""
+def printable_line(text: str, length: int) -> str:
+    """A text from a file as one line that is safe to print on a terminal.
+
+    Args:
+        text: any text.
+        length: characters after which the line is cut.
+    """
     line = " ".join(text.split())
     if len(line) > length:
         line = f"{line[:length]} .."
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1]
+        for character in line
+    )
 
 
-def nearest(name: Any, valid: Iterable[str]) -> str:
-    """'. Did you mean "x"?' for the closest valid name, or "" when none is close."""
-    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
-    return f'. Did you mean "{close[0]}"?' if close else ""
+def suggestion(name: Any, choices: Iterable[str]) -> str:
+    """'. Did you mean "x"?' for the closest valid name, or "" if none is close.
+
+    Example:
+        >>> suggestion("fedagv", ["fedavg", "heterofl"])
+        '. Did you mean "fedavg"?'
+    """
+    matches = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    return f'. Did you mean "{matches[0]}"?' if matches else ""
 
 
-def one_of(where: str, value: Any, valid: Iterable[str]) -> str:
-    """Returns `value` if it is a valid name; else names the nearest one."""
-    valid = list(valid)
-    if value not in valid:
-        named = [*valid[:_NAMES], ".."] if len(valid) > _NAMES else valid
+def one_of(where: str, value: Any, choices: Iterable[str]) -> str:
+    """Returns `value` if it is a valid name.
+
+    Raises:
+        InputError: it is not; the message names the nearest one.
+    """
+    choices = list(choices)
+    if value not in choices:
+        listing = [*choices[:_NAMES], ".."] if len(choices) > _NAMES else choices
         raise InputError(
-            f"{where}: expected one of {', '.join(named)}; got {value!r}"
-            f"{nearest(value, valid)}"
+            f"{where}: expected one of {', '.join(listing)}; got {value!r}"
+            f"{suggestion(value, choices)}"
         )
     return value
 
@@ -75,17 +92,30 @@ def in_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> Any:
-    """Returns `value` if it is finite and between `low` and `high`, closed unless said.
+    """Returns `value` if it is finite and between `low` and `high`.
 
     A traced value has no number yet and passes.
+
+    Args:
+        where: what the message calls the value.
+        value: the value.
+        low: lower bound.
+        high: upper bound.
+        open_low: whether `low` itself is refused.
+        open_high: whether `high` itself is refused.
+
+    Raises:
+        InputError: the value is no number, not finite or out of range.
     """
     if isinstance(value, Tracer):
         return value
-    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size
-    array = np.asarray(0 if whole else value)
+    is_int = isinstance(value, int) and not isinstance(
+        value, bool
+    )  # whole numbers have any size
+    array = np.asarray(0 if is_int else value)
     if array.ndim or array.dtype.kind not in "iuf":
         fail(where, "a number", value)
-    ok = (whole or math.isfinite(value)) and low <= value <= high
+    ok = (is_int or math.isfinite(value)) and low <= value <= high
     if not ok or (open_low and value == low) or (open_high and value == high):
         if high == math.inf:
             bound = f"> {low:g}" if open_low else f">= {low:g}"
@@ -111,7 +141,7 @@ def count(where: str, value: Any) -> int:
 
 
 def non_decreasing(where: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
-    """Returns `values` if they are ordered from the smallest tier up."""
+    """Returns `values` if none is below the one before it; tier 0 is the smallest."""
     if any(a > b for a, b in itertools.pairwise(values)):
         fail(where, "values that do not decrease (tier 0 is the smallest)", values)
     return values
@@ -120,31 +150,45 @@ def non_decreasing(where: str, values: tuple[Number, ...]) -> tuple[Number, ...]
 def describe(tree: Any) -> dict[str, str]:
     """{path: "float32[8, 3]"} of every leaf, for arrays and `jax.ShapeDtypeStruct`."""
 
-    def one(leaf: Any) -> str:
+    def per_leaf(leaf: Any) -> str:
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             return f"{leaf.dtype}{list(leaf.shape)}"
         return type(leaf).__name__
 
     return {
-        jax.tree_util.keystr(path): one(leaf)
+        jax.tree_util.keystr(path): per_leaf(leaf)
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
-def same_structure(where: str, got: Mapping[str, str], like: Mapping[str, str]) -> None:
-    """Compares two `describe`d trees leaf by leaf and names the first difference."""
-    for path in [*like, *(path for path in got if path not in like)]:
-        ours, theirs = like.get(path, "nothing"), got.get(path, "nothing")
-        if ours != theirs:
-            raise InputError(f"{where}{path}: expected {ours}; got {theirs}")
+def same_structure(
+    where: str, got: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    """Compares two trees leaf by leaf and refuses the first difference.
+
+    Args:
+        where: what the message calls the tree.
+        got: `describe` of the tree.
+        expected: `describe` of the tree that it must be like.
+
+    Raises:
+        InputError: a leaf is missing, unexpected, or of another shape or dtype.
+    """
+    for path in [*expected, *(path for path in got if path not in expected)]:
+        expected_leaf, got_leaf = (
+            expected.get(path, "nothing"),
+            got.get(path, "nothing"),
+        )
+        if expected_leaf != got_leaf:
+            raise InputError(f"{where}{path}: expected {expected_leaf}; got {got_leaf}")
 
 
 def finite(where: str, tree: Any) -> None:
     """Refuses concrete arrays that hold NaN or infinity, and names the leaf."""
     for path, leaf in jax.tree.leaves_with_path(tree):
-        # JAX's word for it: NumPy does not know bfloat16 or a random key.
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        if floating and not np.all(np.isfinite(leaf)):
+        # `jnp.issubdtype`, since NumPy knows neither bfloat16 nor a random key.
+        is_floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        if is_floating and not np.all(np.isfinite(leaf)):
             fail(
                 f"{where}{jax.tree_util.keystr(path)}",
                 "finite numbers",
@@ -152,30 +196,45 @@ def finite(where: str, tree: Any) -> None:
             )
 
 
-def parsed(where: str, text: str, kind: type[Kind]) -> Kind:
-    """What a JSON text says, if it is a JSON object (`dict`) or list (`list`).
+def parse_json(where: str, text: str, kind: type[Kind]) -> Kind:
+    """The value of a JSON text that is a JSON object (`dict`) or a list (`list`).
 
-    NaN and infinities, which JSON does not have, are as unknown as null.
+    NaN and infinities, which JSON does not have, become None.
+
+    Args:
+        where: what the message calls the text.
+        text: the text.
+        kind: `dict` or `list`.
+
+    Raises:
+        InputError: the text is not JSON, or of another kind.
     """
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: expected JSON; got {error}") from error
     if not isinstance(value, kind):
-        what = "a JSON object" if kind is dict else "a JSON list"
-        fail(where, what, type(value).__name__)
+        expected = "a JSON object" if kind is dict else "a JSON list"
+        fail(where, expected, type(value).__name__)
     return value
 
 
-def rows(where: str, text: str) -> list[dict[str, Any]]:
-    """The rows of a run's log: JSON objects, a line each, that name their round.
+def parse_log(where: str, text: str) -> list[dict[str, Any]]:
+    """The rows of a run's log: one JSON object a line, each with a "round".
 
-    What follows the last newline was being written when the run stopped.
+    Text after the last newline is dropped: the run stopped while it wrote that line.
+
+    Args:
+        where: what the message calls the log.
+        text: the log.
+
+    Raises:
+        InputError: a line is not a JSON object, or its "round" is no whole number.
     """
-    found = []
+    rows = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
-        row = parsed(f"{where}:{number}", line, dict)
+        row = parse_json(f"{where}:{number}", line, dict)
         if not isinstance(row.get("round"), int):
             fail(f"{where}:{number}", 'a whole number as "round"', row.get("round"))
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows

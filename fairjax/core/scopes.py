@@ -1,15 +1,15 @@
 """Leaves that a tier or a client keeps for itself.
 
-A method names the scope of every leaf (`Method.private`): a "shared" leaf travels in
-the plain model, a "tier" leaf has one copy per tier that is averaged over that tier's
-clients alone, a "client" leaf never leaves its client. A tuple of tiers lies between
-"shared" and "tier": those tiers keep copies, the others share the plain leaf. The
-copies live in a bank,
+A method names the scope of every leaf (`Method.scopes`). A "shared" leaf travels in the
+plain model. A "tier" leaf has one copy per tier, which is averaged over that tier's
+clients alone. A "client" leaf never leaves its client. A tuple of tiers lies between
+"shared" and "tier": these tiers keep copies, the others share the plain leaf. The
+copies are stored in a bank,
 
     {"tier": {path: [copies, ...]}, "client": {path: [N, ...]}, "row": {path: [T]}},
 
-where "row" says which copy is a tier's, -1 if it has none. Every tier's mean change is
-known for the paths in "row".
+where "row" has the index of every tier's copy, -1 for a tier without one. A round
+computes every tier's mean delta for the paths in "row".
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from fairjax.core import require, trees
-from fairjax.core.types import Cohort, Masks, Member, Method, Params
+from fairjax.core.types import ClientView, Cohort, Masks, Method, Params
 
 Bank = dict[str, dict[str, Array]]
+"""Copies of leaves, as the module docstring describes."""
 
 _SCOPES = ("shared", "tier", "client")
 
@@ -29,16 +30,24 @@ _SCOPES = ("shared", "tier", "client")
 def init(method: Method, params: Params, clients: int, tiers: int) -> Bank:
     """A bank in which every tier and client starts from the plain model's leaves.
 
+    Args:
+        method: the method; its `scopes` decides.
+        params: the plain model.
+        clients: N.
+        tiers: T.
+
     Raises:
-        InputError: an unknown scope, or a tier that there is not.
+        InputError: an unknown scope, or a tier outside 0 .. T - 1.
     """
     bank: Bank = {"tier": {}, "client": {}, "row": {}}
-    if method.private is None:
+    if method.scopes is None:
         return bank
-    # Up to the parameters alone: a tuple of tiers is a leaf.
-    scopes = jax.tree.structure(params).flatten_up_to(method.private(params))
-    for (path, leaf), scope in zip(trees.named(params).items(), scopes, strict=True):
-        where = f"Method.private[{path}]"
+    # `flatten_up_to` stops at the parameters, so a tuple of tiers stays one scope.
+    scopes = jax.tree.structure(params).flatten_up_to(method.scopes(params))
+    for (path, leaf), scope in zip(
+        trees.leaves_by_path(params).items(), scopes, strict=True
+    ):
+        where = f"Method.scopes[{path}]"
         if isinstance(scope, str):
             require.one_of(where, scope, _SCOPES)
         if scope == "client":
@@ -55,38 +64,57 @@ def init(method: Method, params: Params, clients: int, tiers: int) -> Bank:
     return bank
 
 
-def gather(bank: Bank, params: Params, member: Member) -> Params:
-    """The model as a client receives it, with its tier's and its own leaves."""
+def gather(bank: Bank, params: Params, client: ClientView) -> Params:
+    """The model that a client receives, with its tier's copies and its own leaves.
+
+    Args:
+        bank: the copies.
+        params: the plain model.
+        client: the client.
+    """
     if not bank["tier"] and not bank["client"]:
         return params
 
-    def one(path: str, leaf: Array) -> Array:
+    def per_leaf(path: str, leaf: Array) -> Array:
         if path in bank["client"]:
-            return bank["client"][path][member.client]
-        return _of_tier(bank, path, leaf, member.tier)
+            return bank["client"][path][client.client]
+        return _tier_copy(bank, path, leaf, client.tier)
 
-    return trees.map_named(one, params)
+    return trees.map_with_path(per_leaf, params)
 
 
-def _of_tier(bank: Bank, path: str, leaf: Array, tier: int | Int[Array, ""]) -> Array:
-    """The tier's copy of a leaf, or the leaf where it has none."""
+def _tier_copy(bank: Bank, path: str, leaf: Array, tier: int | Int[Array, ""]) -> Array:
+    """The tier's copy of a leaf, or the leaf itself where the tier has none."""
     if path not in bank["tier"]:
         return leaf
     row = bank["row"][path][tier]
     return jnp.where(row >= 0, bank["tier"][path][row], leaf)
 
 
-def whole(bank: Bank, params: Params) -> Params:
-    """The model that stands for the federation: with the richest tier's leaves."""
-    return trees.map_named(lambda path, leaf: _of_tier(bank, path, leaf, -1), params)
+def top_tier_model(bank: Bank, params: Params) -> Params:
+    """The model that stands for the federation: plain, with the top tier's copies.
+
+    Args:
+        bank: the copies.
+        params: the plain model.
+    """
+    return trees.map_with_path(
+        lambda path, leaf: _tier_copy(bank, path, leaf, -1), params
+    )
 
 
-def shared(bank: Bank, tree: Params, tier: Int[Array, ""]) -> Params:
-    """A client's tree with its private leaves at 0: what may move the plain model."""
+def shared_leaves(bank: Bank, tree: Params, tier: Int[Array, ""]) -> Params:
+    """A client's tree with 0 at every leaf that must not move the plain model.
+
+    Args:
+        bank: the copies.
+        tree: a tree like the plain model, for example a delta or its cover.
+        tier: the client's tier, whose copies are such leaves.
+    """
     if not bank["tier"] and not bank["client"]:
         return tree
 
-    def one(path: str, leaf: Array) -> Array:
+    def per_leaf(path: str, leaf: Array) -> Array:
         zero = jnp.zeros_like(leaf)
         if path in bank["client"]:
             return zero
@@ -94,14 +122,19 @@ def shared(bank: Bank, tree: Params, tier: Int[Array, ""]) -> Params:
             return jnp.where(bank["row"][path][tier] >= 0, zero, leaf)
         return leaf
 
-    return trees.map_named(one, tree)
+    return trees.map_with_path(per_leaf, tree)
 
 
-def leaving(bank: Bank, tree: Params) -> Params:
-    """A client's tree with the leaves at 0 that never leave it."""
+def outgoing_leaves(bank: Bank, tree: Params) -> Params:
+    """A client's tree with 0 at every leaf that never leaves the client.
+
+    Args:
+        bank: the copies.
+        tree: a tree like the plain model.
+    """
     if not bank["client"]:
         return tree
-    return trees.map_named(
+    return trees.map_with_path(
         lambda path, leaf: jnp.zeros_like(leaf) if path in bank["client"] else leaf,
         tree,
     )
@@ -112,11 +145,17 @@ def by_tier(
 ) -> dict[str, tuple[Array, Array]]:
     """One client's addend to the means of its tier.
 
+    Args:
+        bank: the copies.
+        num: the client's numerator, in plain coordinates.
+        den: its denominator.
+        tier: its tier.
+
     Returns:
-        {path: (num [T, ...], den [T, ...])}, zero but in the client's row, so that a
-        sum over clients sums within every tier.
+        {path: (num [T, ...], den [T, ...])}, zero except in the row of the client's
+        tier, so that a sum over clients is a sum within every tier.
     """
-    nums, dens = trees.named(num), trees.named(den)
+    nums, dens = trees.leaves_by_path(num), trees.leaves_by_path(den)
 
     def row(value: Array, tiers: int) -> Array:
         empty = jnp.zeros((tiers, *value.shape), value.dtype)
@@ -134,30 +173,34 @@ def update(
     deltas: dict[str, Array],
     cohort: Cohort,
     valid: Bool[Array, "K"],
-    between: Callable[..., dict[str, Array]] | None = None,
+    share_between_tiers: Callable[..., dict[str, Array]] | None = None,
 ) -> Bank:
-    """Moves tiers' copies by their masked mean and clients' by their own change.
+    """Moves tiers' copies by their masked mean and clients' copies by their own delta.
 
     Args:
         bank: the copies before the round.
-        tiers: summed addends of all tiers, from `by_tier`.
-        deltas: {path: [K, ...]}, every client's change of its own leaves.
-        cohort: who they are.
-        valid: clients whose own leaves move; the others' stay.
-        between: `Method.between`; None: a tier's change is its own mean.
+        tiers: the sums of all clients' addends, from `by_tier`.
+        deltas: {path: [K, ...]}, every client's delta of its own leaves.
+        cohort: the clients of the round.
+        valid: clients whose own leaves move; all other clients' leaves stay.
+        share_between_tiers: `Method.share_between_tiers`; None: every tier's copies
+            move by its own mean.
+
+    Returns:
+        The bank after the round.
     """
-    changes, covered = {}, {}
+    mean_deltas, has_cover = {}, {}
     for path, (num, den) in tiers.items():
-        covered[path] = den > 0
-        changes[path] = jnp.where(den > 0, num / jnp.where(den > 0, den, 1), 0)
-    if between is not None:
-        changes = between(changes, covered)
+        has_cover[path] = den > 0
+        mean_deltas[path] = jnp.where(den > 0, num / jnp.where(den > 0, den, 1), 0)
+    if share_between_tiers is not None:
+        mean_deltas = share_between_tiers(mean_deltas, has_cover)
     new_tiers = {}
     for path, copies in bank["tier"].items():
         row = bank["row"][path]
-        change = jnp.where(covered[path], changes[path], 0).astype(copies.dtype)
+        delta = jnp.where(has_cover[path], mean_deltas[path], 0).astype(copies.dtype)
         slot = jnp.where(row >= 0, row, len(copies))
-        new_tiers[path] = copies.at[slot].add(change, mode="drop")
+        new_tiers[path] = copies.at[slot].add(delta, mode="drop")
     new_clients = {}
     for path, copies in bank["client"].items():
         slot = jnp.where(valid, cohort.client, copies.shape[0])
@@ -165,7 +208,12 @@ def update(
     return {"tier": new_tiers, "client": new_clients, "row": bank["row"]}
 
 
-def own(bank: Bank, delta: Params) -> dict[str, Array]:
-    """The leaves of a change that belong to the client alone."""
-    named = trees.named(delta)
-    return {path: named[path] for path in bank["client"]}
+def client_leaves(bank: Bank, delta: Params) -> dict[str, Array]:
+    """{path: delta} of the leaves that belong to the client alone.
+
+    Args:
+        bank: the copies.
+        delta: the client's delta.
+    """
+    leaves = trees.leaves_by_path(delta)
+    return {path: leaves[path] for path in bank["client"]}

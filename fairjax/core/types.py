@@ -1,22 +1,23 @@
-"""The words of fairjax: shapes, the data that walks through a round, and the seams.
+"""The vocabulary of fairjax: shape letters, the data of a round, and its seams.
 
 Shape letters, used in every docstring:
 
     N clients of the federation    K clients of a round's cohort    T budget tiers
     E records of the federation    B records of a batch             S local steps
     C classes                      G patient groups                 P parameters
+    R branch slots of a layer
 
 Tier 0 is the smallest.
 
 `mask` is a 0/1 mask over parameters, `where` one over data or clients; 1 or True always
 means "in". `plain` is the model that travels, `delta` is new minus old in plain
-coordinates, and `cover` says for which coordinates a delta speaks. A step returns
-`(new_state, info)`: what is carried and what is only reported.
+coordinates, and `cover` marks the coordinates that a delta speaks for. A step returns
+`(new_state, info)`: the state is carried on, the info is only reported.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, no_type_check
+from typing import NamedTuple, Protocol, no_type_check
 
 import jax
 import numpy as np
@@ -24,94 +25,111 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped
 
 Block = Array | np.ndarray
-"""A federation stays on the host, as NumPy arrays, until a run moves it."""
+"""An array of a federation: NumPy's on the host until a run moves it to the device."""
 
 Scalar = float | Float[Array, ""]
-"""A number, or one that is traced."""
+"""A number, which may be traced."""
 
 Params = PyTree[Array]
 Masks = PyTree[Array]
-"""Like params; every leaf broadcasts to its parameter, so that no tier costs a copy of
-the model."""
+"""A tree like `Params`; every leaf broadcasts to its parameter, so that no tier costs a
+copy of the model."""
 
 
 # --------------------------------------------------------------------------------- data
 
 
-# While JAX transforms a registered pytree its leaves may be anything, shapes too: its
-# annotations document, and are not enforced when one is built.
+# JAX rebuilds a registered pytree with leaves of any type (tracers, shapes). So its
+# annotations only document, and `no_type_check` keeps them from being enforced.
 
 
 @jax.tree_util.register_dataclass
 @no_type_check
 @dataclasses.dataclass(frozen=True)
-class Federation:
-    """The records of all hospitals in one flat block.
+class FederatedData:
+    """The records of all clients in one flat block.
 
-    Hospital k owns the rows offset[k] to offset[k] + count[k] - 1.
+    Client k owns the rows offset[k] to offset[k] + count[k] - 1.
+
+    Example:
+        >>> data = FederatedData(
+        ...     x=np.zeros((5, 3)), y=np.array([0, 1, 0, 1, 1]),
+        ...     group=np.zeros((5, 0), int), offset=np.array([0, 2]),
+        ...     count=np.array([2, 3]), labels=np.array([[1, 1], [1, 2]]),
+        ... )
+        >>> data.y[data.offset[1] : data.offset[1] + data.count[1]].tolist()
+        [0, 1, 1]
     """
 
     x: Num[Block, "E ..."]
     y: Int[Block, "E"]
     group: Int[Block, "E A"]
     """Patient group of every record by every attribute (sex, age band, ...), -1 where
-    unknown; A is 0 where the data names none."""
+    unknown. A is the number of attributes, 0 where the data have none."""
     offset: Int[Block, "N"]
     count: Int[Block, "N"]
     labels: Int[Block, "N C"]
-    """Records of every class at every hospital; it never leaves the hospital it
-    describes."""
+    """Number of records of every class at every client. A client's row never leaves
+    that client."""
     patient: Int[Block, "E"] | None = None
-    """Whose every record is: a number among the hospital's patients, from 0, of whom
-    none is without a record; None where the data name no patients."""
+    """The patient of every record, numbered from 0 within its client; every number has
+    a record. None where the data name no patients."""
 
 
 class Cohort(NamedTuple):
-    """The clients of one round. Slots with `valid` False are padding: no effect."""
+    """The clients of one round. Slots with `valid` False are padding: no effect.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cohort = Cohort(jnp.array([3, 0]), jnp.array([1, 0]), jnp.ones(2, bool))
+        >>> cohort.client.tolist()
+        [3, 0]
+    """
 
     client: Int[Array, "K"]
     tier: Int[Array, "K"]
     valid: Bool[Array, "K"]
 
 
-class Member(NamedTuple):
+class ClientView(NamedTuple):
     """One client as a method sees it."""
 
     client: Int[Array, ""]
     tier: Int[Array, ""]
     valid: Bool[Array, ""]
     count: Int[Array, ""]
-    """Training records."""
+    """Number of training records."""
     labels: Int[Array, "C"]
-    """Training records of every class."""
+    """Number of training records of every class."""
 
 
-class Examples(NamedTuple):
-    """One client's view of the flat records; x and y are everybody's."""
+class ClientData(NamedTuple):
+    """One client's records: `count` rows from `offset` of arrays that all share."""
 
     x: Num[Array, "E ..."]
     y: Int[Array, "E"]
     offset: Int[Array, ""]
     count: Int[Array, ""]
     group: Int[Array, "E"] | None = None
-    """Patient group of every record by one attribute, -1 unknown; None without one."""
+    """Patient group of every record by one attribute, -1 where unknown; None without an
+    attribute."""
     patient: Int[Array, "E"] | None = None
-    """As of `Federation`."""
+    """See `FederatedData.patient`."""
 
 
-class Cells(NamedTuple):
+class GroupStats(NamedTuple):
     """How a model does on one client's records, by patient group and class.
 
-    Sums, so that cells of clients, groups or classes add up. The rows are the G groups
-    and, last, the records whose group is unknown.
+    All fields are sums, so that they add up over clients, groups and classes. The rows
+    are the G groups and, last, the records of unknown group.
     """
 
     count: Float[Array, "rows C"]
-    """Records."""
+    """Number of records."""
     loss: Float[Array, "rows C"]
     """Sum of their cross-entropy, in nats."""
-    right: Float[Array, "rows C"]
-    """Records that are answered with their class."""
+    correct: Float[Array, "rows C"]
+    """Number of records whose predicted class is right."""
 
 
 class Batch(NamedTuple):
@@ -121,9 +139,9 @@ class Batch(NamedTuple):
     y: Int[Array, "B"]
     where: Bool[Array, "B"]
     group: Int[Array, "B"] | None = None
-    """As of `Examples`."""
+    """See `ClientData.group`."""
     factor: Float[Array, "B"] | None = None
-    """What an objective multiplies a record's loss by, see `losses.over`; None: 1."""
+    """Factor on every record's loss, see `losses.batch_mean`; None: 1."""
 
 
 # ---------------------------------------------------------------------- model and units
@@ -132,66 +150,88 @@ class Batch(NamedTuple):
 class LeafAxes(NamedTuple):
     """What the dimensions of one parameter mean.
 
-    `dims` has a unit-axis name or None per dimension; a dimension may hold several
-    entries per unit (channels of a norm group, head dimensions), the units then being
-    equal consecutive runs. `block` places the leaf in a list of residual blocks that a
-    depth tier may drop.
+    A dimension may hold several entries per unit (the channels of a norm group, the
+    dimensions of a head). Every unit is then a run of consecutive entries, and all runs
+    of the dimension are equally long.
     """
 
     dims: tuple[str | None, ...]
+    """The name of a unit axis, or None, for every dimension."""
     block: tuple[str, int] | None = None
+    """(block list, position) of a leaf inside a residual block that a depth tier may
+    drop."""
 
 
 class Axes(NamedTuple):
-    """The named unit axes of a model: what can be dropped, and where it lives.
+    """The named unit axes of a model: which units can be dropped, and where they lie.
 
     Two leaves that name the same axis are aligned by construction (a residual stream is
     one axis).
+
+    Example:
+        >>> leaves = {"kernel": LeafAxes((None, "hidden"))}
+        >>> Axes(leaves, units={"hidden": 8}, blocks={}).units["hidden"]
+        8
     """
 
     tree: PyTree[LeafAxes]
+    """A tree like `Params`."""
     units: Mapping[str, int]
-    """Units of every axis."""
+    """Number of units of every axis."""
     blocks: Mapping[str, int]
     """Length of every block list."""
     exits: tuple[int, ...] = ()
     """Position in the list "blocks" after which exit i sits, ascending. The names of
     the exits' heads begin with "exit"."""
-    fixed: tuple[int, ...] = ()
+    reshaping_blocks: tuple[int, ...] = ()
     """Positions in "blocks" of blocks that change the stream's shape (the first of a
-    ResNet stage): one is dropped only together with all that follow it."""
+    ResNet stage). Such a block is dropped only together with all blocks after it."""
 
 
 class Units(NamedTuple):
-    """Which units and blocks are present (0 or 1); what is not named is whole."""
+    """Which units and blocks are present (0 or 1).
+
+    An axis or a block list that is not named is whole.
+
+    Example:
+        >>> Units({"hidden": np.arange(4) < 2}, {}).axes["hidden"].tolist()
+        [True, True, False, False]
+    """
 
     axes: Mapping[str, Shaped[Array, "units"]]
     blocks: Mapping[str, Shaped[Array, "blocks"]]
 
 
-class Kept(NamedTuple):
-    """What of the plain model one client uses in a round."""
+class Submodel(NamedTuple):
+    """The part of the plain model that one client uses in a round.
+
+    Example:
+        >>> half = Submodel(Units({"hidden": np.arange(4) < 2}, {}))
+        >>> half.update is None  # it trains what it runs
+        True
+    """
 
     forward: Units | None = None
     """Units present in the forward pass; None: all of them."""
     update: Units | None = None
     """Units trained and sent back; None: the same as `forward`."""
     scale: Float[Array, ""] | None = None
-    """Activations of hidden layers are divided by it (HeteroFL's scaler), wherever the
+    """Divisor of the activations of hidden layers (HeteroFL's scaler), wherever the
     sub-model runs; None: no scaling."""
     extra: PyTree[Array] = None
-    """What else the method's `enter` needs to know of this client (a threshold, which
-    branches are alive)."""
+    """Anything else that the method's own functions read of this client (a threshold,
+    which branches are alive)."""
 
 
 class Size(NamedTuple):
-    """The static size of a tier's sub-model, which a sliced network is built with.
+    """The static size of a tier's sub-model; a sliced network is built with it.
 
-    What is not named is whole.
+    An axis or a block list that is not named is whole.
     """
 
     axes: Mapping[str, int]
-    """Units that remain of an axis; which ones may change from round to round."""
+    """Number of units that remain of an axis. Which units remain may change from round
+    to round."""
     blocks: Mapping[str, tuple[int, ...]]
     """Positions that remain of a block list, ascending."""
 
@@ -209,11 +249,11 @@ class Outputs(NamedTuple):
     """What a model returns."""
 
     logits: Float[Array, "B C"]
-    """Those of the deepest exit that is kept."""
+    """Logits of the deepest exit that the sub-model has."""
     exits: tuple[Float[Array, "B C"], ...]
-    """One per exit, first to last; those of a masked exit carry no meaning."""
+    """Logits of every exit, first to last; those of a masked exit carry no meaning."""
     stats: PyTree[Moments] = None
-    """Moments that the batch norms measured or were given; None without any."""
+    """Moments that the batch norms measured or were given; None without batch norms."""
 
 
 class Apply(Protocol):
@@ -228,233 +268,376 @@ class Apply(Protocol):
         key: Key[Array, ""] | None = None,
         where: Bool[Array, "B"] | None = None,
         stats: PyTree[Moments] = None,
-        kept: Kept | None = None,
+        submodel: Submodel | None = None,
     ) -> Outputs:
         """The outputs of the network with these parameters.
 
         Args:
-            params: the plain model's, masked, or a sliced network's.
+            params: masked parameters of the plain model, or those of a sliced network.
             x: inputs of a batch.
-            train: training mode: dropout. What is kept is scaled in both modes.
-            key: of dropout.
+            train: training mode, with dropout. `Submodel.scale` acts in both modes.
+            key: the key of dropout; None without dropout.
             where: valid records, for norms with batch statistics.
             stats: moments that batch norms normalise by; None: those of the batch.
-            kept: what of this network is kept; None: all.
+            submodel: the part of this network that runs; None: all of it.
         """
         ...
 
 
 class Model(NamedTuple):
-    """An architecture as pure functions: all that crosses the seam to flax."""
+    """An architecture as pure functions: the only seam to flax.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fairjax.models.mlp import mlp
+        >>> model, x = mlp(classes=2, hidden=(4,)), jnp.ones((3, 5))
+        >>> model.apply(model.init(jax.random.key(0), x), x).logits.shape
+        (3, 2)
+    """
 
     init: Callable[[Array, Array], Params]
-    """(key, x) -> params; x is a batch whose shape and dtype count."""
+    """(key, x) -> params. Only the shape and the dtype of the batch x matter."""
     apply: Apply
     axes: Axes
     resize: Callable[[Size], "Model"] | None = None
-    """The same architecture at a tier's size, its parameters named as here; its block
-    lists hold the remaining blocks alone. A model without it runs masked only."""
+    """The same architecture at a tier's size. Its parameters have the same names, and
+    its block lists contain only the remaining blocks. A model without `resize` runs
+    masked only."""
 
 
 # ---------------------------------------------------------------------- method and rule
 
 
 class Context(NamedTuple):
-    """What one local step knows besides its batch."""
+    """What an objective or a memory may read in one local step, beside the batch."""
 
     round: Int[Array, ""]
+    """Rounds finished."""
     step: Int[Array, ""]
-    of_epoch: Int[Array, ""]
-    """Place of the step in the client's epoch, from 0."""
-    member: Member
-    kept: Kept
+    """Position of the step in the client's round, from 0."""
+    epoch_step: Int[Array, ""]
+    """Position of the step in the client's epoch, from 0."""
+    client: ClientView
+    submodel: Submodel
     memory: PyTree[Array]
     incoming: Params
     """The plain equivalent of the local tree as it was before the first step."""
     params: Params
     """The plain equivalent of the local tree now; differentiable."""
-    told: PyTree[Array] = None
-    """What the rule tells this client in this round; None: nothing, or it trains
-    outside of a round."""
+    message: PyTree[Array] = None
+    """The rule's message to this client; None: the rule sends none, or the client
+    trains outside a round."""
 
 
-OutputsAt = Callable[[Kept | None], Outputs]
+OutputsAt = Callable[[Submodel | None], Outputs]
 """The current local model's outputs on the batch at its sub-model of this step (None)
 or at another one."""
 
 Scope = str | tuple[int, ...]
-"""Whose a leaf is, see `Method.private`."""
+"""Who has a copy of a leaf, see `Method.scopes`."""
 
 Objective = Callable[[OutputsAt, Batch, Array, Context], tuple[Array, dict[str, Array]]]
 """(outputs_at, batch, key, context) -> (loss, info)."""
 
 
-class Memory(NamedTuple):
+class ClientMemory(NamedTuple):
     """State of a client that outlives a round (FedDyn, SCAFFOLD, sensitivities)."""
 
     init: Callable[[Params], PyTree[Array]]
     """params -> the state before the client's first round."""
     observe: Callable[[PyTree, PyTree, PyTree, Context], PyTree] = lambda old, *_: old
-    """(memory, local, grads, context) -> memory; after every local step, which went
-    from the tree `local` along `grads`. These are the loss's at all of its leaves, also
-    at those that are not trained."""
+    """(memory, local, grads, context) -> memory, called after every local step. The
+    step started from the tree `local`; `grads` are the gradients of the loss at all
+    leaves of that tree, trained or not."""
     close: Callable[[PyTree, Params, Context], PyTree] = lambda old, *_: old
-    """(memory, delta, context) -> memory; once, after the last step."""
-    plain: bool = True
-    """It has the shapes of the plain model; such a method runs masked only."""
+    """(memory, delta, context) -> memory, called once, after the last step."""
+    has_plain_shapes: bool = True
+    """Whether the state has the shapes of the plain model. If so, the method runs
+    masked only."""
 
 
-class Method(NamedTuple):
-    """A published way to give every budget its sub-model; only `units` is required."""
+class ToLocal(Protocol):
+    """The incoming plain model as the tree that a client trains."""
 
-    units: Callable[[Array, Array, Params, Member], Kept]
-    """(key, round, params, member) -> Kept. The key is the cohort's: fold in
-    `member.client` for draws of one client."""
-    size: Callable[[int], Size] | None = None
-    """tier -> Size; None where no dense network of a static size holds the
-    sub-model."""
-    admits: Callable[[Member], Bool[Array, ""]] = lambda member: member.valid
-    """Whether a client takes part at all (exclusive training leaves poor ones out)."""
-    mask: Callable[[Params, Kept], Masks] | None = None
-    """(params, kept) -> 0/1 tree of the single coordinates that the sub-model holds of
-    the units in `kept` (importance masks): what of the incoming model runs, and what is
-    trained and sent; None: all of them. `effective` may drop more of them as training
-    goes on. `Kept()` is the whole model. A method that has one runs masked: its `size`
-    is None."""
-    inner: Callable[[Array, Array, Kept], Kept] | None = None
-    """(key, step, kept) -> kept: narrows the forward pass of one local step; None: the
-    same in every step."""
-    narrow: Callable[[int], tuple[Size, ...]] | None = None
-    """tier -> the sizes that `inner` cuts a step to, each as likely as the others, for
-    the bill: the first of the units that are kept; None: no step costs less."""
-    enter: (
-        Callable[[Array, Params, Kept, PyTree, Masks, Masks], tuple[PyTree, PyTree]]
-        | None
-    ) = None
-    """(key, plain, kept, memory, forward mask, update mask) -> (local tree, 0/1 tree of
-    what of it is trained)."""
+    def __call__(
+        self,
+        key: Array,
+        plain: Params,
+        submodel: Submodel,
+        memory: PyTree,
+        forward_mask: Masks,
+        update_mask: Masks,
+        /,
+    ) -> tuple[PyTree, PyTree]:
+        """Builds the local tree of one client.
+
+        Args:
+            key: the client's key of this round.
+            plain: the plain model as it arrives, of the network that the client runs.
+            submodel: the client's sub-model.
+            memory: the client's state; None for methods without.
+            forward_mask: 0/1, the coordinates of its forward pass.
+            update_mask: 0/1, the coordinates that it trains and sends.
+
+        Returns:
+            (local tree, 0/1 tree of the coordinates of it that are trained).
+        """
+        ...
+
+
+class Reparameterisation(NamedTuple):
+    """What a client trains in place of the plain sub-model, and how each step runs it.
+
+    The defaults train the plain parameters under their mask.
+    """
+
+    to_local: ToLocal | None = None
+    """See `ToLocal`; None: (plain * forward mask, update mask)."""
     effective: Callable[[PyTree], Params] = lambda local: local
-    """local tree of `enter` -> plain parameters that the model is applied to;
+    """local tree of `to_local` -> plain parameters that the model is applied to;
     differentiable."""
-    leave: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
-    """(local before, local after, update mask) -> (delta, cover); default: masked
-    change of `effective`."""
-    objective: Objective | None = None
-    """None: the run's own (mean cross-entropy)."""
-    predict: Callable[[Outputs, Kept], Float[Array, "B C"]] = lambda outputs, kept: (
-        outputs.logits
-    )
-    """(outputs, kept) -> the logits that a deployed sub-model answers with."""
-    memory: Memory | None = None
-    private: Callable[[Params], PyTree[Scope]] | None = None
-    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it),
-    "client" (never leaves) or a tuple of tiers: those keep a copy of their own, the
-    others share the plain leaf. () keeps none, but `between` is told of the leaf."""
-    between: Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]] | None = (
-        None
-    )
-    """(changes, covered) -> the changes that tiers' copies are given, where a tier may
-    learn from another. Both are {path: [T, ...]} over the leaves of scope "tier" or of
-    a tuple: the mean change inside every tier, 0 where none of it covers the
-    coordinate, and whether one does; `covered` may broadcast. A copy moves only where
-    its own tier covers it."""
+    to_update: Callable[[PyTree, PyTree, Masks], tuple[Params, Masks]] | None = None
+    """(local before, local after, update mask) -> (delta, cover); None: masked change
+    of `effective`."""
+    per_step: Callable[[Array, Array, Submodel], Submodel] | None = None
+    """(key, step, sub-model) -> sub-model: narrows the forward pass of one local step;
+    None: the same in every step."""
+    per_step_sizes: Callable[[int], tuple[Size, ...]] | None = None
+    """tier -> the sizes that `per_step` cuts a step to, each as likely as the others,
+    for the cost: the first of the sub-model's units; None: no step costs less."""
     optimizer: Callable[
         [optax.GradientTransformation, PyTree], optax.GradientTransformation
     ] = lambda optimizer, local: optimizer
-    """(local optimiser, local tree of `enter`) -> the optimiser of the client's steps,
-    which is given the loss's gradient at that tree, where trained."""
-    finish: "Finish | None" = None
-    """None: masked mean through the server optimiser."""
-    server: Callable[
+    """(local optimiser, local tree of `to_local`) -> the optimiser of the client's
+    steps, which is given the loss's gradient at that tree, where trained."""
+
+
+class Finish(Protocol):
+    """The new plain model from the sums over a cohort."""
+
+    def __call__(
+        self,
+        server: optax.GradientTransformation,
+        opt_state: optax.OptState,
+        params: Params,
+        num: Params,
+        den: Masks,
+        /,
+    ) -> tuple[Params, optax.OptState]:
+        """Steps the server.
+
+        Args:
+            server: the server optimiser.
+            opt_state: its state.
+            params: the plain model before the round.
+            num: sum of w m d over the cohort.
+            den: sum of b m over the cohort.
+
+        Returns:
+            (plain model, state of the server optimiser).
+        """
+        ...
+
+
+class ServerStep(NamedTuple):
+    """How the server turns a cohort's sums into the new plain model."""
+
+    finish: Finish | None = None
+    """See `Finish`; None: masked mean through the server optimiser."""
+    optimizer: Callable[
         [optax.GradientTransformation, float], optax.GradientTransformation
     ] = lambda server, share: server
     """(server optimiser, K / N) -> the server optimiser of the run, whose state holds
     what the method keeps on the server (FedDyn's h)."""
 
 
-Finish = Callable[
-    [optax.GradientTransformation, optax.OptState, Params, Params, Masks],
-    tuple[Params, optax.OptState],
-]
-"""(server optimiser, its state, params, num, den) -> (params, state)."""
+class SubmodelChoice(Protocol):
+    """The sub-model of one client in one round."""
+
+    def __call__(
+        self, key: Array, round: Array, params: Params, client: ClientView, /
+    ) -> Submodel:
+        """Picks the units of one client.
+
+        Args:
+            key: the cohort's; fold in `client.client` for draws of one client.
+            round: rounds finished.
+            params: the plain model.
+            client: the client.
+        """
+        ...
 
 
-class Scores(NamedTuple):
-    """What is known of the cohort when it is weighted; None if not asked for."""
+class Method(NamedTuple):
+    """A published way to give every budget its sub-model; it needs only `submodel`.
+
+    Example:
+        >>> half = Units({"hidden": np.arange(4) < 2}, {})
+        >>> method = Method(lambda key, round, params, client: Submodel(half))
+        >>> method.submodel(None, 0, None, None).forward.axes["hidden"].tolist()
+        [True, True, False, False]
+    """
+
+    submodel: SubmodelChoice
+    """See `SubmodelChoice`."""
+    size: Callable[[int], Size] | None = None
+    """tier -> Size; None where no dense network of a static size holds the
+    sub-model."""
+    accepts: Callable[[ClientView], Bool[Array, ""]] = lambda client: client.valid
+    """Whether a client takes part at all (exclusive training leaves poor ones out)."""
+    mask: Callable[[Params, Submodel], Masks] | None = None
+    """(params, sub-model) -> 0/1 tree of the single coordinates that the sub-model has
+    among its units (importance masks): what of the incoming model runs, and what is
+    trained and sent; None: all of them. `Reparameterisation.effective` may drop more of
+    them as training goes on. `Submodel()` is the whole model. A method with a mask runs
+    masked: its `size` is None."""
+    local: Reparameterisation = Reparameterisation()
+    """What a client trains in place of the plain sub-model."""
+    objective: Objective | None = None
+    """None: the run's own (mean cross-entropy)."""
+    predict: Callable[[Outputs, Submodel], Float[Array, "B C"]] = (
+        lambda outputs, submodel: outputs.logits
+    )
+    """(outputs, sub-model) -> the logits of a deployed sub-model."""
+    memory: ClientMemory | None = None
+    scopes: Callable[[Params], PyTree[Scope]] | None = None
+    """params -> per leaf "shared", "tier" (one copy per tier, averaged inside it),
+    "client" (never leaves) or a tuple of tiers: those keep a copy of their own, the
+    others share the plain leaf. With () no tier keeps one, but `share_between_tiers`
+    sees the leaf."""
+    share_between_tiers: (
+        Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]] | None
+    ) = None
+    """(updates, covered) -> the updates that tiers' copies are given, where a tier may
+    learn from another. Both are {path: [T, ...]} over the leaves of scope "tier" or of
+    a tuple: the mean update inside every tier, 0 where none of it covers the
+    coordinate, and whether one does; `covered` may broadcast. A copy moves only where
+    its own tier covers it."""
+    server: ServerStep = ServerStep()
+    """How the server steps."""
+    reads_labels: bool = False
+    """The sub-model follows from the client's labels."""
+
+
+class CohortStats(NamedTuple):
+    """Statistics of a cohort that a rule may read; None for those that it does not."""
 
     count: Int[Array, "K"]
+    """Number of training records of each client."""
     loss: Float[Array, "K"] | None = None
     """Mean training loss of each client's own sub-model at the incoming model."""
-    cells: Cells | None = None
-    """What that loss is made of, [K, ...] a leaf."""
-    rate: Float[Array, ""] | float = 1.0
+    group_stats: GroupStats | None = None
+    """The sums that `loss` is a mean of, [K, ...] a leaf."""
+    lr_scale: Float[Array, ""] | float = 1.0
     """The round's factor on the local learning rate."""
     delta: Params | None = None
-    """All changes, [K, ...] a leaf, without leaves that a client or a tier keeps for
+    """All deltas, [K, ...] a leaf, with 0 at leaves that a client or a tier keeps for
     itself; 0 for a client that is not valid."""
     cover: Masks | None = None
+    """The coordinates that `delta` speaks for."""
     incoming: Params | None = None
-    """The plain model that the changes are of, where they are asked for."""
+    """The plain model before training, where `delta` is read."""
     errors: Callable[[Params], Float[Array, "K"]] | None = None
-    """(changes of the incoming model, [K, ...] a leaf) -> share of each client's
-    validation records that the model so changed answers wrongly; NaN without any."""
+    """(updates of the incoming model, [K, ...] a leaf) -> share of each client's
+    validation records that the updated model predicts wrongly; NaN for a client without
+    any."""
 
 
 class Rule(NamedTuple):
-    """One fairness rule: how the cohort's changes are weighted or combined."""
+    """One fairness rule: how the cohort's changes are weighted or combined.
 
-    weigh: (
-        Callable[[PyTree, Cohort, Scores], tuple[Float[Array, "K"], PyTree]] | None
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fairjax.core import simplex
+        >>> def worst_first(state, cohort, stats):
+        ...     return simplex.softmax(9.0 * stats.loss, cohort.valid), state
+        >>> rule = Rule(worst_first, reads=frozenset({"losses"}), weights_from="losses")
+        >>> cohort = Cohort(jnp.arange(2), jnp.zeros(2, int), jnp.ones(2, bool))
+        >>> stats = CohortStats(jnp.array([5, 5]), loss=jnp.array([0.1, 1.0]))
+        >>> [round(float(w), 3) for w in rule.weights((), cohort, stats)[0]]
+        [0.0, 1.0]
+    """
+
+    weights: (
+        Callable[[PyTree, Cohort, CohortStats], tuple[Float[Array, "K"], PyTree]] | None
     ) = None
-    """(state, cohort, scores) -> (weights on the simplex over valid clients, state);
-    None: by records."""
-    needs: frozenset[str] = frozenset()
-    """"loss": `Scores.loss` and `cells`; "update": `Scores.delta` and `cover`, the
-    whole stack of changes at once; "validation", beside "update": `Scores.errors`."""
-    everyone: bool = False
-    """Means something only if every hospital is in every round's cohort."""
+    """(state, cohort, stats) -> (weights on the simplex over valid clients, state);
+    None: weights by records."""
+    reads: frozenset[str] = frozenset()
+    """What of the clients the rule must see.
+
+    - "losses": how the incoming model does at every client, `CohortStats.loss` and
+      `CohortStats.group_stats`.
+    - "labels": which class a record has. Beside "losses" these are the classes and the
+      correct predictions in `CohortStats.group_stats`; a rule without "labels" works if
+      those cells are NaN. Alone they are a client's own label counts, which its
+      objective uses and which stay at the client.
+    - "updates": `CohortStats.delta` and `cover`, the whole stack of changes at once.
+    - "validation", beside "updates": `CohortStats.errors`.
+    """
+    weights_from: str = "records"
+    """What `weights` follow from; protections decide by it. Each value includes those
+    before it.
+
+    - "public": which clients are valid.
+    - "records": how many training records each client has.
+    - "losses": how the incoming model does at the clients, `CohortStats.loss` or
+      `CohortStats.group_stats`.
+    - "updates": the clients' changes.
+    """
+    reads_gradients: bool = False
+    """The rule reads a client's change over its learning rate as a gradient, which
+    holds for plain SGD steps along the loss alone."""
+    full_participation: bool = False
+    """The rule means something only if every client is in every round's cohort."""
     init: Callable[[Params, Int[Array, "N"], int], PyTree] = (
         lambda params, counts, tiers: ()
     )
-    """(plain model, training records of every hospital, T) -> state."""
-    tell: Callable[[PyTree, Cohort, Scores], PyTree[Array]] = (
-        lambda state, cohort, scores: None
+    """(plain model, training records of every client, T) -> state."""
+    broadcast: Callable[[PyTree, Cohort, CohortStats], PyTree[Array]] = (
+        lambda state, cohort, stats: None
     )
-    """(state, cohort, scores before any training) -> what every client of the cohort is
-    told, [K, ...] a leaf: its `Context.told`."""
+    """(state, cohort, stats before any training) -> the message to every client of the
+    cohort, [K, ...] a leaf: its `Context.message`."""
     wrap: Callable[[Objective], Objective] = lambda objective: objective
     """Changes the client's objective (PropFair, logit adjustment)."""
     combine: (
         Callable[
-            [PyTree, Cohort, Scores, Float[Array, "K"]],
+            [PyTree, Cohort, CohortStats, Float[Array, "K"]],
             tuple[Params, Masks, PyTree],
         ]
         | None
     ) = None
-    """(state, cohort, scores, weights) -> (num, den, state) from the whole stack of
+    """(state, cohort, stats, weights) -> (num, den, state) from the whole stack of
     changes; None: the weighted sums."""
-    keeps: Callable[[str], bool] | None = None
-    """Path of a leaf -> whether every client keeps it for itself; None: no leaf."""
+    local_leaves: Callable[[str], bool] | None = None
+    """Path of a leaf -> whether every client keeps that leaf for itself; None: no leaf
+    is kept."""
     personal: "Personal | None" = None
+
+    @property
+    def changes_objective(self) -> bool:
+        """Whether clients minimise something else than without the rule."""
+        return self.wrap is not type(self)._field_defaults["wrap"]
 
 
 class Personal(NamedTuple):
     """A model that every client trains for itself beside its part of the plain one.
 
-    It starts as the first plain model, is trained on the same batches at the same
-    coordinates, and never leaves.
+    It starts as the first plain model, trains on the same batches at the same
+    coordinates, and never leaves the client.
     """
 
     wrap: Callable[[Objective], Objective]
-    """The client's objective -> the personal model's, in whose context `incoming` is
-    the plain model as it arrived."""
+    """The client's objective -> the objective of the personal model. In its context,
+    `incoming` is the plain model as it arrived."""
 
 
-class Sent(NamedTuple):
-    """What a client sends of its change d, or the sums of it over a cohort.
+class Upload(NamedTuple):
+    """What a client sends of its delta d, or the sum of uploads over a cohort.
 
-    Leaves that a client keeps for itself are 0, as are those of the plain model of
-    which its tier has a copy.
+    Leaves that a client keeps for itself are 0 in `num` and `den`. So are the leaves of
+    which the client's tier has a copy: these travel in `tiers`.
     """
 
     num: Params
@@ -462,92 +645,20 @@ class Sent(NamedTuple):
     den: Masks
     """b m."""
     tiers: Mapping[str, tuple[Array, Array]]
-    """{path: (w m d, b m)} of leaves of which tiers keep copies, [T, ...] each, 0 but
-    in the row of the client's tier."""
-
-
-class Population(NamedTuple):
-    """What everybody may know of a federation whose hospitals' data are protected."""
-
-    tier: Int[Array, "N"]
-    weight: Float[Array, "N"]
-    """In place of one that is normalised by who came: >= 0, 0 for hospitals that the
-    method leaves out."""
-    rate: float
-    """q, the probability with which each is in a cohort."""
-
-
-class Protection(NamedTuple):
-    """What stands between the clients' changes and the server's model."""
-
-    protect: Callable[[Array, PyTree, Cohort, Member, Sent, Array, Array], PyTree]
-    """(key, state, cohort, member, sent, weight, base) -> what reaches the server of
-    one client, which is summed over the cohort; sensitivity is fixed here. The key is
-    the round's; `sent` has w = b = 1; `member.valid` is False for a client that sends
-    nothing, and all its numbers are then 0."""
-    release: Callable[
-        [Array, PyTree, Cohort, Bool[Array, "K"], PyTree, Sent | None],
-        tuple[Sent, PyTree],
-    ]
-    """(key, state, cohort, who of it counts, sums, public) -> (what the server may see,
-    state). `public` is of the population: num the number of hospitals that hold a
-    coordinate, shaped as masks are, den q sum w m, what a cohort sends on average."""
-    init: Callable[[], PyTree] = tuple
-    """Its state before the first round (a clipping norm that adapts)."""
-    fold: Callable[[PyTree], PyTree] | None = None
-    """What `protect` gave of every client, [K, ...] a leaf -> what `release` is given
-    in place of their sum (a median); None: the sum, for which no stack is needed."""
-    entered: (
-        Callable[[PyTree, Cohort, Bool[Array, "K"], PyTree], Float[Array, "K"]] | None
-    ) = None
-    """(state, cohort, who of it counts, sums) -> what share of every client's change is
-    in the sums, 0 for none; None: all of those that count."""
-    hides_failure: bool = False
-    """Whether a client whose training failed, so that its change is not finite, sends
-    what one whose change is 0 does: that it failed follows from its records. The round
-    then looks alike whatever those are. False: it sends nothing."""
-    population: Population | None = None
-    """None: no public sums."""
-    weigh: (
-        Callable[
-            [Array, PyTree, Rule, PyTree, Cohort, Scores],
-            tuple[Float[Array, "K"], Float[Array, "K"], PyTree],
-        ]
-        | None
-    ) = None
-    """(key, state, rule, its state, cohort, scores) -> (weights w, bases b, the rule's
-    state), where what a rule may see of the cohort is restricted; None: the rule sees
-    the scores."""
-
-
-# ------------------------------------------------------------------------------- layout
-
-
-One = Callable[[Any, int | None], Any]
-"""(slot, tier) -> result of one client. The tier is the static one that all clients of
-a call share, whose sub-model is then sliced; None: clients of any tier, masked."""
-
-
-class Layout(NamedTuple):
-    """How a cohort is laid on the hardware; slots have [K, ...] leaves."""
-
-    stack: Callable[[One, Any], Any]
-    """Every client's result, [K, ...] a leaf."""
-    total: Callable[[One, Any], tuple[Any, Any]]
-    """`one` gives (addend, report): the addends' sum and the stacked reports."""
-    reason: str = ""
+    """{path: (w m d, b m)} of the leaves of which tiers keep copies: [T, ...] each, 0
+    except in the row of the client's tier."""
 
 
 # -------------------------------------------------------------------------------- state
 
 
-class Attendance(NamedTuple):
-    """What became of every hospital's changes so far."""
+class Participation(NamedTuple):
+    """What became of every client's deltas so far."""
 
-    came: Int[Array, "N"]
-    """Rounds in which it was to train."""
-    entered: Float[Array, "N"]
-    """Sum over them of the share of its change that entered the model."""
+    selected: Int[Array, "N"]
+    """Number of rounds in which the client was to train."""
+    accepted: Float[Array, "N"]
+    """Sum over these rounds of the share of its delta that entered the model."""
 
 
 @jax.tree_util.register_dataclass
@@ -561,14 +672,17 @@ class RunState:
     params: Params
     """The plain model."""
     server: optax.OptState
+    """State of the server optimiser."""
     rule: PyTree[Array]
+    """State of `Spec.rule`."""
     memory: PyTree[Array]
     """Per-client state, [N, ...] a leaf; None for methods without."""
-    private: dict[str, dict[str, Array]]
-    """Copies of private leaves and whose they are, see `fairjax.core.scopes`."""
+    leaf_copies: dict[str, dict[str, Array]]
+    """Copies of the leaves that are not shared, see `fairjax.core.scopes`."""
     personal: PyTree[Array]
     """Every client's personal model, [N, ...] a leaf; None for rules without."""
     protection: PyTree[Array]
-    """Of `Spec.protection`."""
-    attendance: Attendance
+    """State of `Spec.protection`."""
+    participation: Participation
     key: Key[Array, ""]
+    """The run key, from which every random number is derived."""

@@ -1,7 +1,7 @@
-"""Records that stay on the host: every round is given those of its cohort alone.
+"""Records that stay on the host; a round gets the records of its cohort alone.
 
-While one round computes, the records of the next are gathered and sent. A cohort
-follows from the run's key and the round, so nothing waits for a result.
+While a round computes, a thread gathers and sends the records of the next. This needs
+no result of the round, because a cohort follows from the run's key and the round.
 """
 
 from collections.abc import Callable
@@ -11,36 +11,38 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from fairjax.core.types import Cohort, Federation
+from fairjax.core.types import Cohort, FederatedData
 
 T = TypeVar("T")
 
 
-def rows(counts: Int[np.ndarray, "N"], slots: int) -> int:
-    """Records that a cohort of `slots` clients has at most."""
+def max_records(counts: Int[np.ndarray, "N"], slots: int) -> int:
+    """The most records that a cohort of `slots` clients can have."""
     return int(np.sort(counts)[::-1][:slots].sum())
 
 
-def block(data: Federation, cohort: Cohort, length: int) -> Federation:
-    """The federation with the records of a cohort's valid clients, and no others.
+def cohort_records(data: FederatedData, cohort: Cohort, length: int) -> FederatedData:
+    """The federation with only the records of a cohort's valid clients.
 
     Args:
-        data: the whole, with NumPy leaves.
-        cohort: whose records; concrete.
-        length: of the block, see `rows`; beyond the cohort's records it repeats
-            the first.
+        data: the whole federation, with NumPy leaves.
+        cohort: the cohort, with concrete arrays.
+        length: the records of the result, see `max_records`. Beyond the cohort's
+            records, the first record of the federation repeats.
 
     Returns:
-        A federation of the same N clients, of whom only the cohort's may be read.
+        A federation of the same N clients; only those of the cohort may be read.
     """
-    who = np.unique(np.asarray(cohort.client)[np.asarray(cohort.valid)])
+    clients = np.unique(np.asarray(cohort.client)[np.asarray(cohort.valid)])
     offset, count = np.asarray(data.offset), np.asarray(data.count)
     start = np.zeros_like(offset)
-    start[who] = np.cumsum(count[who]) - count[who]
+    start[clients] = np.cumsum(count[clients]) - count[clients]
     index = np.zeros(length, np.int64)
-    used = count[who].sum()
-    index[:used] = np.repeat(offset[who] - start[who], count[who]) + np.arange(used)
-    return Federation(
+    num_records = count[clients].sum()
+    index[:num_records] = np.repeat(
+        offset[clients] - start[clients], count[clients]
+    ) + np.arange(num_records)
+    return FederatedData(
         np.asarray(data.x)[index],
         np.asarray(data.y)[index],
         np.asarray(data.group)[index],
@@ -51,26 +53,26 @@ def block(data: Federation, cohort: Cohort, length: int) -> Federation:
     )
 
 
-class Feed(Generic[T]):
-    """`make(round)`, with the next round's made while this one's is in use.
+class Prefetcher(Generic[T]):
+    """Calls `make` for the next round while the records of this round are in use.
 
     Args:
-        make: rounds finished -> the records of the coming one, on the device.
-        last: rounds of the run; none is made for later ones.
+        make: rounds finished -> the records of the next round, on the device.
+        num_rounds: rounds of the run; no records are made beyond them.
     """
 
-    def __init__(self, make: Callable[[int], T], last: int):
-        self._make, self._last = make, last
+    def __init__(self, make: Callable[[int], T], num_rounds: int):
+        self._make, self._last = make, num_rounds
         self._worker = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[T]] | None = None
 
-    def __call__(self, finished: int) -> T:
-        """The records of the round after `finished` ones."""
-        if self._next is None or self._next[0] != finished:
-            self._next = finished, self._worker.submit(self._make, finished)
-        now = self._next[1].result()
+    def __call__(self, round_index: int) -> T:
+        """The records of the round after `round_index` rounds."""
+        if self._next is None or self._next[0] != round_index:
+            self._next = round_index, self._worker.submit(self._make, round_index)
+        records = self._next[1].result()
         self._next = None
-        if finished + 1 < self._last:
-            after = self._worker.submit(self._make, finished + 1)
-            self._next = finished + 1, after
-        return now
+        if round_index + 1 < self._last:
+            future = self._worker.submit(self._make, round_index + 1)
+            self._next = round_index + 1, future
+        return records

@@ -1,9 +1,10 @@
-"""Who owns which unit: partition laws as pure NumPy functions.
+"""The client of every unit: partition laws as pure NumPy functions.
 
-A unit is what must not be torn apart, a patient where the data name patients, else a
-record. A law draws once and is applied to every fixed split, so that a client's
-training and test records follow the same law. The same seed gives the same assignment
-on any machine.
+A unit is a patient if the data name patients, else a record; it belongs to one client.
+A law draws once and applies to every fixed split, so that a client's training and test
+records follow the same law. The same seed gives the same assignment on any machine.
+
+Shapes: U units, N clients, C classes, T tiers.
 """
 
 import numpy as np
@@ -12,17 +13,17 @@ from jaxtyping import Float, Int
 from fairjax.core import require
 
 REDRAWS = 100
-"""Draws of a Dirichlet partition before the assignment is repaired."""
+"""Draws of a Dirichlet partition before its assignment is repaired."""
 
 
 def natural(keys: np.ndarray) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
     """One client per value of a column, in sorted order.
 
     Args:
-        keys: client names, none of them empty.
+        keys: the client's name of every unit, none of them empty.
 
     Returns:
-        (client of every unit, client names).
+        The client of every unit, and the names of clients.
     """
     names, client = np.unique(keys, return_inverse=True)
     return client.astype(np.int32), tuple(str(name) for name in names)
@@ -31,10 +32,16 @@ def natural(keys: np.ndarray) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
 def iid(
     rng: np.random.Generator, split: Int[np.ndarray, "U"], clients: int
 ) -> Int[np.ndarray, "U"]:
-    """Every split shuffled and dealt into parts whose sizes differ by one at most."""
+    """Shuffles every split and divides it into parts of equal size, up to one unit.
+
+    Args:
+        rng: the source of draws.
+        split: the fixed split of every unit.
+        clients: N.
+    """
     owner = np.empty(len(split), np.int32)
-    for part in np.unique(split):
-        members = rng.permutation(np.flatnonzero(split == part))
+    for code in np.unique(split):
+        members = rng.permutation(np.flatnonzero(split == code))
         owner[members] = np.arange(len(members)) % clients
     return owner
 
@@ -47,58 +54,66 @@ def dirichlet(
     *,
     alpha: float,
     counts: Int[np.ndarray, "U"],
-    trains: np.ndarray,
+    is_train: np.ndarray,
     min_size: int,
-    kept: float = 1.0,
+    train_fraction: float = 1.0,
 ) -> tuple[Int[np.ndarray, "U"], tuple[str, ...]]:
-    """Class-wise Dirichlet label skew, disjoint.
+    """Disjoint Dirichlet label skew, class by class.
 
-    For every class c, p_c ~ Dir(alpha 1_N); client j gets the share p_cj of the units
-    of class c in every split, counts rounded by largest remainder. A draw that leaves a
-    client with fewer than `min_size` training records is drawn again, at most `REDRAWS`
-    times; then the last draw is repaired: the client with the most that can spare one
-    gives its smallest unit to the client with the fewest, until all have enough. Where
-    all labels are 0, sizes are skewed and contents iid: "quantity skew".
+        p_c ~ Dir(alpha 1_N) for every class c
+
+    Client j gets the share p_cj of the units of class c in every split, rounded by
+    `largest_remainder`. The partition is drawn again, at most `REDRAWS` times, while a
+    client has fewer than `min_size` training records. Then the last draw is repaired:
+    among the clients that can spare a unit, the largest gives its smallest unit to the
+    smallest client, until all have enough. If all labels are 0, sizes are skewed and
+    contents are iid: "quantity skew".
 
     Args:
         rng: the source of draws.
-        label: class of every unit.
-        split: fixed split of every unit.
+        label: the class of every unit.
+        split: the fixed split of every unit.
         clients: N.
-        alpha: concentration; small is skewed, large is iid.
+        alpha: the concentration; small values are skewed, large ones near iid.
         counts: records of every unit.
-        trains: True for units whose records count as training records.
-        min_size: training records that every client must get.
-        kept: the share of those records that a later cut leaves for training.
+        is_train: True for units whose records count as training records.
+        min_size: training records that every client gets at least.
+        train_fraction: the share of those records that a later cut leaves for training.
 
     Returns:
-        (client of every unit, notes on what had to be done).
+        The client of every unit, and notes on redraws and repairs.
 
-    Source: Yurochkin et al. 2019; Li et al. 2022 (NIID-Bench), of whom quantity skew is
-    too, without their balancing step, which changes the law.
+    Raises:
+        InputError: the clients cannot all have `min_size` training records.
+
+    Source: Yurochkin et al., "Bayesian nonparametric federated learning of neural
+    networks", ICML 2019, arXiv:1905.12022; Li et al., "Federated learning on non-IID
+    data silos: an experimental study" (NIID-Bench), ICDE 2022, arXiv:2102.02079, also
+    for quantity skew. Deviates: without the balancing step of their code, which changes
+    the law.
     """
     classes = int(label.max()) + 1
-    least = int(np.ceil(round(min_size / kept, 9)))
+    min_records = int(np.ceil(round(min_size / train_fraction, 9)))
     owner = np.zeros(len(label), np.int32)
     for attempt in range(REDRAWS):
         shares = rng.dirichlet(np.full(clients, alpha), classes)
-        owner = _allot(rng, label, split, shares)
+        owner = _allocate(rng, label, split, shares)
         sizes = np.bincount(
-            owner[trains], weights=counts[trains], minlength=clients
+            owner[is_train], weights=counts[is_train], minlength=clients
         ).astype(int)
-        if sizes.min() >= least:
-            redrawn = (f"partition drawn {attempt + 1} times",) if attempt else ()
-            return owner, redrawn
-    moved = _repair(owner, counts, trains, clients, least)
-    if moved is None:
+        if sizes.min() >= min_records:
+            notes = (f"partition drawn {attempt + 1} times",) if attempt else ()
+            return owner, notes
+    num_moved = _repair(owner, counts, is_train, clients, min_records)
+    if num_moved is None:
         require.fail(
             "data.partition.min_size",
             f"at most what {clients} hospitals can all have",
             min_size,
         )
     note = (
-        f"partition drawn {REDRAWS} times; then {moved} units moved from the largest "
-        f"hospitals so that all have {min_size} training records"
+        f"partition drawn {REDRAWS} times; then {num_moved} units moved from the "
+        f"largest hospitals so that all have {min_size} training records"
     )
     return owner, (note,)
 
@@ -108,29 +123,33 @@ def shards(
     label: Int[np.ndarray, "U"],
     split: Int[np.ndarray, "U"],
     clients: int,
-    each: int,
+    shards_per_client: int,
 ) -> Int[np.ndarray, "U"]:
-    """Units in order of their class, cut into shards of which every client gets some.
+    """Sorts units by class, cuts them into shards, and gives every client some shards.
 
-    There are N times `each` shards in every split; their sizes differ by one at most,
-    so that no unit is left over. Shard number s of every split goes to the same client.
+    Every split is cut into N times `shards_per_client` shards. Their sizes differ by at
+    most one, so no unit is left over. Shard number s of every split goes to the same
+    client.
 
     Args:
         rng: the source of draws.
-        label: class of every unit.
-        split: fixed split of every unit.
+        label: the class of every unit.
+        split: the fixed split of every unit.
         clients: N.
-        each: shards of a client.
+        shards_per_client: shards of a client.
 
-    Source: McMahan et al. 2017, section 3: 2 shards each.
+    Source: McMahan et al., "Communication-efficient learning of deep networks from
+    decentralized data", AISTATS 2017, arXiv:1602.05629, section 3, with 2 shards each.
     """
     owner = np.empty(len(label), np.int32)
-    dealt = rng.permutation(clients * each) % clients
-    for part in np.unique(split):
-        members = rng.permutation(np.flatnonzero(split == part))
+    shard_owner = rng.permutation(clients * shards_per_client) % clients
+    for code in np.unique(split):
+        members = rng.permutation(np.flatnonzero(split == code))
         members = members[np.argsort(label[members], kind="stable")]
-        for who, shard in zip(dealt, np.array_split(members, len(dealt)), strict=True):
-            owner[shard] = who
+        for client, shard in zip(
+            shard_owner, np.array_split(members, len(shard_owner)), strict=True
+        ):
+            owner[shard] = client
     return owner
 
 
@@ -139,42 +158,51 @@ def pathological(
     label: Int[np.ndarray, "U"],
     split: Int[np.ndarray, "U"],
     clients: int,
-    each: int,
+    classes_per_client: int,
 ) -> Int[np.ndarray, "U"]:
-    """Every client has `each` classes, and shares each with the others that have it.
+    """Gives every client `classes_per_client` classes.
 
-    Client j has class j mod C and others drawn at random; units of a class are dealt
-    evenly to its clients. Where N < C, the classes that nobody has yet are drawn first,
-    so that no unit is left over.
+    Client j has class j mod C and other classes drawn at random. The clients that have
+    a class share its units evenly. Classes that no client has yet are drawn first, so
+    that no unit is left over if N < C.
 
     Args:
         rng: the source of draws.
-        label: class of every unit.
-        split: fixed split of every unit.
+        label: the class of every unit.
+        split: the fixed split of every unit.
         clients: N.
-        each: classes of a client.
+        classes_per_client: classes of a client.
 
     Raises:
-        InputError: more classes each than there are, or too few to have them all.
+        InputError: `classes_per_client` is more than C, or too few for the clients to
+            have all classes.
 
-    Source: "#C = k" of Li et al. 2022 (NIID-Bench), whose classes that nobody draws are
-    lost.
+    Source: "#C = k" of Li et al., "Federated learning on non-IID data silos: an
+    experimental study" (NIID-Bench), ICDE 2022, arXiv:2102.02079. Deviates: their code
+    loses the classes that no client draws.
     """
     classes = int(label.max()) + 1
-    where = "data.partition.classes"
-    if each > classes:
-        require.fail(where, f"at most the {classes} that there are", each)
-    if clients * each < classes:
-        what = f"at least {-(-classes // clients)} for {clients} hospitals to have all"
-        require.fail(where, f"{what} {classes}", each)
-    has = np.zeros((classes, clients), bool)
-    has[np.arange(clients) % classes, np.arange(clients)] = True
+    field = "data.partition.classes"
+    if classes_per_client > classes:
+        require.fail(field, f"at most the {classes} that there are", classes_per_client)
+    if clients * classes_per_client < classes:
+        requirement = (
+            f"at least {-(-classes // clients)} for {clients} hospitals to have all"
+        )
+        require.fail(field, f"{requirement} {classes}", classes_per_client)
+    has_class = np.zeros((classes, clients), bool)
+    has_class[np.arange(clients) % classes, np.arange(clients)] = True
     for client in rng.permutation(clients):
-        others = rng.permutation(np.flatnonzero(~has[:, client]))
-        nobodys = others[~has[others].any(axis=1)]
-        drawn = [*nobodys, *np.setdiff1d(others, nobodys, assume_unique=True)]
-        has[drawn[: each - 1], client] = True
-    return _allot(rng, label, split, has / has.sum(axis=1, keepdims=True))
+        candidates = rng.permutation(np.flatnonzero(~has_class[:, client]))
+        new_classes = candidates[~has_class[candidates].any(axis=1)]
+        order = [
+            *new_classes,
+            *np.setdiff1d(candidates, new_classes, assume_unique=True),
+        ]
+        has_class[order[: classes_per_client - 1], client] = True
+    return _allocate(
+        rng, label, split, has_class / has_class.sum(axis=1, keepdims=True)
+    )
 
 
 def dirichlet_overlap(
@@ -185,25 +213,36 @@ def dirichlet_overlap(
     *,
     alpha: float,
 ) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
-    """Label skew by client in which clients share units: no partition.
+    """Label skew by client in which clients share units, so it is no partition.
 
-    Client j has floor(U / N) units of a split, by q_j ~ Dir(alpha 1_C) over classes:
-    floor(q_jc n) of class c, what is left of the last class, each drawn from all units
-    of the class, whoever else has them; fewer where the class has no more. Units may be
-    nobody's.
+        q_j ~ Dir(alpha 1_C),  n = floor(U / N)
+
+    Client j draws floor(q_jc n) units of every class c but the last in every split of U
+    units, and the rest of its n units from the last class. It draws from all units of a
+    class, whichever other clients have them, and gets fewer if the class has no more.
+    A unit may belong to no client.
+
+    Args:
+        rng: the source of draws.
+        label: the class of every unit.
+        split: the fixed split of every unit.
+        clients: N.
+        alpha: the concentration; small values are skewed, large ones near iid.
 
     Returns:
-        (units, client of each), a unit once for every client that has it.
+        The units and the client of each [M]; a unit occurs once for every client that
+        has it.
 
-    Source: the released code of DynamicFL (Zhang et al. 2025), whose figures rest on
-    it, with a generator that is seeded. For comparison with them alone: `dirichlet` is
-    the disjoint law.
+    Source: the released code of DynamicFL (Zhang et al. 2025, see
+    `submodels.dynamicfl`), on which its figures rest. Deviates: the generator is
+    seeded. Use this law for comparison with those figures alone; `dirichlet` is the
+    disjoint law.
     """
     classes = int(label.max()) + 1
     shares = rng.dirichlet(np.full(classes, alpha), clients)
     units, owner = [], []
-    for part in np.unique(split):
-        pools = [np.flatnonzero((split == part) & (label == c)) for c in range(classes)]
+    for code in np.unique(split):
+        pools = [np.flatnonzero((split == code) & (label == c)) for c in range(classes)]
         size = sum(map(len, pools)) // clients
         for client, share in enumerate(shares):
             counts = np.floor(share * size).astype(int)
@@ -214,16 +253,17 @@ def dirichlet_overlap(
     return np.concatenate(units), np.concatenate(owner)
 
 
-def _allot(
+def _allocate(
     rng: np.random.Generator,
     label: Int[np.ndarray, "U"],
     split: Int[np.ndarray, "U"],
     shares: Float[np.ndarray, "C N"],
 ) -> Int[np.ndarray, "U"]:
+    """The client of every unit, by the share of every class that a client gets."""
     owner = np.empty(len(label), np.int32)
-    for part in np.unique(split):
+    for code in np.unique(split):
         for c, share in enumerate(shares):
-            members = np.flatnonzero((split == part) & (label == c))
+            members = np.flatnonzero((split == code) & (label == c))
             counts = largest_remainder(share, len(members))
             owner[rng.permutation(members)] = np.repeat(np.arange(len(share)), counts)
     return owner
@@ -232,70 +272,79 @@ def _allot(
 def _repair(
     owner: Int[np.ndarray, "U"],
     counts: Int[np.ndarray, "U"],
-    trains: np.ndarray,
+    is_train: np.ndarray,
     clients: int,
-    least: int,
+    min_records: int,
 ) -> int | None:
     """Moves training units, in place, from the largest client to the smallest.
 
-    Returns how many, or None if no client can spare one before all have `least`.
+    Returns:
+        The number of moved units, or None if no client can spare a unit before all have
+        `min_records`.
     """
-    sizes = np.bincount(owner[trains], weights=counts[trains], minlength=clients)
-    moved = 0
-    while sizes.min() < least:
-        spare = np.flatnonzero(trains & (sizes[owner] - counts >= least))
-        if not len(spare):
+    sizes = np.bincount(owner[is_train], weights=counts[is_train], minlength=clients)
+    num_moved = 0
+    while sizes.min() < min_records:
+        spare_units = np.flatnonzero(is_train & (sizes[owner] - counts >= min_records))
+        if not len(spare_units):
             return None
-        givers = owner[spare]
-        poor, rich = int(sizes.argmin()), int(givers[sizes[givers].argmax()])
-        of_rich = spare[givers == rich]
-        unit = of_rich[counts[of_rich].argmin()]
-        owner[unit] = poor
-        sizes[rich] -= counts[unit]
-        sizes[poor] += counts[unit]
-        moved += 1
-    return moved
+        spare_owner = owner[spare_units]
+        recipient, donor = (
+            int(sizes.argmin()),
+            int(spare_owner[sizes[spare_owner].argmax()]),
+        )
+        candidates = spare_units[spare_owner == donor]
+        unit = candidates[counts[candidates].argmin()]
+        owner[unit] = recipient
+        sizes[donor] -= counts[unit]
+        sizes[recipient] += counts[unit]
+        num_moved += 1
+    return num_moved
 
 
 def largest_remainder(
-    share: Float[np.ndarray, "n"], total: int
+    proportions: Float[np.ndarray, "n"], total: int
 ) -> Int[np.ndarray, "n"]:
-    """Whole numbers in proportion to `share` that add up to `total`.
+    """Whole numbers in proportion to `proportions` that add up to `total`.
 
-    Every part gets the floor of its quota; what is left goes to the largest remainders,
-    ties to the first.
+    Every entry gets the floor of its quota. The rest goes to the largest remainders,
+    and ties go to the first entries.
+
+    Args:
+        proportions: non-negative numbers, not all 0.
+        total: the sum of the result.
     """
-    quota = np.asarray(share, float) / np.sum(share) * total
+    quota = np.asarray(proportions, float) / np.sum(proportions) * total
     counts = np.floor(quota).astype(int)
     order = np.argsort(counts - quota, kind="stable")
     counts[order[: total - counts.sum()]] += 1
     return counts
 
 
-def per_tier(share: Float[np.ndarray, "T"], total: int) -> Int[np.ndarray, "T"]:
-    """Places of every tier, smallest tier first: the richest one is never empty.
+def tier_sizes(proportions: Float[np.ndarray, "T"], total: int) -> Int[np.ndarray, "T"]:
+    """Places of every tier, smallest tier first; the richest tier is never empty.
 
-    As `largest_remainder`, but that no tier with a share is left without a place while
-    another has two. Where there are fewer places than tiers with a share, ties go to
-    the richer tiers, and the richest has a place whatever its share: somebody then
-    holds the whole model.
+    The places follow `largest_remainder` with two changes. A tier with a share has a
+    place as long as another tier has two. If there are fewer places than tiers with a
+    share, ties go to the richer tiers, and the richest of them has a place whatever its
+    share, so that some client has the whole model.
 
     Args:
-        share: of every tier, as a ratio, some above 0.
+        proportions: the share of every tier as a ratio; at least one is above 0.
         total: places, at least 1.
     """
-    share = np.asarray(share, float)
-    wanted = np.flatnonzero(share)
-    few = total < len(wanted)
-    turn = slice(None, None, -1 if few else 1)
-    counts = largest_remainder(share[turn], total)[turn].copy()
-    quota = share / share.sum() * total
-    for tier in wanted[::-1]:
+    proportions = np.asarray(proportions, float)
+    active_tiers = np.flatnonzero(proportions)
+    is_scarce = total < len(active_tiers)
+    direction = slice(None, None, -1 if is_scarce else 1)
+    counts = largest_remainder(proportions[direction], total)[direction].copy()
+    quota = proportions / proportions.sum() * total
+    for tier in active_tiers[::-1]:
         if counts[tier] == 0 and counts.max() > 1:
             counts[counts.argmax()] -= 1
             counts[tier] += 1
-        elif counts[tier] == 0 and tier == wanted[-1]:
-            # Of those with a place, who is furthest above its quota.
+        elif counts[tier] == 0 and tier == active_tiers[-1]:
+            # The tier with a place that is furthest above its quota gives it up.
             counts[np.where(counts > 0, counts - quota, -np.inf).argmax()] -= 1
             counts[tier] += 1
     return counts

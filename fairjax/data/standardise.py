@@ -1,4 +1,4 @@
-"""Inputs as models take them: standardised by what training records are like."""
+"""Standardised inputs of models, by the moments of training records."""
 
 import functools
 
@@ -9,60 +9,72 @@ from fairjax.data.pixels import Pixels
 from fairjax.data.table import TRAIN, Table
 
 
-def standardised(
+def fit_transform(
     table: Table,
     owner: Int[np.ndarray, "E"],
     split: Int[np.ndarray, "E"],
     clients: int,
     normalise: str,
 ) -> tuple[Float[np.ndarray, "E ..."], Pixels | None]:
-    """Imputed and standardised float32 inputs: images by channel, tables by column.
+    """Imputes and standardises inputs: images by channel, tables by column.
+
+        x' = (x - mean) / deviation,
+
+    where x is divided by `table.scale` first if it holds bytes.
 
     Args:
-        table: E records.
-        owner: client of every record.
-        split: of every record; training records alone decide.
+        table: the E records.
+        owner: the client of every record.
+        split: the split of every record; moments come from training records alone.
         clients: N.
-        normalise: "pooled", by all training records; "client", by those of each client;
-            "none", by nothing. What is missing takes the mean that would be taken away,
-            under "none" the pooled one.
+        normalise: whose moments are used: "pooled", those of all training records;
+            "client", those of each client; "none", mean 0 and deviation 1. A missing
+            value takes the mean of these moments, with "none" the pooled mean.
 
     Returns:
-        (inputs, how bytes become them; None for other inputs, and by client).
+        The float32 inputs [E, ...], and the line from bytes to inputs. The line is None
+        for other inputs, and with "client".
+
+    Edge cases:
+        A constant column has deviation 1. A column that a client never measured takes
+        the pooled moments, and one without any value has mean 0.
     """
-    x, train = table.x, split == TRAIN
-    neutral = np.zeros(x.shape[-1], np.float32), np.ones(x.shape[-1], np.float32)
-    bytes_ = x.dtype == np.uint8
+    x, is_train = table.x, split == TRAIN
+    identity_moments = (
+        np.zeros(x.shape[-1], np.float32),
+        np.ones(x.shape[-1], np.float32),
+    )
+    is_uint8 = x.dtype == np.uint8
     moments = functools.partial(_moments_of_bytes, scale=table.scale)
-    written = functools.partial(_write_bytes, scale=table.scale)
-    if not bytes_:
-        x, moments, written = x.astype(np.float32), _moments, _write
-    pooled = moments(x[train], neutral)
+    transform = functools.partial(_transform_bytes, scale=table.scale)
+    if not is_uint8:
+        x, moments, transform = x.astype(np.float32), _moments, _transform
+    pooled_moments = moments(x[is_train], identity_moments)
     if normalise == "client":
         out = np.empty(x.shape, np.float32)
         for client in range(clients):
-            mine = owner == client
-            own = moments(x[mine & train], pooled)
-            out[mine] = written(x[mine], own[0], *own)
+            in_client = owner == client
+            client_moments = moments(x[in_client & is_train], pooled_moments)
+            out[in_client] = transform(x[in_client], client_moments[0], *client_moments)
         return out, None
-    mean, deviation = pooled if normalise == "pooled" else neutral
-    out = written(x, pooled[0], mean, deviation)
+    mean, deviation = pooled_moments if normalise == "pooled" else identity_moments
+    out = transform(x, pooled_moments[0], mean, deviation)
     step = 1 / (np.float32(table.scale) * deviation)
-    return out, Pixels(-mean / deviation, step) if bytes_ else None
+    return out, Pixels(-mean / deviation, step) if is_uint8 else None
 
 
-def _write(
+def _transform(
     x: Float[np.ndarray, "n ..."],
     missing: np.ndarray,
     mean: np.ndarray,
     deviation: np.ndarray,
 ) -> Float[np.ndarray, "n ..."]:
-    """(x - mean) / deviation, with `missing` where nothing is known."""
-    known = np.where(np.isnan(x), missing, x)
-    return ((known - mean) / deviation).astype(np.float32)
+    """(x - mean) / deviation, with `missing` in place of NaN."""
+    values = np.where(np.isnan(x), missing, x)
+    return ((values - mean) / deviation).astype(np.float32)
 
 
-def _write_bytes(
+def _transform_bytes(
     x: UInt8[np.ndarray, "n ..."],
     missing: np.ndarray,
     mean: np.ndarray,
@@ -70,8 +82,8 @@ def _write_bytes(
     *,
     scale: float,
 ) -> Float[np.ndarray, "n ..."]:
-    """The same of x / scale: looked up, so that no more than the result is held."""
-    levels = _write(
+    """`_transform` of x / scale by look-up, which allocates the result alone."""
+    levels = _transform(
         np.arange(256)[:, None] / np.float32(scale), missing, mean, deviation
     )
     out = np.empty(x.shape, np.float32)
@@ -83,13 +95,13 @@ def _write_bytes(
 def _moments(
     x: Float[np.ndarray, "n ..."], fallback: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation over all but the last axis.
+    """The mean and deviation over all axes but the last.
 
-    A column without a value takes the fallback; a constant one has deviation 1.
+    A column without a value takes the fallback, and a constant column has deviation 1.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    known = ~np.isnan(rows)
-    return _weighted(np.where(known, rows, 0), known, fallback)
+    has_value = ~np.isnan(rows)
+    return _weighted_moments(np.where(has_value, rows, 0), has_value, fallback)
 
 
 def _moments_of_bytes(
@@ -98,7 +110,7 @@ def _moments_of_bytes(
     *,
     scale: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of x / scale, from how often a channel has every byte."""
+    """`_moments` of x / scale, from the counts of every byte in a channel."""
     counts = np.zeros((256, x.shape[-1]), np.int64)
     for image in x:
         for channel in range(x.shape[-1]):
@@ -106,21 +118,21 @@ def _moments_of_bytes(
                 image[..., channel].ravel(), minlength=256
             )
     value = np.broadcast_to(np.arange(256)[:, None] / scale, counts.shape)
-    return _weighted(value, counts, fallback)
+    return _weighted_moments(value, counts, fallback)
 
 
-def _weighted(
+def _weighted_moments(
     values: Float[np.ndarray, "v I"],
-    times: np.ndarray,
+    weights: np.ndarray,
     fallback: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of values that occur so many times each, see `_moments`."""
-    count = times.sum(0)
-    mean = (times * values).sum(0) / np.maximum(count, 1)
-    spread = (times * (values - mean) ** 2).sum(0)
-    deviation = np.sqrt(spread / np.maximum(count, 1))
+    """The mean and deviation of values that occur `weights` times, see `_moments`."""
+    count = weights.sum(0)
+    mean = (weights * values).sum(0) / np.maximum(count, 1)
+    sum_squares = (weights * (values - mean) ** 2).sum(0)
+    deviation = np.sqrt(sum_squares / np.maximum(count, 1))
     mean = np.where(count > 0, mean, fallback[0])
     deviation = np.where(count > 0, deviation, fallback[1])
-    # The rounding of a constant in float32 is no spread either.
+    # Rounding makes a constant vary in float32.
     constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
     return mean.astype(np.float32), np.where(constant, 1, deviation).astype(np.float32)

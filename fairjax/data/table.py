@@ -1,4 +1,4 @@
-"""One data set on the host, before it becomes a federation."""
+"""A data set on the host, before it becomes a federation."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,13 +12,13 @@ TRAIN, VAL, TEST = range(3)
 FREE = -1
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
 MOST_RECORDS = 2**31 - 1
-"""Numbers of records are int32 on a device."""
+"""Record indices are int32 on a device."""
 MOST_CLASSES = 1000
-"""Every hospital's book has an entry per class."""
+"""The summary of every client has an entry per class."""
 
 
 class Attribute(NamedTuple):
-    """What patients are grouped by: sex, an age band, ..."""
+    """An attribute by which patients are grouped: sex, an age band, ..."""
 
     name: str
     values: tuple[str, ...]
@@ -26,10 +26,16 @@ class Attribute(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Records as NumPy arrays with what is known of their origin.
+    """The records of a data set as NumPy arrays, with their origin.
 
-    Columns of names are arrays of str, "" where unknown, or None where the data set has
-    no such column.
+    Columns of names are arrays of str, "" where unknown. They are None if the data set
+    has no such column.
+
+    Shapes: E records, F features, A attributes.
+
+    Raises:
+        InputError: no record, too many records or classes, columns of different
+            lengths, or a label or group index out of range.
     """
 
     name: str
@@ -37,22 +43,22 @@ class Table:
     """Features, NaN where missing, or uint8 images."""
     y: Int[np.ndarray, "E"]
     split: Int8[np.ndarray, "E"]
-    """TRAIN, VAL or TEST where the data set fixes it, else FREE."""
+    """TRAIN, VAL or TEST if the data set fixes the split, else FREE."""
     classes: tuple[str, ...]
-    """Of two, the second is the positive one unless `positive` names the first."""
+    """The second of two classes is positive unless `positive` names the first."""
     source: str
-    """Citation and licence, one line."""
+    """Citation and licence in one line."""
     client: np.ndarray | None = None
     patient: np.ndarray | None = None
     group: Int[np.ndarray, "E A"] | None = None
-    """Index of every record's value in `groups[a].values`, -1 where unknown."""
+    """The index of every record's value in `groups[a].values`, -1 where unknown."""
     groups: tuple[Attribute, ...] = ()
     features: tuple[str, ...] = ()
     scale: float = 1.0
-    """Pixels are divided by it."""
+    """The divisor of pixels."""
     notes: tuple[str, ...] = ()
     positive: str | None = None
-    """Of two classes, where it is not the second."""
+    """The positive one of two classes, if it is not the second."""
 
     def __post_init__(self) -> None:
         rows = len(self.x)
@@ -90,7 +96,7 @@ class Table:
                 )
 
     def rows(self, index: np.ndarray) -> "Table":
-        """The records of an index or a boolean mask."""
+        """The table with the records of an index array or a boolean mask."""
         columns = {
             field: column[index]
             for field in ("x", "y", "split", "client", "patient", "group")

@@ -1,1 +1,1 @@
-"""Models as they are handed out, and those that hospitals keep to themselves."""
+"""Evaluation of deployed sub-models and of personalised models."""

@@ -1,4 +1,4 @@
-"""Models as they are deployed: logits of the full model and of every tier's own."""
+"""Models as they are deployed: logits of the full model and of tiers' sub-models."""
 
 import functools
 
@@ -7,168 +7,183 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from fairjax import metrics
-from fairjax.core import client, rng, round, scopes
+from fairjax.core import inference, rng, scopes
+from fairjax.core.problem import LocalProblem
 from fairjax.core.rng import Role
-from fairjax.core.types import Federation, Kept, Member, Moments, Params, RunState
+from fairjax.core.spec import Spec
+from fairjax.core.types import (
+    ClientView,
+    FederatedData,
+    Moments,
+    Params,
+    RunState,
+    Submodel,
+)
 
 
 def calibrate(
     params: Params,
-    kept: Kept,
-    data: Federation,
+    submodel: Submodel,
+    data: FederatedData,
     where: Bool[Array, "M"],
     *,
-    local: client.Local,
+    local: LocalProblem,
     clients: Int[Array, "M"] | None = None,
-    per_client: int = 256,
+    records_per_client: int = 256,
 ) -> PyTree[Moments] | None:
     """Moments for a sub-model's batch norms, pooled over clients' training records.
 
     Every client runs the sub-model in training mode over batches of its first
-    `per_client` records and sends, per norm, n, sum x and sum x^2; only the sums over
-    clients are used:
+    `records_per_client` records and sends n, sum x and sum x^2 per norm. Only the sums
+    over clients are used:
 
         mean = sum n_b mean_b / sum n_b,   var = sum n_b (var_b + mean_b^2) / sum n_b
                - mean^2.
 
     Args:
         params: the plain model.
-        kept: the sub-model.
+        submodel: the sub-model.
         data: the training split.
-        where: the clients that count.
+        where: which of `clients` count.
         local: the local problem.
-        clients: whom `where` speaks of; None: everybody.
-        per_client: records that a client uses at most.
+        clients: the clients to pool over; None: all.
+        records_per_client: most records that a client uses.
 
     Returns:
         The moments that `Model.apply` takes; None for a model without batch norm.
 
-    Source: static batch normalisation of HeteroFL (Diao et al. 2021), which runs over
-    all records; the bound is ours.
+    Source: the static batch normalisation of HeteroFL, Diao, Ding and Tarokh, ICLR
+    2021, arXiv:2010.01264, which runs over all records; the bound is ours.
     """
     records = jax.tree.map(jnp.asarray, data)
-    params = client.held(local.method, params, kept)
-    longest = min(local.plan.longest, per_client)
-    size = min(longest, 64)
+    params = inference.masked_params(local.method, params, submodel)
+    max_records = min(local.schedule.max_records, records_per_client)
+    size = min(max_records, 64)
     row = jnp.arange(size, dtype=jnp.int32)
 
-    def measure(index: Array, valid: Array) -> PyTree[Moments]:
-        outputs = client.apply_kept(
-            local.model, params, records.x[index], kept, train=True, where=valid
+    def batch_moments(index: Array, valid: Array) -> PyTree[Moments]:
+        outputs = inference.apply_submodel(
+            local.model, params, records.x[index], submodel, train=True, where=valid
         )
         return outputs.stats
 
-    shape = jax.eval_shape(measure, row, row >= 0)
+    shape = jax.eval_shape(batch_moments, row, row >= 0)
     if shape is None:
         return None
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
 
-    def add(sums: PyTree[Moments], at: tuple[Array, Array, Array]):
-        who, counts, start = at
-        valid = (start + row < jnp.minimum(records.count[who], longest)) & counts
-        index = records.offset[who] + jnp.where(valid, start + row, 0)
-        new = measure(index, valid)
-
-        def one(total: Moments, batch: Moments) -> Moments:
-            # Sums of n, n x and n x^2 travel in the places of the moments.
-            count = batch.count * jnp.any(valid).astype(batch.count.dtype)
-            square = batch.var + batch.mean**2
-            return Moments(
-                total.count + count,
-                total.mean + count * batch.mean,
-                total.var + count * square,
-            )
-
-        return jax.tree.map(one, sums, new, is_leaf=_is_moments), None
+    def add(sums: PyTree[Moments], chunk: tuple[Array, Array, Array]):
+        client_id, is_included, start = chunk
+        valid = (
+            start + row < jnp.minimum(records.count[client_id], max_records)
+        ) & is_included
+        index = records.offset[client_id] + jnp.where(valid, start + row, 0)
+        moments = batch_moments(index, valid)
+        add_batch = functools.partial(_add_moments, valid=valid)
+        return jax.tree.map(add_batch, sums, moments, is_leaf=_is_moments), None
 
     if clients is None:
         clients = jnp.arange(records.count.shape[0], dtype=jnp.int32)
-    who, starts = jnp.meshgrid(
+    client_row, starts = jnp.meshgrid(
         jnp.arange(clients.shape[0], dtype=jnp.int32),
-        jnp.arange(-(-longest // size), dtype=jnp.int32) * size,
+        jnp.arange(-(-max_records // size), dtype=jnp.int32) * size,
         indexing="ij",
     )
-    at = clients[who.ravel()], where[who.ravel()], starts.ravel()
-    sums, _ = jax.lax.scan(add, zero, at)
+    chunks = clients[client_row.ravel()], where[client_row.ravel()], starts.ravel()
+    sums, _ = jax.lax.scan(add, zeros, chunks)
+    return jax.tree.map(_from_sums, sums, is_leaf=_is_moments)
 
-    def close(total: Moments) -> Moments:
-        count = jnp.maximum(total.count, 1)
-        mean = total.mean / count
-        return Moments(total.count, mean, jnp.maximum(total.var / count - mean**2, 0))
 
-    return jax.tree.map(close, sums, is_leaf=_is_moments)
+def _add_moments(total: Moments, batch: Moments, valid: Bool[Array, "B"]) -> Moments:
+    """The sums n, sum x and sum x^2 in the fields of `Moments`, with a batch added."""
+    count = batch.count * jnp.any(valid).astype(batch.count.dtype)
+    square = batch.var + batch.mean**2
+    return Moments(
+        total.count + count,
+        total.mean + count * batch.mean,
+        total.var + count * square,
+    )
+
+
+def _from_sums(total: Moments) -> Moments:
+    """Moments from the sums of `_add_moments`."""
+    count = jnp.maximum(total.count, 1)
+    mean = total.mean / count
+    return Moments(total.count, mean, jnp.maximum(total.var / count - mean**2, 0))
 
 
 def _is_moments(node: object) -> bool:
     return isinstance(node, Moments)
 
 
-def answers(
+def predict(
     state: RunState,
     x: PyTree[Num[Array, "..."]],
-    train: Federation,
+    train: FederatedData,
     tiers: Int[Array, "N"],
-    representatives: Member,
+    representatives: ClientView,
     *,
-    spec: round.Spec,
+    spec: Spec,
 ) -> tuple[PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]]:
     """Logits of the full model and of every tier's own sub-model.
 
-    Where tiers keep leaves to themselves, the full model is the richest tier's.
+    If tiers keep copies of leaves, the full model is the richest tier's.
 
     Args:
-        state: the run.
-        x: inputs [E, ...], in as many blocks as wanted.
+        state: the state of the run.
+        x: inputs [E, ...], in any number of blocks.
         train: the training split, for the moments of batch norms.
         tiers: budget tier of every client.
-        representatives: one client of every tier, [T] a leaf; its units stand for the
-            tier's where a method draws them per client.
+        representatives: one client of every tier, [T] a leaf; its sub-model represents
+            the tier if a method draws sub-models per client.
         spec: what a round does.
 
     Returns:
         (full model, sub-models): [E, C] and [T, E, C] for every block of `x`.
     """
     local = spec.local
-    units_key = rng.at(state.key, Role.UNITS, state.round)
-    everyone = jnp.ones(tiers.shape, bool)
+    submodel_key = rng.fold_in(state.key, Role.UNITS, state.round)
+    all_clients = jnp.ones(tiers.shape, bool)
 
-    def run(params: Params, kept: Kept, whose: Array) -> PyTree[Array]:
+    def model_logits(params: Params, submodel: Submodel, where: Array) -> PyTree[Array]:
         stats = None
         if local.moments != "batch":
-            stats = calibrate(params, kept, train, whose, local=local)
+            stats = calibrate(params, submodel, train, where, local=local)
 
         def apply(params: Params, x: Array) -> Array:
-            return client.answer(local, params, x, kept, stats=stats)
+            return inference.predict(local, params, x, submodel, stats=stats)
 
         return jax.tree.map(lambda x: metrics.logits_of(params, x, apply=apply), x)
 
-    def own(member: Member) -> PyTree[Array]:
-        params = scopes.gather(state.private, state.params, member)
-        kept = local.method.units(units_key, state.round, params, member)
-        whose = everyone
+    def tier_logits(client_view: ClientView) -> PyTree[Array]:
+        params = scopes.gather(state.leaf_copies, state.params, client_view)
+        submodel = local.method.submodel(submodel_key, state.round, params, client_view)
+        where = all_clients
         if local.moments == "per_tier":
-            whose = tiers == member.tier
-        return run(params, kept, whose)
+            where = tiers == client_view.tier
+        return model_logits(params, submodel, where)
 
-    full = scopes.whole(state.private, state.params)
-    return run(full, Kept(), everyone), jax.lax.map(own, representatives)
+    full_params = scopes.top_tier_model(state.leaf_copies, state.params)
+    return model_logits(full_params, Submodel(), all_clients), jax.lax.map(
+        tier_logits, representatives
+    )
 
 
 def evaluate(
     state: RunState,
-    data: Federation,
-    train: Federation,
+    data: FederatedData,
+    train: FederatedData,
     tiers: Int[Array, "N"],
-    representatives: Member,
+    representatives: ClientView,
     *,
-    spec: round.Spec,
+    spec: Spec,
 ) -> tuple[metrics.Evaluation, metrics.Evaluation]:
     """The full model and every tier's own sub-model on one split.
 
     Args:
-        state: the run.
+        state: the state of the run.
         data: the split.
-        train: see `answers`, as the rest.
+        train: the training split, for the moments of batch norms.
         tiers: budget tier of every client.
         representatives: one client of every tier, [T] a leaf.
         spec: what a round does.
@@ -177,6 +192,8 @@ def evaluate(
         (full model, sub-models with [T, ...] a leaf).
     """
     x = jnp.asarray(data.x)
-    full, own = answers(state, x, train, tiers, representatives, spec=spec)
-    judge = functools.partial(metrics.evaluation_of, data=data)
-    return judge(full), jax.lax.map(judge, own)
+    full_logits, tier_logits = predict(
+        state, x, train, tiers, representatives, spec=spec
+    )
+    evaluate_logits = functools.partial(metrics.evaluation_of, data=data)
+    return evaluate_logits(full_logits), jax.lax.map(evaluate_logits, tier_logits)

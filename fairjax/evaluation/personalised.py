@@ -1,7 +1,7 @@
-"""What a hospital has for itself: a personal model, the plain one tuned, or its own.
+"""Models per client: personal models, fine-tuned plain models and local models.
 
-Each is a model per hospital, which answers on that hospital's records only; batch norms
-use moments of its own training records.
+Each client's model is evaluated on that client's records alone, and its batch norms use
+moments of that client's training records.
 """
 
 from collections.abc import Callable
@@ -12,200 +12,221 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from fairjax import metrics
-from fairjax.core import client, rng, round, scopes
+from fairjax.core import client, inference, rng, scopes
+from fairjax.core.problem import ClientInfo
+from fairjax.core.protocols import Layout
 from fairjax.core.rng import Role
+from fairjax.core.spec import Spec
 from fairjax.core.types import (
-    Examples,
-    Federation,
-    Kept,
-    Layout,
+    ClientData,
+    ClientView,
+    FederatedData,
     Masks,
-    Member,
     Params,
     RunState,
+    Submodel,
 )
 from fairjax.evaluation import deployed
 
-Own = Callable[[Member], tuple[Params, Kept]]
-"""member -> the hospital's own model, and what is kept of it."""
+ClientModelFn = Callable[[ClientView], tuple[Params, Submodel]]
+"""Client -> (parameters of its model, its sub-model)."""
 
 
-def answers(
-    own: Own,
-    data: Federation,
-    train: Federation,
-    members: Member,
+def predict(
+    client_model: ClientModelFn,
+    data: FederatedData,
+    train: FederatedData,
+    members: ClientView,
     *,
-    spec: round.Spec,
-    longest: int,
+    spec: Spec,
+    max_records: int,
 ) -> Float[Array, "E C"]:
-    """Logits of all records of a split, each by the model of its own hospital.
+    """Logits of all records of a split, each by the model of its own client.
 
     Args:
-        own: every hospital's model.
+        client_model: every client's model.
         data: the split.
         train: the training split, for the moments of batch norms.
-        members: all hospitals, [N] a leaf.
+        members: all clients, [N] a leaf.
         spec: what a round does.
-        longest: records of the split's largest hospital.
+        max_records: records of the split's largest client.
     """
     local = spec.local
     records = jax.tree.map(jnp.asarray, data)
-    row = jnp.arange(longest, dtype=jnp.int32)
+    row = jnp.arange(max_records, dtype=jnp.int32)
 
-    def one(member: Member) -> tuple[Array, Array]:
-        params, kept = own(member)
+    def per_client(client_view: ClientView) -> tuple[Array, Array]:
+        params, submodel = client_model(client_view)
         stats = None
         if local.moments != "batch":
             stats = deployed.calibrate(
                 params,
-                kept,
+                submodel,
                 train,
                 jnp.ones(1, bool),
                 local=local,
-                clients=member.client[None],
+                clients=client_view.client[None],
             )
-        count = records.count[member.client]
-        index = records.offset[member.client] + jnp.where(row < count, row, 0)
+        count = records.count[client_view.client]
+        index = records.offset[client_view.client] + jnp.where(row < count, row, 0)
         logits = metrics.logits_of(
             params,
             records.x[index],
-            apply=lambda params, x: client.answer(local, params, x, kept, stats=stats),
+            apply=lambda params, x: inference.predict(
+                local, params, x, submodel, stats=stats
+            ),
         )
         return jnp.where(row < count, index, records.y.shape[0]), logits
 
-    index, logits = jax.lax.map(one, members)
+    index, logits = jax.lax.map(per_client, members)
     classes = logits.shape[-1]
-    empty = jnp.zeros((records.y.shape[0], classes), logits.dtype)
-    return empty.at[index.ravel()].set(logits.reshape(-1, classes), mode="drop")
+    zeros = jnp.zeros((records.y.shape[0], classes), logits.dtype)
+    return zeros.at[index.ravel()].set(logits.reshape(-1, classes), mode="drop")
 
 
-def personal(state: RunState, *, spec: round.Spec) -> Own:
-    """What each hospital keeps: its personal model, or the plain one with its leaves.
+def personal_models(state: RunState, *, spec: Spec) -> ClientModelFn:
+    """Each client's personal model, or the plain model with the client's local leaves.
 
-    The sub-model is its tier's in the coming round.
+    The sub-model is that of its tier in the coming round.
     """
 
-    def own(member: Member) -> tuple[Params, Kept]:
-        params = scopes.gather(state.private, state.params, member)
+    def client_model(client_view: ClientView) -> tuple[Params, Submodel]:
+        params = scopes.gather(state.leaf_copies, state.params, client_view)
         if state.personal is not None:
-            params = jax.tree.map(lambda leaf: leaf[member.client], state.personal)
-        return params, _units(state, state.round, params, member, spec)
+            params = jax.tree.map(lambda leaf: leaf[client_view.client], state.personal)
+        return params, _submodel(state, state.round, params, client_view, spec)
 
-    return own
+    return client_model
 
 
-def tuned(state: RunState, train: Federation, *, spec: round.Spec) -> Own:
-    """The plain model after one more round's training at each hospital, not sent back.
+def fine_tuned_models(
+    state: RunState, train: FederatedData, *, spec: Spec
+) -> ClientModelFn:
+    """The plain model after one more round of training at each client, not sent back.
 
-    A hospital trains and keeps the sub-model of its tier in the coming round.
+    A client trains and keeps the sub-model of its tier in the coming round.
     """
 
-    def own(member: Member) -> tuple[Params, Kept]:
-        params, memory, kept = received(state, member, spec=spec)
+    def client_model(client_view: ClientView) -> tuple[Params, Submodel]:
+        params, memory, submodel = round_inputs(state, client_view, spec=spec)
         delta, _, _, _ = update(
-            state, state.round, params, memory, kept, member, train, spec
+            state, state.round, params, memory, submodel, client_view, train, spec
         )
-        return optax.apply_updates(params, delta), kept
+        return optax.apply_updates(params, delta), submodel
 
-    return own
+    return client_model
 
 
-def alone(
+def train_local_models(
     state: RunState,
-    train: Federation,
-    members: Member,
+    train: FederatedData,
+    members: ClientView,
     *,
-    spec: round.Spec,
+    spec: Spec,
     layout: Layout,
     rounds: int,
 ) -> Params:
-    """Every hospital trained without the others, for as many rounds, [N, ...] a leaf.
+    """Trains every client without the others, for as many rounds, [N, ...] a leaf.
 
-    From the run's first model, on the batches that it would have in the federation if
-    it were in every cohort, with its tier's sub-model of the first round throughout.
+    A client starts from the run's first model and trains on the batches that it would
+    have in the federation if it were in every cohort. It uses its tier's sub-model of
+    the first round in all rounds.
 
     Args:
-        state: of the run before its first round.
+        state: the state of the run before its first round.
         train: the training split.
-        members: all hospitals, [N] a leaf.
+        members: all clients, [N] a leaf.
         spec: what a round does.
-        layout: how hospitals are laid on the hardware, masked.
-        rounds: how many.
+        layout: how clients are laid on the hardware, masked.
+        rounds: number of rounds.
     """
     memory = spec.local.method.memory
 
-    def one(member: Member, tier: int | None) -> Params:
-        start = scopes.gather(state.private, state.params, member)
-        kept = _units(state, state.round, start, member, spec)
+    def per_client(client_view: ClientView, tier: int | None) -> Params:
+        initial_params = scopes.gather(state.leaf_copies, state.params, client_view)
+        submodel = _submodel(state, state.round, initial_params, client_view, spec)
 
-        def again(number: Array, carry: tuple) -> tuple:
-            params, held = carry
-            delta, _, held, _ = update(
-                state, number, params, held, kept, member, train, spec
+        def train_round(round_index: Array, carry: tuple) -> tuple:
+            params, client_memory = carry
+            delta, _, client_memory, _ = update(
+                state,
+                round_index,
+                params,
+                client_memory,
+                submodel,
+                client_view,
+                train,
+                spec,
             )
-            return optax.apply_updates(params, delta), held
+            return optax.apply_updates(params, delta), client_memory
 
-        first = start, None if memory is None else memory.init(start)
-        return jax.lax.fori_loop(0, rounds, again, first)[0]
+        initial_carry = (
+            initial_params,
+            None if memory is None else memory.init(initial_params),
+        )
+        return jax.lax.fori_loop(0, rounds, train_round, initial_carry)[0]
 
-    return layout.stack(one, members)
-
-
-def by_itself(models: Params, state: RunState, *, spec: round.Spec) -> Own:
-    """The models of `alone`; `state` is the run's before its first round."""
-
-    def own(member: Member) -> tuple[Params, Kept]:
-        params = jax.tree.map(lambda leaf: leaf[member.client], models)
-        return params, _units(state, state.round, params, member, spec)
-
-    return own
+    return layout.stack(per_client, members)
 
 
-def _units(
-    state: RunState, number: Array, params: Params, member: Member, spec: round.Spec
-) -> Kept:
-    key = rng.at(state.key, Role.UNITS, number)
-    return spec.local.method.units(key, number, params, member)
+def local_models(models: Params, state: RunState, *, spec: Spec) -> ClientModelFn:
+    """The models of `train_local_models`; `state` is that before the first round."""
+
+    def client_model(client_view: ClientView) -> tuple[Params, Submodel]:
+        params = jax.tree.map(lambda leaf: leaf[client_view.client], models)
+        return params, _submodel(state, state.round, params, client_view, spec)
+
+    return client_model
 
 
-def received(state: RunState, member: Member, *, spec: round.Spec) -> tuple:
-    """(params, memory, kept) that a hospital starts the coming round with."""
-    params = scopes.gather(state.private, state.params, member)
+def _submodel(
+    state: RunState,
+    round_index: Array,
+    params: Params,
+    client_view: ClientView,
+    spec: Spec,
+) -> Submodel:
+    key = rng.fold_in(state.key, Role.UNITS, round_index)
+    return spec.local.method.submodel(key, round_index, params, client_view)
+
+
+def round_inputs(state: RunState, client_view: ClientView, *, spec: Spec) -> tuple:
+    """(params, memory, submodel) with which a client starts the coming round."""
+    params = scopes.gather(state.leaf_copies, state.params, client_view)
     memory = None
     if state.memory is not None:
-        memory = jax.tree.map(lambda leaf: leaf[member.client], state.memory)
-    return params, memory, _units(state, state.round, params, member, spec)
+        memory = jax.tree.map(lambda leaf: leaf[client_view.client], state.memory)
+    return params, memory, _submodel(state, state.round, params, client_view, spec)
 
 
 def update(
     state: RunState,
-    number: Array,
+    round_index: Array,
     params: Params,
     memory: PyTree[Array],
-    kept: Kept,
-    member: Member,
-    train: Federation,
-    spec: round.Spec,
-) -> tuple[Params, Masks, PyTree[Array], client.ClientInfo]:
-    """One hospital's local training as in round `number`, masked; see `client`."""
-    who = member.client
-    offset = jnp.asarray(train.offset)[who]
-    examples = Examples(
+    submodel: Submodel,
+    client_view: ClientView,
+    train: FederatedData,
+    spec: Spec,
+) -> tuple[Params, Masks, PyTree[Array], ClientInfo]:
+    """One client's masked local training as in round `round_index`, see `client`."""
+    client_id = client_view.client
+    offset = jnp.asarray(train.offset)[client_id]
+    client_data = ClientData(
         jnp.asarray(train.x),
         jnp.asarray(train.y),
         offset,
-        member.count,
+        client_view.count,
         patient=None if train.patient is None else jnp.asarray(train.patient),
     )
     return client.update(
-        rng.at(state.key, Role.LOCAL, number, who),
+        rng.fold_in(state.key, Role.LOCAL, round_index, client_id),
         params,
         memory,
-        kept,
-        examples,
-        member=member,
-        round=number,
+        submodel,
+        client_data,
+        client=client_view,
+        round=round_index,
         local=spec.local,
-        rate=spec.schedule(number),
+        lr_scale=spec.schedule(round_index),
     )

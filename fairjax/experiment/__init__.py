@@ -1,1 +1,1 @@
-"""What knows a config, a file or a clock: runs of `train`, their figures and sweeps."""
+"""Everything that uses a config, a file or a clock: runs, their figures and sweeps."""

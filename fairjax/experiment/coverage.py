@@ -1,7 +1,7 @@
-"""What nobody trains, and what a scaler does that no norm takes back.
+"""Warnings before the first round: untrained parameters, and scalers without a norm.
 
-Both follow from the config, the data and the first model. They are said before the
-first round, and again beside the figures of the run.
+Both follow from the config, the data and the first model. A run prints them before its
+first round and repeats them beside its figures.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,81 +12,92 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from fairjax.core import client, rng, trees
+from fairjax.core import inference, problem, rng, trees
 from fairjax.core.rng import Role
-from fairjax.core.types import Kept, Member, Params, RunState
+from fairjax.core.types import ClientView, Params, RunState, Submodel
 from fairjax.experiment import evaluate
 from fairjax.experiment.config import build
 
 SMALL_SCALE = 0.25
-"""A scaler below this share is looked at."""
-MOST_MASKS = 10_000
-"""Looked at, of a method that draws new ones in every round."""
+"""Only scalers below this are examined."""
+MAX_MASKS = 10_000
+"""Most masks that are examined for a method that draws new ones in every round."""
 _REPEATS = 32
-"""Rounds whose masks all were there before, after which no others are expected."""
+"""After so many rounds in a row without a new mask, no more are expected."""
 
 _Leaves = dict[str, np.ndarray]
-"""By path; every leaf broadcasts to its parameter."""
+"""{path: leaf}; a leaf broadcasts to its parameter."""
 
 
 class Untrained(NamedTuple):
-    """What of the full model stays as it is."""
+    """The parameters of the full model that no round can change."""
 
     share: float
-    """Of its parameters."""
+    """Their share of all parameters."""
     parameters: int
+    """Their number."""
     reason: str | None
-    """None where there are none."""
+    """None if there are none."""
 
 
 def notes(run: build.Run, start: RunState) -> tuple[Untrained, list[str]]:
-    """What is untrained, and what else to know of a run's figures, a sentence each."""
-    left = untrained(run, start)
-    said = []
-    if left.parameters:
-        said.append(
-            f"{left.share:.1%} of the full model ({left.parameters:,} parameters) "
-            f"stays as it was before the first round: {left.reason}. Its figures "
-            "(eval/*) are of a model that was not wholly trained."
-        )
-    return left, [*said, *magnified(run, start)]
-
-
-# ------------------------------------------------------------------- what nobody trains
-
-
-def untrained(run: build.Run, start: RunState) -> Untrained:
-    """The coordinates of the full model that no round of a run can move.
-
-    In a round one can be moved if enough hospitals that a cohort may have train it:
-    one, or as many as a secure sum asks for (under `client_dp` in an average cohort).
-    Who is drawn and what goes wrong is left open, so that more may stay as it was;
-    cohort/coverage says what every round moved. Masks that follow from parameters are
-    those of the first model, others of all rounds, but of at most `MOST_MASKS` masks.
-    Of a leaf that tiers keep for themselves, the full model has the richest tier's.
+    """What is untrained, and a sentence for each warning about a run's figures.
 
     Args:
         run: the run.
         start: its first state.
     """
-    paths, owners = trees.named(start.params), _owners(start, len(run.budget))
-    least, most = _asked(run)
-    able: _Leaves = {p: np.zeros((1,) * leaf.ndim, bool) for p, leaf in paths.items()}
-    held, looked = dict(able), 0
-    for tiers in _rounds(run, start):
-        total = {path: leaf.astype(int) * 0 for path, leaf in able.items()}
-        # From the richest on: mostly it holds all that there is.
+    frozen = untrained(run, start)
+    sentences = []
+    if frozen.parameters:
+        sentences.append(
+            f"{frozen.share:.1%} of the full model ({frozen.parameters:,} parameters) "
+            f"stays as it was before the first round: {frozen.reason}. Its figures "
+            "(eval/*) are of a model that was not wholly trained."
+        )
+    return frozen, [*sentences, *scaler_warnings(run, start)]
+
+
+# -------------------------------------------------------------- untrained parameters
+
+
+def untrained(run: build.Run, start: RunState) -> Untrained:
+    """The coordinates of the full model that no round of a run can change.
+
+    A round can change a coordinate if enough clients of a possible cohort train it: one
+    client, or the minimum of a secure sum (under `client_dp` in an average cohort).
+    The drawn cohorts and faults are not considered, so a run may leave more untrained;
+    cohort/coverage is what every round has changed. Masks that follow from parameters
+    are those of the first model. Other masks are those of all rounds, but at most
+    `MAX_MASKS` of them. For a leaf that every tier has its own copy of, the full model
+    has the richest tier's.
+
+    Args:
+        run: the run.
+        start: its first state.
+    """
+    paths, owners = trees.leaves_by_path(start.params), _owners(start, len(run.budget))
+    min_holders, max_per_tier = _holder_limits(run)
+    trainable: _Leaves = {
+        p: np.zeros((1,) * leaf.ndim, bool) for p, leaf in paths.items()
+    }
+    has_holder, num_masks = dict(trainable), 0
+    for tiers in _distinct_rounds(run, start):
+        total = {path: leaf.astype(int) * 0 for path, leaf in trainable.items()}
+        # The richest tier first: it mostly trains every coordinate.
         for tier in reversed(range(len(tiers))):
-            looked += len(tiers[tier])
-            for path, number in _holders(run, start, tiers[tier]).items():
+            num_masks += len(tiers[tier])
+            for path, number in _holder_counts(run, start, tiers[tier]).items():
                 if owners[path][tier]:
-                    held[path] = held[path] | (number > 0)
-                    total[path] = total[path] + np.minimum(number, most[tier])
-            enough = {path: able[path] | (total[path] >= least) for path in paths}
-            if all(map(np.all, enough.values())):
+                    has_holder[path] = has_holder[path] | (number > 0)
+                    total[path] = total[path] + np.minimum(number, max_per_tier[tier])
+            reachable = {
+                path: trainable[path] | (total[path] >= min_holders) for path in paths
+            }
+            if all(map(np.all, reachable.values())):
                 return Untrained(0.0, 0, None)
-        able = enough
-        if looked >= MOST_MASKS:
+        trainable = reachable
+        if num_masks >= MAX_MASKS:
             break
 
     def count(where: _Leaves) -> int:
@@ -95,149 +106,169 @@ def untrained(run: build.Run, start: RunState) -> Untrained:
             for path, leaf in where.items()
         )
 
-    def those(of: Callable[[str], Any]) -> _Leaves:
-        return {path: ~able[path] & of(path) for path in paths}
+    def untrained_where(condition: Callable[[str], Any]) -> _Leaves:
+        return {path: ~trainable[path] & condition(path) for path in paths}
 
-    few = "fewer hospitals train it than the secure sum asks for"
-    why = {
-        "every hospital keeps its own": those(lambda p: not np.any(owners[p])),
-        "no hospital trains it": those(lambda p: ~held[p] & bool(np.any(owners[p]))),
-        few: those(lambda p: held[p]),
+    too_few_reason = "fewer hospitals train it than the secure sum asks for"
+    reasons = {
+        "every hospital keeps its own": untrained_where(
+            lambda p: not np.any(owners[p])
+        ),
+        "no hospital trains it": untrained_where(
+            lambda p: ~has_holder[p] & bool(np.any(owners[p]))
+        ),
+        too_few_reason: untrained_where(lambda p: has_holder[p]),
     }
-    parameters = count(those(lambda p: True))
-    whole = sum(leaf.size for leaf in paths.values())
-    reason = ", or ".join(words for words, where in why.items() if count(where))
-    return Untrained(parameters / whole, parameters, reason or None)
+    parameters = count(untrained_where(lambda p: True))
+    num_parameters = sum(leaf.size for leaf in paths.values())
+    reason = ", or ".join(words for words, where in reasons.items() if count(where))
+    return Untrained(parameters / num_parameters, parameters, reason or None)
 
 
 def _owners(start: RunState, tiers: int) -> dict[str, Bool[np.ndarray, "T"]]:
-    """Whose change moves a leaf of the full model (`scopes.whole`)."""
-    bank = start.private
-    owners = {path: np.ones(tiers, bool) for path in trees.named(start.params)}
+    """Whether a tier's updates change a full model's leaf (`scopes.top_tier_model`)."""
+    bank = start.leaf_copies
+    owners = {path: np.ones(tiers, bool) for path in trees.leaves_by_path(start.params)}
     for path in bank["tier"]:
         row = np.asarray(bank["row"][path])
         owners[path] = row == row[-1]
     return owners | {path: np.zeros(tiers, bool) for path in bank["client"]}
 
 
-def _asked(run: build.Run) -> tuple[float, Int[np.ndarray, "T"]]:
-    """(holders that a coordinate must have, the most of every tier in a cohort)."""
-    least, population = 1.0, run.spec.protection.population
+def _holder_limits(run: build.Run) -> tuple[float, Int[np.ndarray, "T"]]:
+    """(clients that must train a coordinate, most clients of each tier in a cohort)."""
+    min_holders, population = 1.0, run.spec.protection.population
     if run.guarantee.secure_sum != "off":
-        least = float(run.config["privacy"]["secure"]["minimum"])
+        min_holders = float(run.config["privacy"]["secure"]["minimum"])
         if population is not None:
-            least /= population.rate
-    most = np.full(len(run.budget), len(run.splits.clients))
+            min_holders /= population.sampling_rate
+    max_per_tier = np.full(len(run.budget), len(run.splits.clients))
     if run.config["execution"]["slots"] == "stratified" and run.slots is not None:
-        most = np.asarray(run.slots)
-    return least, most
+        max_per_tier = np.asarray(run.slots)
+    return min_holders, max_per_tier
 
 
-def _holders(
-    run: build.Run, start: RunState, kepts: list[tuple[Kept, int]]
+def _holder_counts(
+    run: build.Run, start: RunState, submodels: list[tuple[Submodel, int]]
 ) -> dict[str, Any]:
-    """How many train a coordinate, of hospitals of which so many keep this and that."""
+    """{path: number of clients that train a coordinate}, from (sub-model, clients)."""
     number: dict[str, Any] = {}
-    for kept, times in kepts:
-        _, cover = client.masks(run.spec.local, start.params, kept)
-        for path, leaf in trees.named(cover).items():
-            number[path] = number.get(path, 0) + times * (np.asarray(leaf) > 0)
+    for submodel, count in submodels:
+        _, cover = problem.masks(run.spec.local, start.params, submodel)
+        for path, leaf in trees.leaves_by_path(cover).items():
+            number[path] = number.get(path, 0) + count * (np.asarray(leaf) > 0)
     return number
 
 
-def _rounds(run: build.Run, start: RunState) -> Iterator[list[list[tuple[Kept, int]]]]:
-    """Of rounds unlike those before: what hospitals keep and how many, tier by tier.
+def _distinct_rounds(
+    run: build.Run, start: RunState
+) -> Iterator[list[list[tuple[Submodel, int]]]]:
+    """Yields the rounds that differ from all rounds before.
 
-    Those that the method leaves out of a round are not among them.
+    A round is, tier by tier, a list of (sub-model, number of clients that have it).
+    Clients that the method does not accept are left out.
     """
     method, key = run.spec.local.method, start.key
 
     @jax.jit
-    def keep(params: Params, number: Array, tiers: Array) -> tuple[Kept, Array]:
-        everybody = evaluate.everybody(run, tiers)
-        below = rng.at(key, Role.UNITS, number)
+    def cohort_submodels(
+        params: Params, number: Array, tiers: Array
+    ) -> tuple[Submodel, Array]:
+        client_views = evaluate.all_clients(run, tiers)
+        round_key = rng.fold_in(key, Role.UNITS, number)
 
-        def one(member: Member) -> Kept:
-            kept = method.units(below, number, params, member)
-            # Nothing else of it says which coordinates are trained.
-            extra = None if method.mask is None else kept.extra
-            return Kept(kept.forward, kept.update, None, extra)
+        def per_client(client_view: ClientView) -> Submodel:
+            submodel = method.submodel(round_key, number, params, client_view)
+            # The other fields do not decide which coordinates are trained.
+            extra = None if method.mask is None else submodel.extra
+            return Submodel(submodel.forward, submodel.update, None, extra)
 
-        return jax.vmap(one)(everybody), jax.vmap(method.admits)(everybody)
+        return jax.vmap(per_client)(client_views), jax.vmap(method.accepts)(
+            client_views
+        )
 
-    before, repeats = set(), 0
-    moved = max((number for number, _, _ in run.changes), default=0)
-    for number in range(run.guarantee.allowed(run.config["rounds"])):
+    signatures, repeats = set(), 0
+    last_change = max((number for number, _, _ in run.changes), default=0)
+    for number in range(run.guarantee.affordable_rounds(run.config["rounds"])):
         tiers = run.tiers_at(number)
-        given = start.params, jnp.asarray(number, jnp.int32), tiers
-        kept, admitted = jax.device_get(keep(*given))
-        tiers = np.where(admitted, np.asarray(tiers), -1)
-        rows = _rows(kept, len(tiers))
-        same = rows.tobytes() + tiers.tobytes()
-        repeats = repeats + 1 if same in before else 0
-        if repeats >= _REPEATS and number >= moved:
+        arguments = start.params, jnp.asarray(number, jnp.int32), tiers
+        submodels, eligible = jax.device_get(cohort_submodels(*arguments))
+        tiers = np.where(eligible, np.asarray(tiers), -1)
+        rows = _rows(submodels, len(tiers))
+        signature = rows.tobytes() + tiers.tobytes()
+        repeats = repeats + 1 if signature in signatures else 0
+        if repeats >= _REPEATS and number >= last_change:
             return
         if repeats:
             continue
-        before.add(same)
+        signatures.add(signature)
         yield [
-            _alike(kept, rows, np.flatnonzero(tiers == tier))
+            _unique_submodels(submodels, rows, np.flatnonzero(tiers == tier))
             for tier in range(len(run.budget))
         ]
 
 
-def _alike(
-    kept: Kept, rows: np.ndarray, who: Int[np.ndarray, "n"]
-) -> list[tuple[Kept, int]]:
-    """What these hospitals keep, each once, and how many keep it."""
-    if not len(who):
+def _unique_submodels(
+    submodels: Submodel, rows: np.ndarray, client_index: Int[np.ndarray, "n"]
+) -> list[tuple[Submodel, int]]:
+    """The distinct sub-models of some clients, and how many clients have each."""
+    if not len(client_index):
         return []
-    _, first, times = np.unique(
-        rows[who], axis=0, return_index=True, return_counts=True
+    _, first, counts = np.unique(
+        rows[client_index], axis=0, return_index=True, return_counts=True
     )
     return [
-        (trees.pick(kept, who[one]), int(often))
-        for one, often in zip(first, times, strict=True)
+        (trees.pick(submodels, client_index[index]), int(count))
+        for index, count in zip(first, counts, strict=True)
     ]
 
 
 def _rows(tree: Any, number: int) -> np.ndarray:
     """The bytes of every row of a stack of trees, [number, bytes]."""
-    parts = [
+    byte_rows = [
         np.ascontiguousarray(leaf).reshape(number, -1).view(np.uint8)
         for leaf in jax.tree.leaves(tree)
     ]
-    return np.concatenate([np.zeros((number, 0), np.uint8), *parts], axis=1)
+    return np.concatenate([np.zeros((number, 0), np.uint8), *byte_rows], axis=1)
 
 
 # ------------------------------------------------------------------------------ scalers
 
 
-def magnified(run: build.Run, start: RunState) -> list[str]:
-    """A warning for every tier whose scaler makes its answers more than twice as large.
+def scaler_warnings(run: build.Run, start: RunState) -> list[str]:
+    """A warning for every tier whose scaler more than doubles its first logits.
 
-    Scalers below `SMALL_SCALE` are looked at. Activations divided by a share s grow by
-    1 / s with every layer, unless a norm behind it takes that back; which it is, the
-    first model's logits on some records say, with and without.
+    Only scalers below `SMALL_SCALE` are examined. Activations divided by a share s grow
+    by 1 / s with every layer, unless a norm after the layer cancels the factor. The
+    first model's logits on eight records, with and without the scaler, decide.
+
+    Args:
+        run: the run.
+        start: its first state.
     """
-    local, found = run.spec.local, []
+    local, warnings = run.spec.local, []
     x = jnp.asarray(run.splits.train.x[:8])
-    key = rng.at(start.key, Role.UNITS, start.round)
-    members = evaluate.representatives(run)
+    key = rng.fold_in(start.key, Role.UNITS, start.round)
+    tier_clients = evaluate.representatives(run)
 
-    def length(kept: Kept) -> float:
-        return float(jnp.linalg.norm(client.answer(local, start.params, x, kept)))
+    def logit_norm(submodel: Submodel) -> float:
+        return float(
+            jnp.linalg.norm(inference.predict(local, start.params, x, submodel))
+        )
 
     for tier in np.unique(run.tiers):
-        member = trees.pick(members, tier)
-        kept = local.method.units(key, start.round, start.params, member)
-        if kept.scale is None or kept.scale >= SMALL_SCALE:
+        client_view = trees.pick(tier_clients, tier)
+        submodel = local.method.submodel(key, start.round, start.params, client_view)
+        if submodel.scale is None or submodel.scale >= SMALL_SCALE:
             continue
-        times = length(kept) / max(length(kept._replace(scale=None)), 1e-30)
-        if times > 2:
-            found.append(
-                f"tier {tier} divides activations by {float(kept.scale):.3g} and no "
-                f"norm takes that back: its first answers are {times:.3g} times as "
-                "large, and training may diverge (try a norm, local.clip, no scaler)."
+        ratio = logit_norm(submodel) / max(
+            logit_norm(submodel._replace(scale=None)), 1e-30
+        )
+        if ratio > 2:
+            warnings.append(
+                f"tier {tier} divides activations by {float(submodel.scale):.3g} and "
+                f"no norm takes that back: its first answers are {ratio:.3g} times as "
+                "large, and training may diverge (try a norm, local.max_grad_norm, no "
+                "scaler)."
             )
-    return found
+    return warnings

@@ -1,4 +1,4 @@
-"""Which round's model is handed out: chosen on the validation split alone."""
+"""Which round is the best: chosen on the validation split alone."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,43 +6,44 @@ from typing import Any
 from fairjax.metrics import divergence
 
 CRITERIA = {"balanced_accuracy": 1, "accuracy": 1, "auroc": 1, "loss": -1}
-"""Figures of the validation split, and whether more of them is better."""
+"""{figure of the validation split: 1 if more is better, else -1}."""
 AUTO = "auto"
 
 Row = Mapping[str, Any]
+"""A row of metrics.jsonl."""
 
 
-def resolve(asked: str, classes: int) -> tuple[str, str]:
-    """The criterion that a config stands for, and why.
+def resolve(criterion: str, classes: int) -> tuple[str, str]:
+    """(the criterion that a config stands for, why).
 
-    Of two classes AUROC, which no threshold and no share of the ill moves; of more
-    balanced accuracy, which counts every class alike.
+    `AUTO` is AUROC for two classes, since it depends on no threshold and no prevalence,
+    and balanced accuracy for more, since it weights every class equally.
 
     Args:
-        asked: one of `CRITERIA`, or `AUTO`.
-        classes: of the data.
+        criterion: one of `CRITERIA`, or `AUTO`.
+        classes: number of classes.
     """
-    if asked != AUTO:
-        return asked, "asked for"
+    if criterion != AUTO:
+        return criterion, "asked for"
     return ("auroc" if classes == 2 else "balanced_accuracy"), f"{classes} classes"
 
 
 def best(rows: Iterable[Row], criterion: str) -> int | None:
     """The round with the best "val/<criterion>".
 
-    Of equal ones it is that with the lower validation loss, and of these the later one,
-    which has seen more. A round that was not evaluated, or that shows divergence, is
-    never the best. A round whose criterion is null (AUROC of one class) is best only
-    where no round has one, and then by its loss. This is a total order of rounds, so
-    that the best of all is the best of the best so far and a new one: a continued run
-    selects as one that never stopped.
+    Among equal rounds the lower validation loss wins, and then the later round, which
+    has trained longer. A round that was not evaluated, or that shows divergence, is
+    never the best. A round whose criterion is null (AUROC of one class) is the best
+    only if no round has the criterion, and then by its loss. This order of rounds is
+    total, so the best of all rounds is the best of the best so far and the newest: a
+    continued run selects the same round as one that never stopped.
 
     Args:
         rows: of metrics.jsonl.
         criterion: one of `CRITERIA`.
 
     Returns:
-        Its number; None when no round can be selected.
+        The number of the round; None if no round can be selected.
     """
     sign = CRITERIA[criterion]
 
@@ -51,24 +52,29 @@ def best(rows: Iterable[Row], criterion: str) -> int | None:
         figure = 0.0 if value is None else sign * value
         return value is not None, figure, -row["val/loss"], row["round"]
 
-    return max(map(rank, _able(rows)), default=(None,))[-1]
+    return max(map(rank, _selectable_rows(rows)), default=(None,))[-1]
 
 
-def by(rows: Iterable[Row], criterion: str) -> str | None:
-    """What `best` goes by: the criterion, "loss" where no round has it, None for none.
+def effective_criterion(rows: Iterable[Row], criterion: str) -> str | None:
+    """What `best` ranks by: the criterion, or "loss" if no round has it.
 
     Args:
         rows: of metrics.jsonl.
         criterion: one of `CRITERIA`.
+
+    Returns:
+        None if no round can be selected.
     """
-    known = [row.get(f"val/{criterion}") is not None for row in _able(rows)]
-    if not known:
+    has_criterion = [
+        row.get(f"val/{criterion}") is not None for row in _selectable_rows(rows)
+    ]
+    if not has_criterion:
         return None
-    return criterion if any(known) else "loss"
+    return criterion if any(has_criterion) else "loss"
 
 
-def _able(rows: Iterable[Row]) -> Iterator[Row]:
+def _selectable_rows(rows: Iterable[Row]) -> Iterator[Row]:
     """The rounds that can be selected."""
     for row in rows:
-        if row.get("val/loss") is not None and divergence.sign(row, "val") is None:
+        if row.get("val/loss") is not None and divergence.symptom(row, "val") is None:
             yield row

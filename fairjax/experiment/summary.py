@@ -1,15 +1,15 @@
-"""The figures that a run reports in the end: `summary.json`'s "final".
+"""What a run reports in the end: the content of summary.json.
 
-Of the full model on the test split, with intervals; of every tier, hospital and patient
-group; and of what separates them. The threshold is chosen on the validation split.
-Intervals resample hospitals and their patients, see `bootstrap.clustered`; they know
-nothing of other seeds. Those of gaps and of the ECE are `bootstrap.reach` to either
-side, the others percentiles. Those of `headlines` resample patients alone. What cannot
-be estimated is null, and counted with its reason.
+"final" has the figures of the full model on the test split, with intervals; those of
+every tier, client and patient group; and the gaps between groups. Thresholds are chosen
+on the validation split. Intervals (`intervals`) resample clients and their patients and
+do not cover the variation between seeds; those of `headlines` resample patients alone.
+What cannot be estimated is null, and is counted by its reason.
 """
 
 import dataclasses
 import functools
+import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,279 +17,204 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int
 
-from fairjax import metrics
-from fairjax.core import rng
-from fairjax.core.rng import Role
+from fairjax.core import require
 from fairjax.core.types import RunState
-from fairjax.data.table import Attribute
-from fairjax.experiment import headlines
+from fairjax.data import federation
+from fairjax.data.tiers import tier_size_correlation
+from fairjax.experiment import (
+    baselines,
+    breakdowns,
+    costs,
+    evaluate,
+    headlines,
+    intervals,
+    model_selection,
+)
 from fairjax.experiment.config import build
-from fairjax.experiment.evaluate import Measure
+from fairjax.experiment.evaluate import EvaluateFn
+from fairjax.experiment.intervals import Figures, Gaps, Intervals
 from fairjax.experiment.io import workdir as files
-from fairjax.metrics import bootstrap, calibration, groups
+from fairjax.metrics import calibration, clients, divergence, principles
 
-RESAMPLES, LEVEL = 1000, 0.95
-LARGEST = 2**18
-"""Numbers of an array of a chunk of resamples: 1 MB, which a core's cache holds."""
-FEWEST, MOST = 4, 64
-"""Resamples of a chunk, in each of which scores are sorted once."""
-OF_TWO = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
-OF_BOTH = ("auroc", "auprc", *OF_TWO)
-"""Metrics of two classes only, and those that need records of both."""
+RESAMPLES = 1000
+"""Resamples of a view that has intervals."""
 
 
-def final(
-    run: build.Run, measure: Measure, last: RunState, selected: RunState | str
+def summarise(
+    run: build.Run,
+    forecast: costs.Forecast,
+    state: RunState,
+    best_state: RunState | str,
+    evaluate_fn: EvaluateFn,
+    workdir: pathlib.Path,
+    machine_cost: dict[str, Any],
 ) -> dict[str, Any]:
-    """The last model, and the selected one or null with a note.
+    """The content of summary.json.
 
     Args:
         run: the run.
-        measure: see `evaluate.compiled`.
-        last: its state in the end.
-        selected: its state in the round that the validation split selects, or why
+        forecast: what was known before its first round.
+        state: its last state.
+        best_state: see `best_round.restore`.
+        evaluate_fn: see `evaluate.compile_evaluation`.
+        workdir: has the logs of all rounds.
+        machine_cost: {"simulation", "time"} of this session; {} if no round was left,
+            and then those of the summary that is there already count.
+    """
+    content = run_summary(run, forecast, state, workdir, machine_cost)
+    content |= {"untrained": forecast.untrained._asdict(), "notes": forecast.notes}
+    rows = files.rows(workdir / "metrics.jsonl")
+    criterion = model_selection.effective_criterion(rows, run.criterion)
+    content["final"] = final(run, evaluate_fn, state, best_state)
+    content["final"] |= {"selected_by": criterion}
+    if run.config["baselines"]:
+        evaluation = evaluate_fn(state)[0]
+        content["baselines"] = baselines.baselines(
+            run, forecast.start, state, evaluation
+        )
+    return content
+
+
+# ------------------------------------------------------------------------ the whole run
+
+
+def run_summary(
+    run: build.Run,
+    forecast: costs.Forecast,
+    state: RunState,
+    workdir: pathlib.Path,
+    machine_cost: dict[str, Any],
+) -> dict[str, Any]:
+    """What summary.json says about the run and its rounds; for Args see `summarise`."""
+    previous = workdir / "summary.json"
+    if not machine_cost and previous.exists():
+        text = previous.read_text(errors="replace")
+        old_summary = require.parse_json(str(previous), text, dict)
+        machine_cost = {name: old_summary.get(name) for name in ("simulation", "time")}
+    rows = files.rows(workdir / "metrics.jsonl")
+    return {
+        "metrics": rows[-1],
+        "tiers": forecast.tiers,
+        "privacy": costs.privacy_of(run, int(state.round)),
+        "robust": evaluate.robustness_summary(run, forecast.start, state),
+        "diverged": divergence.find_divergence(rows) or False,
+        "principles": principles.measure(
+            rows,
+            forecast.tiers,
+            forecast.full_cost,
+            _cohort_masks(run, state),
+            np.stack([run.tiers_at(number) for number in range(int(state.round))]),
+            state,
+            evaluate.representatives(run),
+            local=run.spec.local,
+            eligible_tiers=_compared_tiers(run, state),
+        ),
+        "data": _data_summary(run),
+        "simulation": machine_cost.get("simulation"),
+        "time": machine_cost.get("time") or {"compile_s": None, "rounds_per_s": None},
+    }
+
+
+def _data_summary(run: build.Run) -> dict[str, Any]:
+    splits, config = run.splits, run.config["data"]
+    return {
+        "name": config["name"],
+        "rows": splits.rows,
+        "hash": splits.hash,
+        "normalise": config["normalise"],
+        "partition": config["partition"]["name"],
+        "clients": len(splits.clients),
+        "classes": list(splits.classes),
+        "positive": splits.positive,
+        "hospitals": federation.client_summaries(splits, run.tiers),
+        "tier_by_size": tier_size_correlation(run.tiers, splits.train.count),
+        "source": splits.source,
+        "notes": list(splits.notes),
+    }
+
+
+def _cohort_masks(run: build.Run, state: RunState) -> Bool[np.ndarray, "rounds N"]:
+    """The clients of every round's cohort up to the state's round."""
+    clients = len(run.splits.clients)
+
+    def cohort_mask(number: Array) -> Array:
+        cohort = run.draw(state.key, number)
+        slot = jnp.where(cohort.valid, cohort.client, clients)
+        return jnp.zeros(clients, bool).at[slot].set(True, mode="drop")
+
+    rounds = jnp.arange(int(state.round), dtype=jnp.int32)
+    return np.asarray(jax.lax.map(cohort_mask, rounds))
+
+
+def _compared_tiers(run: build.Run, state: RunState) -> list[int]:
+    """The tiers that have enough test records for their accuracy to be a headline."""
+    test_counts, tiers = (
+        np.asarray(run.splits.test.count),
+        np.asarray(run.tiers_at(state.round - 1)),
+    )
+    min_records = run.config["min_test_records"]
+    _, is_compared = clients.has_enough_records(
+        test_counts, tiers, len(run.budget), min_records
+    )
+    return np.flatnonzero(is_compared).tolist()
+
+
+# -------------------------------------------------------------------- the final figures
+
+
+def final(
+    run: build.Run,
+    evaluate_fn: EvaluateFn,
+    last_state: RunState,
+    selected_state: RunState | str,
+) -> dict[str, Any]:
+    """The figures of the last model, and of the selected one or null with a note.
+
+    Args:
+        run: the run.
+        evaluate_fn: see `evaluate.compile_evaluation`.
+        last_state: its state in the end.
+        selected_state: its state in the round that the validation split selects, or why
             there is none.
     """
-    made: dict[str, Any] = {"last": _of(run, measure, last), "selected": None}
-    if isinstance(selected, str):
-        return made | {"note": selected}
-    if int(selected.round) == int(last.round):
-        return made | {"selected": made["last"]}
-    return made | {"selected": _of(run, measure, selected)}
-
-
-# ---------------------------------------------------------------------------- on device
-
-
-class _Figures(NamedTuple):
-    """Of a view of the records in S segments, [S]; of R resamples, [R, S].
-
-    Of V views [V, S] and [R, V, S].
-    """
-
-    quality: metrics.Quality
-    rates: groups.Rates
-    """NaN with more than two classes."""
-    misses: Float[Array, "*more S bins"]
-    """What the ECE adds up."""
-    plot: calibration.Reliability
-    """Of the first segment: [*more, bins]."""
-
-
-@functools.partial(jax.jit, static_argnames=("segments", "patients", "longest"))
-def _figures(
-    logits: Float[Array, "E C"],
-    y: Int[Array, "E"],
-    segment: Int[Array, "E"],
-    threshold: Float[Array, ""],
-    patient: Int[Array, "E"],
-    offset: Int[Array, "N"],
-    count: Int[Array, "N"],
-    key: Key[Array, ""],
-    numbers: Int[Array, "R"],
-    within: Bool[Array, ""],
-    *,
-    segments: int,
-    patients: int,
-    longest: int,
-) -> _Figures:
-    """Resamples `numbers` of one view; number 0 is the records themselves.
-
-    One program for all that is asked of a run: compiling it takes longer than most
-    runs' figures.
-    """
-
-    def draw(key: Array) -> Int[Array, "E"]:
-        times = bootstrap.clustered(
-            key, offset, count, rows=patients, longest=longest, within=within
-        )
-        return times[patient]
-
-    def of(weight: Int[Array, "E"]) -> _Figures:
-        quality = metrics.quality(
-            logits, y, segment, segments, threshold=threshold, weight=weight
-        )
-        unknown = jnp.full((segments,), jnp.nan)
-        rates = groups.Rates(unknown, unknown, unknown)
-        if logits.shape[1] == 2:
-            predicted = metrics.predicted(logits, threshold)
-            rates = groups.rates(predicted, y == 1, segment, segments, weight=weight)
-            known = metrics.finite(logits, segment, segments, weight=weight)
-            known &= ~jnp.isnan(threshold)
-            rates = jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.nan), rates)
-        # The bins of the ECE: XLA computes them once.
-        plot = calibration.reliability(
-            *calibration.confidence(jax.nn.softmax(logits), y),
-            segment,
-            segments,
-            weight=weight,
-        )
-        first = jax.tree.map(lambda leaf: leaf[0], plot)
-        return _Figures(quality, rates, calibration.misses(plot), first)
-
-    return bootstrap.resampled(of, draw, key, numbers)
-
-
-@jax.jit
-def _thresholds(full: Float[Array, "E 2"], own: Float[Array, "T E 2"], y) -> Array:
-    """Of the full model, then of every sub-model."""
-    logits = jnp.concatenate([full[None], own])
-    p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
-    return jax.lax.map(lambda scores: metrics.youden(scores, y == 1), p)
-
-
-_Gaps = Mapping[str, Float[Array | np.ndarray, "V"]]
-
-
-class _Intervals(NamedTuple):
-    """Bounds of one model's figures: (of every segment, of gaps)."""
-
-    low: tuple[metrics.Quality, _Gaps]
-    high: tuple[metrics.Quality, _Gaps]
-
-
-@jax.jit
-def _gaps(figures: _Figures) -> _Gaps:
-    apart = {"auroc_difference": groups.difference(figures.quality.auroc)}
-    return groups.gaps(figures.rates)._asdict() | apart
-
-
-@jax.jit
-def _ends(value: _Figures, gaps: _Gaps, drawn: _Figures) -> _Intervals:
-    """Of figures and their gaps, from their resamples."""
-    # As one array: a program of quantiles for every metric would take long to compile.
-    bounds = bootstrap.bounds(jnp.stack(drawn.quality, axis=1), LEVEL)
-    low, high = (metrics.Quality(*ends) for ends in bounds)
-
-    areas = groups.errors(drawn.quality.auroc, value.quality.auroc)
-    away = groups.away(drawn.rates, value.rates)._asdict()
-    away["auroc_difference"] = groups.difference(areas)
-    far = bootstrap.reach(jnp.stack(list(away.values()), axis=1), LEVEL)
-    reach = dict(zip(away, far, strict=True))
-    off = jnp.sum(jnp.abs(drawn.misses - value.misses), axis=-1)
-    ece, off = value.quality.ece, bootstrap.reach(off, LEVEL)
-
-    def end(sign: int) -> _Gaps:
-        made = {name: jnp.clip(gaps[name] + sign * reach[name], 0, 1) for name in reach}
-        name = "demographic_parity_ratio"
-        made[name] = jnp.minimum(gaps[name] * jnp.exp(sign * reach[name]), 1)
-        return made
-
-    low = low._replace(ece=jnp.clip(ece - off, 0, 1))
-    high = high._replace(ece=jnp.clip(ece + off, 0, 1))
-    return _Intervals((low, end(-1)), (high, end(1)))
-
-
-# -------------------------------------------------------------------------- on the host
-
-
-class _Part(NamedTuple):
-    """The records of one segment, as far as they say what can be estimated."""
-
-    n: int
-    positives: int | None
-    """None with more than two classes."""
-    present: int
-    """Classes that have records."""
-    small: bool
-    """A patient group below the minimum."""
-
-
-def _part(y: Int[np.ndarray, "n"], classes: int, small: bool = False) -> _Part:
-    positives = int(np.sum(y == 1)) if classes == 2 else None
-    return _Part(len(y), positives, len(np.unique(y)), small)
-
-
-class _Records(NamedTuple):
-    """The test split, and the ways in which it is cut into segments."""
-
-    y: Int[np.ndarray, "E"]
-    views: Int[np.ndarray, "V E"]
-    """All records; then every attribute; then hospitals; then tiers."""
-    parts: list[list[_Part]]
-    """Of every view, and every segment of it."""
-
-
-def _attributes(run: build.Run) -> tuple[Attribute, ...]:
-    """Those of patients, and last, where there are any, groups of hospitals.
-
-    What group a patient's hospital is in is judged as any attribute of the patient is.
-    """
-    of_hospitals = Attribute("hospital_group", run.hospital_groups)
-    return run.splits.groups + (of_hospitals,) * bool(run.hospital_groups)
-
-
-def _records(run: build.Run, tiers: Int[np.ndarray, "N"]) -> _Records:
-    test, classes = run.splits.test, len(run.splits.classes)
-    y = np.asarray(test.y)
-    owner = np.repeat(np.arange(len(tiers)), np.asarray(test.count))
-
-    def cut(column: np.ndarray, segments: int) -> list[_Part]:
-        return [_part(y[column == s], classes) for s in range(segments)]
-
-    views, parts = [np.zeros_like(owner)], [[_part(y, classes)]]
-    columns = [*np.asarray(test.group).T]
-    if run.hospital_groups:
-        columns.append(np.asarray(run.group_of, np.int32)[owner])
-    for attribute, column in zip(_attributes(run), columns, strict=True):
-        size = len(attribute.values)
-        positive = jnp.asarray(y == 1) if classes == 2 else None
-        large = np.asarray(groups.large(jnp.asarray(column), size, positive))
-        views.append(large)
-        parts.append(
-            [
-                part._replace(small=not np.any(large == s))
-                for s, part in enumerate(cut(column, size))
-            ]
-        )
-    views += [owner, tiers[owner]]
-    parts += [cut(owner, len(tiers)), cut(tiers[owner], len(run.budget))]
-    return _Records(y, np.stack(views).astype(np.int32), parts)
-
-
-def _why(name: str, part: _Part, threshold: float) -> str:
-    """Why a metric of these records is not known."""
-    if not part.n:
-        return "no records"
-    if part.small:
-        return "patient group too small"
-    if part.positives is None and name in OF_TWO:
-        return "more than two classes"
-    if name in ("sensitivity", "specificity") and np.isnan(threshold):
-        return "no threshold"
-    if part.present < 2 and name in OF_BOTH:
-        return "one class"
-    if name.startswith("calibration_"):
-        return "classes do not overlap"
-    return "scores are not finite"
+    entries: dict[str, Any] = {
+        "last": _model_entry(run, evaluate_fn, last_state),
+        "selected": None,
+    }
+    if isinstance(selected_state, str):
+        return entries | {"note": selected_state}
+    if int(selected_state.round) == int(last_state.round):
+        return entries | {"selected": entries["last"]}
+    return entries | {"selected": _model_entry(run, evaluate_fn, selected_state)}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sheet:
+class _ModelSummary:
     """One model's figures, and how they become entries of the summary."""
 
-    records: _Records
+    records: breakdowns.SegmentedRecords
     threshold: float
-    value: Mapping[int, _Figures]
+    value: Mapping[int, Figures]
     """By view."""
     missing: Counter[str]
-    """Counted as entries are made: why they are null."""
-    between: _Gaps = dataclasses.field(default_factory=dict)
-    intervals: _Intervals | None = None
+    """Why entries are null; counted as they are made."""
+    gap_values: Gaps = dataclasses.field(default_factory=dict)
+    intervals: Intervals | None = None
 
-    def plain(self, view: int, segment: int) -> dict[str, Any]:
+    def point_estimates(self, view: int, segment: int) -> dict[str, Any]:
         """{metric: value} of one segment."""
-        part = self.records.parts[view][segment]
+        stats = self.records.segment_stats[view][segment]
         entry = {}
         for name, leaf in self.value[view].quality._asdict().items():
             entry[name] = files.number(leaf[segment])
             if entry[name] is None:
-                self.missing[_why(name, part, self.threshold)] += 1
+                reason = breakdowns.missing_reason(name, stats, self.threshold)
+                self.missing[reason] += 1
         return entry
 
-    def bounded(self, view: int, segment: int) -> dict[str, Any]:
+    def with_intervals(self, view: int, segment: int) -> dict[str, Any]:
         """{metric: value with interval} of one segment."""
         assert self.intervals is not None
         low, high = (quality._asdict() for quality, _ in self.intervals)
@@ -297,7 +222,7 @@ class _Sheet:
             name: self._interval(
                 value, low[name][view, segment], high[name][view, segment]
             )
-            for name, value in self.plain(view, segment).items()
+            for name, value in self.point_estimates(view, segment).items()
         }
 
     def gaps(self, view: int) -> dict[str, Any]:
@@ -305,7 +230,7 @@ class _Sheet:
         assert self.intervals is not None
         low, high = (gaps for _, gaps in self.intervals)
         entry = {}
-        for name, leaf in self.between.items():
+        for name, leaf in self.gap_values.items():
             value = files.number(leaf[view])
             if value is None:
                 self.missing["fewer than two patient groups"] += 1
@@ -321,168 +246,127 @@ class _Sheet:
         return {"value": value, "low": ends[0], "high": ends[1]}
 
 
-def _of(run: build.Run, measure: Measure, state: RunState) -> dict[str, Any]:
-    """One model's entry."""
-    # From the host: what was restored is committed to a device, and would be compiled
-    # for anew.
-    full, own = jax.device_get(measure(state)[1])
+class _ModelFigures(NamedTuple):
+    """One model of a run on the test split, before it becomes an entry."""
+
+    run: build.Run
+    tiers: Int[np.ndarray, "N"]
+    """Every client's tier in the model's round."""
+    records: breakdowns.SegmentedRecords
+    full: _ModelSummary
+    submodels: list[_ModelSummary]
+    """For every tier its own sub-model."""
+    client_quality: Any
+    """Quality of every client and of resamples of its patients, [1 + R, N] a leaf."""
+
+
+def _model_figures(
+    run: build.Run, evaluate_fn: EvaluateFn, state: RunState
+) -> _ModelFigures:
+    # On the host: a restored state is committed to a device, and the programs below
+    # would be compiled anew for it.
+    full, per_tier = jax.device_get(evaluate_fn(state)[1])
     tiers = np.asarray(run.tiers_at(state.round - 1))
-    records = _records(run, tiers)
+    records = breakdowns.segment_records(run, tiers)
     missing: Counter[str] = Counter()
-    thresholds = _chosen(run, full, own)
-    pooled, *by_attribute, by_hospital, by_tier = range(len(records.views))
-    drawn = functools.partial(_drawn, run, state, records)
-    segments = max(map(len, records.parts[:by_hospital]))
-    judged = {
-        view: drawn(full["test"], thresholds[0], view, segments, RESAMPLES)
-        for view in (pooled, *by_attribute)
+    thresholds = intervals.select_thresholds(run, full, per_tier)
+    by_client, by_tier = records.client_view, records.tier_view
+    resample = functools.partial(intervals.resampled_figures, run, state, records)
+    segments = max(map(len, records.segment_stats[:by_client]))
+    group_figures = {
+        view: resample(full["test"], thresholds[0], view, segments, RESAMPLES)
+        for view in (0, *records.attribute_views)
     }
-    at_home = drawn(
-        full["test"], thresholds[0], by_hospital, len(tiers), RESAMPLES, within=True
+    client_figures = resample(
+        full["test"],
+        thresholds[0],
+        by_client,
+        len(tiers),
+        RESAMPLES,
+        within_clients=True,
     )
-    in_tiers = drawn(full["test"], thresholds[0], by_tier, len(run.budget))
-    others = {by_hospital: at_home, by_tier: in_tiers}
-    value = {view: _at(made, 0) for view, made in (judged | others).items()}
-    bounds = _intervals(list(judged.values()))
-    whole = _Sheet(records, float(thresholds[0]), value, missing, *bounds)
+    tier_figures = resample(full["test"], thresholds[0], by_tier, len(run.budget))
+    unit_figures = {by_client: client_figures, by_tier: tier_figures}
+    value = {
+        view: intervals.select_resamples(figures, 0)
+        for view, figures in (group_figures | unit_figures).items()
+    }
+    bounds = intervals.gap_intervals(list(group_figures.values()))
+    full_summary = _ModelSummary(records, float(thresholds[0]), value, missing, *bounds)
 
-    def of_tier(tier: int) -> dict[str, Any]:
-        cut = thresholds[1 + tier]
-        made = drawn(own["test"][tier], cut, by_tier, len(run.budget))
-        sub = _Sheet(records, float(cut), {by_tier: _at(made, 0)}, missing)
-        head = {"tier": tier, "n": records.parts[by_tier][tier].n}
-        threshold = {"threshold": files.number(sub.threshold)}
-        mine = threshold | sub.plain(by_tier, tier)
-        return head | whole.plain(by_tier, tier) | {"own": mine}
+    def submodel_summary(tier: int) -> _ModelSummary:
+        threshold = thresholds[1 + tier]
+        logits = per_tier["test"][tier]
+        figures = resample(logits, threshold, by_tier, len(run.budget))
+        tier_value = {by_tier: intervals.select_resamples(figures, 0)}
+        return _ModelSummary(records, float(threshold), tier_value, missing)
 
-    def of_hospital(client: int) -> dict[str, Any]:
-        name, tier = run.splits.clients[client], int(tiers[client])
-        head = {"client": name, "tier": tier}
-        head["n"] = records.parts[by_hospital][client].n
-        return head | whole.plain(by_hospital, client)
+    submodels = [submodel_summary(tier) for tier in range(len(run.budget))]
+    return _ModelFigures(
+        run, tiers, records, full_summary, submodels, client_figures.quality
+    )
 
-    def of_group(view: int, group: int) -> dict[str, Any]:
-        part = records.parts[view][group]
-        head = {"n": part.n, "positives": part.positives}
-        return head | whole.bounded(view, group)
 
-    hospitals = [of_hospital(client) for client in range(len(tiers))]
-    least = run.config["min_test_records"]
-    first = headlines.Headlines(hospitals, at_home.quality, len(run.budget), least)
-    named = dict(zip(by_attribute, _attributes(run), strict=True))
+def _model_entry(
+    run: build.Run, evaluate_fn: EvaluateFn, state: RunState
+) -> dict[str, Any]:
+    """One model's entry."""
+    figures = _model_figures(run, evaluate_fn, state)
+    full, attribute_views = figures.full, figures.records.attribute_views
+    client_entries = [
+        _client_entry(figures, client) for client in range(len(figures.tiers))
+    ]
+    min_records = run.config["min_test_records"]
+    client_headlines = headlines.Headlines(
+        client_entries, figures.client_quality, len(run.budget), min_records
+    )
+    attributes = dict(zip(attribute_views, breakdowns.attributes(run), strict=True))
     return {
         "round": int(state.round),
         "positive": run.splits.positive,
-        "threshold": files.number(whole.threshold),
-        "pooled": whole.bounded(pooled, 0),
-        "tiers": [of_tier(tier) for tier in range(len(run.budget))],
-        "clients": hospitals,
-        "over_clients": headlines.over(hospitals, first),
-        "headlines": first.entry(),
+        "threshold": files.number(full.threshold),
+        "pooled": full.with_intervals(0, 0),
+        "tiers": [_tier_entry(figures, tier) for tier in range(len(run.budget))],
+        "clients": client_entries,
+        "over_clients": headlines.client_spread(client_entries, client_headlines),
+        "headlines": client_headlines.entry(),
         "groups": {
             attribute.name: {
-                value: of_group(view, group)
+                value: _group_entry(figures, view, group)
                 for group, value in enumerate(attribute.values)
             }
-            for view, attribute in named.items()
+            for view, attribute in attributes.items()
         },
-        "gaps": {attribute.name: whole.gaps(view) for view, attribute in named.items()},
-        "calibration": list(_bins(value[pooled].plot)),
-        "not_estimated": dict(sorted(missing.items())),
+        "gaps": {
+            attribute.name: full.gaps(view) for view, attribute in attributes.items()
+        },
+        "calibration": list(_bins(full.value[0].plot)),
+        "not_estimated": dict(sorted(full.missing.items())),
     }
 
 
-def _chosen(
-    run: build.Run, full: dict[str, np.ndarray], own: dict[str, np.ndarray]
-) -> Float[np.ndarray, "models"]:
-    """Threshold of the full model and of every sub-model; NaN where there is none."""
-    if len(run.splits.classes) != 2 or "val" not in full:
-        return np.full(1 + len(run.budget), np.nan, np.float32)
-    y = np.asarray(run.splits.val.y)
-    return np.asarray(_thresholds(full["val"], own["val"], y))
+def _tier_entry(figures: _ModelFigures, tier: int) -> dict[str, Any]:
+    """The full model and the tier's own sub-model on the tier's records."""
+    by_tier, submodel = figures.records.tier_view, figures.submodels[tier]
+    head = {"tier": tier, "n": figures.records.segment_stats[by_tier][tier].n}
+    threshold = {"threshold": files.number(submodel.threshold)}
+    submodel_entry = threshold | submodel.point_estimates(by_tier, tier)
+    full_entry = figures.full.point_estimates(by_tier, tier)
+    return head | full_entry | {"own": submodel_entry}
 
 
-def _drawn(
-    run: build.Run,
-    state: RunState,
-    records: _Records,
-    logits: Float[np.ndarray, "E C"],
-    threshold: Any,
-    view: int,
-    segments: int,
-    resamples: int = 0,
-    within: bool = False,
-) -> _Figures:
-    """Figures of a view, and then of draws of hospitals and their patients.
-
-    Args:
-        run: the run.
-        state: the model's.
-        records: the test split.
-        logits: of its records.
-        threshold: on the positive class's probability.
-        view: which one of the records'.
-        segments: how many to keep; the program has as many as any view.
-        resamples: R, beside the records themselves.
-        within: draw patients alone, see `bootstrap.clustered`; of the resamples the
-            quality is kept and nothing else.
-
-    Returns:
-        [1 + R, segments].
-    """
-    patient = run.splits.patients
-    owner = np.repeat(np.arange(len(run.tiers)), np.asarray(run.splits.test.count))
-    _, places = np.unique(patient, return_index=True)
-    every = np.bincount(owner[places]).astype(np.int32)
-    count, offset = (each[every > 0] for each in (every, np.cumsum(every) - every))
-    most = max(map(len, records.parts))
-    largest = max(logits.size, most * calibration.BINS)
-    chunk = min(MOST, max(FEWEST, LARGEST // largest))
-    given = (logits, records.y, records.views[view], threshold)
-    clusters = (patient, offset.astype(np.int32), count)
-    key = rng.at(jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round))
-
-    def some(numbers: Int[np.ndarray, "R"]) -> _Figures:
-        made = _figures(
-            *given,
-            *clusters,
-            key,
-            numbers,
-            np.asarray(within),
-            segments=most,
-            patients=len(places),
-            longest=int(count.max()),
-        )
-        plot = made.plot
-        if within:
-            made, plot = made._replace(rates=None, misses=None), None
-        plot, made = jax.device_get((plot, made._replace(plot=None)))
-        kept = jax.tree.map(lambda leaf: leaf[:, :segments], made)
-        return kept._replace(plot=plot)
-
-    starts = range(0, 1 + resamples, chunk)
-    parts = [some(np.arange(n, n + chunk, dtype=np.int32)) for n in starts]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: 1 + resamples], *parts)
+def _client_entry(figures: _ModelFigures, client: int) -> dict[str, Any]:
+    by_client = figures.records.client_view
+    name = figures.run.splits.clients[client]
+    head = {"client": name, "tier": int(figures.tiers[client])}
+    head["n"] = figures.records.segment_stats[by_client][client].n
+    return head | figures.full.point_estimates(by_client, client)
 
 
-def _at(made: _Figures, index: int | slice) -> _Figures:
-    """One resample, or some."""
-    return jax.tree.map(lambda leaf: leaf[index], made)
-
-
-def _intervals(judged: list[_Figures]) -> tuple[_Gaps, _Intervals]:
-    """Gaps between segments, and the bounds of both, view by view.
-
-    Args:
-        judged: of every view the records' figures, and then those of resamples.
-    """
-    both = jax.tree.map(
-        lambda *leaves: np.stack(leaves, axis=1),
-        *(made._replace(plot=None) for made in judged),
-    )
-    value, drawn = _at(both, 0), _at(both, slice(1, None))
-    between = _gaps(value)
-    return jax.device_get((between, _ends(value, between, drawn)))
+def _group_entry(figures: _ModelFigures, view: int, group: int) -> dict[str, Any]:
+    stats = figures.records.segment_stats[view][group]
+    head = {"n": stats.n, "positives": stats.positives}
+    return head | figures.full.with_intervals(view, group)
 
 
 def _bins(plot: calibration.Reliability) -> Iterator[Mapping[str, Any]]:

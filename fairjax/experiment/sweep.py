@@ -1,6 +1,6 @@
-"""Many runs of one config: which they are, where they lie, and running what is missing.
+"""Sweeps: many runs of one config, their folders, and the runs that are not finished.
 
-A run of a sweep is a command of scripts/train.py with the config's fields overridden,
+A run of a sweep is a command of scripts/train.py with fields of the config overridden,
 so a sweep parses, refuses and continues exactly what that command does.
 """
 
@@ -28,50 +28,51 @@ Fields = Mapping[str, str]
 """{dotted path of a field: its value as on the command line}."""
 
 _LENGTH = 120
-"""Characters of a folder's name; file systems allow 255 bytes."""
+"""Most characters of a folder's name; file systems allow 255 bytes."""
 
 
 class Point(NamedTuple):
     """One run of a sweep."""
 
     name: str
-    """Of its folder."""
+    """The name of its folder."""
     flags: tuple[str, ...]
-    """Of scripts/train.py, all but --workdir."""
+    """Flags of scripts/train.py, all but --workdir."""
     config: ConfigDict
 
 
 def text(value: Any) -> str:
-    """A field's value as it is written on the command line; lists become tuples."""
+    """A field's value as the command line has it; lists become tuples."""
     return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def grid(axes: Iterable[str]) -> list[Fields]:
-    """All combinations of "field=value,value,..", the last field varying fastest.
+    """All combinations of the values of some fields; the last field varies fastest.
 
-    Commas inside brackets belong to a value: "tiers.budget=(0.5,1.0),(0.25,1.0)" has
-    two.
+    Args:
+        axes: "field=value,value,.." each. Commas inside brackets belong to a value:
+            "tiers.budget=(0.5,1.0),(0.25,1.0)" has two.
 
     Raises:
-        InputError: there is no field or no value, or a field is there twice.
+        InputError: a field or a value is missing, or a field comes twice.
     """
     values: dict[str, list[str]] = {}
     for axis in axes:
-        field, _, several = axis.partition("=")
-        if not field or not several:
+        field, _, choices = axis.partition("=")
+        if not field or not choices:
             require.fail("--grid", "field=value,value,..", axis)
         if field in values:
             require.fail(f"--grid {field}", "every field once", axis)
-        values[field] = _apart(several)
+        values[field] = _split_values(choices)
     points = itertools.product(*values.values())
     return [dict(zip(values, point, strict=True)) for point in points]
 
 
-def listed(path: pathlib.Path) -> list[Fields]:
-    """The runs of a file with one JSON object of fields and values a line.
+def read_settings(path: pathlib.Path) -> list[Fields]:
+    """The runs of a file with one JSON object of fields and values per line.
 
     Raises:
-        InputError: there is no such file or no line, or a line is not an object.
+        InputError: the file cannot be read or has no line, or a line is not an object.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -81,7 +82,7 @@ def listed(path: pathlib.Path) -> list[Fields]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = require.parsed(f"{path}:{number}", line, dict)
+        fields = require.parse_json(f"{path}:{number}", line, dict)
         runs.append({field: text(value) for field, value in fields.items()})
     if not runs:
         require.fail("--list", "at least one line", f"{path}, which is empty")
@@ -94,48 +95,50 @@ def points(
     settings: Sequence[Fields],
     workdir: pathlib.Path,
 ) -> list[Point]:
-    """The runs of a sweep, each refused here if `train` would refuse its config.
+    """The runs of a sweep; a config that `train` would refuse is refused here.
 
-    What only the data can tell (see `build.build`) fails when the run starts: loading
-    them here would take the accelerator from the runs.
+    Errors that depend on the data (see `build.build`) appear when a run starts: loading
+    the data here would take the accelerator from the runs.
 
     Args:
         define: the flags of scripts/train.py.
         base: --config and the overrides that all runs share.
-        settings: what every run sets beside them.
+        settings: the fields that every run sets beside them.
         workdir: the folder of the runs' folders.
 
     Raises:
-        InputError: a field or value that cannot be, two runs of one config, a folder
-            that holds something else.
+        InputError: a field or value is not valid, two runs have one config, or a run's
+            folder contains something else.
     """
     if (workdir / "config.json").exists():
         require.fail("--workdir", "a folder of runs", f"{workdir}, which is a run")
-    found: dict[str, Point] = {}
+    points_by_config: dict[str, Point] = {}
     for fields in settings:
         flags = [*base, *(f"--config.{name}={value}" for name, value in fields.items())]
         options = cli.parse(define, ["train.py", *flags, f"--workdir={workdir}"])
-        validate.check(options.config, cli.overridden(options))
-        plain = validate.plain(options.config)
+        validate.check(options.config, cli.override_paths(options))
+        plain = validate.to_plain(options.config)
         name = folder(options.config, list(fields))
         files.check(workdir / name, plain)
         key = json.dumps(plain)
-        if key in found:
-            require.fail("sweep", "every config once", f"{found[key].name} and {name}")
-        found[key] = Point(name, tuple(flags), options.config)
-    return list(found.values())
+        if key in points_by_config:
+            require.fail(
+                "sweep", "every config once", f"{points_by_config[key].name} and {name}"
+            )
+        points_by_config[key] = Point(name, tuple(flags), options.config)
+    return list(points_by_config.values())
 
 
 def folder(config: ConfigDict, fields: Sequence[str]) -> str:
     """The name of a run's folder: "rule=size,seed=0,budget=0.5+1.0".
 
-    A field goes by the last parts of its path that no other field of the config ends
-    with. A name that is too long, or whose characters a file system or a shell might
-    refuse, is made safe and ends with a hash of the settings.
+    A field is named by the shortest end of its path that no other field shares. A name
+    that is too long, or has characters that a file system or a shell might refuse, is
+    made safe and ends with a hash of the settings.
 
     Args:
-        config: the run's.
-        fields: those by which it is named, in this order.
+        config: of the run.
+        fields: the fields in its name, in this order.
     """
 
     def word(value: Any) -> str:
@@ -146,7 +149,7 @@ def folder(config: ConfigDict, fields: Sequence[str]) -> str:
 
     paths = cli.fields_of(config)
     values = {field: _value(config, field) for field in fields}
-    name = ",".join(f"{_short(f, paths)}={word(v)}" for f, v in values.items())
+    name = ",".join(f"{_short_path(f, paths)}={word(v)}" for f, v in values.items())
     safe = re.sub(r"[^\w.,=+-]", "-", name, flags=re.ASCII)
     if safe == name and len(name) <= _LENGTH:
         return name
@@ -154,12 +157,12 @@ def folder(config: ConfigDict, fields: Sequence[str]) -> str:
     return f"{safe[: _LENGTH - 9]}-{digest}"
 
 
-def finished(point: Point, workdir: pathlib.Path) -> bool:
-    """True if the run has nothing left to do."""
+def is_finished(point: Point, workdir: pathlib.Path) -> bool:
+    """Whether the run has ended with as many rounds as its config asks for."""
     path = workdir / point.name
     if not (path / "config.json").exists():
         return False
-    run = report.read(path)
+    run = report.read_run(path)
     return run.finished and run.config["rounds"] == _value(point.config, "rounds")
 
 
@@ -170,139 +173,141 @@ def run(
     program: Sequence[str],
     processes: int = 1,
 ) -> dict[str, str]:
-    """Runs what is not finished, each in a process of its own.
+    """Trains the runs that are not finished, each in its own process.
 
-    What a run prints is appended to <name>.log beside its folder. One that fails stops
-    no other; a signal or an exception here stops all after the rounds in hand.
+    The output of a run is appended to <name>.log beside its folder. A run that fails
+    stops no other; a signal or an exception here stops all runs after the rounds in
+    hand.
 
     Args:
         points: see `points`.
         workdir: the folder of the runs' folders.
         program: the command of scripts/train.py, to which flags are added.
-        processes: how many run side by side.
+        processes: number of runs side by side.
 
     Returns:
-        {name: why} of the runs that failed: the last line that they printed.
+        {name: last line of its output} for the runs that failed.
 
     Raises:
-        Stopped: a signal came, and all have saved the round in hand; a second signal
-            kills them.
+        Stopped: a signal came, and all runs have saved the round in hand; a second
+            signal kills them.
     """
-    waiting = [point for point in points if not finished(point, workdir)]
-    print(f"{len(points) - len(waiting)} of {len(points)} runs are finished")
+    pending_points = [point for point in points if not is_finished(point, workdir)]
+    print(f"{len(points) - len(pending_points)} of {len(points)} runs are finished")
     files.create(workdir)
-    failed: dict[str, str] = {}
-    with _processes() as (running, told):
-        while (waiting or running) and not told():
-            while waiting and len(running) < processes:
-                point = waiting.pop(0)
+    failures: dict[str, str] = {}
+    with _processes() as (running_processes, stop_requested):
+        while (pending_points or running_processes) and not stop_requested():
+            while pending_points and len(running_processes) < processes:
+                point = pending_points.pop(0)
                 flags = [*point.flags, f"--workdir={workdir / point.name}"]
                 with _log(workdir, point.name).open("ab") as log:
-                    running[point.name] = subprocess.Popen(
+                    running_processes[point.name] = subprocess.Popen(
                         [*program, *flags],
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        # Ctrl-C reaches a whole group, and a run is told to stop once.
+                        # Ctrl-C reaches a whole process group; `_processes` alone
+                        # stops the runs, since a second signal would kill them.
                         process_group=0,
                     )
             time.sleep(0.05)
-            for name, process in list(running.items()):
+            for name, process in list(running_processes.items()):
                 if process.poll() is None:
                     continue
-                del running[name]
+                del running_processes[name]
                 if process.returncode:
-                    failed[name] = _last_line(_log(workdir, name), process.returncode)
-                end = "failed" if name in failed else _end(workdir / name)
+                    failures[name] = _last_line(_log(workdir, name), process.returncode)
+                end = "failed" if name in failures else _end(workdir / name)
                 print(f"{name}: {end}", flush=True)
-    return failed
+    return failures
 
 
 @contextlib.contextmanager
 def _processes() -> Iterator[
     tuple[dict[str, subprocess.Popen[bytes]], Callable[[], bool]]
 ]:
-    """{name: process}, and whether this one has been told to stop.
+    """Gives ({name: process} to fill, whether this process has been told to stop).
 
-    Those that are left are told so in the end, and waited for.
+    At the end the processes that are left are told to stop and waited for.
     """
-    running: dict[str, subprocess.Popen[bytes]] = {}
+    running_processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def kill() -> None:
-        for process in running.values():
+        for process in running_processes.values():
             process.kill()
 
-    with preemption.deferred() as told, preemption.leaving(kill):
+    with preemption.deferred() as stop_requested, preemption.leaving(kill):
         try:
-            yield running, told
+            yield running_processes, stop_requested
         finally:
-            for process in running.values():
+            for process in running_processes.values():
                 process.terminate()
-            for process in running.values():
+            for process in running_processes.values():
                 process.wait()
 
 
 def run_together(points: Sequence[Point], workdir: pathlib.Path) -> dict[str, str]:
-    """Runs what is not finished in this process, see `vmapped`.
+    """Trains the runs that are not finished in this process, see `vmapped`.
 
-    Runs that differ in nothing but `vmapped.VARIED` are lanes of one program; of those
-    that differ in more, one program after the other.
+    Runs that differ only in `vmapped.VARIED` share a program; programs run one after
+    the other.
 
     Args:
         points: see `points`.
         workdir: the folder of the runs' folders.
 
     Returns:
-        {name: why} of the runs that failed.
+        {name: its error} for the runs that failed.
     """
-    waiting = [point for point in points if not finished(point, workdir)]
-    print(f"{len(points) - len(waiting)} of {len(points)} runs are finished")
+    pending_points = [point for point in points if not is_finished(point, workdir)]
+    print(f"{len(points) - len(pending_points)} of {len(points)} runs are finished")
     groups: dict[str, list[Point]] = {}
-    for point in waiting:
-        groups.setdefault(vmapped.key(point.config), []).append(point)
-    failed: dict[str, str] = {}
+    for point in pending_points:
+        groups.setdefault(vmapped.program_key(point.config), []).append(point)
+    failures: dict[str, str] = {}
     for group in groups.values():
         print(f"{len(group)} runs in one program")
-        ended = vmapped.train_all(
+        results = vmapped.train_all(
             [point.config for point in group], [workdir / point.name for point in group]
         )
-        for point, result in zip(group, ended, strict=True):
+        for point, result in zip(group, results, strict=True):
             if isinstance(result, BaseException):
-                failed[point.name] = str(result) or repr(result)
+                failures[point.name] = str(result) or repr(result)
             name = point.name
-            print(f"{name}: {'failed' if name in failed else _end(workdir / name)}")
-    return failed
+            print(f"{name}: {'failed' if name in failures else _end(workdir / name)}")
+    return failures
 
 
 def _end(workdir: pathlib.Path) -> str:
-    """How a run that did not fail has ended."""
-    if (workdir / "config.json").exists() and report.read(workdir).diverged:
+    """How a run that did not fail has ended: "done", or "done, diverged"."""
+    if (workdir / "config.json").exists() and report.read_run(workdir).diverged:
         return "done, diverged"
     return "done"
 
 
-def _apart(values: str) -> list[str]:
+def _split_values(values: str) -> list[str]:
     """Splits at the commas outside brackets."""
-    parts, depth = [""], 0
+    pieces, depth = [""], 0
     for sign in values:
         depth += (sign in "([") - (sign in ")]")
         if sign == "," and depth == 0:
-            parts.append("")
+            pieces.append("")
         else:
-            parts[-1] += sign
-    return [part.strip() for part in parts]
+            pieces[-1] += sign
+    return [piece.strip() for piece in pieces]
 
 
 def _value(config: Any, field: str) -> Any:
-    for part in field.split("."):
-        config = config[part]
+    for name in field.split("."):
+        config = config[name]
     return config
 
 
-def _short(field: str, paths: Iterable[str]) -> str:
-    """The shortest end of a path that no other path has."""
-    parts = field.split(".")
-    for n in range(1, len(parts)):
-        end = parts[-n:]
+def _short_path(field: str, paths: Iterable[str]) -> str:
+    """The shortest end of a path that no other path ends with."""
+    components = field.split(".")
+    for n in range(1, len(components)):
+        end = components[-n:]
         if sum(path.split(".")[-n:] == end for path in paths) == 1:
             return ".".join(end)
     return field

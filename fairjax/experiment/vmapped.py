@@ -1,14 +1,14 @@
-"""Several runs as lanes of one program: seeds, and numbers that no shape rests on.
+"""Several runs, vmapped in one program, that differ in seeds and in scalar settings.
 
-Every run is `train` in a thread of its own, with its folder, logs and checkpoints as
-ever. Only its rounds are not its own: the lanes' states meet, one program that is
-vmapped over them computes a round of all, and they part again. A lane that has ended,
-or that goes on from another round than the others, holds nobody up.
+Every run is `train` in its own thread, with its own folder, logs and checkpoints.
+Rounds are shared: the states of all runs are stacked, one vmapped program advances them
+by a round, and they are unstacked. A run that has ended delays no other, and runs may
+go on from different rounds.
 """
 
 import pathlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,180 +18,193 @@ from ml_collections import ConfigDict
 from fairjax.core import require, trees
 from fairjax.core.types import RunState
 from fairjax.data import pixels
+from fairjax.experiment.compilation import Compile, Step, round_step
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.io import distributed, preemption
-from fairjax.experiment.train import Result, Step, one_round, train
+from fairjax.experiment.train import Result, train
 
 VARIED = ("seed", *build.VALUES)
-"""Fields in which the lanes of a program may differ."""
+"""Config fields in which the runs of a program may differ."""
 
 
-def key(config: ConfigDict) -> str:
-    """What lanes of one program have in common, as text."""
-    plain = validate.plain(config)
-    others = [path for path in validate.flat(plain) if path not in VARIED]
-    return repr([(path, validate.flat(plain)[path]) for path in others])
+def program_key(config: ConfigDict) -> str:
+    """All fields but `VARIED` as text: runs with the same key can share a program."""
+    plain = validate.to_plain(config)
+    shared_paths = [path for path in validate.flatten(plain) if path not in VARIED]
+    return repr([(path, validate.flatten(plain)[path]) for path in shared_paths])
 
 
 def train_all(
     configs: Sequence[ConfigDict], workdirs: Sequence[pathlib.Path]
 ) -> list[Result | BaseException]:
-    """Trains runs side by side in one program; what each came to, in order.
+    """Trains runs side by side in one program.
 
-    One that fails stops no other, and its exception stands in its place.
+    A run that fails stops no other.
 
     Args:
-        configs: alike but for `VARIED`.
-        workdirs: one each.
+        configs: equal but for `VARIED`.
+        workdirs: one for every config.
+
+    Returns:
+        For every config its result, or the exception that the run raised.
 
     Raises:
-        InputError: configs that one program cannot train; nothing has been written.
-        Stopped: a signal came, and all have saved the round in hand.
+        InputError: one program cannot train these configs; nothing has been written.
+        Stopped: a signal came, and all runs have saved the round in hand.
     """
-    lanes = Lanes(configs)
-    ended: list[Any] = [None] * len(configs)
+    runs = VmappedRuns(configs)
+    results: list[Any] = [None] * len(configs)
 
-    def one(lane: int) -> None:
-        with lanes.turn:
+    def train_run(run_index: int) -> None:
+        with runs.turn:
             try:
-                ended[lane] = train(
-                    configs[lane], workdirs[lane], compiling=lanes.compiled(lane)
+                results[run_index] = train(
+                    configs[run_index],
+                    workdirs[run_index],
+                    compile_fn=runs.compile_round(run_index),
                 )
             except BaseException as error:
-                ended[lane] = error
+                results[run_index] = error
             finally:
-                lanes.leave(lane)
+                runs.leave(run_index)
 
     threads = [
-        threading.Thread(target=one, args=(lane,), name=f"lane {lane}")
-        for lane in range(len(configs))
+        threading.Thread(target=train_run, args=(run_index,), name=f"run {run_index}")
+        for run_index in range(len(configs))
     ]
-    # A lane's rounds are deferred, what it does before and after them is not.
+    # A run defers signals during its rounds, but not before and after them.
     with preemption.listening():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    return ended
+    return results
 
 
-class Lanes:
-    """The program of several runs, and where their states meet.
+class VmappedRuns:
+    """The program of several runs, and the place where their threads wait for a round.
 
     Args:
-        configs: alike but for `VARIED`.
+        configs: equal but for `VARIED`.
 
     Raises:
-        InputError: they differ in more, in seeds without `data.partition.seed`, or in
-            noise that other releases of a round share; or one asks for several devices
-            or for records on the host.
+        InputError: they differ in other fields, in seeds without
+            `data.partition.seed`, or in noise that other releases of a round share; or
+            they ask for several devices or for records on the host.
     """
 
     def __init__(self, configs: Sequence[ConfigDict]):
-        self._run = run = build.build(configs[0], vmapped=True)
+        self._run = run = build.run(configs[0], vmapped=True)
         values = _values(configs)
         _check(configs, run, values)
-        records = distributed.spread(pixels.packed(run.pixels, run.splits.train), None)
+        records = distributed.replicate(
+            pixels.to_uint8(run.pixels, run.splits.train), None
+        )
         validation = None
-        if "validation" in run.spec.rule.needs:
-            validation = distributed.spread(run.splits.val, None)
+        if "validation" in run.spec.rule.reads:
+            validation = distributed.replicate(run.splits.val, None)
         self.arguments = values, records, validation
-        """What the program is given beside the lanes' states."""
+        """Arguments of the program beside the states of the runs."""
         self.turn = threading.Condition()
-        """Held by the one lane that computes something of its own; the others wait for
-        it, or for a round."""
+        """The lock of the one run that computes outside rounds; all other runs wait for
+        it or for a round."""
         self._number = len(configs)
         self._open = set(range(self._number))
         self._arrived: dict[int, RunState] = {}
         self._done: dict[int, Any] = {}
         self._handed: dict[int, RunState] = {}
-        """What every lane was given last: parts of `_states`."""
+        """The state that every run received last: a slice of `_states`."""
         self._states: Any = None
         self._program: jax.stages.Compiled | None = None
 
-    def compiled(
-        self, lane: int
-    ) -> Callable[[build.Run, RunState], tuple[Step, jax.stages.Compiled]]:
-        """`train.compiled` for a lane."""
+    def compile_round(self, run_index: int) -> Compile:
+        """`compilation.compile_round` for the run `run_index`."""
 
         def begin(run: build.Run, state: RunState) -> tuple[Step, jax.stages.Compiled]:
             if self._program is None:
                 self._program = self.program(state)
-            return lambda state: self._meet(lane, state), self._program
+            return lambda state: self._submit_state(run_index, state), self._program
 
         return begin
 
-    def leave(self, lane: int) -> None:
-        """The lane needs no more rounds: the others do not wait for it."""
-        self._open.discard(lane)
-        self._go()
+    def leave(self, run_index: int) -> None:
+        """Ends the rounds of a run: the others no longer wait for it."""
+        self._open.discard(run_index)
+        self._run_when_ready()
 
     def program(self, state: RunState) -> jax.stages.Compiled:
-        """(lanes' states, *arguments) -> (their next ones, [what a `Step` gives]).
+        """Compiles (stacked states, *arguments) -> (next ones, [output of a `Step`]).
 
         Args:
-            state: of a lane; all are shaped like it.
+            state: of one run; the states of all runs have its shapes.
         """
         run, number = self._run, self._number
 
-        def one(state: RunState, values: Mapping[str, Any], train: Any, val: Any):
-            return one_round(run, run.with_values(values))(state, train, val)
+        def per_run(state: RunState, values: Mapping[str, Any], train: Any, val: Any):
+            return round_step(run, run.with_values(values))(state, train, val)
 
         def rounds(states: RunState, values: Mapping[str, Any], train: Any, val: Any):
-            after = jax.vmap(one, (0, 0, None, None))(states, values, train, val)
-            # In parts, which costs one call in place of one for every leaf.
-            return after[0], [trees.pick(after, lane) for lane in range(number)]
+            outputs = jax.vmap(per_run, (0, 0, None, None))(states, values, train, val)
+            # Unstacked in the program: one call instead of one for every leaf.
+            return outputs[0], [
+                trees.pick(outputs, run_index) for run_index in range(number)
+            ]
 
         return (
             jax.jit(rounds).lower(stacked([state] * number), *self.arguments).compile()
         )
 
-    def _meet(self, lane: int, state: RunState) -> Any:
-        self._arrived[lane] = state
-        self._go()
-        self.turn.wait_for(lambda: lane in self._done)
-        result = self._done.pop(lane)
+    def _submit_state(self, run_index: int, state: RunState) -> Any:
+        self._arrived[run_index] = state
+        self._run_when_ready()
+        self.turn.wait_for(lambda: run_index in self._done)
+        result = self._done.pop(run_index)
         if isinstance(result, BaseException):
             raise result
         return result
 
-    def _go(self) -> None:
-        """Whoever comes last computes the round."""
+    def _run_when_ready(self) -> None:
+        """Computes the round if all open runs have arrived."""
         if not self._open or not self._open <= self._arrived.keys():
             return
-        given, self._arrived = self._arrived, {}
+        states_by_run, self._arrived = self._arrived, {}
         try:
-            self._done |= self._round(given)
+            self._done |= self._round(states_by_run)
         except BaseException as error:
-            self._done |= dict.fromkeys(given, error)
+            self._done |= dict.fromkeys(states_by_run, error)
         self.turn.notify_all()
 
-    def _round(self, given: Mapping[int, RunState]) -> dict[int, Any]:
-        states, lanes = self._states, range(self._number)
-        if any(given.get(lane) is not self._handed.get(lane) for lane in lanes):
-            anyone = next(iter(given.values()))
-            each = [given.get(lane, anyone) for lane in lanes]
-            states = stacked(each)
+    def _round(self, states_by_run: Mapping[int, RunState]) -> dict[int, Any]:
+        states, run_indices = self._states, range(self._number)
+        if any(
+            states_by_run.get(run_index) is not self._handed.get(run_index)
+            for run_index in run_indices
+        ):
+            filler = next(iter(states_by_run.values()))
+            run_states = [
+                states_by_run.get(run_index, filler) for run_index in run_indices
+            ]
+            states = stacked(run_states)
         assert self._program is not None
-        self._states, parts = self._program(states, *self.arguments)
-        self._handed = {lane: parts[lane][0] for lane in given}
-        return {lane: tuple(parts[lane]) for lane in given}
+        self._states, outputs = self._program(states, *self.arguments)
+        self._handed = {run_index: outputs[run_index][0] for run_index in states_by_run}
+        return {run_index: tuple(outputs[run_index]) for run_index in states_by_run}
 
 
 def stacked(states: Sequence[RunState]) -> RunState:
-    """The states of lanes as one, [R, ...] a leaf."""
+    """Stacks the states of R runs, [R, ...] a leaf."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
-    """The fields that differ, [R] each; all of them if none does."""
-    each = {
-        path: [validate.flat(validate.plain(config))[path] for config in configs]
+    """The fields of `build.VALUES` that differ, and always the first one, [R] each."""
+    field_values = {
+        path: [validate.flatten(validate.to_plain(config))[path] for config in configs]
         for path in build.VALUES
     }
     return {
         path: jnp.asarray(values, jnp.float32)
-        for path, values in each.items()
+        for path, values in field_values.items()
         if path == build.VALUES[0] or len(set(values)) > 1
     }
 
@@ -199,24 +212,32 @@ def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
 def _check(
     configs: Sequence[ConfigDict], run: build.Run, values: Mapping[str, Any]
 ) -> None:
-    first = validate.plain(configs[0])
+    first = validate.to_plain(configs[0])
     for config in configs[1:]:
-        differing = validate.differences(first, validate.plain(config))
-        for path in differing:
+        differences = validate.differences(first, validate.to_plain(config))
+        for path in differences:
             if path not in VARIED:
-                what = f"the same in all runs of a program, but for {', '.join(VARIED)}"
-                require.fail(path, what, validate.flat(validate.plain(config))[path])
-        seed = validate.plain(config)["data"]["partition"]["seed"]
-        if "seed" in differing and seed is None:
-            what = "a number, so that runs of other seeds share their records"
-            require.fail("data.partition.seed", what, None)
+                requirement = (
+                    f"the same in all runs of a program, but for {', '.join(VARIED)}"
+                )
+                require.fail(
+                    path, requirement, validate.flatten(validate.to_plain(config))[path]
+                )
+        seed = validate.to_plain(config)["data"]["partition"]["seed"]
+        if "seed" in differences and seed is None:
+            requirement = "a number, so that runs of other seeds share their records"
+            require.fail("data.partition.seed", requirement, None)
     noise = "privacy.noise_multiplier"
-    if noise in values and run.guarantee.noised is None:
-        what = "the same in all runs where more than changes is noised, or summed in "
-        require.fail(noise, what + "secret", first["privacy"]["noise_multiplier"])
+    if noise in values and run.guarantee.with_noise is None:
+        requirement = (
+            "the same in all runs where more than changes is noised, or summed in "
+        )
+        require.fail(
+            noise, requirement + "secret", first["privacy"]["noise_multiplier"]
+        )
     if run.mesh is not None:
         devices = first["execution"]["devices"]
         require.fail("execution.devices", "1 for runs that share a program", devices)
     if run.records == "host":
-        what = "device for runs that share a program"
-        require.fail("execution.records", what, first["execution"]["records"])
+        requirement = "device for runs that share a program"
+        require.fail("execution.records", requirement, first["execution"]["records"])

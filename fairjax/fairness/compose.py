@@ -1,4 +1,4 @@
-"""Rules out of rules: several at once, with a cap, after a warm-up, over tiers."""
+"""Rules made from rules: several at once, with a cap, after a warm-up, over tiers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,157 +8,180 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, Objective, Params, Rule, Scores
+from fairjax.core.types import Cohort, CohortStats, Objective, Params, Rule
 
-_ONE = {
-    "weigh": "weights",
+_EXCLUSIVE = {
+    "weights": "weights",
     "combine": "a direction",
-    "keeps": "leaves that stay",
+    "local_leaves": "leaves that stay",
     "personal": "a personal model",
 }
-"""What only one rule of a composition may have."""
+"""Field -> description of what only one rule of a composition may give."""
 
 
 def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
     """The rule `a+b+...`: the weights of one, the objective of another.
 
-    Objectives are wrapped from the left: a's lies innermost. Where none weighs, records
-    do.
+    Objectives are wrapped from the left: that of `a` lies innermost. The composition
+    reads what any of the rules reads, and `weights_from` is that of the rule that gives
+    weights. If no rule gives weights, they follow from records.
 
     Args:
         rules: (name, rule).
 
     Raises:
-        InputError: two rules give the same thing; names both.
+        InputError: two rules give the same thing; the message names both.
     """
-    parts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for name, rule in rules:
-        for field, what in _ONE.items():
+        for field, description in _EXCLUSIVE.items():
             value = getattr(rule, field)
             if value is None:
                 continue
             if field in owners:
-                got = f"{owners[field]}+{name}"
-                require.fail("fairness.rule", f"one rule that gives {what}", got)
-            owners[field], parts[field] = name, value
-            if field == "weigh":
-                parts |= {"init": rule.init, "tell": rule.tell}
+                rule_names = f"{owners[field]}+{name}"
+                require.fail(
+                    "fairness.rule", f"one rule that gives {description}", rule_names
+                )
+            owners[field], fields[field] = name, value
+            if field == "weights":
+                fields["weights_from"] = rule.weights_from
+                fields |= {"init": rule.init, "broadcast": rule.broadcast}
 
     def wrap(objective: Objective) -> Objective:
         for _, rule in rules:
             objective = rule.wrap(objective)
         return objective
 
+    if any(rule.changes_objective for _, rule in rules):
+        fields["wrap"] = wrap
     return Rule(
-        needs=frozenset().union(*(rule.needs for _, rule in rules)),
-        everyone=any(rule.everyone for _, rule in rules),
-        wrap=wrap,
-        **parts,
+        reads=frozenset().union(*(rule.reads for _, rule in rules)),
+        reads_gradients=any(rule.reads_gradients for _, rule in rules),
+        full_participation=any(rule.full_participation for _, rule in rules),
+        **fields,
     )
 
 
-Shares = Callable[[Scores, Bool[Array, "K"]], Float[Array, "K"]]
-"""(scores, who is valid) -> a simplex point over the valid clients."""
+Shares = Callable[[CohortStats, Bool[Array, "K"]], Float[Array, "K"]]
+"""(stats, valid clients) -> a simplex point over the valid clients."""
 
 
-def capped(
+def with_cap(
     rule: Rule,
     cap: float,
     *,
-    shares: Shares = simplex.by_records,
+    shares: Shares = simplex.record_weights,
     field: str = "fairness.cap",
 ) -> Rule:
-    """No client weighs more than `cap` times its share of the cohort.
+    """The rule with no client above `cap` times its share of the cohort.
 
         w <- the nearest point of {x : sum x = 1, 0 <= x_k <= cap p_k}
 
     (Euclidean), p_k by default the share of the records, n_k / n: cap = 1 is then
-    FedAvg. What is carried by the rule does not know of it.
+    FedAvg. The cap does not change the rule's state.
 
     Args:
-        rule: one that weighs.
+        rule: a rule that gives weights.
         cap: from 1.
         shares: p.
-        field: of the config.
+        field: name of the setting in messages.
 
     Raises:
-        InputError: `cap` is below 1, or the rule does not weigh or has a direction.
+        InputError: `cap` is below 1, or the rule gives no weights or a direction.
     """
     require.in_range(field, cap, 1)
-    inner = _weights_of(rule, field, cap)
+    inner = _require_weights(rule, field, cap)
 
     def weigh(
-        state: PyTree, cohort: Cohort, scores: Scores
+        state: PyTree, cohort: Cohort, stats: CohortStats
     ) -> tuple[Float[Array, "K"], PyTree]:
-        weights, state = inner(state, cohort, scores)
-        # A client that the rule gives nothing because its loss is no number gets none.
+        weights, state = inner(state, cohort, stats)
+        # A client without a finite loss, which the rule gives weight 0, stays at 0.
         valid = cohort.valid
-        if scores.loss is not None:
-            valid = simplex.known(scores, valid)
-        high = jnp.minimum(cap * shares(scores, valid), 1)
+        if stats.loss is not None:
+            valid = simplex.has_finite_loss(stats, valid)
+        high = jnp.minimum(cap * shares(stats, valid), 1)
         low = jnp.zeros_like(weights)
         return simplex.project(weights, low, high.astype(weights.dtype)), state
 
-    return rule._replace(weigh=weigh)
+    return rule._replace(weights=weigh, weights_from=_at_least_records(rule))
 
 
-def over_tiers(rule: Rule, records: Sequence[int]) -> Rule:
-    """The rule as one that is shown tiers in place of hospitals.
+def tier_rule(rule: Rule, records: Sequence[int]) -> Rule:
+    """The rule as one that sees tiers instead of clients.
 
-    Every cohort it weighs is that of all tiers, so it needs no round with everybody.
+    Every cohort that it sees consists of all tiers, so it needs no full participation.
 
     Args:
-        rule: one that weighs by losses.
+        rule: a rule whose weights follow from losses.
         records: training records of every tier.
     """
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
         return rule.init(params, jnp.asarray(records), tiers)
 
-    return rule._replace(init=init, everyone=False)
+    return rule._replace(init=init, full_participation=False)
 
 
-class _Waiting(NamedTuple):
+class _WarmupState(NamedTuple):
     round: Int[Array, ""]
-    rule: Any
+    """Rounds so far."""
+    rule_state: Any
 
 
-def after(rule: Rule, rounds: int) -> Rule:
-    """Weighs by records for a number of rounds; the rule begins after them.
+def with_warmup(rule: Rule, rounds: int) -> Rule:
+    """Weights by records for a number of rounds, after which the rule begins.
 
     Args:
-        rule: one that weighs; what it carries stands still until then.
-        rounds: of warm-up.
+        rule: a rule that gives weights; its state stays as it is during the warm-up.
+        rounds: rounds of the warm-up.
 
     Raises:
-        InputError: the rule does not weigh, or has a direction.
+        InputError: `rounds` is negative, or the rule gives no weights or a direction.
     """
     require.in_range("fairness.warmup", rounds, 0)
-    inner = _weights_of(rule, "fairness.warmup", rounds)
+    inner = _require_weights(rule, "fairness.warmup", rounds)
 
-    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _Waiting:
-        return _Waiting(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
+    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _WarmupState:
+        return _WarmupState(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
 
     def weigh(
-        state: _Waiting, cohort: Cohort, scores: Scores
+        state: _WarmupState, cohort: Cohort, stats: CohortStats
     ) -> tuple[Float[Array, "K"], PyTree]:
-        begun = state.round >= rounds
-        weights, moved = inner(state.rule, cohort, scores)
-        by_records = simplex.by_records(scores, cohort.valid).astype(weights.dtype)
-        held = jax.tree.map(
-            lambda new, old: jnp.where(begun, new, old), moved, state.rule
+        has_begun = state.round >= rounds
+        weights, rule_state = inner(state.rule_state, cohort, stats)
+        by_records = simplex.record_weights(stats, cohort.valid).astype(weights.dtype)
+        next_state = jax.tree.map(
+            lambda new, old: jnp.where(has_begun, new, old),
+            rule_state,
+            state.rule_state,
         )
-        return jnp.where(begun, weights, by_records), _Waiting(state.round + 1, held)
+        return jnp.where(has_begun, weights, by_records), _WarmupState(
+            state.round + 1, next_state
+        )
 
-    def tell(state: _Waiting, cohort: Cohort, scores: Scores) -> PyTree:
-        return rule.tell(state.rule, cohort, scores)
+    def broadcast(state: _WarmupState, cohort: Cohort, stats: CohortStats) -> PyTree:
+        return rule.broadcast(state.rule_state, cohort, stats)
 
-    return rule._replace(init=init, weigh=weigh, tell=tell)
+    return rule._replace(
+        init=init,
+        weights=weigh,
+        weights_from=_at_least_records(rule),
+        broadcast=broadcast,
+    )
 
 
-def _weights_of(rule: Rule, field: str, value: float | int) -> Any:
-    if rule.weigh is None or rule.combine is not None:
-        what = "0 without a rule that gives weights, and for one that gives a direction"
-        require.fail(field, what, value)
-    return rule.weigh
+def _at_least_records(rule: Rule) -> str:
+    """`weights_from` of a rule whose weights are changed by numbers of records."""
+    return "records" if rule.weights_from == "public" else rule.weights_from
+
+
+def _require_weights(rule: Rule, field: str, value: float | int) -> Any:
+    if rule.weights is None or rule.combine is not None:
+        requirement = (
+            "0 without a rule that gives weights, and for one that gives a direction"
+        )
+        require.fail(field, requirement, value)
+    return rule.weights

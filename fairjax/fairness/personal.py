@@ -1,69 +1,79 @@
-"""Rules by which every hospital keeps something for itself; they weigh by records."""
+"""Rules by which every client keeps a model or leaves; weights follow records."""
 
 import jax
 from jaxtyping import PyTree
 
-from fairjax.core import client, require, trees
+from fairjax.core import objectives, require, trees
 from fairjax.core.types import Method, Params, Personal, Rule, Scope
 
 
 def ditto(*, strength: float) -> Rule:
-    """Ditto: a personal model per client, held near the plain one.
+    """Ditto: a personal model per client, kept near the plain one.
 
         v_k <- v_k - rate (grad F_k(v_k) + strength (v_k - w)),
 
     w the plain model as it arrives, over the coordinates that the client's sub-model
-    holds; the batches are those of its other training. The plain model does not depend
-    on v: it is FedAvg's. strength = 0 trains alone, from the same start.
+    holds. The batches are those on which the client trains the plain model. The plain
+    model does not depend on v: it is FedAvg's. strength = 0 trains alone, from the same
+    start.
 
-    Source: Ditto, Li et al. 2021, algorithm 1.
+    Args:
+        strength: pull towards the plain model, from 0.
+
+    Raises:
+        InputError: the strength is negative or not finite.
+
+    Source: Li et al., "Ditto: fair and robust federated learning through
+    personalization", ICML 2021, arXiv:2012.04221, algorithm 1.
     """
     require.in_range("fairness.ditto.strength", strength, 0)
     return Rule(
-        personal=Personal(lambda objective: client.proximal(objective, strength))
+        personal=Personal(lambda objective: objectives.proximal(objective, strength))
     )
 
 
 def fedbn() -> Rule:
     """FedBN: scale and bias of every norm stay with their client.
 
-    Such a client is evaluated with its own, and its batch norms with moments of its own
-    training records. Published for batch norm; group and layer norms are kept alike.
+    Every client is evaluated with its own scale and bias, and its batch norms use
+    moments of its own training records. FedBN is published for batch norm; this rule
+    keeps group and layer norms too.
 
-    Source: FedBN, Li et al. 2021, "FedBN: federated learning on non-IID features via
-    local batch normalization".
+    Source: Li et al., "FedBN: federated learning on non-IID features via local batch
+    normalization", ICLR 2021, arXiv:2102.07623.
     """
-    return Rule(keeps=lambda path: "norm" in path.lower())
+    return Rule(local_leaves=lambda path: "norm" in path.lower())
 
 
 def private_head() -> Rule:
-    """Every client keeps a head of its own on shared features, trained together.
+    """FedPer: every client keeps its own head on shared features, trained together.
 
-    Source: FedPer, Arivazhagan et al. 2019, with one personal layer.
+    Source: Arivazhagan et al., "Federated learning with personalization layers", 2019,
+    arXiv:1912.00818, with one personal layer.
     """
-    return Rule(keeps=lambda path: path.startswith(("head", "exit")))
+    return Rule(local_leaves=lambda path: path.startswith(("head", "exit")))
 
 
-def keep(method: Method, rule: Rule) -> Method:
-    """The method with the leaves that a rule keeps in the scope "client".
+def with_local_leaves(method: Method, rule: Rule) -> Method:
+    """The method with the rule's local leaves in the scope "client".
 
-    Its `private` raises an InputError for a model that has none of them.
+    The method's `scopes` raise an InputError for a model without such leaves.
     """
-    keeps = rule.keeps
-    if keeps is None:
+    is_local_leaf = rule.local_leaves
+    if is_local_leaf is None:
         return method
 
-    def private(params: Params) -> PyTree[Scope]:
+    def assign_scopes(params: Params) -> PyTree[Scope]:
         shared = jax.tree.map(lambda _: "shared", params)
-        scopes = shared if method.private is None else method.private(params)
-        named = jax.tree.structure(params).flatten_up_to(scopes)
-        paths = trees.named(params)
-        if not any(map(keeps, paths)):
+        scopes = shared if method.scopes is None else method.scopes(params)
+        scope_leaves = jax.tree.structure(params).flatten_up_to(scopes)
+        paths = trees.leaves_by_path(params)
+        if not any(map(is_local_leaf, paths)):
             require.fail("fairness.rule", "a model with leaves that it keeps", "none")
-        kept = [
-            "client" if keeps(path) else scope
-            for path, scope in zip(paths, named, strict=True)
+        new_scopes = [
+            "client" if is_local_leaf(path) else scope
+            for path, scope in zip(paths, scope_leaves, strict=True)
         ]
-        return jax.tree.structure(params).unflatten(kept)
+        return jax.tree.structure(params).unflatten(new_scopes)
 
-    return method._replace(private=private)
+    return method._replace(scopes=assign_scopes)

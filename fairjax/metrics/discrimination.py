@@ -1,4 +1,4 @@
-"""How well scores tell the classes apart: with every threshold, with one, by class."""
+"""How well scores separate the classes: over all thresholds, at one, by class."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fairjax.metrics.segments import Weight, counted, mean, once, total
+from fairjax.metrics.segments import Weight, mean, rank_classes, record_weights, total
 
 
 def auroc(
@@ -25,24 +25,26 @@ def auroc(
 
     Args:
         scores: higher means positive.
-        positive: the true class.
+        positive: whether the true class is the positive one.
         segment: which segment a record belongs to, in [0, segments).
-        segments: how many there are.
+        segments: number of segments.
         weight: how often a record counts.
 
     Returns:
-        One area per segment; NaN where a segment lacks positives or negatives, or holds
-        a score that is not a number.
+        One area per segment; NaN if a segment lacks positives or negatives, or has a
+        score that is NaN.
     """
-    ranks, plus, minus = counted(scores, positive, segment, weight)
+    ranks, plus, minus = rank_classes(scores, positive, segment, weight)
     n_plus, n_minus = (total(n, ranks.segment, segments) for n in (plus, minus))
-    below, tied = (n.astype(scores.dtype) for n in ranks.below(minus))
-    minus_here = jnp.maximum(n_minus, 1)[ranks.segment].astype(scores.dtype)
-    wins = (below + 0.5 * tied) / minus_here
+    lower, ties = (n.astype(scores.dtype) for n in ranks.sums_below(minus))
+    segment_minus = jnp.maximum(n_minus, 1)[ranks.segment].astype(scores.dtype)
+    wins = (lower + 0.5 * ties) / segment_minus
     area = total(wins * plus.astype(scores.dtype), ranks.segment, segments)
     area = area / jnp.maximum(n_plus, 1).astype(scores.dtype)
-    known = (n_plus > 0) & (n_minus > 0) & _numbers(scores, segment, segments, weight)
-    return jnp.where(known, area, jnp.nan)
+    is_estimable = (
+        (n_plus > 0) & (n_minus > 0) & _no_nan(scores, segment, segments, weight)
+    )
+    return jnp.where(is_estimable, area, jnp.nan)
 
 
 def auprc(
@@ -58,29 +60,35 @@ def auprc(
         AP = sum_k (recall_k - recall_{k-1}) precision_k
            = (1 / n+) sum_{i in +} (positives with s >= s_i) / (records with s >= s_i),
 
-    k over the distinct scores from above, so that tied records enter together.
+    k over the distinct scores in descending order, so that tied records enter together.
+    Arguments and result are as of `auroc`.
 
-    Args, Returns: as `auroc`.
+    Args:
+        scores: higher means positive.
+        positive: whether the true class is the positive one.
+        segment: which segment a record belongs to, in [0, segments).
+        segments: number of segments.
+        weight: how often a record counts.
     """
-    ranks, plus, minus = counted(scores, positive, segment, weight)
-    everyone = plus + minus
-    n_plus, n_all = (total(n, ranks.segment, segments) for n in (plus, everyone))
-    above_plus = n_plus[ranks.segment] - ranks.below(plus)[0]
-    above_all = n_all[ranks.segment] - ranks.below(everyone)[0]
+    ranks, plus, minus = rank_classes(scores, positive, segment, weight)
+    counts = plus + minus
+    n_plus, n_all = (total(n, ranks.segment, segments) for n in (plus, counts))
+    above_plus = n_plus[ranks.segment] - ranks.sums_below(plus)[0]
+    above_all = n_all[ranks.segment] - ranks.sums_below(counts)[0]
     precision = above_plus.astype(scores.dtype) / jnp.maximum(above_all, 1).astype(
         scores.dtype
     )
     area = total(precision * plus.astype(scores.dtype), ranks.segment, segments)
     area = area / jnp.maximum(n_plus, 1).astype(scores.dtype)
-    both = (n_plus > 0) & (n_all > n_plus)
-    known = both & _numbers(scores, segment, segments, weight)
-    return jnp.where(known, area, jnp.nan)
+    has_both_classes = (n_plus > 0) & (n_all > n_plus)
+    is_estimable = has_both_classes & _no_nan(scores, segment, segments, weight)
+    return jnp.where(is_estimable, area, jnp.nan)
 
 
-def _numbers(scores: Array, segment: Array, segments: int, weight: Weight) -> Array:
-    """Whether all scores of a segment are numbers."""
-    unknown = jnp.where(jnp.isnan(scores), once(weight, scores), 0)
-    return total(unknown, segment, segments) == 0
+def _no_nan(scores: Array, segment: Array, segments: int, weight: Weight) -> Array:
+    """Whether no score of a segment is NaN."""
+    nan_counts = jnp.where(jnp.isnan(scores), record_weights(weight, scores), 0)
+    return total(nan_counts, segment, segments) == 0
 
 
 Area = Callable[..., Float[Array, "segments"]]
@@ -96,9 +104,17 @@ def macro(
     *,
     weight: Weight = None,
 ) -> Float[Array, "segments"]:
-    """An area of class 1, or for more than two classes of one class against the rest.
+    """The area of class 1, or with more classes the mean of one class against the rest.
 
-    Those are averaged over the classes for which the segment has an area.
+    The mean is over the classes for which the segment has an area.
+
+    Args:
+        area: `auroc` or `auprc`.
+        logits: logits of every record.
+        y: the true class.
+        segment: which segment a record belongs to, in [0, segments).
+        segments: number of segments.
+        weight: how often a record counts.
     """
     classes = logits.shape[1]
     if classes == 2:
@@ -114,7 +130,7 @@ def macro(
 
 
 def balanced_accuracy(
-    right: Bool[Array, "E"],
+    correct: Bool[Array, "E"],
     y: Int[Array, "E"],
     segment: Int[Array, "E"],
     segments: int,
@@ -124,13 +140,13 @@ def balanced_accuracy(
 ) -> Float[Array, "segments"]:
     """Mean recall of every segment over the classes that it has.
 
-        (1 / |C_s|) sum_{c in C_s} (records of class c answered rightly) / n_sc
+        (1 / |C_s|) sum_{c in C_s} (records of class c predicted correctly) / n_sc
 
     Args:
-        right: whether the answer is the true class.
+        correct: whether the predicted class is the true one.
         y: the true class.
         segment: which segment a record belongs to, in [0, segments).
-        segments: how many there are.
+        segments: number of segments.
         classes: C.
         weight: how often a record counts.
 
@@ -138,7 +154,7 @@ def balanced_accuracy(
         One mean per segment; NaN for a segment without records.
     """
     cell = jnp.where(segment < 0, -1, segment * classes + y.astype(jnp.int32))
-    recall = mean(right, cell, segments * classes, weight=weight)
+    recall = mean(correct, cell, segments * classes, weight=weight)
     return jnp.nanmean(recall.reshape(segments, classes), axis=1)
 
 
@@ -153,7 +169,7 @@ def sensitivity(
     *,
     weight: Weight = None,
 ) -> Float[Array, "segments"]:
-    """Share of the positives that are predicted so, TP / (TP + FN); NaN without any."""
+    """Share of positives predicted positive, TP / (TP + FN); NaN without positives."""
     return mean(predicted, segment, segments, where=positive, weight=weight)
 
 
@@ -165,7 +181,7 @@ def specificity(
     *,
     weight: Weight = None,
 ) -> Float[Array, "segments"]:
-    """Share of the negatives that are predicted so, TN / (TN + FP); NaN without any."""
+    """Share of negatives predicted negative, TN / (TN + FP); NaN without negatives."""
     return mean(~predicted, segment, segments, where=~positive, weight=weight)
 
 
@@ -174,17 +190,20 @@ def youden(scores: Float[Array, "E"], positive: Bool[Array, "E"]) -> Float[Array
 
         J(t) = sensitivity(t) + specificity(t) - 1
 
-    Among the observed scores; of equally good ones the lowest, which misses the fewest
-    positives. To be chosen on validation records: on the records that are then judged
-    it flatters. NaN with one class, or with a score that is not a number. Source:
-    Youden 1950, Cancer 3(1), 32-35.
+    The candidates are the observed scores; among equally good ones the lowest is
+    chosen, which misses the fewest positives. Choose it on validation records: a
+    threshold that is chosen on the evaluated records makes results too good. NaN with
+    one class, or with a score that is NaN.
+
+    Source: Youden 1950, Cancer 3(1), 32-35.
     """
-    one = jnp.zeros(scores.shape, jnp.int32)
-    ranks, plus, minus = counted(scores, positive, one, None)
-    rate = [
-        1 - ranks.below(n)[0].astype(scores.dtype) / jnp.sum(n).astype(scores.dtype)
+    segment = jnp.zeros(scores.shape, jnp.int32)
+    ranks, plus, minus = rank_classes(scores, positive, segment, None)
+    rates = [
+        1
+        - ranks.sums_below(n)[0].astype(scores.dtype) / jnp.sum(n).astype(scores.dtype)
         for n in (plus, minus)
     ]
-    best = scores[ranks.index][jnp.argmax(rate[0] - rate[1])]
-    known = jnp.any(positive) & jnp.any(~positive) & ~jnp.any(jnp.isnan(scores))
-    return jnp.where(known, best, jnp.nan)
+    best = scores[ranks.index][jnp.argmax(rates[0] - rates[1])]
+    is_estimable = jnp.any(positive) & jnp.any(~positive) & ~jnp.any(jnp.isnan(scores))
+    return jnp.where(is_estimable, best, jnp.nan)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from fairjax.core import losses
-from fairjax.core.types import Federation, Params
+from fairjax.core.types import FederatedData, Params
 from fairjax.metrics import clients
 from fairjax.metrics.discrimination import auroc, balanced_accuracy, macro
 from fairjax.metrics.segments import finite, mean, total
@@ -23,7 +23,7 @@ class Figures(NamedTuple):
     loss: Float[Array, "..."]
     """Mean cross-entropy in nats."""
     accuracy: Float[Array, "..."]
-    """NaN with a logit that is not finite, as the next one: no class is the answer."""
+    """NaN if a logit is not finite, as is the next figure: no class is predicted."""
     balanced_accuracy: Float[Array, "..."]
     """Mean recall over the classes that the records have."""
     auroc: Float[Array, "..."]
@@ -57,7 +57,7 @@ def logits_of(
 
 def evaluate(
     params: Params,
-    data: Federation,
+    data: FederatedData,
     *,
     apply: Callable[[Params, Array], Float[Array, "B C"]],
 ) -> Evaluation:
@@ -71,7 +71,7 @@ def evaluate(
     return evaluation_of(logits_of(params, jnp.asarray(data.x), apply=apply), data)
 
 
-def owner_of(data: Federation) -> Int[Array, "E"]:
+def owner_of(data: FederatedData) -> Int[Array, "E"]:
     """The client of every record."""
     clients, rows = data.count.shape[0], data.y.shape[0]
     return jnp.repeat(
@@ -81,20 +81,20 @@ def owner_of(data: Federation) -> Int[Array, "E"]:
     )
 
 
-def evaluation_of(logits: Float[Array, "E C"], data: Federation) -> Evaluation:
+def evaluation_of(logits: Float[Array, "E C"], data: FederatedData) -> Evaluation:
     """The figures of a split's logits, pooled and of every client."""
     y, owner = jnp.asarray(data.y), owner_of(data)
     loss = losses.cross_entropy(logits, y)
-    right = jnp.argmax(logits, axis=-1) == y
+    correct = jnp.argmax(logits, axis=-1) == y
 
     def figures(segment: Array, n: int) -> Figures:
-        known = finite(logits, segment, n)
-        balanced = balanced_accuracy(right, y, segment, n, classes=logits.shape[1])
+        is_finite = finite(logits, segment, n)
+        balanced = balanced_accuracy(correct, y, segment, n, classes=logits.shape[1])
         return Figures(
             total(jnp.ones_like(segment), segment, n),
             mean(loss, segment, n),
-            jnp.where(known, mean(right, segment, n), jnp.nan),
-            jnp.where(known, balanced, jnp.nan),
+            jnp.where(is_finite, mean(correct, segment, n), jnp.nan),
+            jnp.where(is_finite, balanced, jnp.nan),
             macro(auroc, logits, y, segment, n),
         )
 
@@ -103,47 +103,53 @@ def evaluation_of(logits: Float[Array, "E C"], data: Federation) -> Evaluation:
 
 
 def summary(
-    full: Evaluation, own: Evaluation, tiers: np.ndarray, *, least: int = 1
+    full_model: Evaluation,
+    tier_submodels: Evaluation,
+    tiers: np.ndarray,
+    *,
+    min_records: int = 1,
 ) -> dict[str, float]:
     """The evaluation keys of `metrics.jsonl`.
 
     Args:
-        full: the full model.
-        own: every tier's own sub-model, [T, ...] a leaf.
+        full_model: the full model.
+        tier_submodels: every tier's own sub-model, [T, ...] a leaf.
         tiers: tier of every client, [N].
-        least: records that a client needs to be the worst or among the worst tenth, and
-            that a tier's clients need together to count in the gap.
+        min_records: test records that a client needs to be the worst or among the worst
+            tenth, and that a tier's clients need together to count in the gap.
 
     "tier_<t>" is the mean over that tier's clients, "submodel_<t>" the tier's sub-model
-    on all records; deviations are over clients with ddof 0; the gap is the lowest minus
-    the highest tier that have clients, see `clients.tier_gap`.
+    on all records. Deviations are over clients with ddof 0. The gap is the lowest minus
+    the highest tier that has clients, see `clients.tier_gap`.
     """
-    accuracy = np.asarray(full.clients.accuracy, np.float64)
-    count = own.pooled.loss.shape[0]
-    judged, compared = clients.enough(
-        np.asarray(full.clients.count), tiers, count, least
+    accuracy = np.asarray(full_model.clients.accuracy, np.float64)
+    count = tier_submodels.pooled.loss.shape[0]
+    eligible_clients, eligible_tiers = clients.has_enough_records(
+        np.asarray(full_model.clients.count), tiers, count, min_records
     )
     row = {
-        "eval/accuracy": float(full.pooled.accuracy),
-        "eval/balanced_accuracy": float(full.pooled.balanced_accuracy),
-        "eval/loss": float(full.pooled.loss),
-        "eval/auroc": float(full.pooled.auroc),
+        "eval/accuracy": float(full_model.pooled.accuracy),
+        "eval/balanced_accuracy": float(full_model.pooled.balanced_accuracy),
+        "eval/loss": float(full_model.pooled.loss),
+        "eval/auroc": float(full_model.pooled.auroc),
         "eval/accuracy/client_mean": clients.mean(accuracy),
         "eval/accuracy/client_std": clients.std(accuracy),
-        "eval/accuracy/client_worst": clients.lowest(accuracy[judged]),
-        "eval/accuracy/client_worst10": clients.worst(accuracy[judged], 0.1),
+        "eval/accuracy/client_worst": clients.minimum(accuracy[eligible_clients]),
+        "eval/accuracy/client_worst10": clients.worst(accuracy[eligible_clients], 0.1),
     }
     for tier in range(count):
-        members = tiers == tier
+        in_tier = tiers == tier
         for name in ("accuracy", "balanced_accuracy", "auroc"):
-            of_full = np.asarray(getattr(full.clients, name), np.float64)
-            of_own = np.asarray(getattr(own.clients, name)[tier], np.float64)
-            row[f"eval/{name}/tier_{tier}"] = clients.mean(of_full[members])
-            row[f"eval/{name}/tier_{tier}/own"] = clients.mean(of_own[members])
-            pooled = getattr(own.pooled, name)[tier]
+            full_values = np.asarray(getattr(full_model.clients, name), np.float64)
+            tier_values = np.asarray(
+                getattr(tier_submodels.clients, name)[tier], np.float64
+            )
+            row[f"eval/{name}/tier_{tier}"] = clients.mean(full_values[in_tier])
+            row[f"eval/{name}/tier_{tier}/own"] = clients.mean(tier_values[in_tier])
+            pooled = getattr(tier_submodels.pooled, name)[tier]
             row[f"eval/{name}/submodel_{tier}"] = float(pooled)
     means = [
-        row[f"eval/accuracy/tier_{tier}"] if compared[tier] else math.nan
+        row[f"eval/accuracy/tier_{tier}"] if eligible_tiers[tier] else math.nan
         for tier in np.unique(tiers)
     ]
     row["eval/accuracy/tier_gap"] = clients.tier_gap(means)

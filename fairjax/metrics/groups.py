@@ -1,10 +1,14 @@
-"""How far patient groups are apart, from predictions and an integer attribute.
+"""Gaps between patient groups, from predictions and an integer attribute.
 
-A group's figures are those of any segment: `auroc(scores, positive, group, groups)`.
-What is here decides which groups can be estimated, and takes the gaps between them.
-Sources: demographic parity, Calders et al. 2009, ICDM workshops; equalised odds and
-equal opportunity, Hardt et al. 2016, NeurIPS; the largest pairwise difference, as in
-Fairlearn (Weerts et al. 2023, JMLR 24, 257).
+A group is a segment, so its figures are those of any segment, as in
+`auroc(scores, positive, group, groups)`. This module decides which groups can be
+estimated, and takes the gaps between them.
+
+Sources: demographic parity, Calders, Kamiran and Pechenizkiy, "Building classifiers
+with independency constraints", ICDM workshops 2009; equalised odds and equal
+opportunity, Hardt, Price and Srebro, "Equality of opportunity in supervised learning",
+NeurIPS 2016, arXiv:1610.02413; the largest pairwise difference, as in Fairlearn (Weerts
+et al. 2023, JMLR 24, 257).
 """
 
 from typing import NamedTuple
@@ -16,9 +20,10 @@ from fairjax.metrics.discrimination import sensitivity, specificity
 from fairjax.metrics.segments import Weight, mean, total
 
 MINIMUM = 10
+"""Positives, and negatives, that a group needs to be estimated."""
 
 
-def large(
+def mask_small_groups(
     group: Int[Array, "E"],
     groups: int,
     positive: Bool[Array, "E"] | None = None,
@@ -28,30 +33,31 @@ def large(
     """The attribute with -1, which counts nowhere, for every group that is too small.
 
     Args:
-        group: in [0, groups), or -1 where it is not known.
+        group: in [0, groups), or -1 if it is unknown.
         groups: G.
-        positive: the true class; None where there are more than two.
+        positive: whether the true class is the positive one; None with more than two
+            classes.
         minimum: positives, and negatives, that a group needs; with more than two
-            classes twice as many records of any.
+            classes a group needs twice as many records of any class.
     """
     if positive is None:
         size = total(jnp.ones_like(group), group, groups)
-        enough = size >= 2 * minimum
+        is_large = size >= 2 * minimum
     else:
-        ones, zeros = (
+        positives, negatives = (
             total(jnp.where(c, 1, 0), group, groups) for c in (positive, ~positive)
         )
-        enough = (ones >= minimum) & (zeros >= minimum)
-    return jnp.where(enough[group] & (group >= 0), group, -1)
+        is_large = (positives >= minimum) & (negatives >= minimum)
+    return jnp.where(is_large[group] & (group >= 0), group, -1)
 
 
 class Rates(NamedTuple):
-    """Of every group; NaN where it lacks the records."""
+    """The rates of every group; NaN if the group lacks the records."""
 
     selection: Float[Array, "G"]
-    """Share that is predicted positive."""
+    """Share of records that are predicted positive."""
     true_positive: Float[Array, "G"]
-    """Sensitivity; what it lacks of 1 is the rate of under-diagnosis."""
+    """Sensitivity; 1 - sensitivity is the rate of under-diagnosis."""
     false_positive: Float[Array, "G"]
     """1 - specificity."""
 
@@ -64,7 +70,15 @@ def rates(
     *,
     weight: Weight = None,
 ) -> Rates:
-    """The rates whose gaps are taken; which groups are large enough `large` says."""
+    """The rates of every group; `mask_small_groups` removes groups that are too small.
+
+    Args:
+        predicted: whether a record is predicted positive.
+        positive: whether its true class is the positive one.
+        group: in [0, groups); a record of group -1 counts nowhere.
+        groups: G.
+        weight: how often a record counts.
+    """
     return Rates(
         mean(predicted, group, groups, weight=weight),
         sensitivity(predicted, positive, group, groups, weight=weight),
@@ -74,27 +88,27 @@ def rates(
 
 def difference(values: Float[Array, "*more G"]) -> Float[Array, "*more"]:
     """Largest minus smallest known value; NaN with fewer than two."""
-    low, high, known = _ends(values)
-    return jnp.where(known > 1, high - low, jnp.nan)
+    low, high, num_finite = _finite_range(values)
+    return jnp.where(num_finite > 1, high - low, jnp.nan)
 
 
 def ratio(values: Float[Array, "*more G"]) -> Float[Array, "*more"]:
     """Smallest over largest known value; NaN with fewer than two, or if all are 0."""
-    low, high, known = _ends(values)
+    low, high, num_finite = _finite_range(values)
     return jnp.where(
-        (known > 1) & (high > 0), low / jnp.where(high > 0, high, 1), jnp.nan
+        (num_finite > 1) & (high > 0), low / jnp.where(high > 0, high, 1), jnp.nan
     )
 
 
-def _ends(values: Array) -> tuple[Array, Array, Array]:
-    known = ~jnp.isnan(values)
-    low = jnp.min(values, axis=-1, initial=jnp.inf, where=known)
-    high = jnp.max(values, axis=-1, initial=-jnp.inf, where=known)
-    return low, high, jnp.sum(known, axis=-1)
+def _finite_range(values: Array) -> tuple[Array, Array, Array]:
+    is_finite = ~jnp.isnan(values)
+    low = jnp.min(values, axis=-1, initial=jnp.inf, where=is_finite)
+    high = jnp.max(values, axis=-1, initial=-jnp.inf, where=is_finite)
+    return low, high, jnp.sum(is_finite, axis=-1)
 
 
 class Gaps(NamedTuple):
-    """Over the groups of one attribute; NaN with fewer than two that are known."""
+    """Gaps between the groups of one attribute; NaN if fewer than two are known."""
 
     demographic_parity_difference: Float[Array, ""]
     """max - min selection rate."""
@@ -107,26 +121,33 @@ class Gaps(NamedTuple):
 
 
 def errors(
-    drawn: Float[Array, "*R G"], values: Float[Array, "*V G"]
+    resamples: Float[Array, "*R G"], values: Float[Array, "*V G"]
 ) -> Float[Array, "*R G"]:
-    """Of resamples; NaN for one that lacks a group which the records have."""
-    lost = jnp.isnan(drawn) & ~jnp.isnan(values)
-    return jnp.where(jnp.any(lost, axis=-1, keepdims=True), jnp.nan, drawn - values)
+    """Errors of resampled values; NaN for a resample without a group of the records."""
+    is_missing = jnp.isnan(resamples) & ~jnp.isnan(values)
+    return jnp.where(
+        jnp.any(is_missing, axis=-1, keepdims=True), jnp.nan, resamples - values
+    )
 
 
-def away(drawn: Rates, rates: Rates) -> Gaps:
-    """How far resamples are from the records, gap by gap, for `bootstrap.reach`.
+def deviations(resamples: Rates, rates: Rates) -> Gaps:
+    """Distances of resamples from the records, gap by gap, for `bootstrap.reach`.
 
-    A difference is a seminorm of the rates: that of their errors. The ratio is
-    exp(-range of log rates): the range of the errors of the logarithms.
+    A difference is a seminorm of the rates, so its distance is the same seminorm of the
+    errors of the rates. The ratio is exp(-range of log rates), so its distance is the
+    range of the errors of the logarithms.
+
+    Args:
+        resamples: rates of resamples, [R, G].
+        rates: rates of the records, [G].
     """
 
     def log(rate: Float[Array, "*R G"]) -> Float[Array, "*R G"]:
         return jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny))
 
-    logs = errors(log(drawn.selection), log(rates.selection))
-    made = gaps(Rates(*map(errors, drawn, rates)))
-    return made._replace(demographic_parity_ratio=difference(logs))
+    logs = errors(log(resamples.selection), log(rates.selection))
+    gap_errors = gaps(Rates(*map(errors, resamples, rates)))
+    return gap_errors._replace(demographic_parity_ratio=difference(logs))
 
 
 def gaps(rates: Rates) -> Gaps:

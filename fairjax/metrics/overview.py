@@ -1,4 +1,4 @@
-"""Everything that a reader asks of a classifier, over any segments, in one call."""
+"""All figures of a classifier over any segments, in one call."""
 
 from typing import NamedTuple
 
@@ -20,11 +20,11 @@ from fairjax.metrics.segments import Weight, finite, mean
 
 
 class Quality(NamedTuple):
-    """Of every segment; NaN where it cannot be estimated."""
+    """The figures of every segment; NaN where one cannot be estimated."""
 
     accuracy: Float[Array, "segments"]
-    """Of the most probable class; as all that rests on a decision, NaN with a logit
-    that is not finite."""
+    """Accuracy of the most probable class. Like every figure that rests on a decision
+    it is NaN if a logit is not finite."""
     balanced_accuracy: Float[Array, "segments"]
     """Mean recall over the classes that the records have."""
     loss: Float[Array, "segments"]
@@ -32,17 +32,17 @@ class Quality(NamedTuple):
     auroc: Float[Array, "segments"]
     """For more than two classes: mean of one-versus-rest over estimable classes."""
     auprc: Float[Array, "segments"]
-    """The same of average precisions."""
+    """The same mean of average precisions."""
     sensitivity: Float[Array, "segments"]
-    """At the threshold; of two classes only."""
+    """At the threshold; for two classes only."""
     specificity: Float[Array, "segments"]
-    """At the threshold; of two classes only."""
+    """At the threshold; for two classes only."""
     brier: Float[Array, "segments"]
     ece: Float[Array, "segments"]
     calibration_slope: Float[Array, "segments"]
-    """Of two classes only."""
+    """For two classes only."""
     calibration_intercept: Float[Array, "segments"]
-    """Of two classes only."""
+    """For two classes only."""
 
 
 def margin(logits: Float[Array, "E 2"]) -> Float[Array, "E"]:
@@ -50,7 +50,7 @@ def margin(logits: Float[Array, "E 2"]) -> Float[Array, "E"]:
     return logits[:, 1] - logits[:, 0]
 
 
-def predicted(
+def predict_positive(
     logits: Float[Array, "E 2"], threshold: Float[Array, ""]
 ) -> Bool[Array, "E"]:
     """Whether the positive class's probability reaches the threshold."""
@@ -69,12 +69,13 @@ def quality(
     """All figures of every segment.
 
     Args:
-        logits: of every record.
-        y: the true class; of two classes 1 is the positive one.
-        segment: which segment a record belongs to, in [0, segments); else nowhere.
-        segments: how many there are.
-        threshold: on the positive class's probability, chosen elsewhere, see `youden`;
-            NaN: no sensitivity and no specificity.
+        logits: logits of every record.
+        y: the true class; with two classes 1 is the positive one.
+        segment: which segment a record belongs to, in [0, segments); a record of
+            another segment counts nowhere.
+        segments: number of segments.
+        threshold: threshold on the positive class's probability, chosen on other
+            records, see `youden`; NaN: no sensitivity and no specificity.
         weight: how often a record counts.
     """
 
@@ -82,18 +83,18 @@ def quality(
         return mean(values, segment, segments, weight=weight)
 
     classes = logits.shape[1]
-    known = finite(logits, segment, segments, weight=weight)
-    right = jnp.argmax(logits, axis=1) == y
+    is_finite = finite(logits, segment, segments, weight=weight)
+    correct = jnp.argmax(logits, axis=1) == y
     p = jax.nn.softmax(logits)
     unknown = jnp.full((segments,), jnp.nan, logits.dtype)
-    of_positives, of_negatives = unknown, unknown
+    sensitivities, specificities = unknown, unknown
     line = calibration.Line(unknown, unknown)
     if classes == 2:
-        chosen, positive = predicted(logits, threshold), y == 1
-        of_positives, of_negatives = (
+        predictions, positive = predict_positive(logits, threshold), y == 1
+        sensitivities, specificities = (
             jnp.where(
-                known & ~jnp.isnan(threshold),
-                rate(chosen, positive, segment, segments, weight=weight),
+                is_finite & ~jnp.isnan(threshold),
+                rate(predictions, positive, segment, segments, weight=weight),
                 jnp.nan,
             )
             for rate in (sensitivity, specificity)
@@ -102,16 +103,16 @@ def quality(
             margin(logits), positive, segment, segments, weight=weight
         )
     balanced = balanced_accuracy(
-        right, y, segment, segments, classes=classes, weight=weight
+        correct, y, segment, segments, classes=classes, weight=weight
     )
     return Quality(
-        accuracy=jnp.where(known, average(right), jnp.nan),
-        balanced_accuracy=jnp.where(known, balanced, jnp.nan),
+        accuracy=jnp.where(is_finite, average(correct), jnp.nan),
+        balanced_accuracy=jnp.where(is_finite, balanced, jnp.nan),
         loss=average(losses.cross_entropy(logits, y)),
         auroc=macro(auroc, logits, y, segment, segments, weight=weight),
         auprc=macro(auprc, logits, y, segment, segments, weight=weight),
-        sensitivity=of_positives,
-        specificity=of_negatives,
+        sensitivity=sensitivities,
+        specificity=specificities,
         brier=calibration.brier(p, y, segment, segments, weight=weight),
         ece=calibration.ece(
             *calibration.confidence(p, y), segment, segments, weight=weight

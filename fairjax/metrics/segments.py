@@ -1,8 +1,9 @@
-"""Sums, means and ranks inside segments: hospitals, tiers, patient groups, or all.
+"""Sums, means and ranks inside segments: clients, tiers, patient groups, or all.
 
-In this package `segment [E]` says which of `segments` S a record belongs to; a record
-of no segment, -1 by convention, counts nowhere. `weight [E]` is how often a record
-counts, as a bootstrap draws it; None: once. Counts are whole, so that ties are exact.
+In this package `segment [E]` is the index of a record's segment, and `segments` is the
+number of segments. A record without a segment, -1 by convention, counts nowhere.
+`weight [E]` is how often a record counts, as a bootstrap draws it; None: once. Counts
+are whole numbers, so that ties are exact.
 """
 
 from typing import NamedTuple
@@ -14,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 Weight = Int[Array, "E"] | None
 
 
-def once(weight: Weight, like: Shaped[Array, "E"]) -> Int[Array, "E"]:
+def record_weights(weight: Weight, template: Shaped[Array, "E"]) -> Int[Array, "E"]:
     """The weights, or one for every record."""
-    return jnp.ones(like.shape, jnp.int32) if weight is None else weight
+    return jnp.ones(template.shape, jnp.int32) if weight is None else weight
 
 
 def total(
@@ -34,21 +35,28 @@ def mean(
     where: Bool[Array, "E"] | None = None,
     weight: Weight = None,
 ) -> Float[Array, "segments"]:
-    """Mean of every segment over its records in `where`; NaN where there are none.
+    """Mean of every segment over its records in `where`; NaN for an empty segment.
 
-    Of truth values it is the share of them.
+    The mean of truth values is the share of true ones.
+
+    Args:
+        values: numbers or truth values.
+        segment: which segment a record belongs to, in [0, segments).
+        segments: number of segments.
+        where: the records that count; None: all.
+        weight: how often a record counts.
     """
-    times = once(weight, values)
+    times = record_weights(weight, values)
     if where is not None:
         times = jnp.where(where, times, 0)
     if values.dtype == bool:
         values = values.astype(jnp.result_type(float))
     count = total(times, segment, segments)
-    # Zero the value of what does not count: 0 * NaN is NaN.
-    kept = jnp.where(times > 0, values, jnp.zeros_like(values))
-    summed = total(kept * times.astype(values.dtype), segment, segments)
-    known = summed / jnp.maximum(count, 1).astype(values.dtype)
-    return jnp.where(count > 0, known, jnp.nan)
+    # Values that do not count become 0 first: 0 * NaN is NaN.
+    masked_values = jnp.where(times > 0, values, jnp.zeros_like(values))
+    weighted_sum = total(masked_values * times.astype(values.dtype), segment, segments)
+    average = weighted_sum / jnp.maximum(count, 1).astype(values.dtype)
+    return jnp.where(count > 0, average, jnp.nan)
 
 
 def finite(
@@ -58,13 +66,19 @@ def finite(
     *,
     weight: Weight = None,
 ) -> Bool[Array, "segments"]:
-    """Whether all logits of a segment are finite; others answer with no class.
+    """Whether all logits of a segment are finite; otherwise no class is predicted.
 
-    The largest of logits with a NaN is, to `argmax`, the NaN: a share of right answers
-    would be that of some class among the records.
+    `argmax` takes a NaN for the largest logit: an accuracy would be the share of some
+    class among the records.
+
+    Args:
+        logits: logits of every record.
+        segment: which segment a record belongs to, in [0, segments).
+        segments: number of segments.
+        weight: how often a record counts.
     """
-    broken = ~jnp.all(jnp.isfinite(logits), axis=1)
-    times = jnp.where(broken, once(weight, broken), 0)
+    is_broken = ~jnp.all(jnp.isfinite(logits), axis=1)
+    times = jnp.where(is_broken, record_weights(weight, is_broken), 0)
     return total(times, segment, segments) == 0
 
 
@@ -72,58 +86,67 @@ class Ranks(NamedTuple):
     """Records in the order of their segment, then of their score, lowest first."""
 
     index: Int[Array, "E"]
-    """Which record has this place."""
+    """The record at each place."""
     segment: Int[Array, "E"]
+    """Its segment."""
     start: Int[Array, "E"]
     """First place of the segment."""
     first: Int[Array, "E"]
     """First place with the same score."""
-    past: Int[Array, "E"]
+    stop: Int[Array, "E"]
     """One beyond the last place with the same score."""
 
-    def below(self, values: Int[Array, "E"]) -> tuple[Int[Array, "E"], Int[Array, "E"]]:
+    def sums_below(
+        self, values: Int[Array, "E"]
+    ) -> tuple[Int[Array, "E"], Int[Array, "E"]]:
         """Sums over the lower scores of the segment, and over equal ones.
 
         Args:
-            values: by place.
+            values: values in the order of places.
         """
-        before = jnp.concatenate([jnp.zeros((1,), values.dtype), jnp.cumsum(values)])
-        lower = before[self.first]
-        return lower - before[self.start], before[self.past] - lower
+        cumulative = jnp.concatenate(
+            [jnp.zeros((1,), values.dtype), jnp.cumsum(values)]
+        )
+        lower = cumulative[self.first]
+        return lower - cumulative[self.start], cumulative[self.stop] - lower
 
 
 def rank(scores: Float[Array, "E"], segment: Int[Array, "E"]) -> Ranks:
-    """Sorts once; what is then summed over ranks may differ from resample to resample.
+    """The ranks of scores: one sort serves the sums of all resamples.
 
-    A score that is not a number ties with nothing and comes last.
+    A score that is NaN ties with nothing and comes last.
     """
     rows = scores.shape[0]
     place = jnp.arange(rows, dtype=jnp.int32)
     segment, scores, index = jax.lax.sort(
         (segment.astype(jnp.int32), scores, place), num_keys=2
     )
-    begins = jnp.concatenate([jnp.ones((1,), bool), segment[1:] != segment[:-1]])[:rows]
-    changes = jnp.concatenate([jnp.ones((1,), bool), scores[1:] != scores[:-1]])[:rows]
-    changes = changes | begins
-    later = jnp.where(changes, place, rows)
-    past = jnp.concatenate([later[1:], jnp.full((1,), rows, jnp.int32)])[:rows]
+    is_segment_start = jnp.concatenate(
+        [jnp.ones((1,), bool), segment[1:] != segment[:-1]]
+    )[:rows]
+    is_new_score = jnp.concatenate([jnp.ones((1,), bool), scores[1:] != scores[:-1]])[
+        :rows
+    ]
+    is_new_score = is_new_score | is_segment_start
+    next_start = jnp.where(is_new_score, place, rows)
+    stop = jnp.concatenate([next_start[1:], jnp.full((1,), rows, jnp.int32)])[:rows]
     return Ranks(
         index,
         segment,
-        jax.lax.cummax(jnp.where(begins, place, 0)),
-        jax.lax.cummax(jnp.where(changes, place, 0)),
-        jax.lax.cummin(past, reverse=True),
+        jax.lax.cummax(jnp.where(is_segment_start, place, 0)),
+        jax.lax.cummax(jnp.where(is_new_score, place, 0)),
+        jax.lax.cummin(stop, reverse=True),
     )
 
 
-def counted(
+def rank_classes(
     scores: Float[Array, "E"],
     positive: Bool[Array, "E"],
     segment: Int[Array, "E"],
     weight: Weight,
 ) -> tuple[Ranks, Int[Array, "E"], Int[Array, "E"]]:
-    """Ranks, and by place how many positives and negatives there are."""
+    """Ranks, and in their order how often a record counts as positive and negative."""
     ranks = rank(scores, segment)
-    everyone = once(weight, positive)[ranks.index]
-    plus = jnp.where(positive[ranks.index], everyone, 0)
-    return ranks, plus, everyone - plus
+    counts = record_weights(weight, positive)[ranks.index]
+    plus = jnp.where(positive[ranks.index], counts, 0)
+    return ranks, plus, counts - plus

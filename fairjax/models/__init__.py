@@ -1,4 +1,9 @@
-"""Architectures as `types.Model`; the only room that imports flax."""
+"""Architectures as `types.Model`; only this package imports flax.
+
+`mlp` and `cnn` are linen modules; recorded runs start from their random draws. The
+other models are plain functions of a table of parameters (`leaves`), which states
+shape, axes and block of every parameter once.
+"""
 
 from fairjax.models.adapt import (
     computing_in,

@@ -1,12 +1,12 @@
 """Any flax module, or bare functions, as a `Model`; a model in another precision.
 
-An adapted model runs masked with any axes that fit it; `submodels.axes.check` says
-whether they do. It runs sliced only if `resize` says how to build it smaller. Masked
-and sliced then agree as far as the module's own layers allow, see `layers`.
+An adapted model runs masked with any axes that fit it (`core.axes.check`). It runs
+sliced only with a `resize`. Masked and sliced agree if the module's layers have the
+properties of `layers`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,25 @@ DTYPES = ("float32", "bfloat16")
 
 Resize = Callable[[Size], Model]
 
-Call = Callable[[Any, Array, bool, Array | None], Array]
-"""(module, x, train, dropout key) -> logits."""
+
+class Call(Protocol):
+    """How a flax module is called."""
+
+    def __call__(
+        self, module: Any, x: Array, train: bool, key: Array | None, /
+    ) -> Array:
+        """The logits of a batch.
+
+        Args:
+            module: the module.
+            x: inputs of a batch.
+            train: training mode.
+            key: key of dropout; None without one.
+        """
+        ...
 
 
-def _plainly(module: Any, x: Array, train: bool, key: Array | None) -> Array:
+def _default_call(module: Any, x: Array, train: bool, key: Array | None) -> Array:
     return module(x)
 
 
@@ -41,11 +55,11 @@ def from_functions(
     Args:
         init: (key, x) -> params.
         apply: (params, x) -> logits.
-        axes: what the parameters' dimensions mean.
-        resize: the same architecture at another size.
+        axes: axes of the parameters.
+        resize: the same architecture at another size; None: it runs masked only.
     """
 
-    def run(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+    def run(params, x, *, train=False, key=None, where=None, stats=None, submodel=None):
         logits = apply(params, x)
         return Outputs(logits, (logits,))
 
@@ -57,17 +71,17 @@ def from_linen(
     axes: Axes,
     x: Array | jax.ShapeDtypeStruct,
     *,
-    call: Call = _plainly,
+    call: Call = _default_call,
     resize: Resize | None = None,
 ) -> Model:
     """The model of a `flax.linen` module.
 
     Args:
-        module: unbound, with parameters alone.
-        axes: what its parameters' dimensions mean.
+        module: an unbound module with parameters alone.
+        axes: axes of its parameters.
         x: inputs whose shape and dtype count.
-        call: how to call it; its "dropout" stream has the key already.
-        resize: the same architecture at another size.
+        call: how to call the module; its "dropout" stream has the key already.
+        resize: the same architecture at another size; None: it runs masked only.
 
     Raises:
         InputError: a module with other collections, such as running averages: a model
@@ -77,14 +91,16 @@ def from_linen(
     def init_all(key: Array, x: Array) -> Any:
         return module.init(key, x, False, key, method=call)
 
-    held = jax.eval_shape(init_all, jax.random.key(0), x)
-    if set(held) != {"params"}:
-        require.fail("module", "the collection params alone", sorted(held))
+    variables = jax.eval_shape(init_all, jax.random.key(0), x)
+    if set(variables) != {"params"}:
+        require.fail("module", "the collection params alone", sorted(variables))
 
     def init(key: Array, x: Array) -> Params:
         return init_all(key, x)["params"]
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
         rngs = None if key is None else {"dropout": key}
         logits: Any = module.apply(
             {"params": params}, x, train, key, method=call, rngs=rngs
@@ -98,32 +114,35 @@ def from_nnx(
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
     axes: Axes,
     *,
-    call: Call = _plainly,
+    call: Call = _default_call,
     resize: Resize | None = None,
 ) -> Model:
     """The model of a `flax.nnx` module; its parameters become a plain dictionary.
 
     Args:
-        module: with parameters alone, which the model starts from; or a function of
-            random streams that builds one, for a start that depends on the key.
-        axes: what its parameters' dimensions mean.
-        call: how to call it; hand the key on to its dropout layers.
-        resize: the same architecture at another size.
+        module: a module with parameters alone, which are the model's initial ones; or a
+            function of random streams that builds one, for parameters that depend on
+            the key.
+        axes: axes of its parameters.
+        call: how to call the module; it passes the key on to dropout layers.
+        resize: the same architecture at another size; None: it runs masked only.
 
     Raises:
         InputError: a module with other variables, such as running averages or random
             streams of its own: a model has no mutable state.
     """
     build = (lambda rngs: module) if isinstance(module, nnx.Module) else module
-    like = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    graph, shapes, rest = nnx.split(like, nnx.Param, ...)
-    if jax.tree.leaves(rest):
-        require.fail("module", "nnx.Param variables alone", list(rest))
+    abstract_module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph, shapes, other_state = nnx.split(abstract_module, nnx.Param, ...)
+    if jax.tree.leaves(other_state):
+        require.fail("module", "nnx.Param variables alone", list(other_state))
 
     def init(key: Array, x: Array) -> Params:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
         state = jax.tree.map(lambda leaf: leaf, shapes)
         nnx.replace_by_pure_dict(state, params)
         logits = call(nnx.merge(graph, state), x, train, key)
@@ -133,29 +152,28 @@ def from_nnx(
 
 
 def computing_in(dtype: str, model: Model) -> Model:
-    """The model whose layers compute in `dtype`; nothing outside of them does.
+    """The model whose layers, and nothing else, compute in `dtype`.
 
-    Parameters and inputs are cast on their way in and logits to float32 on their way
-    out, so that gradients reach the parameters in their own precision: optimiser,
-    changes, sums over clients and losses stay what they are. Norms take their moments
-    in float32 (`layers`).
+    Parameters and inputs are cast to `dtype` and logits to float32, so that gradients
+    reach the parameters in their own precision: optimiser, updates, sums over clients
+    and losses keep theirs. Norms take their moments in float32 (`layers`).
 
     Args:
         dtype: one of `DTYPES`; "float32" gives the model itself.
-        model: with float32 parameters.
+        model: a model with float32 parameters.
     """
     if dtype == "float32":
         return model
 
-    def cast(tree: Any, to: str) -> Any:
-        def one(leaf: Array) -> Array:
-            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf.astype(to) if floating else leaf
+    def cast(tree: Any, target: str) -> Any:
+        def per_leaf(leaf: Array) -> Array:
+            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(target) if is_float else leaf
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(per_leaf, tree)
 
-    def apply(params, x, **given):
-        outputs = model.apply(cast(params, dtype), cast(x, dtype), **given)
+    def apply(params, x, **options):
+        outputs = model.apply(cast(params, dtype), cast(x, dtype), **options)
         return cast(outputs, "float32")
 
     def resize(size: Size) -> Model:

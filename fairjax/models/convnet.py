@@ -1,4 +1,4 @@
-"""Two well-known convolutional networks with dense layers behind."""
+"""LeNet-5 and a two-layer network: convolutions, then dense layers."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fairjax.core.types import Model, Outputs, Size
-from fairjax.models import layers, leaves
+from fairjax.models import convolutions, layers, leaves
 
 
 def lenet(
@@ -20,13 +20,14 @@ def lenet(
 
     Args:
         classes: C.
-        channels: of every convolution, axes "conv<i>".
+        channels: output channels of every convolution, axes "conv<i>".
         hidden: width of every dense layer before the head, axes "hidden<i>".
-        lowering: of `layers.CONVOLUTIONS`.
+        lowering: one of `convolutions.CONVOLUTIONS`.
 
-    Source: LeCun et al. 1998. Deviates: ReLU for tanh, maximum for mean pooling, a
-    dense head for the radial units, full connections between the convolutions, and SAME
-    padding, so that images of any size pass.
+    Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning
+    Applied to Document Recognition", Proceedings of the IEEE 1998. Deviates: ReLU for
+    tanh, maximum for mean pooling, a dense head for the radial units, full connections
+    between the convolutions, and SAME padding, so that images of any size pass.
     """
     design = _Design(5, "SAME", (True,) * len(channels), lowering)
     return _convnet(classes, channels, hidden, design)
@@ -41,25 +42,30 @@ def two_conv(
 ) -> Model:
     """Two 3 x 3 convolutions without padding, one 2 x 2 pooling, dense layers.
 
-    Args:
-        classes: C.
-        channels: of both convolutions, axes "conv<i>".
-        hidden: width of every dense layer before the head, axes "hidden<i>".
-        lowering: of `layers.CONVOLUTIONS`.
-
     Images have at least 6 x 6 pixels.
 
-    Source: the CNN of the FedJAX and pfl-research benchmarks (Reddi et al. 2021).
-    Deviates: no dropout.
+    Args:
+        classes: C.
+        channels: output channels of both convolutions, axes "conv<i>".
+        hidden: width of every dense layer before the head, axes "hidden<i>".
+        lowering: one of `convolutions.CONVOLUTIONS`.
+
+    Source: the CNN of the FedJAX and pfl-research benchmarks (S. Reddi et al.,
+    "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295). Deviates: no
+    dropout.
     """
     design = _Design(3, "VALID", (False, True), lowering)
     return _convnet(classes, channels, hidden, design)
 
 
 class _Design(NamedTuple):
+    """What the convolutions of a network are like."""
+
     size: int
+    """Side of the kernels."""
     padding: str
-    pooled: tuple[bool, ...]
+    pooling: tuple[bool, ...]
+    """Whether pooling follows, per convolution."""
     lowering: str
 
 
@@ -71,54 +77,56 @@ def _convnet(
     The first dense kernel is [H, W, channels, outputs]: nothing is flattened, so that
     channels can be sliced.
     """
-    convolve = layers.CONVOLUTIONS[design.lowering]
+    convolve = convolutions.CONVOLUTIONS[design.lowering]
     convs = {f"conv{i}": width for i, width in enumerate(channels)}
     dense = {f"hidden{i}": width for i, width in enumerate(hidden)}
 
-    def see(x, params, scale=None):
-        for name, pooled in zip(convs, design.pooled, strict=True):
+    def extract_features(x, params, scale=None):
+        for name, has_pooling in zip(convs, design.pooling, strict=True):
             x = convolve(x, params[name]["kernel"], 1, design.padding)
-            x = jax.nn.relu(layers.scaled(x + params[name]["bias"], scale))
-            x = layers.pool(x) if pooled else x
+            x = jax.nn.relu(layers.apply_scaler(x + params[name]["bias"], scale))
+            x = layers.pool(x) if has_pooling else x
         return x
 
     def table(shape: tuple[int, ...]) -> leaves.Table:
-        parts, before = {}, (None, shape[-1])
+        leaf_table, input_dim = {}, (None, shape[-1])
         for name in convs:
-            after = (name, convs[name])
-            parts[name] = leaves.conv(design.size, before, after) | {
-                "bias": leaves.bias(after)
+            output_dim = (name, convs[name])
+            leaf_table[name] = leaves.conv(design.size, input_dim, output_dim) | {
+                "bias": leaves.bias(output_dim)
             }
-            before = after
-        like = jax.eval_shape(
-            lambda key, x: see(x, leaves.init(key, parts)),
+            input_dim = output_dim
+        features = jax.eval_shape(
+            lambda key, x: extract_features(x, leaves.init(key, leaf_table)),
             jax.random.key(0),
             jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32),
         )
-        inputs = ((None, like.shape[1]), (None, like.shape[2]), before)
+        inputs = ((None, features.shape[1]), (None, features.shape[2]), input_dim)
         for name, width in (dense | {"head": classes}).items():
-            after = ("classes" if name == "head" else name, width)
-            parts[name] = leaves.dense(*inputs, after)
-            inputs = (after,)
-        return parts
+            output_dim = ("classes" if name == "head" else name, width)
+            leaf_table[name] = leaves.dense(*inputs, output_dim)
+            inputs = (output_dim,)
+        return leaf_table
 
     def init(key, x):
         return leaves.init(key, table(x.shape))
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        scale = layers.setting(where, stats, kept).scale
-        x = see(x, params, scale)
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
+        scale = layers.make_setting(where, stats, submodel).scale
+        x = extract_features(x, params, scale)
         for name in dense:
-            x = jax.nn.relu(layers.scaled(layers.dense(params[name], x), scale))
+            x = jax.nn.relu(layers.apply_scaler(layers.dense(params[name], x), scale))
         logits = layers.dense(params["head"], x)
         return Outputs(logits, (logits,))
 
     def resize(size: Size) -> Model:
-        kept = units | dict(size.axes)
+        unit_counts = units | dict(size.axes)
         return _convnet(
             classes,
-            tuple(kept[name] for name in convs),
-            tuple(kept[name] for name in dense),
+            tuple(unit_counts[name] for name in convs),
+            tuple(unit_counts[name] for name in dense),
             design,
         )
 

@@ -1,7 +1,7 @@
 """One table of a network's parameters, from which its init and its axes both follow.
 
-A model that is a plain function of a dictionary lists its parameters once: shape,
-initial distribution, unit axes and place in the block list stand side by side.
+A model that is a plain function of a dictionary lists its parameters once, each with
+its shape, initial distribution, unit axes and place in the block list.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,11 +34,16 @@ class Leaf(NamedTuple):
 
 
 Table = dict[str, Any]
-"""Leaves in nested dictionaries, like the parameters that they describe."""
+"""Leaves in nested dictionaries, like their parameters."""
 
 
 def dense(*dims: Dim, block: Block = None) -> Table:
-    """Kernel and bias of a map onto the last of `dims` from the others."""
+    """Kernel and bias of a dense map.
+
+    Args:
+        *dims: dimensions of the kernel; the last one is the output.
+        block: place in a block list.
+    """
     return {
         "kernel": Leaf(dims, initializers.lecun_normal(), block),
         "bias": bias(dims[-1], block),
@@ -68,9 +73,9 @@ def norm(name: str, kind: str, channels: Dim, block: Block = None) -> Table:
     }
 
 
-def step(used: bool, block: Block) -> Table:
-    """The learnable step size of a residual block, initially 1; empty if not used."""
-    return {"step": Leaf((), initializers.ones, block)} if used else {}
+def step(learnable: bool, block: Block) -> Table:
+    """The learnable step size of a residual block, initially 1; empty if not learnt."""
+    return {"step": Leaf((), initializers.ones, block)} if learnable else {}
 
 
 def _is_leaf(node: object) -> bool:
@@ -90,15 +95,21 @@ def init(key: Key[Array, ""], table: Table) -> Params:
 def axes(
     table: Table, units: Mapping[str, int], blocks: Mapping[str, int] | None = None
 ) -> Axes:
-    """The table's axes; of `units` those that some leaf lies on."""
+    """The axes of a table's parameters.
 
-    def one(leaf: Leaf) -> LeafAxes:
+    Args:
+        table: the leaves.
+        units: number of units per axis; axes without a leaf are left out.
+        blocks: length of every block list.
+    """
+
+    def per_leaf(leaf: Leaf) -> LeafAxes:
         return LeafAxes(tuple(name for name, _ in leaf.dims), leaf.block)
 
     leaves = jax.tree.leaves(table, is_leaf=_is_leaf)
-    named = {name for leaf in leaves for name, _ in leaf.dims}
+    axis_names = {name for leaf in leaves for name, _ in leaf.dims}
     return Axes(
-        jax.tree.map(one, table, is_leaf=_is_leaf),
-        {name: count for name, count in units.items() if name in named},
+        jax.tree.map(per_leaf, table, is_leaf=_is_leaf),
+        {name: count for name, count in units.items() if name in axis_names},
         dict(blocks or {}),
     )

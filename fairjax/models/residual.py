@@ -1,15 +1,15 @@
 """The skeleton of residual networks: a stem, blocks that may be dropped, and exits.
 
-    x_0 = stem(x),   x_{i+1} = block_i(x_i),   logits = answer(x_last)
+    x_0 = stem(x),   x_{i+1} = block_i(x_i),   logits = exit_head(x_last)
 
 A model gives its parts as pure functions of their own parameters, and this module runs
-them: it collects the moments of batch norms, picks the deepest exit that is kept, and
-ends the backward pass where nothing below is trained.
+them: it collects the moments of batch norms, picks the deepest exit of the sub-model,
+and ends the backward pass where nothing nearer the input is trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from fairjax.core import require
-from fairjax.core.types import Axes, Kept, Model, Moments, Outputs, Size
+from fairjax.core.types import Axes, Model, Moments, Outputs, Size, Submodel
 from fairjax.models import layers, leaves
 from fairjax.models.layers import Setting
 
@@ -26,17 +26,46 @@ BLOCKS = "blocks"
 """The list of residual blocks, first to last."""
 
 STEM = "stem"
-"""A list of length 1: what lies before the first block. No tier can drop it, but an
-update that trains only blocks names it with 0."""
+"""A block list of length 1: the layers before the first block. No tier can drop it,
+but an update that trains only blocks names it with 0."""
 
 HEAD = "head"
 """The name of a single head behind all blocks."""
 
-Part = Callable[[str, Any, Array, Setting], tuple[Array, dict[str, Moments]]]
-"""(name, its parameters, x, setting) -> (output, moments of its batch norms)."""
+
+class Forward(Protocol):
+    """The forward pass of one part of a network."""
+
+    def __call__(
+        self, name: str, params: Any, x: Array, setting: Setting, /
+    ) -> tuple[Array, dict[str, Moments]]:
+        """Runs the part.
+
+        Args:
+            name: name of the part.
+            params: its parameters.
+            x: its input.
+            setting: the setting of this pass.
+
+        Returns:
+            (output, moments of its batch norms).
+        """
+        ...
 
 
-class Parts(NamedTuple):
+def exit_names(block_positions: Sequence[int], exits: bool) -> dict[int, str]:
+    """{position: name of the exit behind it}: one behind every block, or one head.
+
+    Args:
+        block_positions: positions of the blocks in the plain network.
+        exits: whether every block has an exit.
+    """
+    if exits:
+        return {position: f"exit{i}" for position, i in enumerate(block_positions)}
+    return {len(block_positions) - 1: HEAD}
+
+
+class Architecture(NamedTuple):
     """A residual network."""
 
     table: Callable[[tuple[int, ...]], leaves.Table]
@@ -47,132 +76,175 @@ class Parts(NamedTuple):
     blocks: tuple[str, ...]
     """Names of the blocks, in order."""
     exits: Mapping[int, str]
-    """Name of the exit behind a block, by position; the last exit is the answer. One
-    that is called `HEAD` stays when blocks go."""
-    stem: Part
-    block: Part
-    answer: Part
-    """Of an exit: from the stream to logits."""
-    fixed: tuple[int, ...] = ()
+    """Name of the exit behind a block, by position; the last exit gives the logits. An
+    exit with the name `HEAD` stays when blocks are dropped."""
+    stem: Forward
+    block: Forward
+    exit_head: Forward
+    """From the stream to the logits of an exit."""
+    reshaping_blocks: tuple[int, ...] = ()
     """See `types.Axes`."""
 
 
-def model(parts: Parts, resize: Callable[[Size], Model]) -> Model:
-    """The network with these parts."""
-    stem = partial(parts.stem, STEM)
-    blocks = {name: partial(parts.block, name) for name in parts.blocks}
+def model(architecture: Architecture, resize: Callable[[Size], Model]) -> Model:
+    """The network with these parts.
+
+    Args:
+        architecture: the parts.
+        resize: the same architecture at another size.
+    """
+    stem = partial(architecture.stem, STEM)
+    blocks = {name: partial(architecture.block, name) for name in architecture.blocks}
 
     def init(key: Array, x: Array) -> Any:
-        return leaves.init(key, parts.table(x.shape))
+        return leaves.init(key, architecture.table(x.shape))
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        around = layers.setting(where, stats, kept)
-        below, *needed = reach(kept, len(blocks))
-        x, moments = gated(stem, below)(params[STEM], x, around)
-        answers = []
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
+        setting = layers.make_setting(where, stats, submodel)
+        needs_stem, *needs_block = backward_reach(submodel, len(blocks))
+        x, moments = gate_backward(stem, needs_stem)(params[STEM], x, setting)
+        exit_logits = []
         for i, (name, block) in enumerate(blocks.items()):
-            x, more = gated(block, needed[i])(params[name], x, around)
-            moments |= more
-            if i in parts.exits:
-                exit = parts.exits[i]
-                logits, more = parts.answer(exit, params[exit], x, around)
-                answers.append(logits)
-                moments |= more
-        logits = deepest(answers, tuple(parts.exits), kept)
-        return Outputs(logits, tuple(answers), moments or None)
+            x, new_moments = gate_backward(block, needs_block[i])(
+                params[name], x, setting
+            )
+            moments |= new_moments
+            if i in architecture.exits:
+                exit = architecture.exits[i]
+                logits, new_moments = architecture.exit_head(
+                    exit, params[exit], x, setting
+                )
+                exit_logits.append(logits)
+                moments |= new_moments
+        logits = deepest_logits(exit_logits, tuple(architecture.exits), submodel)
+        return Outputs(logits, tuple(exit_logits), moments or None)
 
     lengths = {BLOCKS: len(blocks), STEM: 1}
-    axes: Axes = leaves.axes(parts.table(parts.shape), parts.units, lengths)
-    ends = () if HEAD in parts.exits.values() else tuple(parts.exits)
-    return Model(init, apply, axes._replace(exits=ends, fixed=parts.fixed), resize)
+    axes: Axes = leaves.axes(
+        architecture.table(architecture.shape), architecture.units, lengths
+    )
+    ends = () if HEAD in architecture.exits.values() else tuple(architecture.exits)
+    return Model(
+        init,
+        apply,
+        axes._replace(exits=ends, reshaping_blocks=architecture.reshaping_blocks),
+        resize,
+    )
 
 
-def remaining(where: str, blocks: tuple[int, ...], size: Size) -> tuple[int, ...]:
-    """Those of `blocks`, positions in the plain network, that a size keeps.
+def remaining_blocks(
+    field: str, blocks: tuple[int, ...], size: Size
+) -> tuple[int, ...]:
+    """The blocks of a network at another size, as positions in the plain network.
+
+    Args:
+        field: config field of the blocks, for the error.
+        blocks: positions of the network's blocks in the plain network.
+        size: the new size, relative to this network.
 
     Raises:
-        InputError: no block is left, or the size names a block that is not there.
+        InputError: no block is left, or the size names a block that does not exist.
     """
-    kept = size.blocks.get(BLOCKS, tuple(range(len(blocks))))
-    if not kept or any(position not in range(len(blocks)) for position in kept):
-        require.fail(where, f"some of the {len(blocks)} blocks", kept)
-    return tuple(blocks[position] for position in kept)
+    positions = size.blocks.get(BLOCKS, tuple(range(len(blocks))))
+    if not positions or any(
+        position not in range(len(blocks)) for position in positions
+    ):
+        require.fail(field, f"some of the {len(blocks)} blocks", positions)
+    return tuple(blocks[position] for position in positions)
 
 
-def deepest(
-    exits: Sequence[Float[Array, "B C"]], positions: Sequence[int], kept: Kept | None
+def deepest_logits(
+    exits: Sequence[Float[Array, "B C"]],
+    positions: Sequence[int],
+    submodel: Submodel | None,
 ) -> Float[Array, "B C"]:
-    """Logits of the deepest exit whose block is kept; the last one if nothing is said.
+    """Logits of the deepest exit of a sub-model.
 
     Args:
         exits: logits of every exit, first to last.
-        positions: the block that each exit stands behind.
-        kept: what of the network is kept; may be traced.
+        positions: the block before each exit.
+        submodel: the sub-model of the network; may be traced. None: all of it.
     """
-    forward = kept.forward if kept else None
-    # A single answer stands behind all blocks and reads whatever they pass on.
+    forward = submodel.forward if submodel else None
+    # A single head stands behind all blocks; dropped ones pass their input on to it.
     if forward is None or BLOCKS not in forward.blocks or len(exits) == 1:
         return exits[-1]
     logits = exits[0]
-    for position, deeper in zip(positions[1:], exits[1:], strict=True):
-        present = forward.blocks[BLOCKS][position].astype(bool)
-        logits = jnp.where(present, deeper, logits)
+    for position, deeper_logits in zip(positions[1:], exits[1:], strict=True):
+        is_present = forward.blocks[BLOCKS][position].astype(bool)
+        logits = jnp.where(is_present, deeper_logits, logits)
     return logits
 
 
-def reach(kept: Kept | None, count: int) -> list[bool | Bool[Array, ""]]:
-    """For the stem and each block: must the backward pass come this far?
+def backward_reach(
+    submodel: Submodel | None, count: int
+) -> list[bool | Bool[Array, ""]]:
+    """Whether the backward pass reaches the stem, and each block.
 
-    It must if something is trained there or nearer the input. Without an update that
-    freezes the stem, everything is needed. The answers are Python bools unless the
+    It reaches a part if something is trained there or nearer the input. It reaches all
+    of them unless the update freezes the stem. The results are Python bools unless the
     update is traced.
+
+    Args:
+        submodel: the sub-model of the network.
+        count: number of blocks.
     """
-    update = kept.update if kept else None
+    update = submodel.update if submodel else None
     if update is None or STEM not in update.blocks:
         return [True] * (count + 1)
     stem = update.blocks[STEM]
     blocks = update.blocks.get(BLOCKS, np.ones(count, bool))
     xp = jnp if isinstance(stem, Tracer) or isinstance(blocks, Tracer) else np
-    trained = xp.concatenate([xp.asarray(stem, bool), xp.asarray(blocks, bool)])
-    reached = xp.cumsum(trained) > 0
-    return reached.tolist() if isinstance(reached, np.ndarray) else list(reached)
+    is_trained = xp.concatenate([xp.asarray(stem, bool), xp.asarray(blocks, bool)])
+    needs_backward = xp.cumsum(is_trained) > 0
+    return (
+        needs_backward.tolist()
+        if isinstance(needs_backward, np.ndarray)
+        else list(needs_backward)
+    )
 
 
-def gated(
-    block: Callable[[Any, Array, Setting], Any], needed: bool | Bool[Array, ""]
+def gate_backward(
+    block: Callable[[Any, Array, Setting], Any], needs_backward: bool | Bool[Array, ""]
 ) -> Callable[[Any, Array, Setting], Any]:
-    """The block, whose backward pass runs only if it is needed.
+    """The block, with a backward pass that runs only if it is needed.
 
-    The value is the block's own. The cotangents of parameters and input are the block's
-    if `needed`, else 0 without having been computed: a Python bool decides while
-    tracing, a traced one inside `lax.cond`. Under a vmap that maps over it the
-    condition becomes a selection, which is right but saves nothing.
+    The output is the block's. The cotangents of parameters and input are the block's if
+    `needs_backward`, else 0 without computation: a Python bool decides while tracing, a
+    traced one inside `lax.cond`. A vmap over it turns the condition into a selection,
+    which is correct but saves nothing.
+
+    Args:
+        block: (parameters, x, setting) -> output.
+        needs_backward: whether anything at or before the block is trained.
     """
-    if needed is True:
+    if needs_backward is True:
         return block
-    if needed is False:
-        return lambda params, x, around: block(
-            *jax.lax.stop_gradient((params, x)), around
+    if needs_backward is False:
+        return lambda params, x, setting: block(
+            *jax.lax.stop_gradient((params, x)), setting
         )
 
     @jax.custom_vjp
-    def run(needed, params, x, around):
-        return block(params, x, around)
+    def run(needs_backward, params, x, setting):
+        return block(params, x, setting)
 
-    def forward(needed, params, x, around):
-        y, back = jax.vjp(lambda params, x: block(params, x, around), params, x)
-        return y, (needed, back)
+    def forward(needs_backward, params, x, setting):
+        y, vjp = jax.vjp(lambda params, x: block(params, x, setting), params, x)
+        return y, (needs_backward, vjp)
 
     def backward(residual, cotangent):
-        needed, back = residual
-        shapes = jax.eval_shape(back, cotangent)
+        needs_backward, vjp = residual
+        shapes = jax.eval_shape(vjp, cotangent)
         grads = jax.lax.cond(
-            needed,
-            back,
+            needs_backward,
+            vjp,
             lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
             cotangent,
         )
         return None, *grads, None
 
     run.defvjp(forward, backward)
-    return partial(run, needed)
+    return partial(run, needs_backward)

@@ -1,14 +1,17 @@
-"""Vision transformer whose units are whole heads and feed-forward units."""
+"""Vision transformer; its units are heads, feed-forward units and stream channels."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from fairjax.core import require
-from fairjax.core.types import Model, Size
+from fairjax.core.types import Model, Moments, Size
 from fairjax.models import layers, leaves, residual
+from fairjax.models.layers import Setting
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3, "patch": 16},
@@ -35,14 +38,14 @@ def vit(
         a = x + s attention(norm x),   x' = a + s V gelu(U norm a)
 
     Attention has `heads` heads of width / heads dimensions each. The scale 1 / sqrt(of
-    these dimensions) does not depend on which heads are kept.
+    these dimensions) is the same for every subset of heads.
 
     Args:
         classes: C.
-        width: of the residual stream, axis "stream". It may be cut: the layer norms
-            count the channels that are kept.
-        depth: blocks, list "blocks"; a dropped one passes its input on.
-        heads: of every block; axis "heads<i>", a unit being a whole head.
+        width: width of the residual stream, axis "stream". Its units may be dropped:
+            the layer norms count the active channels.
+        depth: number of blocks, list "blocks"; a dropped one passes its input on.
+        heads: heads of every block, axis "heads<i>" with a whole head as a unit.
         patch: side of a patch in pixels; images are whole patches.
         ratio: feed-forward units per stream channel; axis "ffn<i>".
         exits: a head (norm, mean, dense) behind every block, which goes with its block;
@@ -50,121 +53,165 @@ def vit(
         steps: s is learnt per block, from 1; else it is 1.
 
     Raises:
-        InputError: a width that is no whole number of heads; in `init` and `apply`, an
-            image that is no whole number of patches.
+        InputError: a width that is not a whole number of heads; in `init` and `apply`,
+            an image that is not a whole number of patches.
 
-    Source: Dosovitskiy et al. 2021, sizes of Touvron et al. 2021; steps of NeFL (Kang
-    et al. 2023). Deviates: the mean over tokens in place of a class token, and no
-    dropout.
+    Source: A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for
+    Image Recognition at Scale", ICLR 2021, arXiv:2010.11929; sizes of Touvron et al.
+    2021 (DeiT); steps of NeFL (Kang et al. 2023). Deviates: the mean over tokens
+    instead of a class token, and no dropout.
     """
     for field, value in {"depth": depth, "heads": heads, "patch": patch}.items():
         require.count(f"model.vit.{field}", value)
     if width % heads:
         require.fail("model.vit.width", f"a multiple of the {heads} heads", width)
-    size_of_head = width // heads
-
-    def patches(shape: tuple[int, ...]) -> tuple[int, int]:
-        if shape[1] % patch or shape[2] % patch:
-            what = f"images of whole {patch} x {patch} patches"
-            require.fail("model.vit.patch", what, shape[1:3])
-        return shape[1] // patch, shape[2] // patch
-
-    def stem(name, params, x, around):
-        rows, columns = patches(x.shape)
-        x = x.reshape(x.shape[0], rows, patch, columns, patch, x.shape[-1])
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
-        return layers.dense(params["patch"], x) + params["position"], {}
-
-    def normed(params, x, around):
-        return layers.norm(params, x, around, kind="layer", axis="stream")[0]
-
-    def block(name, params, x, around):
-        step = params.get("step", 1)
-        h = normed(params["norm1"], x, around)
-        x = x + step * attention(params["attention"], h, size_of_head)
-        h = layers.dense(params["inner"], normed(params["norm2"], x, around))
-        return x + step * layers.dense(params["outer"], jax.nn.gelu(h)), {}
-
-    def answer(name, params, x, around):
-        x = normed(params["norm"], x, around)
-        return layers.dense(params["dense"], x.mean(1)), {}
-
-    def network(units: dict[str, int], kept: tuple[int, ...]) -> Model:
-        names = tuple(f"block{i}" for i in kept)
-        last = len(kept) - 1
-        ends = (
-            {p: f"exit{i}" for p, i in enumerate(kept)}
-            if exits
-            else {last: residual.HEAD}
-        )
-
-        def table(shape: tuple[int, ...]) -> leaves.Table:
-            stream, before = ("stream", units["stream"]), (residual.STEM, 0)
-            inputs = (None, patch * patch * shape[-1])
-            tokens = (None, math.prod(patches(shape)))
-            position = leaves.initializers.normal(0.02)
-            parts: leaves.Table = {
-                "stem": {
-                    "patch": leaves.dense(inputs, stream, block=before),
-                    "position": leaves.Leaf((tokens, stream), position, before),
-                }
-            }
-            for p, i in enumerate(kept):
-                at = (residual.BLOCKS, p)
-                head = (f"heads{i}", units[f"heads{i}"] * size_of_head)
-                ffn = (f"ffn{i}", units[f"ffn{i}"])
-                parts[names[p]] = {
-                    **leaves.norm("norm1", "layer", stream, at),
-                    "attention": {
-                        "query": leaves.dense(stream, head, block=at),
-                        "key": leaves.dense(stream, head, block=at),
-                        "value": leaves.dense(stream, head, block=at),
-                        "out": leaves.dense(head, stream, block=at),
-                    },
-                    **leaves.norm("norm2", "layer", stream, at),
-                    "inner": leaves.dense(stream, ffn, block=at),
-                    "outer": leaves.dense(ffn, stream, block=at),
-                    **leaves.step(steps, at),
-                }
-            for p, name in ends.items():
-                at = (residual.BLOCKS, p) if exits else None
-                parts[name] = {
-                    **leaves.norm("norm", "layer", stream, at),
-                    "dense": leaves.dense(stream, ("classes", classes), block=at),
-                }
-            return parts
-
-        def resize(size: Size) -> Model:
-            where = "model.vit.depth"
-            return network(
-                units | dict(size.axes), residual.remaining(where, kept, size)
-            )
-
-        shape = (1, patch, patch, 1)
-        parts = residual.Parts(table, shape, units, names, ends, stem, block, answer)
-        return residual.model(parts, resize)
-
     units = {"stream": width, "classes": classes}
     units |= {f"heads{i}": heads for i in range(depth)}
     units |= {f"ffn{i}": ratio * width for i in range(depth)}
-    return network(units, tuple(range(depth)))
+    design = _Design(classes, width // heads, patch, exits, steps)
+    return _network(design, units, tuple(range(depth)))
 
 
-def attention(params: Any, x: jax.Array, size: int) -> jax.Array:
-    """Self-attention by heads of `size` dimensions, of as many as the kernels hold.
+class _Design(NamedTuple):
+    """The options of `vit` that are the same at every size."""
+
+    classes: int
+    size_of_head: int
+    patch: int
+    exits: bool
+    steps: bool
+
+    def patch_grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of patches of an image batch of this shape."""
+        patch = self.patch
+        if shape[1] % patch or shape[2] % patch:
+            requirement = f"images of whole {patch} x {patch} patches"
+            require.fail("model.vit.patch", requirement, shape[1:3])
+        return shape[1] // patch, shape[2] // patch
+
+
+def _stem(
+    design: _Design, name: str, params: Any, x: Array, setting: Setting
+) -> tuple[Array, dict[str, Moments]]:
+    """Tokens: the patches as vectors of the stream, plus their positions."""
+    rows, columns = design.patch_grid(x.shape)
+    patch = design.patch
+    x = x.reshape(x.shape[0], rows, patch, columns, patch, x.shape[-1])
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    return layers.dense(params["patch"], x) + params["position"], {}
+
+
+def _norm(params: Any, x: Array, setting: Setting) -> Array:
+    """The layer norm over the active channels of the stream."""
+    return layers.norm(params, x, setting, kind="layer", axis="stream")[0]
+
+
+def _block(
+    design: _Design, name: str, params: Any, x: Array, setting: Setting
+) -> tuple[Array, dict[str, Moments]]:
+    """Attention, then the feed-forward layer."""
+    step = params.get("step", 1)
+    h = _norm(params["norm1"], x, setting)
+    x = x + step * attention(params["attention"], h, design.size_of_head)
+    h = layers.dense(params["inner"], _norm(params["norm2"], x, setting))
+    return x + step * layers.dense(params["outer"], jax.nn.gelu(h)), {}
+
+
+def _exit_head(
+    name: str, params: Any, x: Array, setting: Setting
+) -> tuple[Array, dict[str, Moments]]:
+    """Logits from the stream."""
+    x = _norm(params["norm"], x, setting)
+    return layers.dense(params["dense"], x.mean(1)), {}
+
+
+def _table(
+    design: _Design,
+    units: dict[str, int],
+    block_positions: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> leaves.Table:
+    """The leaves of the network for inputs of this shape."""
+    stream, stem_block = ("stream", units["stream"]), (residual.STEM, 0)
+    inputs = (None, design.patch * design.patch * shape[-1])
+    tokens = (None, math.prod(design.patch_grid(shape)))
+    position = leaves.initializers.normal(0.02)
+    leaf_table: leaves.Table = {
+        "stem": {
+            "patch": leaves.dense(inputs, stream, block=stem_block),
+            "position": leaves.Leaf((tokens, stream), position, stem_block),
+        }
+    }
+    for p, i in enumerate(block_positions):
+        leaf_block = (residual.BLOCKS, p)
+        head = (f"heads{i}", units[f"heads{i}"] * design.size_of_head)
+        ffn = (f"ffn{i}", units[f"ffn{i}"])
+        leaf_table[f"block{i}"] = {
+            **leaves.norm("norm1", "layer", stream, leaf_block),
+            "attention": {
+                "query": leaves.dense(stream, head, block=leaf_block),
+                "key": leaves.dense(stream, head, block=leaf_block),
+                "value": leaves.dense(stream, head, block=leaf_block),
+                "out": leaves.dense(head, stream, block=leaf_block),
+            },
+            **leaves.norm("norm2", "layer", stream, leaf_block),
+            "inner": leaves.dense(stream, ffn, block=leaf_block),
+            "outer": leaves.dense(ffn, stream, block=leaf_block),
+            **leaves.step(design.steps, leaf_block),
+        }
+    logits = ("classes", design.classes)
+    for p, name in residual.exit_names(block_positions, design.exits).items():
+        leaf_block = (residual.BLOCKS, p) if design.exits else None
+        leaf_table[name] = {
+            **leaves.norm("norm", "layer", stream, leaf_block),
+            "dense": leaves.dense(stream, logits, block=leaf_block),
+        }
+    return leaf_table
+
+
+def _network(
+    design: _Design, units: dict[str, int], block_positions: tuple[int, ...]
+) -> Model:
+    """The network of one size."""
+
+    def resize(size: Size) -> Model:
+        field = "model.vit.depth"
+        positions = residual.remaining_blocks(field, block_positions, size)
+        return _network(design, units | dict(size.axes), positions)
+
+    architecture = residual.Architecture(
+        partial(_table, design, units, block_positions),
+        (1, design.patch, design.patch, 1),
+        units,
+        tuple(f"block{i}" for i in block_positions),
+        residual.exit_names(block_positions, design.exits),
+        partial(_stem, design),
+        partial(_block, design),
+        _exit_head,
+    )
+    return residual.model(architecture, resize)
+
+
+def attention(params: Any, x: Array, size: int) -> Array:
+    """Self-attention with heads of `size` dimensions, as many as the kernels have.
+
+        softmax(q k' / sqrt(size)) v
 
     Args:
         params: "query", "key", "value" and "out".
         x: tokens, [B, tokens, width].
         size: dimensions of one head.
+
+    Returns:
+        [B, tokens, width].
     """
 
-    def heads(name: str) -> jax.Array:
+    def heads(name: str) -> Array:
         h = layers.dense(params[name], x)
         return h.reshape(*h.shape[:2], -1, size)
 
     scores = jnp.einsum("bqhd,bkhd->bhqk", heads("query"), heads("key"))
-    scores = layers.wide(scores) / math.sqrt(size)
+    scores = layers.promote(scores) / math.sqrt(size)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, heads("value"))
-    return layers.dense(params["out"], mixed.reshape(*mixed.shape[:2], -1))
+    outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, heads("value"))
+    return layers.dense(params["out"], outputs.reshape(*outputs.shape[:2], -1))

@@ -1,1 +1,1 @@
-"""Clipping, noise, what they cost in privacy, and sums that show no single addend."""
+"""Protections: clipping, noise, their privacy cost, and sums that hide every addend."""

@@ -1,28 +1,29 @@
-"""Gaussian noise whose tails are not cut where a float's are.
+"""Gaussian noise whose tails are not cut where those of `jax.random.normal` are.
 
 `jax.random.normal` makes a float32 of 23 random bits: it has 2^23 values and ends at
-5.42 deviations, where a shifted sum has numbers that its neighbour never has. Here a
-pair of draws is made of 128 random bits, in float32,
+5.42 standard deviations, where a shifted sum has numbers that its neighbour never has.
+Here a pair of draws is made of 128 random bits, in float32,
 
     z = R (cos A, sin A),    R^2 / 2 = E ~ Exp(1),    A uniform,
     E = k log 2 - log(1 - f),    k the zeros that 64 bits begin with, f in (0, 1/2),
 
-for E has no memory: it is log 2 times a geometric number of ratio 1/2, and an
+since E has no memory: it is log 2 times a geometric number of ratio 1/2, plus an
 independent rest that is cut at log 2. A is an angle below 45 degrees, two signs and a
 swap, so that draws are exactly symmetric.
 
 Guarantees: the pair is N(0, I), up to the rounding of floats, in the disc of radius
     `RADIUS` = sqrt(2 * 64 log 2), and lies outside of it with probability 2^-64, as a
-    real one does; there it ends at sqrt(2 * 65 log 2). Whatever rounds floats is not
-    covered: Mironov 2012, "On significance of the least significant bits for
-    differential privacy".
+    real pair does; there it ends at sqrt(2 * 65 log 2). The rounding of floats is not
+    covered: Mironov, "On significance of the least significant bits for differential
+    privacy", CCS 2012.
 
-The bits are those of JAX's generator, which the run's seed fixes. That is what an
-experiment wants to repeat, and no secret.
+The bits are those of JAX's generator, which the run's seed fixes. This makes an
+experiment repeatable, and it keeps no secret.
 
-Source: Box and Muller 1958, "A note on the generation of random normal deviates"; E as
-in Ahrens and Dieter 1972, "Computer methods for sampling from the exponential and
-normal distributions", algorithm SA.
+Sources: Box and Muller, "A note on the generation of random normal deviates", Annals of
+Mathematical Statistics 1958; for E, Ahrens and Dieter, "Computer methods for sampling
+from the exponential and normal distributions", Communications of the ACM 1972,
+algorithm SA.
 """
 
 import math
@@ -34,7 +35,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 from fairjax.core import rng
 
 _ZEROS = 64
-"""Bits whose leading zeros are counted: two words."""
+"""The number of bits whose leading zeros are counted: two words."""
 RADIUS = math.sqrt(2 * _ZEROS * math.log(2))
 """9.42 standard deviations; a pair of draws is beyond it with probability 2^-64."""
 
@@ -44,21 +45,32 @@ def gaussian(
     tree: PyTree[Float[Array, "..."]],
     std: float | Float[Array, ""],
 ) -> PyTree[Array]:
-    """The tree plus independent N(0, std^2) on every coordinate, see `normal`."""
+    """The tree plus independent N(0, std^2) on every coordinate, see `normal`.
 
-    def one(index: int, leaf: Array) -> Array:
-        drawn = normal(rng.at(key, index), leaf.shape)
-        return leaf + (jnp.asarray(std, jnp.float32) * drawn).astype(leaf.dtype)
+    Args:
+        key: of the noise; every leaf has a key of its own below it.
+        tree: the tree without noise.
+        std: the standard deviation.
+    """
+
+    def per_leaf(index: int, leaf: Array) -> Array:
+        samples = normal(rng.fold_in(key, index), leaf.shape)
+        return leaf + (jnp.asarray(std, jnp.float32) * samples).astype(leaf.dtype)
 
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten([one(i, leaf) for i, leaf in enumerate(leaves)])
+    return structure.unflatten([per_leaf(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
-    """Independent N(0, 1) in float32, of 64 random bits each."""
-    number = math.prod(shape)
-    words = jax.random.bits(key, (4, (number + 1) // 2), jnp.uint32)
-    return jnp.concatenate(pairs(words))[:number].reshape(shape)
+    """Independent N(0, 1) in float32, from 64 random bits each.
+
+    Args:
+        key: of the draws.
+        shape: of the result.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (4, (size + 1) // 2), jnp.uint32)
+    return jnp.concatenate(pairs(words))[:size].reshape(shape)
 
 
 def pairs(
@@ -67,46 +79,50 @@ def pairs(
     """Pairs of independent N(0, 1), see the head of this file.
 
     Args:
-        words: random bits. The first two are k, and what of the second is left over
-            adds low bits to f, whose high ones are the third; the last is the angle.
+        words: random bits. The first two words give k. The third word gives the high
+            bits of f, and the unused bits of the second its low ones. The last word
+            gives the angle.
     """
     first, second, third, fourth = words
-    counted = first == 0
-    zeros = jnp.where(counted, 32 + jax.lax.clz(second), jax.lax.clz(first))
-    low = jnp.where(counted, 0.5, _float(second) + 0.5)
-    part = _float(third) * 2.0**-33 + low * 2.0**-65
-    exponential = _float(zeros) * math.log(2) - jnp.log1p(-part)
+    first_is_zero = first == 0
+    zeros = jnp.where(first_is_zero, 32 + jax.lax.clz(second), jax.lax.clz(first))
+    low = jnp.where(first_is_zero, 0.5, _float(second) + 0.5)
+    fraction = _float(third) * 2.0**-33 + low * 2.0**-65
+    exponential = _float(zeros) * math.log(2) - jnp.log1p(-fraction)
     radius = jnp.sqrt(2 * exponential)
     cosine, sine = _circle((_float(fourth >> 3) + 0.5) * (math.pi / 4 * 2.0**-29))
-    swap, left, down = ((fourth & bit) != 0 for bit in (4, 2, 1))
+    swap, flip_x, flip_y = ((fourth & bit) != 0 for bit in (4, 2, 1))
     x, y = jnp.where(swap, sine, cosine), jnp.where(swap, cosine, sine)
-    return radius * jnp.where(left, -x, x), radius * jnp.where(down, -y, y)
+    return radius * jnp.where(flip_x, -x, x), radius * jnp.where(flip_y, -y, y)
 
 
-def beyond(numbers: int, shift: float) -> float:
-    """At most the probability that noise is what its shifted twin cannot be.
+def tail_bound(num_coordinates: int, shift: float) -> float:
+    """An upper bound on the probability of noise that its shifted twin cannot draw.
 
-    A release of P pairs whose law is moved by s standard deviations, s_p in pair p, has
-    draws that the other law never makes, or not as often, only where |z_p| > R - s_p:
+    Take a release of P pairs whose law is moved by s standard deviations, by s_p in
+    pair p. The other law makes a draw never, or less often, only where
+    |z_p| > R - s_p:
 
         sum_p P(|z_p| > R - s_p) = sum_p exp(-(R - s_p)^2 / 2),    sum_p s_p^2 <= s^2
                                 <= (P - 1) exp(-R (R - s) / 2) + exp(-(R - s)^2 / 2)
 
-    for R s_p <= R s / 2 + R s_p^2 / (2 s) makes every term convex in s_p^2, so that one
-    pair with all of the shift is the worst. Directions may depend on earlier draws. For
-    s = 0 it is 2^-64 for each.
+    since R s_p <= R s / 2 + R s_p^2 / (2 s) makes every term convex in s_p^2, so that
+    one pair with all of the shift is the worst case. Directions may depend on earlier
+    draws. For s = 0 the bound is 2^-64 for each.
 
     Args:
-        numbers: that are noised, of which P is at most as many.
+        num_coordinates: coordinates that get noise; P is at most as many.
         shift: s, over the standard deviation of the noise.
     """
-    if not numbers:
+    if not num_coordinates:
         return 0.0
     if shift >= RADIUS:
         return 1.0
-    left = RADIUS - shift
-    whole = (numbers - 1) * math.exp(-RADIUS * left / 2) + math.exp(-(left**2) / 2)
-    return min(whole, 1.0)
+    margin = RADIUS - shift
+    bound = (num_coordinates - 1) * math.exp(-RADIUS * margin / 2) + math.exp(
+        -(margin**2) / 2
+    )
+    return min(bound, 1.0)
 
 
 def _float(words: UInt32[Array, "n"]) -> Float[Array, "n"]:
@@ -116,8 +132,8 @@ def _float(words: UInt32[Array, "n"]) -> Float[Array, "n"]:
 def _circle(angle: Float[Array, "n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """Cosine and sine of angles up to pi / 4.
 
-    Taylor's series to an error of 2e-9: there it takes no reduction of the angle, which
-    costs `jnp.sin` more than all that is here.
+    They are Taylor's series to an error of 2e-9. Such angles need no reduction, which
+    costs `jnp.sin` more than this whole function.
     """
     square = angle * angle
     cosine = _series(square, (10, 8, 6, 4, 2, 0))

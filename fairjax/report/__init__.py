@@ -1,8 +1,8 @@
-"""What people see of a run, or of many: a table, one line, figures and a page.
+"""Reports of one run or of many: a table, a headline, figures and an HTML page.
 
-Everything is read from the files that a run leaves behind, so a report can be written
-again at any time, on another computer, also for a run that was interrupted. A value
-that is not known is shown as "–", never as 0.
+A report reads only the files in a run's folder. It can therefore be written again at
+any time, on another computer, and for an interrupted run. An unknown value is shown
+as "–", never as 0.
 """
 
 import os
@@ -14,18 +14,26 @@ import rich.markup
 import rich.table
 
 from fairjax.metrics import divergence
-from fairjax.report import comparison, figures, formats, frontier, page, privacy
-from fairjax.report.lettering import drawing
-from fairjax.report.run import Run, of_a_run, read
+from fairjax.report import (
+    cards,
+    comparison,
+    figures,
+    formats,
+    frontier_section,
+    page,
+    privacy_section,
+)
+from fairjax.report.lettering import font_context
+from fairjax.report.run import Run, input_errors, read_run
 
 __all__ = [
-    "Run", "cautions", "compare", "comparison", "headline", "promise", "read", "table",
-    "write",
+    "Run", "cautions", "compare", "comparison", "headline", "privacy_statement",
+    "read_run", "table", "write",
 ]  # fmt: skip
 
 
 def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
-    """What every tier pays and gets, one row per tier, for a terminal.
+    """Cost and accuracy of every tier, one row per tier, for a terminal.
 
     Args:
         workdir: folder of a finished or interrupted run.
@@ -33,8 +41,8 @@ def table(workdir: str | os.PathLike[str]) -> rich.table.Table:
     Raises:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
-    run = read(workdir)
-    with of_a_run(workdir):
+    run = read_run(workdir)
+    with input_errors(workdir):
         return _table(run)
 
 
@@ -43,7 +51,7 @@ def _table(run: Run) -> rich.table.Table:
         "traffic: bytes down and up, one hospital, one round. Accuracy: full model "
         "or the tier's own sub-model; local: mean over the tier's hospitals, "
         "pooled: all test records."
-        + (f" {page.MARK} few test records." if run.small_tiers else "")
+        + (f" {formats.SMALL_MARK} few test records." if run.small_tiers else "")
     )
     result = rich.table.Table(
         box=rich.box.SIMPLE_HEAD,
@@ -56,8 +64,9 @@ def _table(run: Run) -> rich.table.Table:
         result.add_column(head, justify="right", vertical="bottom")
     for tier in run.tiers:
         accuracies = (formats.percent(value) for value in run.tier_accuracies(tier))
+        mark = formats.SMALL_MARK if tier["tier"] in run.small_tiers else ""
         result.add_row(
-            f"{tier['tier']}{page.MARK if tier['tier'] in run.small_tiers else ''}",
+            f"{tier['tier']}{mark}",
             formats.plain(tier.get("budget")),
             formats.count(tier.get("clients")),
             formats.count(tier.get("parameters")),
@@ -68,7 +77,7 @@ def _table(run: Run) -> rich.table.Table:
 
 
 def headline(workdir: str | os.PathLike[str]) -> str:
-    """The run in one line.
+    """The headline figures of a run in one line.
 
     Args:
         workdir: folder of a finished or interrupted run.
@@ -76,17 +85,19 @@ def headline(workdir: str | os.PathLike[str]) -> str:
     Raises:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
-    run = read(workdir)
-    with of_a_run(workdir):
-        parts = [
+    run = read_run(workdir)
+    with input_errors(workdir):
+        items = [
             f"{card.label} {card.value}" + (f" ({card.detail})" if card.detail else "")
-            for card in page.cards(run)
+            for card in cards.cards(run)
         ]
-    return ("" if run.finished else "unfinished: ") + ", ".join(parts)
+    return ("" if run.finished else "unfinished: ") + ", ".join(items)
 
 
-def promise(workdir: str | os.PathLike[str]) -> list[str]:
-    """What the run's epsilon says and what it does not; nothing without one.
+def privacy_statement(workdir: str | os.PathLike[str]) -> list[str]:
+    """Sentences on what the run's epsilon covers and what it does not cover.
+
+    A run without a guarantee has none.
 
     Args:
         workdir: folder of a finished run.
@@ -94,13 +105,13 @@ def promise(workdir: str | os.PathLike[str]) -> list[str]:
     Raises:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
-    run = read(workdir)
-    with of_a_run(workdir):
-        return privacy.statement(run.summary.get("privacy") or {})
+    run = read_run(workdir)
+    with input_errors(workdir):
+        return privacy_section.statement(run.summary.get("privacy") or {})
 
 
 def cautions(workdir: str | os.PathLike[str]) -> list[str]:
-    """What must be known beside the headline, a line each; most runs have none.
+    """Sentences that a reader of the headline must know; most runs have none.
 
     Args:
         workdir: folder of a finished or interrupted run.
@@ -108,17 +119,21 @@ def cautions(workdir: str | os.PathLike[str]) -> list[str]:
     Raises:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
-    run = read(workdir)
-    with of_a_run(workdir):
-        said = page.cautions(run)
-        return said if run.diverged is None else [*said, divergence.said(run.diverged)]
+    run = read_run(workdir)
+    with input_errors(workdir):
+        sentences = cards.cautions(run)
+        return (
+            sentences
+            if run.diverged is None
+            else [*sentences, divergence.describe(run.diverged)]
+        )
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Writes `figures/*.png` and `report.html` into the run's folder.
 
-    Everything is drawn before anything is written, and every file is replaced whole:
-    who opens the page sees the old one or the new one.
+    All figures are drawn before the first file is written, and every file is replaced
+    atomically: a reader opens either the old page or the new one.
 
     Args:
         workdir: folder of a finished or interrupted run.
@@ -129,12 +144,16 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         InputError: the folder holds no run, or one of its files cannot be read.
     """
-    run = read(workdir)
-    with of_a_run(workdir), drawing(_texts(run)):
+    run = read_run(workdir)
+    with input_errors(workdir), font_context(_texts(run)):
         images = _images(run)
         html = page.render(run, images)
     path = run.workdir / "report.html"
-    _publish(path, (image for drawn in images.values() for image in drawn), html)
+    _write_files(
+        path,
+        (image for section_images in images.values() for image in section_images),
+        html,
+    )
     return path
 
 
@@ -145,13 +164,13 @@ def compare(
     metrics: Sequence[str] = comparison.METRICS,
     interval: str = "range",
 ) -> pathlib.Path:
-    """Writes a page about many runs, and its figures into `figures/` beside it.
+    """Writes a page that compares many runs, and its figures into `figures/`.
 
     Args:
-        workdirs: folders of runs, or of folders of runs.
-        path: of the page.
-        metrics: columns of its table, see `comparison.summaries`.
-        interval: over seeds, one of `comparison.INTERVALS`.
+        workdirs: folders of runs, or folders that contain such folders.
+        path: the page's file; `figures/` is created beside it.
+        metrics: the columns of the table, see `comparison.summaries`.
+        interval: the interval over seeds, one of `comparison.INTERVALS`.
 
     Returns:
         `path`.
@@ -160,16 +179,21 @@ def compare(
         InputError: there is nothing to compare, or a metric or interval is unknown.
     """
     path = pathlib.Path(path)
-    found = comparison.read(workdirs)
+    grouped_runs = comparison.read_runs(workdirs)
     title = path.resolve().parent.name
-    with of_a_run("--workdir"), drawing(group.name for group in found.groups):
-        images = frontier.frontiers(found, interval)
-        html = comparison.render(found, images, metrics, interval, title)
-    _publish(path, images, html)
+    with (
+        input_errors("--workdir"),
+        font_context(group.name for group in grouped_runs.groups),
+    ):
+        images = frontier_section.frontiers(grouped_runs, interval)
+        html = comparison.render(grouped_runs, images, metrics, interval, title)
+    _write_files(path, images, html)
     return path
 
 
-def _publish(path: pathlib.Path, images: Iterable[figures.Image], html: str) -> None:
+def _write_files(
+    path: pathlib.Path, images: Iterable[figures.Image], html: str
+) -> None:
     folder = path.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
@@ -178,10 +202,10 @@ def _publish(path: pathlib.Path, images: Iterable[figures.Image], html: str) -> 
 
 
 def _images(run: Run) -> dict[str, list[figures.Image]]:
-    """Section of the page -> its figures."""
+    """The figures of the page by section."""
     return {
         "learning": figures.learning(run),
-        "hospitals": figures.hospitals(run),
+        "hospitals": figures.clients(run),
         "calibration": figures.calibration(run),
         "weights": figures.weights(run),
         "tiers": figures.tiers(run),
@@ -191,9 +215,9 @@ def _images(run: Run) -> dict[str, list[figures.Image]]:
 
 
 def _texts(run: Run) -> list[str]:
-    """Names in its figures that nobody here chose."""
-    rows = [*run.clients, *run.hospitals]
-    classes = (name for row in run.hospitals for name in row.get("classes") or ())
+    """Names of hospitals and classes in the figures, which may use any script."""
+    rows = [*run.clients, *run.client_counts]
+    classes = (name for row in run.client_counts for name in row.get("classes") or ())
     return [*(str(row["client"]) for row in rows), *dict.fromkeys(classes)]
 
 

@@ -1,4 +1,4 @@
-"""Amounts side by side: what tiers pay, what hospitals hold."""
+"""Bar charts: the costs of tiers and the records of hospitals."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from fairjax.report.canvas import (
     SKY,
     VERMILION,
     Image,
-    blank,
+    blank_figure,
     png,
     tier_colour,
 )
@@ -34,35 +34,37 @@ _COSTS = {
     "bytes_up": "bytes up",
 }
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
-LEGEND = 6
-"""Rows of a legend that leave the axes their room."""
+MAX_LEGEND_ROWS = 6
+"""The most rows of a legend; more would leave the axes too little room."""
 
 
 def costs(run: Run) -> Image | None:
-    """A row per kind of cost, a bar per tier; None while no cost is known."""
-    known = {
+    """A group of bars per kind of cost, a bar per tier; None while no cost is known."""
+    costs_by_name = {
         name: [tier.get(key) or 0 for tier in run.tiers]
         for key, name in _COSTS.items()
         if any(tier.get(key) for tier in run.tiers)
     }
-    if not known:
+    if not costs_by_name:
         return None
     title = "What does a hospital of each tier pay?"
     count = len(run.tiers)
-    figure, axes = blank(title, max(HEIGHT, 1.1 + len(known) * (0.16 + 0.1 * count)))
-    thick = 0.8 / count
+    figure, axes = blank_figure(
+        title, max(HEIGHT, 1.1 + len(costs_by_name) * (0.16 + 0.1 * count))
+    )
+    bar_height = 0.8 / count
     for t in range(count):
-        shares = [100 * values[t] / max(values) for values in known.values()]
-        places = np.arange(len(known)) - 0.4 + (t + 0.5) * thick
+        shares = [100 * values[t] / max(values) for values in costs_by_name.values()]
+        positions = np.arange(len(costs_by_name)) - 0.4 + (t + 0.5) * bar_height
         axes.barh(
-            places,
+            positions,
             shares,
-            height=0.86 * thick,
+            height=0.86 * bar_height,
             color=tier_colour(run, run.tiers[t]["tier"]),
             label=f"tier {run.tiers[t]['tier']}",
         )
-    axes.set_yticks(range(len(known)), labels=list(known), fontsize=8.5)
-    axes.set_ylim(len(known) - 0.5, -0.5)
+    axes.set_yticks(range(len(costs_by_name)), labels=list(costs_by_name), fontsize=8.5)
+    axes.set_ylim(len(costs_by_name) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -72,33 +74,35 @@ def costs(run: Run) -> Image | None:
         "One hospital: FLOPs of one record, bytes of one round. The table has the "
         "numbers."
     )
-    told = ", ".join(
+    shares_text = ", ".join(
         f"{name} {' / '.join(formats.percent(v / max(values)) for v in values)}"
-        for name, values in known.items()
+        for name, values in costs_by_name.items()
     )
-    alt = f"{title} Share of the dearest tier's cost, smallest tier first: {told}."
+    alt = (
+        f"{title} Share of the dearest tier's cost, smallest tier first: {shares_text}."
+    )
     return Image("costs", caption, alt, png(figure))
 
 
 def records(run: Run) -> Image | None:
-    """A bar per hospital, divided by class, or by split where classes are unknown."""
-    hospitals = run.hospitals
-    if not hospitals:
+    """A bar per hospital, stacked by class, or by split where classes are unknown."""
+    clients = run.client_counts
+    if not clients:
         return None
-    what, by = "records", "split"
-    if hospitals[0].get("classes"):
-        what, by = "training records", "class"
-    parts = _parts(hospitals)
-    names = list(dict.fromkeys(name for part in parts for name in part))
-    named = Names(str(row["client"]) for row in hospitals)
-    classes = Names(names, by)
+    noun, category = "records", "split"
+    if clients[0].get("classes"):
+        noun, category = "training records", "class"
+    counts_by_client = _category_counts(clients)
+    names = list(dict.fromkeys(name for counts in counts_by_client for name in counts))
+    client_names = Names(str(row["client"]) for row in clients)
+    classes = Names(names, category)
     title = "What does each hospital hold?"
-    figure, axes = blank(title, max(HEIGHT, 1.3 + 0.19 * len(hospitals)))
-    left = np.zeros(len(hospitals))
+    figure, axes = blank_figure(title, max(HEIGHT, 1.3 + 0.19 * len(clients)))
+    left = np.zeros(len(clients))
     for i, name in enumerate(names):
-        amounts = np.array([part.get(name) or 0 for part in parts])
+        amounts = np.array([counts.get(name) or 0 for counts in counts_by_client])
         axes.barh(
-            range(len(hospitals)),
+            range(len(clients)),
             amounts,
             left=left,
             height=0.72,
@@ -109,29 +113,30 @@ def records(run: Run) -> Image | None:
         )
         left += amounts
     labels = [
-        literal(f"{named.short(str(row['client']), 22)}, tier {row.get('tier')}")
-        for row in hospitals
+        literal(f"{client_names.short(str(row['client']), 22)}, tier {row.get('tier')}")
+        for row in clients
     ]
-    axes.set_yticks(range(len(hospitals)), labels=labels, fontsize=8)
-    axes.set_ylim(len(hospitals) - 0.4, -0.6)
-    axes.set_xlabel(what, fontsize=9, color=INK)
-    caption = f"{what.capitalize()} of every hospital by {by}."
+    axes.set_yticks(range(len(clients)), labels=labels, fontsize=8)
+    axes.set_ylim(len(clients) - 0.4, -0.6)
+    axes.set_xlabel(noun, fontsize=9, color=INK)
+    caption = f"{noun.capitalize()} of every hospital by {category}."
     if not _legend(axes):
-        caption += " From left to right, dark to light, as the table has them."
-    caption += named.key + classes.key
+        caption += " From left to right, dark to light, in the order of the table."
+    caption += client_names.key + classes.key
     totals = ", ".join(
         f"{row['client']} {formats.count(total)}"
-        for row, total in zip(hospitals, left, strict=True)
+        for row, total in zip(clients, left, strict=True)
     )
-    alt = f"{title} Stacked bars of {what} by {by}: {totals}."
+    alt = f"{title} Stacked bars of {noun} by {category}: {totals}."
     return Image("records", caption, alt, png(figure))
 
 
-def _parts(hospitals: list[Any]) -> list[dict[str, Any]]:
-    if hospitals[0].get("classes"):
-        return [dict(row["classes"]) for row in hospitals]
+def _category_counts(clients: list[Any]) -> list[dict[str, Any]]:
+    """Records of every hospital by class, or by split where classes are unknown."""
+    if clients[0].get("classes"):
+        return [dict(row["classes"]) for row in clients]
     splits = ("train", "val", "test")
-    return [{name: row.get(name) for name in splits} for row in hospitals]
+    return [{name: row.get(name) for name in splits} for row in clients]
 
 
 def _colour(number: int, count: int) -> Any:
@@ -141,12 +146,12 @@ def _colour(number: int, count: int) -> Any:
 
 
 def _legend(axes: Axes) -> bool:
-    """Above the axes, row by row, as many entries in each as fit; False if too many."""
+    """Draws the legend above the axes, row by row; False if it has too many entries."""
     handles, labels = axes.get_legend_handles_labels()
     columns = min(len(labels), max(1, 54 // (max(map(len, labels)) + 4)))
-    if len(labels) > LEGEND * columns:
+    if len(labels) > MAX_LEGEND_ROWS * columns:
         return False
-    # matplotlib fills columns first.
+    # Matplotlib fills a legend column by column.
     order = [i for c in range(columns) for i in range(c, len(labels), columns)]
     axes.legend(
         [handles[i] for i in order],

@@ -1,8 +1,8 @@
-"""What all figures share: colours, units, an empty canvas, the way to PNG.
+"""What all figures share: colours, units, an empty canvas and conversion to PNG.
 
-Tiers lie on one sequential scale, light for the smallest and dark for the largest; all
-other colours are Okabe and Ito's, which colour-blind readers tell apart, or where there
-are not enough of them cividis, which looks alike to most.
+Tiers lie on one sequential scale, light for the smallest and dark for the largest. All
+other colours are those of Okabe and Ito, which colour-blind readers can tell apart, or
+the colour map cividis where more colours are needed.
 """
 
 import io
@@ -22,12 +22,12 @@ INK, GREY, RULE = "#1a1a1a", "#595959", "#d9d9d9"
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 ORANGE, SKY, PINK = "#E69F00", "#56B4E9", "#CC79A7"
 WIDTH, HEIGHT = 4.8, 2.9
-"""Inches: small enough that the text stays readable on a telephone."""
+"""Inches. At this size the text stays readable on a telephone."""
 DPI = 150
 
 
 class Image(NamedTuple):
-    """A drawn figure."""
+    """A drawn figure: name of its file, caption, alternative text and bytes."""
 
     name: str
     caption: str
@@ -36,15 +36,15 @@ class Image(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What an axis measures."""
+    """The unit of an axis: its label, the scale of values, and how to write one."""
 
     label: str
     scale: float
     show: Callable[[formats.Number], str]
-    most: float = 1.0
+    maximum: float = 1.0
     """The largest possible value; the smallest is 0."""
-    least: float = 0.1
-    """What an axis spans at least: less is no difference worth a figure."""
+    min_span: float = 0.1
+    """The least span of an axis; smaller differences are not worth a figure."""
 
 
 ACCURACY = Unit("accuracy (%)", 100, formats.percent)
@@ -57,56 +57,67 @@ def tier_colour(run: Run, tier: int) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["plasma"](0.72 * (1 - min(tier, top) / top))
 
 
-RECORDS = 10
-"""Of the height of an axis one test record is a tenth at most."""
+MIN_STEPS = 10
+"""An axis spans at least so many times what one test record can move a value by."""
 
 
-def span(
-    low: float, high: float, unit: Unit, record: float = 0.0
+def axis_limits(
+    low: float, high: float, unit: Unit, resolution: float = 0.0
 ) -> tuple[float, float]:
-    """What an axis shows of values in [low, high]: some air, but nothing impossible.
+    """The limits of an axis for values in [low, high], in the units of its labels.
 
-    Noise must not look like news: it spans `unit.least` at least, and `RECORDS` times
-    what one record moves, or all that is possible.
+    The limits include a margin but exclude impossible values. So that noise does not
+    look like a trend, the axis spans at least `unit.min_span` and `MIN_STEPS` times
+    `resolution`, or else all possible values.
 
     Args:
         low: the lowest value.
-        high: the highest.
-        unit: of both.
-        record: what one test record moves a value by.
+        high: the highest value.
+        unit: the unit of both values.
+        resolution: the change of a value by one test record.
     """
-    width = min(max(high - low, unit.least, RECORDS * record), unit.most)
-    middle, air = (low + high) / 2, 0.06 * width
-    bottom, top = middle - width / 2 - air, middle + width / 2 + air
-    # Moved, not cut: the span is as wide at the ends of what is possible.
-    if top > unit.most + air / 2:
-        bottom, top = bottom - (top - unit.most - air / 2), unit.most + air / 2
-    if bottom < -air / 2:
-        bottom, top = -air / 2, min(top - bottom - air / 2, unit.most + air / 2)
+    width = min(max(high - low, unit.min_span, MIN_STEPS * resolution), unit.maximum)
+    middle, margin = (low + high) / 2, 0.06 * width
+    bottom, top = middle - width / 2 - margin, middle + width / 2 + margin
+    # Limits beyond the possible values are moved, not cut, to keep the span.
+    if top > unit.maximum + margin / 2:
+        bottom, top = (
+            bottom - (top - unit.maximum - margin / 2),
+            unit.maximum + margin / 2,
+        )
+    if bottom < -margin / 2:
+        bottom, top = (
+            -margin / 2,
+            min(top - bottom - margin / 2, unit.maximum + margin / 2),
+        )
     return unit.scale * bottom, unit.scale * top
 
 
-def apart(heights: list[float], gap: float) -> list[float]:
-    """Heights in [0, 1], order kept, moved as little as sets them `gap` apart."""
+def label_heights(heights: list[float], gap: float) -> list[float]:
+    """Moves heights in [0, 1] to be at least `gap` apart, in the same order.
+
+    The moved heights minimise the squared distance to the originals before they are
+    clipped to [0, 1]. `gap` is reduced where it leaves too little room for all heights.
+    """
     gap = min(gap, 1 / len(heights))
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(heights))
-    # Least squares under an order constraint: pool neighbours that would cross.
+    # Isotonic regression by pooling adjacent violators.
     pools: list[list[float]] = []
     for target in np.asarray(heights)[order] - steps:
         pools.append([target])
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
-    moved = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
-    moved = np.clip(moved, 0, 1 - steps[-1]) + steps
-    result = np.empty_like(moved)
-    result[order] = moved
+    positions = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    positions = np.clip(positions, 0, 1 - steps[-1]) + steps
+    result = np.empty_like(positions)
+    result[order] = positions
     return result.tolist()
 
 
 def leader(colour: Any) -> dict[str, Any]:
-    """The dotted line from a point to the left end of its name."""
-    # It starts beside the name: one to the middle would cross other names.
+    """The style of a dotted line from a point to the left end of its name."""
+    # A line to the middle of the name would cross other names.
     return {
         "arrowstyle": "-",
         "color": colour,
@@ -116,9 +127,9 @@ def leader(colour: Any) -> dict[str, Any]:
     }
 
 
-def blank(title: str, height: float) -> tuple[Figure, Axes]:
+def blank_figure(title: str, height: float) -> tuple[Figure, Axes]:
     """A figure with one empty pair of axes; `title` must fit one line of `WIDTH`."""
-    # Figure objects, not pyplot: nothing is kept between calls, no display is needed.
+    # Unlike pyplot, a Figure object needs no display and no global state.
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
@@ -140,6 +151,6 @@ def blank(title: str, height: float) -> tuple[Figure, Axes]:
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    # Without the version, equal runs give equal bytes.
+    # The version of matplotlib is omitted so that equal runs give equal bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Many runs side by side: a row per setting, mean and interval over seeds."""
+"""Comparison of many runs: a row per setting, with mean and interval over seeds."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from fairjax.core import require
 from fairjax.report import formats, markup
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
-from fairjax.report.run import Run, of_a_run
-from fairjax.report.run import read as read_run
+from fairjax.report.run import Run, input_errors
+from fairjax.report.run import read_run as read_run
 
 METRICS = (
     "eval/accuracy",
@@ -26,40 +26,42 @@ METRICS = (
     "eval/accuracy/tier_gap",
     "eval/accuracy/tier_0/own",
 )
-"""What a table shows unless it is told; the last is what the poorest hospitals get."""
+"""The default columns; the last is the sub-model accuracy of the smallest tier."""
 
 
 class Group(NamedTuple):
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     settings: dict[str, Any]
-    """The fields in which the groups differ; a run without such a field has None."""
+    """Values of the fields in which groups differ; None where a run lacks the field."""
     runs: list[Run]
-    """By seed."""
+    """Ordered by seed."""
 
     @property
     def name(self) -> str:
-        """The settings' values."""
+        """The values of the settings, or "all runs" where there is only one group."""
         return ", ".join(map(formats.plain, self.settings.values())) or "all runs"
 
 
 class Comparison(NamedTuple):
-    """What there is to compare."""
+    """Runs in groups of equal settings."""
 
     fields: list[str]
+    """Dotted names of the config fields in which groups differ."""
     groups: list[Group]
     unfinished: list[pathlib.Path]
-    """Left out: their last evaluated round is not that of the others."""
+    """Folders of unfinished runs, which are left out of the groups."""
 
 
 class Summary(NamedTuple):
-    """A figure over the seeds of a group; None where nothing is known."""
+    """A figure over the seeds of a group; None for what is unknown."""
 
     mean: float | None
     low: float | None
     high: float | None
-    """No interval for a single value."""
-    known: int
+    """`low` and `high` are None for a single value."""
+    n: int
+    """The number of seeds whose value is known."""
 
 
 def extremes(values: Sequence[float]) -> tuple[float, float]:
@@ -67,38 +69,39 @@ def extremes(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def student(values: Sequence[float]) -> tuple[float, float]:
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % confidence interval of the mean by Student's t.
 
         mean ± t(0.975, n - 1) s / sqrt(n),  s with divisor n - 1
 
-    of at least two values.
+    Args:
+        values: at least two values.
     """
     n, mean = len(values), statistics.fmean(values)
     quantile = float(scipy.special.stdtrit(n - 1, 0.975))
-    half = quantile * statistics.stdev(values) / math.sqrt(n)
-    return mean - half, mean + half
+    half_width = quantile * statistics.stdev(values) / math.sqrt(n)
+    return mean - half_width, mean + half_width
 
 
 INTERVALS: dict[str, tuple[Callable[[Sequence[float]], tuple[float, float]], str]] = {
     "range": (extremes, "lowest to highest"),
-    "t": (student, "95 % confidence interval of the mean by Student's t"),
+    "t": (student_interval, "95 % confidence interval of the mean by Student's t"),
 }
-"""Name -> (function of at least two values, what it is called)."""
+"""Name -> (function of at least two values, description)."""
 
 
-def read(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
+def read_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
     """Reads runs and groups them by the fields in which they differ beside the seed.
 
     Args:
-        folders: of runs, or of folders of runs.
+        folders: folders of runs, or folders that contain such folders.
 
     Raises:
-        InputError: a folder without a finished run, a file that cannot be read, or two
-            runs of one config and seed, which would count one result twice.
+        InputError: there is no finished run, a file cannot be read, or two runs have
+            the same config and seed, so that one result would count twice.
     """
     runs, unfinished = [], []
-    for path in dict.fromkeys(_runs(folders)):
+    for path in dict.fromkeys(_run_folders(folders)):
         run = read_run(path)
         runs += [run] if run.finished else []
         unfinished += [] if run.finished else [path]
@@ -120,10 +123,10 @@ def read(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
         if group is None:
             group = Group(settings, [])
             groups.append(group)
-        for other in group.runs:
-            if other.config.get("seed") == run.config.get("seed"):
-                twins = f"{other.workdir} and {run.workdir}"
-                require.fail("--workdir", "every config and seed once", twins)
+        for earlier_run in group.runs:
+            if earlier_run.config.get("seed") == run.config.get("seed"):
+                duplicates = f"{earlier_run.workdir} and {run.workdir}"
+                require.fail("--workdir", "every config and seed once", duplicates)
         group.runs.append(run)
     for group in groups:
         group.runs.sort(key=lambda run: run.config.get("seed", 0))
@@ -131,46 +134,49 @@ def read(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
 
 
 def summarise(values: Iterable[float | None], interval: str) -> Summary:
-    """Mean and interval of what is known.
+    """Mean and interval of the known values.
 
     Args:
-        values: one per seed, None where it is not known.
+        values: one per seed, None where it is unknown.
         interval: one of `INTERVALS`.
+
+    Raises:
+        InputError: the interval is unknown.
     """
     function, _ = INTERVALS[require.one_of("--interval", interval, INTERVALS)]
-    known = [float(value) for value in values if value is not None]
-    if not known:
+    numbers = [float(value) for value in values if value is not None]
+    if not numbers:
         return Summary(None, None, None, 0)
-    mean = statistics.fmean(known)
-    if len(known) == 1:
+    mean = statistics.fmean(numbers)
+    if len(numbers) == 1:
         return Summary(mean, None, None, 1)
-    return Summary(mean, *function(known), len(known))
+    return Summary(mean, *function(numbers), len(numbers))
 
 
 def summaries(
     comparison: Comparison, keys: Sequence[str], interval: str
 ) -> list[list[Summary]]:
-    """For every group the summaries of some figures.
+    """The summaries of some figures: a list per group, a summary per key.
 
     Args:
-        comparison: see `read`.
-        keys: of metrics.jsonl (with a slash) at the last evaluated round, or dotted
-            paths into summary.json, as `Run.figure` takes them.
+        comparison: see `read_runs`.
+        keys: keys of metrics.jsonl at the last evaluated round, or dotted paths into
+            summary.json, see `Run.figures`.
         interval: one of `INTERVALS`.
 
     Raises:
-        InputError: no key, or one that no run has.
+        InputError: there is no key, or no run has one of the keys.
     """
     if not keys:
         require.fail("--metrics", "at least one key", "")
-    known = dict.fromkeys(
+    choices = dict.fromkeys(
         key for group in comparison.groups for run in group.runs for key in run.figures
     )
     for key in keys:
-        if key not in known:
+        if key not in choices:
             raise require.InputError(
                 f"--metrics: expected a key of metrics.jsonl or a path into "
-                f"summary.json; got {key!r}{require.nearest(key, known)}"
+                f"summary.json; got {key!r}{require.suggestion(key, choices)}"
             )
     return [
         [
@@ -181,30 +187,46 @@ def summaries(
     ]
 
 
-@of_a_run("--workdir")
+@input_errors("--workdir")
 def markdown(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
-    """A Markdown table, and a line that says what its intervals are."""
+    """A Markdown table, and a line that explains its intervals.
+
+    Args:
+        comparison: see `read_runs`.
+        keys: see `summaries`.
+        interval: one of `INTERVALS`.
+    """
     heads, rows = _cells(comparison, keys, interval)
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     rule = "|" + "---|" * len(comparison.fields) + "--:|" * (1 + len(keys))
-    notes = " ".join([_note(interval), *_privacy(comparison)])
+    notes = " ".join([_interval_note(interval), *_privacy_notes(comparison)])
     return "\n".join([line(heads), rule, *map(line, rows), "", notes])
 
 
-@of_a_run("--workdir")
+@input_errors("--workdir")
 def table(comparison: Comparison, keys: Sequence[str], interval: str) -> str:
-    """The same table as CSV in full precision: mean, low, high and n of every key."""
-    columns = [f"{key} {part}" for key in keys for part in ("mean", "low", "high", "n")]
+    """The table as CSV in full precision: mean, low, high and n of every key.
+
+    Args:
+        comparison: see `read_runs`.
+        keys: see `summaries`.
+        interval: one of `INTERVALS`.
+    """
+    columns = [
+        f"{key} {statistic}"
+        for key in keys
+        for statistic in ("mean", "low", "high", "n")
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*comparison.fields, "seeds", *columns])
-    found = summaries(comparison, keys, interval)
-    for group, row in zip(comparison.groups, found, strict=True):
+    summary_rows = summaries(comparison, keys, interval)
+    for group, row in zip(comparison.groups, summary_rows, strict=True):
         settings = [formats.plain(value) for value in group.settings.values()]
-        figures = [part for summary in row for part in summary]
+        figures = [statistic for summary in row for statistic in summary]
         writer.writerow([*settings, _seeds(group), *figures])
     return text.getvalue()
 
@@ -216,48 +238,61 @@ def render(
     interval: str,
     title: str,
 ) -> str:
-    """The page of many runs as text."""
+    """The HTML of a page about many runs.
+
+    Args:
+        comparison: see `read_runs`.
+        images: figures of the section "Fairness and accuracy".
+        keys: columns of the table, see `summaries`.
+        interval: one of `INTERVALS`.
+        title: the heading of the page.
+    """
     heads, rows = _cells(comparison, keys, interval)
     runs = [run for group in comparison.groups for run in group.runs]
     header = markup.paragraph(
-        f"{len(runs)} runs of {len(comparison.groups)} settings. {_note(interval)}"
+        f"{len(runs)} runs of {len(comparison.groups)} settings. "
+        f"{_interval_note(interval)}"
     )
-    header += "".join(map(markup.paragraph, _privacy(comparison)))
+    header += "".join(map(markup.paragraph, _privacy_notes(comparison)))
     if comparison.unfinished:
         names = ", ".join(path.name for path in comparison.unfinished)
-        header += markup.paragraph(f"Left out, for they are unfinished: {names}.")
-    if diverged := [run.workdir.name for run in runs if run.diverged]:
-        header += markup.paragraph(f"Diverged, and counted: {', '.join(diverged)}.")
+        header += markup.paragraph(f"Left out because they are unfinished: {names}.")
+    if diverged_names := [run.workdir.name for run in runs if run.diverged]:
+        header += markup.paragraph(
+            f"Diverged, but included: {', '.join(diverged_names)}."
+        )
     caption = "After the last round; keys as in metrics.jsonl and summary.json."
-    listed = [
+    provenance_rows = [
         [run.workdir.name, formats.plain(run.provenance.get("git_revision"))]
         for run in runs
     ]
     revision = "git revision"
-    made = markup.table("From which code.", ["folder", revision], listed, revision)
+    provenance_table = markup.table(
+        "The code of every run.", ["folder", revision], provenance_rows, revision
+    )
     sections = [
         Section("frontier", "Fairness and accuracy", markup.figures(images)),
         Section("table", "All settings", markup.table(caption, heads, rows)),
-        Section("runs", "Runs", made),
+        Section("runs", "Runs", provenance_table),
     ]
     return markup.document(title, header, sections)
 
 
-def _runs(folders: Iterable[str | os.PathLike[str]]) -> Iterable[pathlib.Path]:
-    """The folders of runs, in order; inside a run none is looked for."""
+def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> Iterable[pathlib.Path]:
+    """The folders of runs, in order; the folder of a run is not searched for others."""
     for folder in map(pathlib.Path, folders):
         if (folder / "config.json").exists():
             yield folder
             continue
-        inside = sorted(path.parent for path in folder.glob("*/config.json"))
-        if not inside:
+        run_folders = sorted(path.parent for path in folder.glob("*/config.json"))
+        if not run_folders:
             require.fail("--workdir", "a run or a folder of runs", str(folder))
-        yield from inside
+        yield from run_folders
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What may change a run's result, beside the seed."""
-    config = markup.flat(run.config)
+    """The config fields that may change a run's result, without the seed."""
+    config = markup.flatten(run.config)
     return {
         path: value
         for path, value in config.items()
@@ -270,19 +305,19 @@ def _cells(
 ) -> tuple[list[str], list[list[str]]]:
     heads = [*comparison.fields, "seeds", *keys]
     rows = []
-    found = summaries(comparison, keys, interval)
-    for group, row in zip(comparison.groups, found, strict=True):
+    summary_rows = summaries(comparison, keys, interval)
+    for group, row in zip(comparison.groups, summary_rows, strict=True):
         settings = [formats.plain(value) for value in group.settings.values()]
-        cells = [_shown(summary, len(group.runs)) for summary in row]
+        cells = [_format_summary(summary, len(group.runs)) for summary in row]
         rows.append([*settings, _seeds(group), *cells])
     return heads, rows
 
 
-def _shown(summary: Summary, seeds: int) -> str:
+def _format_summary(summary: Summary, seeds: int) -> str:
     mean, low, high = map(formats.figure, summary[:3])
     notes = [f"{low}{formats.MISSING}{high}"] if summary.low is not None else []
-    if 0 < summary.known < seeds:
-        notes.append(f"{summary.known} of {seeds} seeds")
+    if 0 < summary.n < seeds:
+        notes.append(f"{summary.n} of {seeds} seeds")
     return f"{mean} ({'; '.join(notes)})" if notes else mean
 
 
@@ -290,23 +325,26 @@ def _seeds(group: Group) -> str:
     return " ".join(formats.plain(run.config.get("seed")) for run in group.runs)
 
 
-def _privacy(comparison: Comparison) -> list[str]:
-    """What epsilons of runs do not say of a choice among them."""
-    told = [
+def _privacy_notes(comparison: Comparison) -> list[str]:
+    """A warning that choosing among runs costs privacy; [] if no run is private."""
+    guarantees = [
         run.summary.get("privacy") or {}
         for group in comparison.groups
         for run in group.runs
     ]
-    whom = sorted({str(each["of"]) for each in told if each.get("of")})
-    if not whom:
+    units = sorted(
+        {str(guarantee["of"]) for guarantee in guarantees if guarantee.get("of")}
+    )
+    if not units:
         return []
     return [
-        f"Epsilon is of one run by itself, and of {' or of '.join(whom)}; summary.json "
-        "of each says what it covers. Whoever picks one of several runs on the same "
-        "records by its figures spends what all of them do, which adds up."
+        f"Epsilon is of one run by itself, and of {' or of '.join(units)}; the "
+        "summary.json of each run says what it covers. Choosing one of several runs on "
+        "the same records by its figures spends the epsilon of all of them, which adds "
+        "up."
     ]
 
 
-def _note(interval: str) -> str:
+def _interval_note(interval: str) -> str:
     _, words = INTERVALS[interval]
     return f"Mean over seeds; in brackets: {words}."

@@ -1,4 +1,4 @@
-"""Lines over rounds, each named at its end."""
+"""Line charts over rounds, with a name at the end of each line."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,22 +16,22 @@ from fairjax.report.canvas import (
     VERMILION,
     Image,
     Unit,
-    apart,
-    blank,
+    axis_limits,
+    blank_figure,
+    label_heights,
     leader,
     png,
-    span,
     tier_colour,
 )
 from fairjax.report.lettering import Names, literal
 from fairjax.report.run import Run
 
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-"""Of the hospitals of one tier, which share its colour."""
+"""Line styles that distinguish the hospitals of one tier, which share its colour."""
 
 
 class Curve(NamedTuple):
-    """A line and its name."""
+    """A line with its name and style."""
 
     label: str
     colour: Any
@@ -41,12 +41,12 @@ class Curve(NamedTuple):
 
 
 def curve(run: Run, key: str, label: str, colour: Any) -> Curve:
-    """A metric over rounds."""
+    """The curve of a metric over rounds."""
     return Curve(label, colour, *run.series(key))
 
 
 def by_tier(run: Run, key: str) -> list[Curve]:
-    """A metric of every tier; `key` holds {} for its number."""
+    """The curve of every tier; "{}" in `key` stands for the tier's number."""
     numbers = [tier["tier"] for tier in run.tiers]
     return [
         curve(run, key.format(t), f"tier {t}", tier_colour(run, t)) for t in numbers
@@ -54,54 +54,58 @@ def by_tier(run: Run, key: str) -> list[Curve]:
 
 
 def names(run: Run) -> Names:
-    """How hospitals are called in the figures of a run."""
+    """The names of hospitals in the figures of a run."""
     return Names(str(row["client"]) for row in run.clients)
 
 
-def only_large(run: Run) -> str:
-    """Which hospitals a figure leaves out; "" if none."""
-    if not any(map(run.small, run.clients)):
+def exclusion_note(run: Run) -> str:
+    """A sentence on the hospitals that a figure leaves out; "" if there are none."""
+    if not any(map(run.is_small, run.clients)):
         return ""
-    return f" Hospitals with fewer than {run.least} test records are left out."
+    return (
+        f" Hospitals with fewer than {run.min_test_records} test records are left out."
+    )
 
 
-def by_hospital(run: Run, key: str) -> list[Curve]:
-    """A key of clients.jsonl of every hospital, in its tier's colour."""
-    curves, seen = [], dict.fromkeys((row["tier"] for row in run.clients), 0)
-    named = names(run)
+def by_client(run: Run, key: str) -> list[Curve]:
+    """The curve of every hospital in its tier's colour; `key` is of clients.jsonl."""
+    curves, tier_counts = [], dict.fromkeys((row["tier"] for row in run.clients), 0)
+    client_names = names(run)
     for row in run.clients:
-        dash = _DASHES[seen[row["tier"]] % len(_DASHES)]
-        seen[row["tier"]] += 1
-        label = named.short(str(row["client"]), 14)
+        dash = _DASHES[tier_counts[row["tier"]] % len(_DASHES)]
+        tier_counts[row["tier"]] += 1
+        label = client_names.short(str(row["client"]), 14)
         values = run.series_of(row["client"], key)
         curves.append(Curve(label, tier_colour(run, row["tier"]), *values, dash))
     return curves
 
 
-def spread(run: Run) -> Image | None:
-    """The quartiles and extremes of accuracy over hospitals."""
-    known: dict[int, list[float]] = {}
+def quartiles(run: Run) -> Image | None:
+    """Quartiles and extremes of accuracy over hospitals; None if no round has any."""
+    by_round: dict[int, list[float]] = {}
     for row in run.history:
-        if row.get("accuracy") is not None and not run.small(row):
-            known.setdefault(row["round"], []).append(row["accuracy"])
-    if not known:
+        if row.get("accuracy") is not None and not run.is_small(row):
+            by_round.setdefault(row["round"], []).append(row["accuracy"])
+    if not by_round:
         return None
-    rounds = np.array(list(known))
+    rounds = np.array(list(by_round))
     names = ("best", "upper quartile", "median", "lower quartile", "worst")
     colours = (GREY, BLUE, INK, BLUE, VERMILION)
-    levels = np.array([np.quantile(a, [1, 0.75, 0.5, 0.25, 0]) for a in known.values()])
+    levels = np.array(
+        [np.quantile(a, [1, 0.75, 0.5, 0.25, 0]) for a in by_round.values()]
+    )
     return lines(
         "each_hospital",
         "How far apart are the hospitals as training goes on?",
         "Full model on each hospital's own test records. Dark: the middle half of the "
-        f"hospitals; light: all of them.{only_large(run)}",
+        f"hospitals; light: all of them.{exclusion_note(run)}",
         ACCURACY,
         [
             Curve(name, colour, rounds, level)
             for name, colour, level in zip(names, colours, levels.T, strict=True)
         ],
-        between=((0, 4), (1, 3)),
-        record=run.one_record.hospital,
+        bands=((0, 4), (1, 3)),
+        resolution=run.resolution.client,
     )
 
 
@@ -112,29 +116,30 @@ def lines(
     unit: Unit,
     curves: list[Curve],
     limits: tuple[float, float] | None = None,
-    between: Sequence[tuple[int, int]] = (),
-    record: float = 0.0,
+    bands: Sequence[tuple[int, int]] = (),
+    resolution: float = 0.0,
 ) -> Image | None:
-    """Curves over rounds; None when nothing is known.
+    """Draws curves over rounds; None if no curve has a value.
 
     Args:
-        name: of the file.
+        name: the name of the image file, without its suffix.
         title: a question, short enough for one line.
-        caption: what is drawn, in words.
-        unit: what the curves measure.
-        curves: those without a value are left out.
-        limits: (lowest, highest) value to show; None: those of the curves.
-        between: pairs of curves, on the same rounds, with the area between them shaded.
-        record: what one test record moves them by, see `canvas.span`.
+        caption: what the figure shows, in words.
+        unit: the unit of the values.
+        curves: the curves; those without a value are left out.
+        limits: (lowest, highest) value to show; None takes those of the curves.
+        bands: pairs of indices of curves on the same rounds; the area between the two
+            curves is shaded.
+        resolution: the change of a value by one test record, see `canvas.axis_limits`.
     """
-    shaded = [(curves[i], curves[j]) for i, j in between]
+    band_edges = [(curves[i], curves[j]) for i, j in bands]
     curves = [curve for curve in curves if len(curve.x)]
     if not curves:
         return None
-    figure, axes = blank(title, HEIGHT)
+    figure, axes = blank_figure(title, HEIGHT)
     values = np.concatenate([curve.y for curve in curves])
     low, high = limits or (values.min(), values.max())
-    low, high = span(low, high, unit, record)
+    low, high = axis_limits(low, high, unit, resolution)
     axes.set_ylim(low, high)
     if high >= 1e5:  # digits in full would leave the axes no room
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
@@ -148,7 +153,7 @@ def lines(
         axes.xaxis.set_major_locator(
             MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10])
         )
-    for first, second in shaded:
+    for first, second in band_edges:
         axes.fill_between(
             first.x,
             unit.scale * first.y,
@@ -168,7 +173,7 @@ def lines(
             markersize=4,
         )
     ends = [unit.scale * curve.y[-1] for curve in curves]
-    heights = apart([(end - low) / (high - low) for end in ends], 0.085)
+    heights = label_heights([(end - low) / (high - low) for end in ends], 0.085)
     for curve, end, height in zip(curves, ends, heights, strict=True):
         axes.annotate(
             literal(f"{curve.label} {unit.show(curve.y[-1])}"),

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "\N{EN DASH}"
+"""Stands for an unknown value."""
+SMALL_MARK = "\N{DAGGER}"
+"""Marks a number of test records that is too small for a headline."""
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 Number = int | float | None
-"""JSON knows integers and fractions, and null for what is not known."""
+"""A JSON number, or null for an unknown value."""
 
 
 def percent(share: Number) -> str:
@@ -21,8 +24,8 @@ def points(difference: Number) -> str:
     """-0.021 -> "−2.1 pp", percentage points."""
     if difference is None:
         return MISSING
-    shown = round(100 * difference, 1) + 0.0  # no "−0.0"
-    return f"{shown:+.1f} pp".replace("-", "\N{MINUS SIGN}")
+    value = round(100 * difference, 1) + 0.0  # no "−0.0"
+    return f"{value:+.1f} pp".replace("-", "\N{MINUS SIGN}")
 
 
 def decimal(value: Number) -> str:
@@ -42,7 +45,7 @@ def figure(value: Number) -> str:
 def estimate(value: Any) -> str:
     """{"value": 0.884, "low": 0.861, "high": 0.905} -> "0.884 (0.861–0.905)".
 
-    A bare number has no interval; nor has a figure whose `low` is not known.
+    A bare number, or an estimate whose `low` is unknown, is shown without an interval.
     """
     if not isinstance(value, Mapping):
         return decimal(value)
@@ -75,7 +78,7 @@ def si(value: Number, unit: str = "") -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of unknown type, as it would stand on a command line."""
+    """A value of unknown type, written as on a command line."""
     if value is None or value == "":
         return MISSING
     if isinstance(value, str):
@@ -86,7 +89,10 @@ def plain(value: Any) -> str:
 
 
 def shorten(name: str, length: int) -> str:
-    """At most `length` characters, cut in the middle, where names differ least."""
+    """The name in at most `length` characters, with an ellipsis in its middle.
+
+    The middle is cut because names often differ in their beginnings or ends.
+    """
     if len(name) <= length:
         return name
     tail = (length - 1) // 2

@@ -1,8 +1,9 @@
-"""How names are written in figures: by fonts that have their signs, or as numbers.
+"""Names in figures: written with a font that has their characters, or as numbers.
 
-matplotlib draws an empty box, and warns, for a sign that its font lacks. Here the fonts
-of the computer are asked first; a name that none of them can write goes by a number,
-and the figure's caption, which the reader's browser writes, says whose number it is.
+Matplotlib draws an empty box, and warns, for a character that its font lacks. This
+module searches the fonts of the computer for the characters. A figure shows a number
+for a name that no font can write, and its caption, which the reader's browser renders,
+says which name has that number.
 """
 
 import contextlib
@@ -18,53 +19,59 @@ from matplotlib import font_manager
 from fairjax.report import formats
 
 _LOG = logging.getLogger(__name__)
-_ONE = threading.RLock()
-"""Runs that share a program end in threads, and matplotlib's settings are global."""
+_LOCK = threading.RLock()
+"""Runs of one program end in threads, and matplotlib's settings are global."""
 
 
 @contextlib.contextmanager
-def drawing(texts: Iterable[str]) -> Iterator[None]:
-    """While figures are drawn: fonts for these texts, and no warning on the terminal.
+def font_context(texts: Iterable[str]) -> Iterator[None]:
+    """Provides fonts for `texts` while figures are drawn, and silences matplotlib.
 
-    What matplotlib still warns of is logged, at the level of information.
+    Its warnings are logged at the level of information.
+
+    Args:
+        texts: names that the figures will show.
     """
     fonts = logging.getLogger(font_manager.__name__)
-    with _ONE, warnings.catch_warnings(record=True) as caught:
+    with _LOCK, warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         level = fonts.level
-        fonts.setLevel(logging.ERROR)  # that another weight stands for a bold one
+        # Matplotlib warns where it replaces a bold font by one of another weight.
+        fonts.setLevel(logging.ERROR)
         try:
-            with matplotlib.rc_context({"font.family": [*_families(), *_more(texts)]}):
+            with matplotlib.rc_context(
+                {"font.family": [*_families(), *_fallback_families(texts)]}
+            ):
                 yield
         finally:
             fonts.setLevel(level)
-            for each in caught:
-                _LOG.info("%s: %s", each.category.__name__, each.message)
+            for warning in caught_warnings:
+                _LOG.info("%s: %s", warning.category.__name__, warning.message)
 
 
 class Names:
-    """The names that a figure writes.
+    """The names in a figure, with a number for each name that cannot be drawn.
 
     Args:
-        names: in the order of their numbers.
-        what: they are names of, for those that go by a number.
+        names: the names, in the order of their numbers.
+        noun: the word before a number, as in "hospital 3".
     """
 
-    def __init__(self, names: Iterable[str], what: str = "hospital"):
+    def __init__(self, names: Iterable[str], noun: str = "hospital"):
         names = dict.fromkeys(names)
         self._numbered = {
-            name: f"{what} {number}"
+            name: f"{noun} {number}"
             for number, name in enumerate(names, 1)
-            if not _drawable(name)
+            if not _is_drawable(name)
         }
 
     def short(self, name: str, length: int) -> str:
-        """The name, or its number, at most so long."""
+        """The name or its number, in at most `length` characters."""
         return formats.shorten(self._numbered.get(name, name), length)
 
     @property
     def key(self) -> str:
-        """A sentence for the caption that says whose numbers there are; "" for none."""
+        """A sentence for the caption that explains the numbers; "" if none is used."""
         if not self._numbered:
             return ""
         pairs = (f"{number}: {name}" for name, number in self._numbered.items())
@@ -72,7 +79,7 @@ class Names:
 
 
 def literal(text: str) -> str:
-    """Keeps matplotlib from reading a text as mathematics."""
+    """Escapes dollar signs, which matplotlib reads as the delimiters of mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -80,39 +87,44 @@ def _families() -> list[str]:
     return list(matplotlib.rcParams["font.family"])
 
 
-def _drawable(text: str) -> bool:
-    """Whether the fonts in force have all its signs."""
-    return not _missing(text, tuple(_families()))
+def _is_drawable(text: str) -> bool:
+    """Whether the current fonts have all characters of the text."""
+    return not _missing_glyphs(text, tuple(_families()))
 
 
 @functools.cache
-def _missing(text: str, families: tuple[str, ...]) -> frozenset[str]:
-    """The signs that these fonts lack."""
+def _missing_glyphs(text: str, families: tuple[str, ...]) -> frozenset[str]:
+    """The characters of the text that these fonts lack."""
     fonts = (font_manager.FontProperties(family=[name]) for name in families)
-    known = (_signs(font_manager.findfont(font)) for font in fonts)
-    return frozenset(text).difference(*known)
+    charsets = (_charset(font_manager.findfont(font)) for font in fonts)
+    return frozenset(text).difference(*charsets)
 
 
 @functools.cache
-def _signs(path: str) -> frozenset[str]:
-    """What a font writes; nothing if it writes most signs alike, as placeholders do."""
+def _charset(path: str) -> frozenset[str]:
+    """The characters of a font; none for a placeholder font.
+
+    A placeholder font draws most of its characters with one glyph.
+    """
     glyphs = font_manager.get_font(path).get_charmap()
     if 2 * len(set(glyphs.values())) < len(glyphs):
         return frozenset()
     return frozenset(map(chr, glyphs))
 
 
-def _more(texts: Iterable[str]) -> list[str]:
-    """Families of this computer that together write what is missing, or most of it."""
+def _fallback_families(texts: Iterable[str]) -> list[str]:
+    """Font families of this computer that supply the missing characters it has."""
     families = tuple(_families())
-    wanted = frozenset().union(*(_missing(text, families) for text in texts))
-    found = []
-    for font in font_manager.fontManager.ttflist if wanted else ():
-        with contextlib.suppress(OSError, RuntimeError):  # a file that is no font
-            has = wanted & _signs(font.fname)
-            if has:
-                found.append(font.name)
-                wanted -= has
-        if not wanted:
+    missing_glyphs = frozenset().union(
+        *(_missing_glyphs(text, families) for text in texts)
+    )
+    fallbacks = []
+    for font in font_manager.fontManager.ttflist if missing_glyphs else ():
+        with contextlib.suppress(OSError, RuntimeError):  # the file is not a font
+            covered_glyphs = missing_glyphs & _charset(font.fname)
+            if covered_glyphs:
+                fallbacks.append(font.name)
+                missing_glyphs -= covered_glyphs
+        if not missing_glyphs:
             break
-    return found
+    return fallbacks

@@ -1,4 +1,4 @@
-"""HTML of figures, tables and pages: no network, no script, every text escaped."""
+"""HTML of figures, tables and pages, without network or scripts; text is escaped."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fairjax.report import formats
 from fairjax.report.canvas import Image
 
-NOTHING = '<p class="soft">Nothing recorded.</p>'
+EMPTY_NOTE = '<p class="soft">Nothing recorded.</p>'
 
 
 class Section(NamedTuple):
@@ -20,24 +20,28 @@ class Section(NamedTuple):
     content: str
     """HTML; empty when there is nothing to show."""
     optional: bool = False
-    """Left out when there is nothing, instead of saying so."""
+    """Whether the page omits the section when it is empty, or says so."""
 
 
 def document(title: str, header: str, sections: Sequence[Section]) -> str:
-    """A whole page.
+    """The HTML of a complete page.
 
     Args:
-        title: its heading, as plain text.
+        title: the heading, as plain text.
         header: HTML between the heading and the list of sections.
-        sections: in order.
+        sections: the sections, in order.
     """
     style = pathlib.Path(__file__).with_name("page.css").read_text()
-    shown = [part for part in sections if part.content or not part.optional]
-    links = " ".join(f'<a href="#{part.key}">{part.title}</a>' for part in shown)
+    visible_sections = [
+        section for section in sections if section.content or not section.optional
+    ]
+    links = " ".join(
+        f'<a href="#{section.key}">{section.title}</a>' for section in visible_sections
+    )
     body = "\n".join(
-        f'<section id="{part.key}">\n<h2>{part.title}</h2>\n'
-        f"{part.content or NOTHING}\n</section>"
-        for part in shown
+        f'<section id="{section.key}">\n<h2>{section.title}</h2>\n'
+        f"{section.content or EMPTY_NOTE}\n</section>"
+        for section in visible_sections
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -65,14 +69,19 @@ recorded.</p></footer>
 
 
 def paragraph(text: str) -> str:
-    """A remark."""
+    """A paragraph of plain text in a subdued colour."""
     return f'<p class="soft">{html.escape(text)}</p>\n'
 
 
 def figures(images: Sequence[Image], layout: str = "figures") -> str:
-    """Figures with their captions, side by side where there is room."""
+    """Figures with their captions, side by side where there is room.
 
-    def one(image: Image) -> str:
+    Args:
+        images: the figures.
+        layout: CSS classes of the box around them.
+    """
+
+    def figure_html(image: Image) -> str:
         source = base64.b64encode(image.png).decode()
         return (
             f'<figure><img src="data:image/png;base64,{source}" '
@@ -82,7 +91,9 @@ def figures(images: Sequence[Image], layout: str = "figures") -> str:
 
     if not images:
         return ""
-    return f'<div class="{layout}">\n' + "\n".join(map(one, images)) + "\n</div>\n"
+    return (
+        f'<div class="{layout}">\n' + "\n".join(map(figure_html, images)) + "\n</div>\n"
+    )
 
 
 def table(
@@ -91,13 +102,17 @@ def table(
     rows: Sequence[Sequence[str]],
     text: str | None = None,
 ) -> str:
-    """A table in its own scrolling box; a row of one cell spans all columns.
+    """A table in its own scrolling box.
 
-    `text` is the column of words, if there is one.
+    Args:
+        caption: a remark above the table.
+        head: the names of the columns.
+        rows: the cells; a row of one cell spans all columns.
+        text: the column that holds words, if there is one.
     """
     style = [' class="text"' if name == text else "" for name in head]
 
-    def one(row: Sequence[str]) -> str:
+    def row_html(row: Sequence[str]) -> str:
         if len(row) == 1 < len(head):
             cell = html.escape(row[0])
             return f'<tr><td class="gap" colspan="{len(head)}">{cell}</td></tr>'
@@ -111,7 +126,7 @@ def table(
         f'<th scope="col"{kind}>{html.escape(cell)}</th>'
         for kind, cell in zip(style, head, strict=True)
     )
-    body = "\n".join(map(one, rows))
+    body = "\n".join(map(row_html, rows))
     return (
         f"{paragraph(caption)}"
         f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{heads}</tr></thead>\n'
@@ -126,7 +141,7 @@ def pairs(values: Mapping[str, Any]) -> str:
     rows = "\n".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
         f'<td class="text">{html.escape(formats.plain(value))}</td></tr>'
-        for name, value in flat(values).items()
+        for name, value in flatten(values).items()
     )
     return (
         '<div class="scroll" tabindex="0"><table><tbody>\n'
@@ -134,18 +149,18 @@ def pairs(values: Mapping[str, Any]) -> str:
     )
 
 
-def folded(summary: str, content: str) -> str:
-    """Content behind a line to click on."""
+def collapsible(summary: str, content: str) -> str:
+    """Content that a click on `summary` shows or hides."""
     head = f"<summary>{html.escape(summary)}</summary>"
     return f"<details>{head}\n{content}</details>\n"
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups under dotted names, as they are written on the command line."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as one mapping from dotted names, as on the command line."""
     result = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{name}.")
+            result |= flatten(value, f"{prefix}{name}.")
         else:
             result[f"{prefix}{name}"] = value
     return result

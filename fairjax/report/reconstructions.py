@@ -1,4 +1,4 @@
-"""Images side by side: what a client held, and what attackers made of its update."""
+"""A grid of images: a client's records beside the attackers' reconstructions."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,20 @@ from matplotlib.figure import Figure
 from fairjax.report.canvas import DPI, INK, png
 from fairjax.report.lettering import literal
 
-SHOWN = 10
-"""Images of a row."""
+MAX_IMAGES = 10
+"""The most images in a row."""
 
 
 def grid(strips: Mapping[str, Float[np.ndarray, "n H W ch"]]) -> bytes:
-    """A PNG with a row per name, the images of a column being of one victim.
+    """A PNG with a row per name and a column per victim.
 
     Args:
-        strips: name -> images with pixels in [0, 1]; the first `SHOWN` are drawn, and
-            of those with other than 3 channels the first channel.
+        strips: name -> images with pixels in [0, 1]. The first `MAX_IMAGES` are drawn;
+            of an image without exactly 3 channels only the first channel is drawn.
     """
-    columns = min(SHOWN, *(len(strip) for strip in strips.values()))
-    # Whole screen pixels, or every picture would be blurred and its file large.
+    columns = min(MAX_IMAGES, *(len(strip) for strip in strips.values()))
+    # Every image pixel covers a whole number of screen pixels; otherwise images would
+    # be blurred and the file large.
     pad = math.ceil(next(iter(strips.values())).shape[1] / 28)
     height_px = next(iter(strips.values())).shape[1] + 2 * pad
     side = max(1, round(60 / height_px)) * height_px / DPI

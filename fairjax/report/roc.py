@@ -1,4 +1,4 @@
-"""Members found against non-members accused, where few are accused."""
+"""ROC curves of membership attacks, on axes that show low false positive rates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,18 +18,18 @@ from fairjax.report.canvas import (
     SKY,
     VERMILION,
     Image,
-    blank,
+    blank_figure,
     png,
 )
 from fairjax.report.lettering import literal
 from fairjax.report.run import Row
 
-_LOOK = tuple(
+_STYLES = tuple(
     (colour, dash)
     for dash in ("-", (0, (4, 1.5)))
     for colour in (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, INK)
 )
-"""Colour and line of every attack."""
+"""Colours and line styles of the attacks, in order."""
 
 
 def diagram(attacks: Sequence[Row]) -> Image | None:
@@ -39,18 +39,18 @@ def diagram(attacks: Sequence[Row]) -> Image | None:
         attacks: rows of attack.json; those with a "roc" are drawn.
 
     Returns:
-        The figure; None where no row has a curve.
+        The figure; None if no row has a curve.
     """
     rows = [row for row in attacks if row.get("roc")]
     if not rows:
         return None
-    members, others = (max(row[kind] for row in rows) for kind in _KINDS)
+    members, nonmembers = (max(row[kind] for row in rows) for kind in _KINDS)
     title = "Who is found when hardly anybody is accused?"
-    figure, axes = blank(title, 4.1)
-    left, low = 0.5 / others, 0.5 / members
+    figure, axes = blank_figure(title, 4.1)
+    left, low = 0.5 / nonmembers, 0.5 / members
     ends = [min(left, low), 1]
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
-    for row, (colour, dash) in zip(rows, _LOOK, strict=False):
+    for row, (colour, dash) in zip(rows, _STYLES, strict=False):
         x, y = _rates(row)
         axes.step(
             np.maximum(x, left),
@@ -72,10 +72,10 @@ def diagram(attacks: Sequence[Row]) -> Image | None:
     )
     caption = (
         f"All hospitals: {formats.count(members)} training records and "
-        f"{formats.count(others)} test records of the same hospitals. The dotted line "
-        "is guessing. The left edge is what is found with nobody accused; what ties "
-        "with a threshold is not accused. Near the left edge a step is one record: the "
-        "table has intervals."
+        f"{formats.count(nonmembers)} test records of the same hospitals. The dotted "
+        "line is guessing. The left edge shows the share of members found while no "
+        "non-member is accused; a score equal to the threshold accuses nobody. Near "
+        "the left edge a step is one record; the table has intervals."
     )
     shares = ", ".join(
         f"{_name(row)} {formats.percent(row.get('tpr_at_1'))}" for row in rows
@@ -91,7 +91,7 @@ _KINDS = ("members", "nonmembers")
 
 
 class _Percent(LogFormatterSciNotation):
-    """0.001 -> "0.1%"."""
+    """Writes 0.001 as "0.1%"."""
 
     def __call__(self, x: float, pos: Any = None) -> str:
         return f"{100 * x:g}%"
@@ -99,8 +99,8 @@ class _Percent(LogFormatterSciNotation):
 
 def _rates(row: Row) -> tuple[np.ndarray, np.ndarray]:
     """(false, true) positive rates at the points of a row's curve."""
-    wrong, right = np.asarray(row["roc"], float).T
-    return wrong / row["nonmembers"], right / row["members"]
+    false_positives, true_positives = np.asarray(row["roc"], float).T
+    return false_positives / row["nonmembers"], true_positives / row["members"]
 
 
 def _name(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Reads the files of a run's folder, finished or not."""
+"""Reads the files in the folder of a finished or interrupted run."""
 
 import contextlib
 import dataclasses
@@ -17,42 +17,42 @@ from fairjax.report.formats import Number
 Row = Mapping[str, Any]
 
 
-class OneRecord(NamedTuple):
-    """By how much the answer to one record moves a share of right answers."""
+class Resolution(NamedTuple):
+    """The change of an accuracy by the prediction for one record."""
 
     pooled: float
-    """Over all test records, or the validation records if these are fewer."""
-    hospital: float
-    """At the judged hospital with the fewest."""
+    """The change over all test records, or over the validation records if fewer."""
+    client: float
+    """The change at the smallest hospital that is large enough for a headline."""
     tier: float
-    """As a mean over a tier's hospitals."""
+    """The largest change of a mean over a tier's hospitals."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run left behind so far."""
+    """The contents of a run's folder."""
 
     workdir: pathlib.Path
     config: Row
     provenance: Row
     summary: Row
-    """Empty before the run has ended; older than `metrics` in an extended run."""
+    """{} before the run has ended; older than `metrics` while a run is extended."""
     metrics: list[Row]
     """One row per finished round."""
     history: list[Row]
     """One row per evaluated round and client."""
     clients: list[Row]
-    """Of the last evaluated round."""
+    """The rows of `history` at the last evaluated round."""
     finished: bool
     final: Row
-    """The last evaluated round's metrics."""
+    """The metrics of the last evaluated round."""
     tiers: list[Row]
-    """From the smallest up; without costs before the run has ended."""
+    """Tiers from the smallest up; without costs before the run has ended."""
     attacks: list[Row]
-    """Rows of attack.json, which scripts/attack.py writes; none without it."""
+    """Rows of attack.json, which scripts/attack.py writes; [] without the file."""
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rounds, values) of the rounds where `key` is known."""
+        """(rounds, values) of a metric in the rounds where it is known."""
         rows = [row for row in self.metrics if row.get(key) is not None]
         return (
             np.array([row["round"] for row in rows], np.int64),
@@ -60,7 +60,7 @@ class Run:
         )
 
     def series_of(self, client: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rounds, values) of one client where `key` is known."""
+        """(rounds, values) of one client's figure in the rounds where it is known."""
         rows = [row for row in self.history if row["client"] == client]
         rows = [row for row in rows if row.get(key) is not None]
         return (
@@ -70,20 +70,22 @@ class Run:
 
     @functools.cached_property
     def figures(self) -> dict[str, Number]:
-        """Every number of a finished run by its key.
+        """All numbers of a run by their keys.
 
         Keys are those of metrics.jsonl at the last evaluated round and dotted paths
         into summary.json: "final.last.pooled.auroc.value", "tiers.0.bytes_up".
         """
-        rest = {key: part for key, part in self.summary.items() if key != "metrics"}
-        return _numbers(rest) | _numbers(self.final)
+        summary = {
+            key: value for key, value in self.summary.items() if key != "metrics"
+        }
+        return _numbers(summary) | _numbers(self.final)
 
     @property
-    def reported(self) -> list[tuple[str, Row]]:
-        """(what it is called, final figures) at the last and at the selected round.
+    def final_rounds(self) -> list[tuple[str, Row]]:
+        """(name, final figures) of the last and of the selected round.
 
-        One entry if they are the same round; none for a run that records no final
-        figures, or whose summary is that of its shorter past.
+        The list has one entry if they are the same round. It is empty for a run that
+        records no final figures, or whose summary is older than its metrics.
         """
         final = self.summary.get("final") or {} if self.finished else {}
         last, selected = final.get("last"), final.get("selected")
@@ -99,90 +101,102 @@ class Run:
 
     @property
     def diverged(self) -> Row | None:
-        """Since when and why, see `divergence.diverged`; None if it has not."""
-        return divergence.diverged(self.metrics)
+        """The round and reason of divergence, see `divergence.find_divergence`."""
+        return divergence.find_divergence(self.metrics)
 
     @property
     def notes(self) -> list[str]:
-        """What to know before its figures are read, a sentence each."""
+        """Sentences that a reader of the figures must know."""
         return list(map(str, self.summary.get("notes") or ()))
 
     @property
-    def hospitals(self) -> list[Row]:
-        """What every hospital holds; nothing before the run has ended."""
+    def client_counts(self) -> list[Row]:
+        """Record counts of every hospital; [] before the run has ended."""
         return list(self.summary.get("data", {}).get("hospitals") or ())
 
     @property
-    def least(self) -> int:
-        """Test records that a hospital or a tier needs to be a headline."""
+    def min_test_records(self) -> int:
+        """The test records that a hospital or tier needs to be in a headline."""
         return self.config.get("min_test_records", 1)
 
-    def small(self, row: Row) -> bool:
-        """Whether a hospital of `clients` has fewer test records."""
-        return row["n"] < self.least
+    def is_small(self, row: Row) -> bool:
+        """Whether a row of `clients` has fewer test records than a headline needs."""
+        return row["n"] < self.min_test_records
 
     @property
     def small_tiers(self) -> list[int]:
-        """Tiers that have hospitals, with fewer test records together."""
+        """Tiers whose hospitals together have fewer test records than required."""
         records: dict[int, int] = {}
         for row in self.clients:
             records[row["tier"]] = records.get(row["tier"], 0) + row["n"]
-        return sorted(tier for tier, n in records.items() if n < self.least)
+        return sorted(tier for tier, n in records.items() if n < self.min_test_records)
 
     @property
     def headlines(self) -> Row:
-        """Of the last round, see `headlines.Headlines`; {} before the run has ended."""
-        return self.reported[0][1].get("headlines") or {} if self.reported else {}
-
-    @property
-    def by_accuracy(self) -> list[Row]:
-        """The clients whose accuracy is known, worst first; those too small last."""
-        known = [row for row in self.clients if row.get("accuracy") is not None]
-        return sorted(
-            known,
-            key=lambda row: (self.small(row), row["accuracy"], str(row["client"])),
+        """Headlines of the last round, see `headlines.Headlines`; {} if unfinished."""
+        return (
+            self.final_rounds[0][1].get("headlines") or {} if self.final_rounds else {}
         )
 
     @property
-    def judged(self) -> list[Row]:
-        """The clients whose accuracy is known and a headline, worst first."""
-        return [row for row in self.by_accuracy if not self.small(row)]
+    def by_accuracy(self) -> list[Row]:
+        """Clients with a known accuracy, worst first, with small clients at the end."""
+        rows = [row for row in self.clients if row.get("accuracy") is not None]
+        return sorted(
+            rows,
+            key=lambda row: (self.is_small(row), row["accuracy"], str(row["client"])),
+        )
+
+    @property
+    def ranked_clients(self) -> list[Row]:
+        """Clients with a known accuracy and enough test records, worst first."""
+        return [row for row in self.by_accuracy if not self.is_small(row)]
 
     @functools.cached_property
-    def one_record(self) -> "OneRecord":
-        """What one record can move, by the counts of the last evaluated round."""
+    def resolution(self) -> "Resolution":
+        """How far one record can move accuracies at the last evaluated round."""
         rows = [row for row in self.clients if row["n"]]
-        counts = [row["n"] for row in rows if not self.small(row)]
+        counts = [row["n"] for row in rows if not self.is_small(row)]
         counts = counts or [row["n"] for row in rows]
         tiers: dict[int, list[int]] = {}
         for row in rows:
             tiers.setdefault(row["tier"], []).append(row["n"])
-        tested = sum(row["n"] for row in rows)
-        validated = self.summary.get("data", {}).get("rows", {}).get("val") or tested
-        return OneRecord(
-            pooled=1 / min(tested, validated) if rows else 0.0,
-            hospital=1 / min(counts, default=1) if rows else 0.0,
+        test_records = sum(row["n"] for row in rows)
+        val_records = (
+            self.summary.get("data", {}).get("rows", {}).get("val") or test_records
+        )
+        return Resolution(
+            pooled=1 / min(test_records, val_records) if rows else 0.0,
+            client=1 / min(counts, default=1) if rows else 0.0,
             tier=max((1 / (min(n) * len(n)) for n in tiers.values()), default=0.0),
         )
 
     def tier_accuracies(self, tier: Row) -> tuple[Number, ...]:
-        """(full model on its clients, own sub-model on them, own sub-model pooled)."""
+        """Accuracies of a tier at the last evaluated round.
+
+        Returns:
+            (full model on the tier's clients, own sub-model on the tier's clients, own
+            sub-model on all test records).
+        """
         t = tier["tier"]
         names = (f"tier_{t}", f"tier_{t}/own", f"submodel_{t}")
         return tuple(self.final.get(f"eval/accuracy/{name}") for name in names)
 
     def traffic(self, tier: Row) -> Number:
-        """Bytes down and up of one client in one round."""
-        down, up = tier.get("bytes_down"), tier.get("bytes_up")
-        return None if down is None or up is None else down + up
+        """Bytes down plus bytes up of one client in one round; None if unknown."""
+        bytes_down, bytes_up = tier.get("bytes_down"), tier.get("bytes_up")
+        return None if bytes_down is None or bytes_up is None else bytes_down + bytes_up
 
 
 @contextlib.contextmanager
-def of_a_run(where: object) -> Iterator[None]:
-    """JSON that is valid and yet not what a run leaves is one line.
+def input_errors(where: object) -> Iterator[None]:
+    """Turns errors from valid JSON of an unexpected form into an `InputError`.
+
+    Args:
+        where: the folder or flag that the message names.
 
     Raises:
-        InputError: whatever misses its key or its kind inside.
+        InputError: a key is missing or a value is of the wrong type inside the context.
     """
     try:
         yield
@@ -196,99 +210,102 @@ def of_a_run(where: object) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        what = f"the files of a run; got {type(error).__name__}: {error}"
-        raise require.InputError(f"{where}: expected {what}") from error
+        detail = f"the files of a run; got {type(error).__name__}: {error}"
+        raise require.InputError(f"{where}: expected {detail}") from error
 
 
-def read(workdir: str | os.PathLike[str]) -> Run:
+def read_run(workdir: str | os.PathLike[str]) -> Run:
     """Reads a run's folder.
 
     Raises:
-        InputError: there is no `config.json`, or a file is not what a run leaves.
+        InputError: there is no `config.json`, or a file does not have the form that a
+            run writes.
     """
-    with of_a_run(workdir):
-        return _read(pathlib.Path(workdir))
+    with input_errors(workdir):
+        return _read_run(pathlib.Path(workdir))
 
 
-def _read(workdir: pathlib.Path) -> Run:
-    config = _object(workdir / "config.json")
+def _read_run(workdir: pathlib.Path) -> Run:
+    config = _read_object(workdir / "config.json")
     if not config:
         require.fail(f"{workdir}", "a run's folder with a config.json", "none")
-    summary = _object(workdir / "summary.json")
-    metrics = _rows(workdir / "metrics.jsonl")
-    last = metrics[-1]["round"] if metrics else None
+    summary = _read_object(workdir / "summary.json")
+    metrics = _read_rows(workdir / "metrics.jsonl")
+    last_round = metrics[-1]["round"] if metrics else None
     history = [
         row
-        for row in _rows(workdir / "clients.jsonl")
-        if last is not None and row["round"] <= last
+        for row in _read_rows(workdir / "clients.jsonl")
+        if last_round is not None and row["round"] <= last_round
     ]
-    newest = max((row["round"] for row in history), default=None)
-    clients = [row for row in history if row["round"] == newest]
-    # A run that is being extended still has the summary of its shorter past.
+    evaluated_round = max((row["round"] for row in history), default=None)
+    clients = [row for row in history if row["round"] == evaluated_round]
+    # While a run is extended, its summary is still that of the shorter run.
     finished = (
-        summary.get("metrics", {}).get("round") == last
-        and last is not None
+        summary.get("metrics", {}).get("round") == last_round
+        and last_round is not None
         and len(metrics) >= config.get("rounds", 0)
     )
-    evaluated = [row for row in metrics if row.get("eval/accuracy") is not None]
+    evaluated_rows = [row for row in metrics if row.get("eval/accuracy") is not None]
     return Run(
         workdir=workdir,
         config=config,
-        provenance=_object(workdir / "provenance.json"),
+        provenance=_read_object(workdir / "provenance.json"),
         summary=summary,
         metrics=metrics,
         history=history,
         clients=clients,
         finished=finished,
-        final=evaluated[-1] if evaluated else {},
+        final=evaluated_rows[-1] if evaluated_rows else {},
         tiers=list(summary.get("tiers") or _planned_tiers(config, clients)),
-        attacks=_attacks(workdir / "attack.json"),
+        attacks=_read_attacks(workdir / "attack.json"),
     )
 
 
 def _planned_tiers(config: Row, clients: list[Row]) -> list[Row]:
-    """What is known of the tiers before the summary is written."""
-    planned = config.get("tiers", {})
-    budgets = planned.get("budget") or ()
-    branches = planned.get("branches") or [None] * len(budgets)
+    """The tiers as the config defines them, for a run without a summary."""
+    tier_config = config.get("tiers", {})
+    budgets = tier_config.get("budget") or ()
+    branches = tier_config.get("branches") or [None] * len(budgets)
     members = [row["tier"] for row in clients]
     return [
         {
             "tier": tier,
             "budget": budget,
-            "branches": slots,
+            "branches": branch_count,
             "clients": members.count(tier) if clients else None,
         }
-        for tier, (budget, slots) in enumerate(zip(budgets, branches, strict=True))
+        for tier, (budget, branch_count) in enumerate(
+            zip(budgets, branches, strict=True)
+        )
     ]
 
 
 def _numbers(value: Any, path: str = "") -> dict[str, Number]:
-    """All numbers of nested mappings and lists by dotted path, with what is null."""
+    """All numbers and nulls of nested mappings and lists, by dotted path."""
     if isinstance(value, Mapping | list):
         items = enumerate(value) if isinstance(value, list) else value.items()
-        found: dict[str, Number] = {}
-        for name, inner in items:
-            found |= _numbers(inner, f"{path}.{name}" if path else str(name))
-        return found
-    known = value is None or isinstance(value, int | float)
-    return {path: value} if known and not isinstance(value, bool) else {}
+        numbers: dict[str, Number] = {}
+        for name, child in items:
+            numbers |= _numbers(child, f"{path}.{name}" if path else str(name))
+        return numbers
+    is_number = value is None or isinstance(value, int | float)
+    return {path: value} if is_number and not isinstance(value, bool) else {}
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
-    """The file's object; an empty one before it is written."""
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object of a file; {} if there is no such file."""
     if not path.exists():
         return {}
-    return require.parsed(str(path), path.read_text(errors="replace"), dict)
+    return require.parse_json(str(path), path.read_text(errors="replace"), dict)
 
 
-def _rows(path: pathlib.Path) -> list[Row]:
+def _read_rows(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
-    return [*require.rows(str(path), path.read_text(errors="replace"))]
+    return [*require.parse_log(str(path), path.read_text(errors="replace"))]
 
 
-def _attacks(path: pathlib.Path) -> list[Row]:
+def _read_attacks(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
-    return require.parsed(str(path), path.read_text(errors="replace"), list)
+    return require.parse_json(str(path), path.read_text(errors="replace"), list)

@@ -1,1 +1,1 @@
-"""Hospitals that fail or lie, and what keeps them from moving the model far."""
+"""Faulty and Byzantine clients, and what keeps them from moving the model far."""

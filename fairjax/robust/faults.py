@@ -1,12 +1,13 @@
-"""What goes wrong at hospitals, by accident or by intent, for research and for tests.
+"""What goes wrong at clients, by accident or by intent, for research and for tests.
 
-Every fault has its hospitals, a share of all, and a probability with which it strikes
-one of them in a round. The hospitals of a smaller share are among those of a larger
-one, so that faults may be combined at the same ones. What is drawn follows from the
-run's key alone.
+Every fault has its clients, a share of all, and a probability with which it strikes one
+of them in a round. The clients of a smaller share are among those of a larger share, so
+that several faults may strike the same clients. All draws follow from the run's key
+alone.
 
-Faults lie in four places: who comes (`present`), what is sent (`sending`), what is
-claimed (`claiming`), and the records themselves (`corrupted`).
+Faults lie in four places: who takes part (`drop_absent`), what is sent
+(`upload_faults`), what is claimed (`with_false_claims`), and the records themselves
+(`corrupt_records`).
 """
 
 import dataclasses
@@ -21,98 +22,100 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from fairjax.core import rng, simplex, trees
-from fairjax.core.client import ClientInfo
-from fairjax.core.round import Sending
+from fairjax.core.problem import ClientInfo
+from fairjax.core.spec import Transmission
 from fairjax.core.types import (
+    ClientView,
     Cohort,
-    Federation,
+    CohortStats,
+    FederatedData,
     Masks,
-    Member,
     Params,
     Rule,
-    Scores,
 )
 
 UPLOADS = ("nan", "inf", "sign_flip", "scaling", "gaussian", "free_rider")
-"""What is sent in place of a change d, with a strength s: NaN or infinity everywhere;
--s d; s d; noise of norm s |d|; nothing."""
+"""What a client sends instead of a change d, with a strength s: NaN or infinity
+everywhere; -s d; s d; noise of norm s |d|; zeros."""
 ABSENCES = ("drop_before", "drop_during", "drop_after", "straggler")
-"""Whose change does not arrive: of a client that does not come, that stops half way,
-that is done and whose state has moved on, and that is later than the deadline."""
+"""Why a client's change does not arrive: the client does not take part; it stops half
+way; it finishes and keeps its new state; it is later than the deadline."""
 CLAIMS = ("inflated_count", "inflated_loss")
-"""What a rule is told: s times the records, s times the loss."""
+"""What a client claims to the rule: s times its records, s times its loss."""
 RECORDS = ("label_flip", "corrupted")
-"""What a hospital trains on: class c as C - 1 - c (Fang et al. 2020); every input value
-dealt anew among its records, so that none belongs to its label."""
+"""What a client trains on: class c as C - 1 - c (Fang et al., "Local model poisoning
+attacks to Byzantine-robust federated learning", USENIX Security 2020,
+arXiv:1911.11815); every input value permuted among its records, so that none belongs to
+its label."""
 TIERS = ("impostor",)
-"""Says that it is of the richest tier, whose coordinates few others hold."""
+"""The client claims the richest tier, whose coordinates few others hold."""
 FAULTS = (*ABSENCES, *UPLOADS, *CLAIMS, *RECORDS, *TIERS)
 PERMANENT = (*CLAIMS, *RECORDS, *TIERS)
-"""Those that strike in every round or in none."""
+"""Faults that strike in every round or in none."""
 
 
 class Fault(NamedTuple):
     """One fault of a federation."""
 
     name: str
-    """Of `FAULTS`."""
-    hospitals: Bool[np.ndarray, "N"]
-    """Whom it may strike."""
-    rate: float
-    """Probability with which it strikes one of them in a round."""
+    """One of `FAULTS`."""
+    clients: Bool[np.ndarray, "N"]
+    """The clients that it may strike."""
+    probability: float
+    """Probability that it strikes one of them in a round."""
     strength: float = 1.0
-    """s."""
+    """s, see `UPLOADS` and `CLAIMS`."""
 
 
 class Deadline(NamedTuple):
-    """When a straggler is too late: if exp(spread z) > most, z standard normal."""
+    """A straggler is too late if exp(log_std z) > max_time, z standard normal."""
 
-    most: float
-    """In usual times of a round."""
-    spread: float
-    """Standard deviation of the logarithm of a hospital's time."""
+    max_time: float
+    """In multiples of the usual time of a round."""
+    log_std: float
+    """Standard deviation of the logarithm of a client's time."""
 
 
-def hospitals(share: float, clients: int, seed: int) -> Bool[np.ndarray, "N"]:
-    """The first round(share N) hospitals of an order that the seed decides."""
+def faulty_clients(share: float, clients: int, seed: int) -> Bool[np.ndarray, "N"]:
+    """The first round(share N) clients of an order that the seed decides."""
     order = np.random.default_rng([seed, 3]).permutation(clients)
-    struck = np.zeros(clients, bool)
-    struck[order[: round(share * clients)]] = True
-    return struck
+    is_faulty = np.zeros(clients, bool)
+    is_faulty[order[: round(share * clients)]] = True
+    return is_faulty
 
 
-def _struck(
+def _is_active(
     key: Key[Array, ""], fault: Fault, client: Int[Array, ""]
 ) -> Bool[Array, ""]:
     """Whether a fault strikes a client, by the key of the round."""
-    key = rng.at(key, FAULTS.index(fault.name), client)
-    # A rate of 1 strikes always: the draw is below 1.
-    drawn = jax.random.uniform(key, dtype=jnp.float32) < fault.rate
-    return jnp.asarray(fault.hospitals)[client] & drawn
+    key = rng.fold_in(key, FAULTS.index(fault.name), client)
+    # A probability of 1 always strikes: the draw is below 1.
+    is_sampled = jax.random.uniform(key, dtype=jnp.float32) < fault.probability
+    return jnp.asarray(fault.clients)[client] & is_sampled
 
 
-def _named(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
+def _select_faults(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
     return [fault for fault in faults if fault.name in names]
 
 
-def present(key: Key[Array, ""], faults: Sequence[Fault], cohort: Cohort) -> Cohort:
-    """The cohort without those that do not come.
+def drop_absent(key: Key[Array, ""], faults: Sequence[Fault], cohort: Cohort) -> Cohort:
+    """The cohort without clients that do not take part.
 
     Args:
-        key: of the faults of the round.
-        faults: of the federation.
-        cohort: as it was drawn.
+        key: key of the round's faults.
+        faults: faults of the federation.
+        cohort: the cohort as it was drawn.
     """
-    for fault in _named(faults, ["drop_before"]):
-        away = jax.vmap(functools.partial(_struck, key, fault))(cohort.client)
-        cohort = cohort._replace(valid=cohort.valid & ~away)
+    for fault in _select_faults(faults, ["drop_before"]):
+        is_absent = jax.vmap(functools.partial(_is_active, key, fault))(cohort.client)
+        cohort = cohort._replace(valid=cohort.valid & ~is_absent)
     return cohort
 
 
-# ------------------------------------------------------------------------ what is sent
+# ----------------------------------------------------------------------------- uploads
 
 
-def _everywhere(value: float) -> Callable[..., Params]:
+def _constant(value: float) -> Callable[..., Params]:
     def send(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
         return jax.tree.map(
             lambda d, m: jnp.where(m > 0, jnp.asarray(value, d.dtype), d), delta, cover
@@ -121,26 +124,26 @@ def _everywhere(value: float) -> Callable[..., Params]:
     return send
 
 
-def _times(sign: int) -> Callable[..., Params]:
+def _scale(sign: int) -> Callable[..., Params]:
     def send(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
         return jax.tree.map(lambda d: d * jnp.asarray(sign * strength, d.dtype), delta)
 
     return send
 
 
-def _noise(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
-    drawn = trees.multiply(optax.tree.random_like(key, delta), cover)
-    length = optax.tree.norm(drawn)
-    scale = strength * optax.tree.norm(delta) / jnp.where(length > 0, length, 1)
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), drawn)
+def _gaussian_noise(key: Array, delta: Params, cover: Masks, strength: float) -> Params:
+    samples = trees.multiply(optax.tree.random_like(key, delta), cover)
+    norm = optax.tree.norm(samples)
+    scale = strength * optax.tree.norm(delta) / jnp.where(norm > 0, norm, 1)
+    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), samples)
 
 
-_SENT: Mapping[str, Callable[[Array, Params, Masks, float], Params]] = {
-    "nan": _everywhere(jnp.nan),
-    "inf": _everywhere(jnp.inf),
-    "sign_flip": _times(-1),
-    "scaling": _times(1),
-    "gaussian": _noise,
+_UPLOAD_FAULTS: Mapping[str, Callable[[Array, Params, Masks, float], Params]] = {
+    "nan": _constant(jnp.nan),
+    "inf": _constant(jnp.inf),
+    "sign_flip": _scale(-1),
+    "scaling": _scale(1),
+    "gaussian": _gaussian_noise,
     "free_rider": lambda key, delta, cover, strength: jax.tree.map(
         jnp.zeros_like, delta
     ),
@@ -148,136 +151,155 @@ _SENT: Mapping[str, Callable[[Array, Params, Masks, float], Params]] = {
 """(key, delta, cover, strength) -> what is sent; one per name of `UPLOADS`."""
 
 
-def sending(faults: Sequence[Fault], deadline: Deadline) -> Sending | None:
-    """What becomes of a client's change on its way; None without such faults.
+def upload_faults(faults: Sequence[Fault], deadline: Deadline) -> Transmission | None:
+    """What faults make of a client's change on its way; None without such faults.
 
     Args:
-        faults: of the federation; several that strike at once do so in their order.
-        deadline: of stragglers.
+        faults: faults of the federation; several that strike at once are applied in
+            this order.
+        deadline: deadline of stragglers.
     """
-    faults = _named(faults, (*ABSENCES[1:], *UPLOADS))
+    faults = _select_faults(faults, (*ABSENCES[1:], *UPLOADS))
     if not faults:
         return None
 
     def send(
         key: Key[Array, ""],
-        member: Member,
+        client: ClientView,
         delta: Params,
         cover: Masks,
         info: ClientInfo,
     ) -> tuple[Params, ClientInfo, Bool[Array, ""], Bool[Array, ""]]:
-        arrives = moved = jnp.ones((), bool)
+        is_received = has_finished = jnp.ones((), bool)
         for fault in faults:
-            struck = _struck(key, fault, member.client)
-            own = rng.at(key, len(FAULTS), FAULTS.index(fault.name), member.client)
-            if fault.name in _SENT:
-                other = _SENT[fault.name](own, delta, cover, fault.strength)
-                delta = trees.select(struck, other, delta)
+            is_active = _is_active(key, fault, client.client)
+            fault_key = rng.fold_in(
+                key, len(FAULTS), FAULTS.index(fault.name), client.client
+            )
+            if fault.name in _UPLOAD_FAULTS:
+                faulty_delta = _UPLOAD_FAULTS[fault.name](
+                    fault_key, delta, cover, fault.strength
+                )
+                delta = trees.select(is_active, faulty_delta, delta)
                 continue
             if fault.name == "straggler":
-                drawn = jax.random.normal(own, dtype=jnp.float32)
-                struck &= jnp.exp(deadline.spread * drawn) > deadline.most
+                normal_sample = jax.random.normal(fault_key, dtype=jnp.float32)
+                is_active &= (
+                    jnp.exp(deadline.log_std * normal_sample) > deadline.max_time
+                )
             if fault.name == "drop_during":
-                moved &= ~struck
-                steps = jnp.where(struck, info.steps // 2, info.steps)
+                has_finished &= ~is_active
+                steps = jnp.where(is_active, info.steps // 2, info.steps)
                 info = info._replace(steps=steps)
-            arrives &= ~struck
-        info = info._replace(finite=info.finite & trees.bounded(delta))
-        return delta, info, arrives, moved
+            is_received &= ~is_active
+        info = info._replace(finite=info.finite & trees.is_bounded(delta))
+        return delta, info, is_received, has_finished
 
     return send
 
 
-# --------------------------------------------------------------------- what is claimed
+# ------------------------------------------------------------------------------ claims
 
 
-def claiming(rule: Rule, faults: Sequence[Fault]) -> Rule:
-    """The rule as one that is told wrong numbers; itself without such faults.
+def with_false_claims(rule: Rule, faults: Sequence[Fault]) -> Rule:
+    """The rule with false claims of clients; the rule itself without such faults.
 
-    What it is told enters weights and directions alone: how long a client trains
-    follows from its records.
+    Claims enter weights and directions alone: how long a client trains follows from its
+    records.
+
+    Args:
+        rule: the fairness rule.
+        faults: faults of the federation.
     """
-    by = {name: _factors(_named(faults, [name])) for name in CLAIMS}
-    if not any(factors is not None for factors in by.values()):
+    factors_by_claim = {
+        name: _factors(_select_faults(faults, [name])) for name in CLAIMS
+    }
+    if not any(factors is not None for factors in factors_by_claim.values()):
         return rule
 
-    def told(cohort: Cohort, scores: Scores) -> Scores:
-        count, loss = (
-            jnp.ones((), jnp.float32) if of is None else of[cohort.client]
-            for of in by.values()
+    def claimed_stats(cohort: Cohort, stats: CohortStats) -> CohortStats:
+        count_factor, loss_factor = (
+            jnp.ones((), jnp.float32)
+            if client_factors is None
+            else client_factors[cohort.client]
+            for client_factors in factors_by_claim.values()
         )
-        claimed = scores.count.astype(jnp.float32) * count
-        scores = scores._replace(count=jnp.round(claimed).astype(scores.count.dtype))
-        if scores.loss is None or scores.cells is None:
-            return scores
-        cells = scores.cells
-        grown = cells.loss * jnp.reshape(loss, (-1, 1, 1)).astype(cells.loss.dtype)
-        return scores._replace(
-            loss=scores.loss * loss.astype(scores.loss.dtype),
-            cells=cells._replace(loss=grown),
+        claimed_count = stats.count.astype(jnp.float32) * count_factor
+        stats = stats._replace(count=jnp.round(claimed_count).astype(stats.count.dtype))
+        if stats.loss is None or stats.group_stats is None:
+            return stats
+        group_stats = stats.group_stats
+        claimed_loss = group_stats.loss * jnp.reshape(loss_factor, (-1, 1, 1)).astype(
+            group_stats.loss.dtype
+        )
+        return stats._replace(
+            loss=stats.loss * loss_factor.astype(stats.loss.dtype),
+            group_stats=group_stats._replace(loss=claimed_loss),
         )
 
     def weigh(
-        state: PyTree, cohort: Cohort, scores: Scores
+        state: PyTree, cohort: Cohort, stats: CohortStats
     ) -> tuple[Float[Array, "K"], PyTree]:
-        scores = told(cohort, scores)
-        if rule.weigh is None:
-            return simplex.by_records(scores, cohort.valid), state
-        return rule.weigh(state, cohort, scores)
+        stats = claimed_stats(cohort, stats)
+        if rule.weights is None:
+            return simplex.record_weights(stats, cohort.valid), state
+        return rule.weights(state, cohort, stats)
 
-    def tell(state: PyTree, cohort: Cohort, scores: Scores) -> PyTree:
-        return rule.tell(state, cohort, told(cohort, scores))
+    def broadcast(state: PyTree, cohort: Cohort, stats: CohortStats) -> PyTree:
+        return rule.broadcast(state, cohort, claimed_stats(cohort, stats))
 
     def combine(
-        state: PyTree, cohort: Cohort, scores: Scores, weights: Float[Array, "K"]
+        state: PyTree, cohort: Cohort, stats: CohortStats, weights: Float[Array, "K"]
     ) -> tuple[Params, Masks, PyTree]:
         assert rule.combine is not None
-        return rule.combine(state, cohort, told(cohort, scores), weights)
+        return rule.combine(state, cohort, claimed_stats(cohort, stats), weights)
 
-    directed = None if rule.combine is None else combine
-    return rule._replace(weigh=weigh, tell=tell, combine=directed)
+    wrapped_combine = None if rule.combine is None else combine
+    return rule._replace(weights=weigh, broadcast=broadcast, combine=wrapped_combine)
 
 
 def _factors(faults: Sequence[Fault]) -> Float[Array, "N"] | None:
     if not faults:
         return None
     (fault,) = faults
-    return jnp.where(jnp.asarray(fault.hospitals), fault.strength, 1.0)
+    return jnp.where(jnp.asarray(fault.clients), fault.strength, 1.0)
 
 
-# ------------------------------------------------------------- records and what is said
+# ------------------------------------------------------------------- records and tiers
 
 
-def corrupted(data: Federation, faults: Sequence[Fault], seed: int) -> Federation:
-    """The training records as hospitals with faulty ones have them.
+def corrupt_records(
+    data: FederatedData, faults: Sequence[Fault], seed: int
+) -> FederatedData:
+    """The training records with those of faulty clients corrupted.
 
     Args:
-        data: with NumPy leaves.
-        faults: of the federation.
-        seed: of the draws.
+        data: the training split, with NumPy leaves.
+        faults: faults of the federation.
+        seed: seed of the permutations.
     """
-    faults = _named(faults, RECORDS)
+    faults = _select_faults(faults, RECORDS)
     if not faults:
         return data
     x, y = np.array(data.x), np.array(data.y)
     labels = np.array(data.labels)
-    rng = np.random.default_rng([seed, 4])
+    generator = np.random.default_rng([seed, 4])
     for fault in faults:
-        for k in np.flatnonzero(fault.hospitals):
+        for k in np.flatnonzero(fault.clients):
             start = data.offset[k]
-            mine = slice(start, start + data.count[k])
+            rows = slice(start, start + data.count[k])
             if fault.name == "label_flip":
-                y[mine] = labels.shape[1] - 1 - y[mine]
+                y[rows] = labels.shape[1] - 1 - y[rows]
                 labels[k] = labels[k][::-1]
             else:
-                x[mine] = rng.permuted(x[mine], axis=0)
+                x[rows] = generator.permuted(x[rows], axis=0)
     return dataclasses.replace(data, x=x, y=y, labels=labels)
 
 
 def claimed_tiers(
     tiers: Int[np.ndarray, "N"], faults: Sequence[Fault], richest: int
 ) -> Int[np.ndarray, "N"]:
-    """The tiers that hospitals say they are of."""
-    for fault in _named(faults, TIERS):
-        tiers = np.where(fault.hospitals, richest, tiers)
+    """The tiers that clients claim."""
+    for fault in _select_faults(faults, TIERS):
+        tiers = np.where(fault.clients, richest, tiers)
     return tiers

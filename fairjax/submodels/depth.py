@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from fairjax.core import require
-from fairjax.core.types import Axes, Kept, Size, Units
+from fairjax.core.types import Axes, Size, Submodel, Units
 
 BLOCKS = "blocks"
-"""The list of a model's residual blocks."""
+"""The block list of a model's residual blocks."""
 
 EXIT = "exit"
-"""What the names of exits' heads begin with; in the list they stand with a block."""
+"""Prefix of the names of exits' heads; `LeafAxes.block` places each with a block."""
 
 
 def prefix(axes: Axes, length: int | Int[Array, ""]) -> Units:
@@ -27,38 +27,39 @@ def size(length: int) -> Size:
     return Size({}, {BLOCKS: tuple(range(length))})
 
 
-def exits(axes: Axes, kept: Kept) -> Bool[Array, "exits"]:
-    """Which exits of the plain model lie inside what is kept.
+def exits(axes: Axes, submodel: Submodel) -> Bool[Array, "exits"]:
+    """Which exits of the plain model lie inside the sub-model.
 
-    A sliced network has the kept exits alone; where they are a prefix, the first
-    entries speak for them.
+    A sliced network has these exits alone; where they are a prefix, they are the first
+    entries.
     """
-    if kept.forward is None or BLOCKS not in kept.forward.blocks:
+    if submodel.forward is None or BLOCKS not in submodel.forward.blocks:
         return jnp.ones(len(axes.exits), bool)
-    return kept.forward.blocks[BLOCKS][np.array(axes.exits)].astype(bool)
+    return submodel.forward.blocks[BLOCKS][np.array(axes.exits)].astype(bool)
 
 
 def counts(
-    where: str, given: Sequence[int], budget: Sequence[float], total: int
+    field: str, tier_counts: Sequence[int], budget: Sequence[float], total: int
 ) -> tuple[int, ...]:
-    """How many of `total` every tier keeps: as given, or ceil(budget * total).
+    """Every tier's number of blocks or exits: as given, or ceil(budget * total).
 
     Args:
-        where: the option's name, for the refusal.
-        given: one number per tier; () decides by budget.
+        field: the option's name, for the error.
+        tier_counts: one number per tier; (): by budget.
         budget: share of every tier, in (0, 1].
-        total: what there is to keep.
+        total: number in the plain model.
 
     Raises:
-        InputError: another number of tiers, or a number outside 1 .. total.
+        InputError: a model without any, another number of tiers, or a number outside
+            1 .. total.
     """
     if total < 1:
-        require.fail(where, "a model that has what this counts", total)
-    if not given:
-        # Rounded first, as in `axes.prefix_sizes`.
-        given = [max(1, math.ceil(round(share * total, 9))) for share in budget]
-    if len(given) != len(budget):
-        require.fail(where, f"{len(budget)} values, as tiers.budget", given)
-    for number in given:
-        require.in_range(where, number, 1, total)
-    return tuple(given)
+        require.fail(field, "a model that has what this counts", total)
+    if not tier_counts:
+        # The product is rounded first, as in `axes.prefix_sizes`.
+        tier_counts = [max(1, math.ceil(round(share * total, 9))) for share in budget]
+    if len(tier_counts) != len(budget):
+        require.fail(field, f"{len(budget)} values, as tiers.budget", tier_counts)
+    for number in tier_counts:
+        require.in_range(field, number, 1, total)
+    return tuple(tier_counts)

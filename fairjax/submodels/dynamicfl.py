@@ -1,54 +1,55 @@
-"""Rich hospitals train branches beside the plain model; what travels is their sum."""
+"""Richer clients train branches beside the plain model; their sum is what travels."""
 
-import itertools
+import functools
 import operator
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, rng
 from fairjax.core.types import (
     Axes,
+    ClientMemory,
+    ClientView,
     Context,
-    Kept,
     Masks,
-    Member,
-    Memory,
     Method,
     Params,
     Size,
+    Submodel,
 )
-from fairjax.submodels import branches
+from fairjax.submodels import branches, structures
 from fairjax.submodels.branches import Branches, Form
+from fairjax.submodels.families import FAMILIES, ONE_MAP
+from fairjax.submodels.preconditioner import branch_gradients, scale_by_branches
 
 FORMS = ("collapsed", "preconditioned", "matched")
 """What a client trains, see `branched`."""
-STRUCTURES = ("sensitivity", "random", "fixed")
-"""Who decides which branches are alive, see `branched`."""
 
 
 def dynamicfl(axes: Axes, number: tuple[int, ...], **options: Any) -> Method:
-    """DynamicFL: everybody trains the plain model, richer hospitals with branches.
+    """DynamicFL: every client trains the plain model, richer clients with branches.
 
     Args:
         axes: unit axes of the plain model.
         number: branches per layer of every tier, smallest tier first.
-        **options: of `branched`.
+        **options: as for `branched`.
 
     Source: Zhang et al. 2025 (Nature Communications 16:2852, doi
-    10.1038/s41467-025-58055-3). Tiers below the plain model, which it does not have,
-    are `fairjax.submodels.ladder`'s.
+    10.1038/s41467-025-58055-3). DynamicFL has no tiers below the plain model; for those
+    see `fairjax.submodels.mixed`.
     """
 
-    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
-        return Kept()
+    def submodel(
+        key: Array, round: Array, params: Params, client: ClientView
+    ) -> Submodel:
+        return Submodel()
 
-    plain = Method(units=units, size=lambda tier: Size({}, {}))
+    plain = Method(submodel=submodel, size=lambda tier: Size({}, {}))
     return branched(plain, axes, number, **options)
 
 
@@ -66,291 +67,260 @@ def branched(
     moved: float = 0.25,
     skip: tuple[str, ...] = ("attention", "patch"),
 ) -> Method:
-    """The method, whose tiers train branches beside the kernels they hold.
+    """The method, whose tiers train branches beside their plain kernels.
 
-    A client of tier t has number_t * L branches, L being the layers of the plain model
-    that may have some, or as many as there are slots. Every round it draws new ones on
-    the model that it received (`branches.expand`), trains base and branches alike, and
+    A client of tier t has number_t * L branches, where L layers of the plain model may
+    have branches, or as many as there are slots. Every round it draws new ones on the
+    model that it received (`branches.expand`), trains base and branches alike, and
     sends the change of their sum. Between its rounds it remembers which branches it had
-    and how sensitive they were in the last epoch, and `plan`s the next from that.
+    and how sensitive they were in the last epoch, and plans the next from that
+    (`structures.plan`).
 
     Args:
-        method: whose sub-models these are; it trains plain parameters and has no
-            memory. Tiers with branches hold the whole model.
+        method: the method of the sub-models; it trains plain parameters and has no
+            memory. Tiers with branches train the whole model.
         axes: unit axes of the plain model.
         number: branches per layer of every tier, smallest tier first.
         branch_form: "collapsed": train base and branches. "preconditioned": train the
-            plain model, by gradients that move it as branches would
-            (`branches.scale_by_branches`): the same at no cost, for families that are
-            linear in their parameters, under SGD and momentum. "matched": also the
-            plain model alone, by the gradient that branches as drawn would give it, of
-            any family: the control.
+            plain model with gradients that move it as branches would
+            (`preconditioner.scale_by_branches`): the same at no cost, for families that
+            are linear in their parameters, under SGD and momentum. "matched": the
+            control, the plain model alone with the gradient that branches as drawn
+            would give it, for any family.
         families: the family of every slot of a layer, see `branches.Form`.
         rank: inner width of family "lowrank".
         inner: inner width of family "1x1-KxK", as a share of its inputs.
-        structure: "sensitivity": `plan` as it is; "random": with random numbers for
+        structure: "sensitivity": by `structures.plan`; "random": the same with random
             sensitivities; "fixed": the first number_t slots of every layer, in every
             round, which is the paper's choice for transformers.
-        sensitivity: of a branch in a step, one of `SENSITIVITIES`; the mean over the
-            steps of the client's last epoch counts.
-        moved: share of the branches that `plan` moves.
+        sensitivity: of a branch in a step, one of `structures.SENSITIVITIES`; its mean
+            over the steps of the client's last epoch counts.
+        moved: share of the branches that `structures.plan` moves.
         skip: parts of paths whose layers have no branches: the paper leaves attention
             and the patch embedding alone.
 
     Raises:
-        InputError: an unknown form, family, structure or sensitivity, or what
-            `check_form` refuses; a negative number; from `Memory.init`, a model none of
-            whose layers fits a family.
+        InputError: an unknown form, family, structure or sensitivity, or one that
+            `check_form` refuses; a negative number; from `ClientMemory.init`, a model
+            none of whose layers fits a family.
 
     Edge cases: with no branches this is the method itself, to the bit. A changed budget
-    changes how many branches live in the next round; the model that the client received
-    and what it sends stay whole.
+    changes how many branches are alive in the next round; the model that the client
+    receives and the update that it sends stay whole.
 
     Source: Zhang et al. 2025. Deviates: the budget counts branches for convolutions and
     matrices alike, where the released code counts grown layers of the one and branches
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
-    where = "submodel.dynamicfl"
-    for family in families:
-        require.one_of(f"{where}.families", family, branches.FAMILIES)
-    require.count(f"{where}.rank", rank)
-    require.in_range(f"{where}.inner", inner, 0, 1, open_low=True)
-    require.one_of(f"{where}.structure", structure, STRUCTURES)
-    require.one_of(f"{where}.sensitivity", sensitivity, SENSITIVITIES)
-    require.one_of(f"{where}.branch_form", branch_form, FORMS)
-    check_form(branch_form, families, structure, sensitivity)
-    require.in_range(f"{where}.moved", moved, 0, 1)
-    for count in number:
-        require.in_range("tiers.branches", count, 0)
-    assert method.enter is None
+    _check_options(number, branch_form, families, rank, inner, structure, sensitivity)
+    require.in_range("submodel.dynamicfl.moved", moved, 0, 1)
+    assert method.local.to_local is None
     assert method.memory is None
     if not any(number):
         return method
-    form = Form(families, rank, inner)
-    layers = branches.layers(axes, skip)
-    table = (len(layers), len(families))
-
-    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
-        wanted = jnp.asarray(number, jnp.int32)[member.tier]
-        return method.units(key, round, params, member)._replace(extra=wanted)
-
-    def alive(key: Array, plain: Params, wanted: Array, memory: Any) -> Array:
-        exists = jnp.asarray(branches.admitted(plain, layers, form))
-        if structure == "fixed":
-            return level(exists, wanted)
-        scores = memory["sensitivity"]
-        if structure == "random":
-            scores = jax.random.uniform(key, table)
-        total = wanted * len(layers)
-        return plan(scores, memory["alive"], exists, total, moved=moved)
-
-    def enter(
-        key: Array,
-        plain: Params,
-        kept: Kept,
-        memory: Any,
-        forward: Masks,
-        update: Masks,
-    ) -> tuple[PyTree, PyTree]:
-        held = jax.tree.map(jnp.multiply, plain, forward)
-        here = alive(rng.at(key, 0), held, kept.extra, memory)
-        if branch_form == "preconditioned":
-            local = branches.bare(held, here, layers)
-        else:
-            draw = rng.at(key, 1)
-            local = branches.expand(draw, held, here, layers=layers, form=form)
-        trained = {
-            "base": update,
-            "branches": branches.living(local),
-            "alive": jax.tree.map(jnp.zeros_like, local["alive"]),
-        }
-        if branch_form != "collapsed":
-            local["base"] = held
-            trained["branches"] = jax.tree.map(jnp.zeros_like, trained["branches"])
-        return local, trained
-
-    def at(local: PyTree) -> Branches:
-        if branch_form == "preconditioned":
-            return branches.zeros(branches.present(local["base"], layers), form)
-        return local["branches"]
-
-    def scaled(
-        optimizer: optax.GradientTransformation, local: PyTree
-    ) -> optax.GradientTransformation:
-        scale = branches.scale_by_branches(local["alive"], at(local))
-
-        def of_base(grads: PyTree, _: Any = None) -> PyTree:
-            base, _ = scale.update(grads["base"], optax.EmptyState())
-            return {**grads, "base": base}
-
-        return optax.chain(optax.stateless(of_base), optimizer)
-
-    def observe(memory: Any, local: PyTree, grads: PyTree, context: Context) -> Any:
-        mean = memory["sensitivity"]
-        gradient, psi = grads["branches"], local["branches"]
-        if branch_form == "preconditioned" and structure == "sensitivity":
-            psi = at(local)
-            gradient = branches.pulled(grads["base"], psi)
-        now = _sensitivity(gradient, psi, local["alive"], SENSITIVITIES[sensitivity])
-        now = _table(now, layers, like=mean)
-        place = context.of_epoch.astype(mean.dtype)
-        mean = jnp.where(place == 0, now, mean + (now - mean) / (place + 1))
-        alive = _table(local["alive"], layers, like=mean)
-        return {"alive": alive, "sensitivity": mean}
-
-    def start(params: Params) -> Any:
-        if not np.any(branches.admitted(params, layers, form)):
-            what = f"a family that fits one of {', '.join(layers)}"
-            require.fail(f"{where}.families", what, families)
-        return {"alive": jnp.zeros(table), "sensitivity": jnp.zeros(table)}
-
-    effective, optimizer = branches.effective, method.optimizer
-    if branch_form != "collapsed":
-        effective, optimizer = operator.itemgetter("base"), scaled
-    return method._replace(
-        units=units,
-        enter=enter,
-        effective=effective,
-        optimizer=optimizer,
-        memory=Memory(start, observe=observe, plain=False),
+    growth = _Growth(
+        branches.layers(axes, skip),
+        Form(families, rank, inner),
+        branch_form,
+        structure,
+        sensitivity,
+        moved,
     )
+    local = method.local._replace(to_local=functools.partial(_to_local, growth))
+    if branch_form == "collapsed":
+        local = local._replace(effective=branches.effective)
+    else:
+        local = local._replace(
+            effective=operator.itemgetter("base"),
+            optimizer=functools.partial(_precondition, growth),
+        )
+
+    def submodel(
+        key: Array, round: Array, params: Params, client: ClientView
+    ) -> Submodel:
+        num_branches = jnp.asarray(number, jnp.int32)[client.tier]
+        return method.submodel(key, round, params, client)._replace(extra=num_branches)
+
+    return method._replace(
+        submodel=submodel,
+        local=local,
+        memory=ClientMemory(
+            functools.partial(_init_memory, growth),
+            observe=functools.partial(_observe, growth),
+            has_plain_shapes=False,
+        ),
+    )
+
+
+class _Growth(NamedTuple):
+    """Where and how branches grow: the options of `branched` that a client needs."""
+
+    layers: tuple[str, ...]
+    """Layers that may have branches, L."""
+    form: Form
+    branch_form: str
+    structure: str
+    sensitivity: str
+    moved: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[L, R]."""
+        return len(self.layers), len(self.form.families)
+
+
+def _init_memory(growth: _Growth, params: Params) -> Any:
+    """The state of a client before its first round: no branch, no sensitivity."""
+    if not np.any(branches.existing_slots(params, growth.layers, growth.form)):
+        requirement = f"a family that fits one of {', '.join(growth.layers)}"
+        families = growth.form.families
+        require.fail("submodel.dynamicfl.families", requirement, families)
+    return {"alive": jnp.zeros(growth.shape), "sensitivity": jnp.zeros(growth.shape)}
+
+
+def _choose_alive(
+    growth: _Growth, key: Array, plain: Params, num_branches: Array, memory: Any
+) -> Float[Array, "L R"]:
+    """The alive branches of this round."""
+    slot_exists = jnp.asarray(
+        branches.existing_slots(plain, growth.layers, growth.form)
+    )
+    if growth.structure == "fixed":
+        return structures.first_slots(slot_exists, num_branches)
+    scores = memory["sensitivity"]
+    if growth.structure == "random":
+        scores = jax.random.uniform(key, growth.shape)
+    total = num_branches * len(growth.layers)
+    return structures.plan(
+        scores, memory["alive"], slot_exists, total, move_share=growth.moved
+    )
+
+
+def _to_local(
+    growth: _Growth,
+    key: Array,
+    plain: Params,
+    submodel: Submodel,
+    memory: Any,
+    forward_mask: Masks,
+    update_mask: Masks,
+) -> tuple[PyTree, PyTree]:
+    """The local tree of `branches`, and 0/1 of what of it is trained."""
+    layers = growth.layers
+    masked_params = jax.tree.map(jnp.multiply, plain, forward_mask)
+    alive = _choose_alive(
+        growth, rng.fold_in(key, 0), masked_params, submodel.extra, memory
+    )
+    if growth.branch_form == "preconditioned":
+        local = branches.branchless_tree(masked_params, alive, layers)
+    else:
+        draw_key = rng.fold_in(key, 1)
+        local = branches.expand(
+            draw_key, masked_params, alive, layers=layers, form=growth.form
+        )
+    train_mask = {
+        "base": update_mask,
+        "branches": branches.branch_mask(local),
+        "alive": jax.tree.map(jnp.zeros_like, local["alive"]),
+    }
+    if growth.branch_form != "collapsed":
+        local["base"] = masked_params
+        train_mask["branches"] = jax.tree.map(jnp.zeros_like, train_mask["branches"])
+    return local, train_mask
+
+
+def _local_branches(growth: _Growth, local: PyTree) -> Branches:
+    """The branches of a local tree, or zeros in their place where it carries none."""
+    if growth.branch_form == "preconditioned":
+        present_layers = branches.layers_of(local["base"], growth.layers)
+        return branches.zeros(present_layers, growth.form)
+    return local["branches"]
+
+
+def _precondition(
+    growth: _Growth, optimizer: optax.GradientTransformation, local: PyTree
+) -> optax.GradientTransformation:
+    """The optimiser, whose gradient at the base moves as with branches."""
+    scale = scale_by_branches(local["alive"], _local_branches(growth, local))
+
+    def precondition_base(grads: PyTree, _: Any = None) -> PyTree:
+        base, _ = scale.update(grads["base"], optax.EmptyState())
+        return {**grads, "base": base}
+
+    return optax.chain(optax.stateless(precondition_base), optimizer)
+
+
+def _observe(
+    growth: _Growth, memory: Any, local: PyTree, grads: PyTree, context: Context
+) -> Any:
+    """The alive branches, and their mean sensitivity over the epoch so far."""
+    mean = memory["sensitivity"]
+    gradient, psi = grads["branches"], local["branches"]
+    if growth.branch_form == "preconditioned" and growth.structure == "sensitivity":
+        psi = _local_branches(growth, local)
+        gradient = branch_gradients(grads["base"], psi)
+    step_sensitivity = structures.branch_sensitivity(
+        gradient, psi, local["alive"], structures.SENSITIVITIES[growth.sensitivity]
+    )
+    step_sensitivity = structures.table(step_sensitivity, growth.layers, template=mean)
+    step_index = context.epoch_step.astype(mean.dtype)
+    mean = jnp.where(
+        step_index == 0,
+        step_sensitivity,
+        mean + (step_sensitivity - mean) / (step_index + 1),
+    )
+    alive = structures.table(local["alive"], growth.layers, template=mean)
+    return {"alive": alive, "sensitivity": mean}
+
+
+def _check_options(
+    number: tuple[int, ...],
+    branch_form: str,
+    families: tuple[str, ...],
+    rank: int,
+    inner: float,
+    structure: str,
+    sensitivity: str,
+) -> None:
+    """Refuses options of `branched` that are out of range or do not fit together."""
+    section = "submodel.dynamicfl"
+    for family in families:
+        require.one_of(f"{section}.families", family, FAMILIES)
+    require.count(f"{section}.rank", rank)
+    require.in_range(f"{section}.inner", inner, 0, 1, open_low=True)
+    require.one_of(f"{section}.structure", structure, structures.STRUCTURES)
+    require.one_of(f"{section}.sensitivity", sensitivity, structures.SENSITIVITIES)
+    require.one_of(f"{section}.branch_form", branch_form, FORMS)
+    check_form(branch_form, families, structure, sensitivity)
+    for count in number:
+        require.in_range("tiers.branches", count, 0)
 
 
 def check_form(
     branch_form: str, families: tuple[str, ...], structure: str, sensitivity: str
 ) -> None:
-    """Refuses branches that no gradient of the plain model can stand for.
+    """Refuses branches that no gradient of the plain model can replace.
 
     Args:
-        branch_form: as of `branched`, as are the others.
-        families: of the slots.
-        structure: which branches are alive.
-        sensitivity: of a branch.
+        branch_form: as for `branched`.
+        families: as for `branched`.
+        structure: as for `branched`.
+        sensitivity: as for `branched`.
 
     Raises:
         InputError: "preconditioned" with a family that is not linear in its parameters,
-            or with a sensitivity that asks for their values.
+            or with a sensitivity that reads their values.
     """
     if branch_form != "preconditioned":
         return
-    where, why = "submodel.dynamicfl", "with branch_form preconditioned"
+    section, condition = "submodel.dynamicfl", "with branch_form preconditioned"
     for family in families:
-        if family not in branches.ONE_MAP:
-            what = f"families linear in their parameters {why}: "
-            what += ", ".join(branches.ONE_MAP)
-            require.fail(f"{where}.families", what, family)
+        if family not in ONE_MAP:
+            requirement = f"families linear in their parameters {condition}: "
+            requirement += ", ".join(ONE_MAP)
+            require.fail(f"{section}.families", requirement, family)
     if structure == "sensitivity" and sensitivity != "gradient":
-        what = f"gradient {why}, or structure random or fixed: no branch has values"
-        require.fail(f"{where}.sensitivity", what, sensitivity)
-
-
-# ---------------------------------------------------------------------- which are alive
-
-SENSITIVITIES: dict[str, Callable[[Array, Array], Array]] = {
-    "product": lambda gradient, value: jnp.sum(jnp.abs(gradient * value)),
-    "gradient": lambda gradient, value: jnp.sum(gradient**2),
-    "signed": lambda gradient, value: jnp.sum(gradient * value),
-}
-"""What a leaf of a branch adds to its sensitivity: "product" is SNIP's (Lee et al.
-2019), "gradient" the squared norm, "signed" what the paper's released code sums."""
-
-
-def _sensitivity(
-    gradient: Branches,
-    psi: Branches,
-    alive: dict[str, Float[Array, "R"]],
-    of: Callable,
-) -> dict[str, Float[Array, "R"]]:
-    """The sensitivity of every layer's branches in one step; 0 where there is none."""
-    found = {}
-    for layer, slots in psi.items():
-        row = jnp.zeros_like(alive[layer])
-        for slot, values in slots.items():
-            parts = jax.tree.map(of, gradient[layer][slot], values)
-            total = jnp.stack(jax.tree.leaves(parts)).sum()
-            row = row.at[branches.column_of(slot)].set(total.astype(row.dtype))
-        found[layer] = row
-    return found
-
-
-def _table(
-    rows: dict[str, Float[Array, "R"]], layers: tuple[str, ...], like: Array
-) -> Float[Array, "L R"]:
-    """Rows of layers as one table, bottom to top; 0 for layers that are not there."""
-    none = jnp.zeros_like(like[0])
-    return jnp.stack([rows.get(layer, none) for layer in layers]).astype(like.dtype)
-
-
-def plan(
-    sensitivity: Float[Array, "L R"],
-    alive: Float[Array, "L R"],
-    admitted: Bool[Array, "L R"],
-    number: Int[Array, ""],
-    *,
-    moved: float,
-) -> Float[Array, "L R"]:
-    """Which branches are alive next, from how sensitive they were.
-
-    Of the branches alive now, the share `moved` with the lowest sensitivity is
-    *redundant* and merged (more, if the budget shrank); the others stay. As many dead
-    slots as the budget then allows are born in the layers of the most sensitive branch
-    that stays (the *important* ones), bottom to top where layers are alike. So without
-    a past the slots are filled bottom to top, as far as the budget reaches.
-
-    Args:
-        sensitivity: of every branch in the client's last round.
-        alive: 0/1 so far.
-        admitted: the slots that exist.
-        number: branches wanted in all; more than there are slots means all.
-        moved: share in [0, 1] of the branches that stay or move.
-
-    Edge cases: fewer move where there are too few dead slots for them.
-
-    Source: the partition into common, important and redundant of Zhang et al. 2025;
-    what it leaves open (thresholds, ties, order) is as stated here.
-    """
-    exists = admitted.ravel()
-    present = (alive > 0).ravel() & exists
-    slots, held = jnp.sum(exists), jnp.sum(present)
-    number = jnp.minimum(number, slots)
-    carried = jnp.minimum(held, number)
-    room = slots - held - (number - carried)
-    moves = jnp.floor(moved * carried.astype(jnp.float32)).astype(carried.dtype)
-    stay = carried - jnp.minimum(moves, room)
-
-    scores = sensitivity.ravel()
-    kept = present & (_place(~present, -scores) < stay)
-    lowest = jnp.asarray(-jnp.inf, scores.dtype)
-    importance = jnp.where(kept, scores, lowest).reshape(sensitivity.shape).max(1)
-    importance = jnp.broadcast_to(importance[:, None], sensitivity.shape).ravel()
-    free = exists & ~present
-    born = free & (_place(~free, -importance) < number - stay)
-    return (kept | born).reshape(alive.shape).astype(alive.dtype)
-
-
-def _place(last: Bool[Array, "n"], value: Float[Array, "n"]) -> Int[Array, "n"]:
-    """Place of every entry in ascending order of (last, value, position)."""
-    position = jnp.arange(value.shape[0])
-    order = jnp.lexsort((position, value, last))
-    return jnp.zeros_like(position).at[order].set(position)
-
-
-def structures(
-    admitted: Bool[np.ndarray, "L R"], number: int
-) -> Iterator[Float[np.ndarray, "L R"]]:
-    """Every way in which `number` of the admitted slots can be alive, as 0/1 tables.
-
-    What somebody goes through who knows the code but not a client's past. More than
-    there are slots means all.
-    """
-    slots = np.flatnonzero(admitted)
-    for chosen in itertools.combinations(slots, min(number, len(slots))):
-        table = np.zeros(admitted.size, np.float32)
-        table[list(chosen)] = 1
-        yield table.reshape(admitted.shape)
-
-
-def level(admitted: Bool[Array, "L R"], number: Int[Array, ""]) -> Float[Array, "L R"]:
-    """The first `number` slots of every layer."""
-    first = jnp.cumsum(admitted, axis=1) <= number
-    return (first & admitted).astype(jnp.float32)
+        requirement = (
+            f"gradient {condition}, or structure random or fixed: no branch has values"
+        )
+        require.fail(f"{section}.sensitivity", requirement, sensitivity)

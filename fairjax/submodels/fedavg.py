@@ -1,4 +1,4 @@
-"""One network per client and no sub-models: the full model, and the three baselines."""
+"""No shared sub-models: the full model for every client, and three baselines."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import require
-from fairjax.core.types import Axes, Kept, Member, Method, Params, Size
+from fairjax.core.types import Axes, ClientView, Method, Params, Size, Submodel
 from fairjax.submodels import width
 
 MODES = ("full", "smallest", "exclusive", "decoupled")
@@ -19,10 +19,10 @@ def fedavg(
     mode: str = "full",
     tier: int = 0,
 ) -> Method:
-    """FedAvg on the full model, or on width prefixes that do not share.
+    """FedAvg on the full model, or on width prefixes without sharing between tiers.
 
-    - full: every client trains the whole model, whatever its budget: the bound that a
-      federation with poor clients cannot reach.
+    - full: every client trains the whole model, whatever its budget. A federation with
+      poor clients cannot run it: it is an upper bound.
     - smallest: every client trains the width prefix of tier 0.
     - exclusive: clients of `tier` and above train the prefix of `tier`; poorer ones
       take no part.
@@ -30,18 +30,22 @@ def fedavg(
       clients alone.
 
     The prefix of tier t is that of HeteroFL: ceil(budget_t * U) units of every hidden
-    axis. Every client deploys what it trained (in "exclusive" poorer clients are scored
-    on the model of `tier`, which they cannot carry). What lies outside the prefix never
-    moves, so outside "full" the whole plain model is no result: look at the tiers' own
-    sub-models.
+    axis. Every client deploys the model that it trained (in "exclusive" poorer clients
+    are evaluated on the model of `tier`, which they cannot carry). Coordinates outside
+    the prefix never move, so in modes other than "full" only the tiers' own sub-models
+    are results, and the whole plain model is none.
 
     Args:
         axes: unit axes of the plain model.
-        budget: width share of every tier, smallest first; "full" does not read it.
+        budget: width share of every tier, smallest first; "full" ignores it.
         mode: see above.
         tier: the tier of "exclusive".
 
-    Source: McMahan et al. 2017 (AISTATS, arXiv 1602.05629), algorithm 1; the weights
+    Raises:
+        InputError: an unknown mode.
+
+    Source: H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks
+    from Decentralized Data", AISTATS 2017, arXiv:1602.05629, algorithm 1; the weights
     are the fairness rule's. The baselines are those of DepthFL (Kim et al. 2023;
     smallest and exclusive by width; `depthfl` has them by depth) and AdaptiveFL (Jia et
     al. 2024; decoupled). Deviates: a decoupled tier takes the mean of its clients as it
@@ -50,30 +54,32 @@ def fedavg(
     require.one_of("mode", mode, MODES)
     per_tier = width.sizes(axes, budget)
 
-    alike = {"smallest": 0, "exclusive": tier}.get(mode)
+    common_tier = {"smallest": 0, "exclusive": tier}.get(mode)
 
-    def units(key: Array, round: Array, params: Params, member: Member) -> Kept:
+    def submodel(
+        key: Array, round: Array, params: Params, client: ClientView
+    ) -> Submodel:
         if mode == "full":
-            return Kept()
-        own = member.tier if alike is None else jnp.asarray(alike)
-        return Kept(unit_axes.prefix(axes, width.at(per_tier, own)))
+            return Submodel()
+        model_tier = client.tier if common_tier is None else jnp.asarray(common_tier)
+        return Submodel(unit_axes.prefix(axes, width.tier_sizes(per_tier, model_tier)))
 
-    def size(own: int) -> Size:
+    def size(client_tier: int) -> Size:
         if mode == "full":
             return Size({}, {})
-        return width.size(per_tier, own if alike is None else alike)
+        return width.size(per_tier, client_tier if common_tier is None else common_tier)
 
-    def admits(member: Member) -> Bool[Array, ""]:
+    def accepts(client: ClientView) -> Bool[Array, ""]:
         if mode == "exclusive":
-            return member.valid & (member.tier >= tier)
-        return member.valid
+            return client.valid & (client.tier >= tier)
+        return client.valid
 
-    def private(params: Params) -> PyTree[str]:
+    def scopes(params: Params) -> PyTree[str]:
         return jax.tree.map(lambda leaf: "tier", params)
 
     return Method(
-        units=units,
+        submodel=submodel,
         size=size,
-        admits=admits,
-        private=private if mode == "decoupled" else None,
+        accepts=accepts,
+        scopes=scopes if mode == "decoupled" else None,
     )

@@ -1,5 +1,7 @@
 """What the width methods share: sizes of every tier, and HeteroFL's two options."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -8,16 +10,18 @@ from fairjax.core import losses
 from fairjax.core.types import (
     Axes,
     Batch,
+    ClientView,
     Context,
-    Kept,
-    Member,
+    Method,
     OutputsAt,
+    Params,
     Size,
+    Submodel,
     Units,
 )
 
 Sizes = list[dict[str, int]]
-"""{axis: units kept} of every tier, smallest first."""
+"""{axis: units of the sub-model} of every tier, smallest first."""
 
 
 def sizes(axes: Axes, budget: tuple[float, ...]) -> Sizes:
@@ -25,8 +29,8 @@ def sizes(axes: Axes, budget: tuple[float, ...]) -> Sizes:
     return [unit_axes.prefix_sizes(axes, share) for share in budget]
 
 
-def at(per_tier: Sizes, tier: Int[Array, ""]) -> dict[str, Int[Array, ""]]:
-    """The sizes of one tier, whose number is data."""
+def tier_sizes(per_tier: Sizes, tier: Int[Array, ""]) -> dict[str, Int[Array, ""]]:
+    """The sizes of one tier, whose number may be traced."""
     return {
         name: jnp.asarray([tier[name] for tier in per_tier], jnp.int32)[tier]
         for name in per_tier[0]
@@ -38,40 +42,56 @@ def size(per_tier: Sizes, tier: int) -> Size:
     return Size(per_tier[tier], {})
 
 
-def kept(
-    forward: Units,
+def width_method(
+    units: Callable[[Array, Array, ClientView], Units],
+    per_tier: Sizes,
     budget: tuple[float, ...],
-    tier: Int[Array, ""],
-    member: Member,
     *,
     scaler: bool,
     masked_loss: bool,
-) -> Kept:
-    """These units, with the scaler and the masked head of HeteroFL where asked for.
+    draw_tier: Callable[[Array, ClientView], Int[Array, ""]] | None = None,
+) -> Method:
+    """A method whose sub-models are narrow, with HeteroFL's two options.
 
     Args:
-        forward: the units present.
+        units: (key, round, client) -> the units of the client, whose tier is that of
+            the round.
+        per_tier: number of those units, from `sizes`.
         budget: width share of every tier.
-        tier: the client's tier in this round.
-        member: who it is.
         scaler: divide hidden activations by the tier's share; see `heterofl`.
-        masked_loss: leave the head's rows of classes that the client does not hold out
-            of its update; goes with `masked_cross_entropy`.
+        masked_loss: leave classes without records at the client out of its loss
+            (`masked_cross_entropy`), and the head's rows of those classes out of its
+            update.
+        draw_tier: (key, client) -> the client's tier of the round, for which no static
+            size is known; None: the client's own.
 
     Source: Diao, Ding and Tarokh 2021, section 3.
     """
-    update = None
-    if masked_loss:
-        held = {unit_axes.CLASSES: member.labels > 0}
-        update = forward._replace(axes={**forward.axes, **held})
-    scale = jnp.asarray(budget)[tier] if scaler else None
-    return Kept(forward, update, scale)
+
+    def submodel(
+        key: Array, round: Array, params: Params, client: ClientView
+    ) -> Submodel:
+        if draw_tier is not None:
+            client = client._replace(tier=draw_tier(key, client))
+        forward, update = units(key, round, client), None
+        if masked_loss:
+            class_units = {unit_axes.CLASSES: client.labels > 0}
+            update = forward._replace(axes={**forward.axes, **class_units})
+        scale = jnp.asarray(budget)[client.tier] if scaler else None
+        return Submodel(forward, update, scale)
+
+    return Method(
+        submodel=submodel,
+        size=None if draw_tier is not None else lambda tier: size(per_tier, tier),
+        objective=masked_cross_entropy if masked_loss else None,
+        reads_labels=masked_loss,
+    )
 
 
 def masked_cross_entropy(
     outputs_at: OutputsAt, batch: Batch, key: Array, context: Context
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy after the logits of classes not held are set to 0.
+    """Mean cross-entropy after the logits of classes without records are set to 0.
 
     They are set to 0 and not to minus infinity: an absent class keeps its exp(0) in the
     softmax, but sends no gradient.
@@ -79,6 +99,6 @@ def masked_cross_entropy(
     Source: the masking trick of Diao, Ding and Tarokh 2021, as in the released code.
     """
     logits = outputs_at(None).logits
-    held = context.member.labels > 0
-    logits = jnp.where(held, logits, jnp.zeros_like(logits))
-    return losses.over(batch, losses.cross_entropy(logits, batch.y)), {}
+    has_class = context.client.labels > 0
+    logits = jnp.where(has_class, logits, jnp.zeros_like(logits))
+    return losses.batch_mean(batch, losses.cross_entropy(logits, batch.y)), {}

@@ -1,8 +1,7 @@
-"""Shadow federations: who is in them, and that each is a run of the product's own."""
+"""Shadow federations: which records they have, and that each is a run of its own."""
 
 import functools
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +10,12 @@ from hypothesis import strategies as st
 
 from fairjax.attacks import shadows
 from fairjax.core import layout, round
-from fairjax.core.types import Member
+from fairjax.core.types import ClientView
+from tests import fakes
 
 TRAIN = fakes.federation(counts=(10, 7, 23, 5))
 TEST = fakes.federation(counts=(4, 3, 6, 0), seed=1)
-POOL = shadows.pool(TRAIN, TEST)
+POOL = shadows.pool_candidates(TRAIN, TEST)
 COUNTS = np.asarray(TRAIN.count)
 
 
@@ -74,7 +74,7 @@ def begin(key):
 
 def members():
     one = jnp.zeros(1, jnp.int32)
-    return Member(one, one, one == 0, TRAIN.count[:1], TRAIN.labels[:1])
+    return ClientView(one, one, one == 0, TRAIN.count[:1], TRAIN.labels[:1])
 
 
 def everybody(state):
@@ -91,7 +91,7 @@ def test_a_shadow_is_the_run_that_its_key_gives():
             COUNTS,
             TIERS,
             members(),
-            begin=begin,
+            init_state=begin,
             draw=everybody,
             spec=SPEC,
             layout=LAYOUT,

@@ -1,4 +1,4 @@
-"""TFDS works where tests may write, never in the user's home."""
+"""Fixtures that keep TFDS out of the user's home and off the network."""
 
 import socket
 import tempfile
@@ -10,9 +10,9 @@ import pytest
 def prepared_in(tmp_path, monkeypatch):
     """The folder of prepared data sets, absent at first.
 
-    TFDS reads the variable once, when it is imported: the variable is for child
-    processes, the constant for this one. So it is with the folder of temporary files,
-    of which TFDS leaves one empty per builder.
+    TFDS reads the environment once, at import. The variable is therefore for child
+    processes, and the constant for this process. The folder of temporary files is set
+    in the same two ways, because TFDS leaves an empty folder per builder there.
     """
     folder = tmp_path / "tfds"
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
@@ -24,7 +24,7 @@ def prepared_in(tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(prepared_in, monkeypatch):
-    """No network, no data folder, nothing prepared."""
+    """No network, no data folder, and no prepared data set."""
 
     def fail(*_, **__):
         raise OSError("the network is down")

@@ -1,15 +1,15 @@
-"""Tables whose records can be told apart, and federations of them."""
+"""Tables with distinguishable records, and federations of them."""
 
 import numpy as np
 
 from fairjax.data import federation
-from fairjax.data.table import FREE, TEST, TRAIN, VAL, Table
+from fairjax.data.table import FREE, TEST, TRAIN, VAL, Attribute, Table
 
 HOSPITALS = ("bonn", "ulm", "wien")
 
 
 def table(rows=240, seed=0, **columns) -> Table:
-    """Records whose first feature is their number, at three hospitals."""
+    """Records of three clients; the first feature is the record's number."""
     rng = np.random.default_rng(seed)
     x = rng.normal([0, 3, -1], [1, 2, 0.5], (rows, 3)).astype(np.float32)
     x[:, 0] = np.arange(rows)
@@ -25,7 +25,7 @@ def table(rows=240, seed=0, **columns) -> Table:
     return Table(**fields | columns)
 
 
-def build(records, *, partition="natural", **more) -> federation.Splits:
+def build(records, *, partition="natural", **overrides) -> federation.Splits:
     options = {
         "num_clients": 4,
         "alpha": 0.5,
@@ -35,31 +35,40 @@ def build(records, *, partition="natural", **more) -> federation.Splits:
         "normalise": "none",
         "seed": 0,
     }
-    return federation.build(records, partition=partition, **options | more)
+    return federation.build(records, partition=partition, **options | overrides)
 
 
-def parts(splits):
+def by_split(splits):
     return {name: getattr(splits, name) for name in ("train", "val", "test")}
 
 
-def numbers(part):
-    """Which records of `table` these are; only where nothing is normalised."""
-    return part.x[:, 0].astype(int)
+def numbers(data):
+    """The numbers of records in `table`; valid without normalisation only."""
+    return data.x[:, 0].astype(int)
 
 
-def owners(part):
-    return np.repeat(np.arange(len(part.count)), part.count)
+def owners(data):
+    return np.repeat(np.arange(len(data.count)), data.count)
 
 
 def split_of(splits, rows):
     """The split of every record of `table`."""
     code = np.full(rows, FREE)
-    for value, part in zip((TRAIN, VAL, TEST), parts(splits).values(), strict=True):
-        assert np.all(code[numbers(part)] == FREE)
-        code[numbers(part)] = value
+    for value, data in zip((TRAIN, VAL, TEST), by_split(splits).values(), strict=True):
+        assert np.all(code[numbers(data)] == FREE)
+        code[numbers(data)] = value
     assert np.all(code != FREE)
     return code
 
 
 def fixed(rows, *codes, seed=0):
     return np.random.default_rng(seed).choice(codes, rows).astype(np.int8)
+
+
+SEX, AGE = Attribute("sex", ("f", "m")), Attribute("age", ("young", "middle", "old"))
+
+
+def grouped(**columns) -> Table:
+    rng = np.random.default_rng(0)
+    index = np.stack([rng.integers(-1, 2, 240), rng.integers(-1, 3, 240)], 1)
+    return table(group=index, groups=(SEX, AGE), **columns)

@@ -1,4 +1,4 @@
-"""Random changes of images: which there are, how often, and that training sees them."""
+"""Augmentations: possible outcomes, frequencies, and their use in training."""
 
 import itertools
 
@@ -6,54 +6,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_client import run_client
 
 from configs import default
 from fairjax.core import require
 from fairjax.data import augment
 from fairjax.experiment.config import build, validate
 from tests import fakes
+from tests.core.test_client import run_client
 
 IMAGE = jax.random.normal(jax.random.key(0), (16, 8, 3))
 MANY = jnp.broadcast_to(IMAGE, (2000, *IMAGE.shape))
 
 
-def counted(found, possible):
-    """How often each of the possible images was found; every one must be possible."""
-    same = np.array(
-        [[np.array_equal(image, other) for other in possible] for image in found]
+def counted(images, possible):
+    """How often each possible image occurs; every image must be a possible one."""
+    is_equal = np.array(
+        [
+            [np.array_equal(image, candidate) for candidate in possible]
+            for image in images
+        ]
     )
-    assert np.all(same.sum(1) == 1)
-    return same.sum(0)
+    assert np.all(is_equal.sum(1) == 1)
+    return is_equal.sum(0)
 
 
 def test_half_of_the_images_are_turned():
-    found = np.asarray(augment.flip(jax.random.key(1), MANY))
-    as_is, turned = counted(found, [IMAGE, IMAGE[:, ::-1]])
+    images = np.asarray(augment.flip(jax.random.key(1), MANY))
+    as_is, turned = counted(images, [IMAGE, IMAGE[:, ::-1]])
     assert abs(as_is - turned) < 5 * np.sqrt(len(MANY))
 
 
 def test_every_move_up_to_an_eighth_is_as_likely():
-    found = np.asarray(augment.crop(jax.random.key(1), MANY))
+    images = np.asarray(augment.crop(jax.random.key(1), MANY))
     wide = np.pad(IMAGE, ((2, 2), (1, 1), (0, 0)))
     moves = itertools.product(range(5), range(3))
-    number = counted(found, [wide[r : r + 16, c : c + 8] for r, c in moves])
+    number = counted(images, [wide[r : r + 16, c : c + 8] for r, c in moves])
     expected = len(MANY) / 15
     assert np.sum((number - expected) ** 2 / expected) < 36  # chi2(14) at 0.1 %
 
 
 def test_changes_are_chained_in_order_with_keys_of_their_own():
     assert augment.chain(()) is None
-    both = augment.chain(("crop", "flip"))(jax.random.key(3), MANY[:50])
+    changed_images = augment.chain(("crop", "flip"))(jax.random.key(3), MANY[:50])
     wide = np.pad(IMAGE, ((2, 2), (1, 1), (0, 0)))
     moves = itertools.product(range(5), range(3))
-    moved = [wide[r : r + 16, c : c + 8] for r, c in moves]
-    number = counted(np.asarray(both), [*moved, *(each[:, ::-1] for each in moved)])
+    shifted = [wide[r : r + 16, c : c + 8] for r, c in moves]
+    number = counted(
+        np.asarray(changed_images), [*shifted, *(image[:, ::-1] for image in shifted)]
+    )
     assert np.count_nonzero(number) > 15
 
 
 def test_steps_train_on_what_the_change_gives():
-    """Of records set to 0 the first kernel learns nothing, the last bias does."""
+    """With records set to 0, the last bias learns and the first kernel does not."""
 
     def trained(augment):
         local = fakes.spec().local._replace(augment=augment)
@@ -72,4 +77,4 @@ def test_unknown_changes_and_tables_are_refused():
         validate.check(config)
     config.data.augment = ("flip",)
     with pytest.raises(require.InputError, match=r"data\.augment: expected \(\) for"):
-        build.build(config)
+        build.run(config)

@@ -1,4 +1,4 @@
-"""CIFAR: the binary archives, their order of bytes, and which are refused."""
+"""CIFAR: the binary archives, their byte order, and the archives that are refused."""
 
 import hashlib
 import io
@@ -16,32 +16,38 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 EACH = 3
-"""Pictures of a file."""
+"""Pictures per file."""
 
 
 @pytest.fixture(params=CLASSES)
 def archive(request, tmp_path, monkeypatch):
-    """(name, archive, pictures, labels): few random ones in the official layout."""
+    """(name, archive, pictures, labels) of a few random pictures in the real layout."""
     name, rng = request.param, np.random.default_rng(0)
-    known = cifar.ARCHIVES[name]
-    parts = [part for parts in known.parts.values() for part in parts]
-    pictures = rng.integers(0, 256, (len(parts), EACH, 3, 32, 32), np.uint8)
-    labels = rng.integers(0, CLASSES[name], (len(parts), EACH, 1), np.uint8)
-    coarse = rng.integers(0, 20, (len(parts), EACH, known.labels - 1), np.uint8)
-    rows = [coarse, labels, pictures.reshape(len(parts), EACH, -1)]
+    layout = cifar.ARCHIVES[name]
+    split_files = [
+        file_name
+        for split_files in layout.split_files.values()
+        for file_name in split_files
+    ]
+    pictures = rng.integers(0, 256, (len(split_files), EACH, 3, 32, 32), np.uint8)
+    labels = rng.integers(0, CLASSES[name], (len(split_files), EACH, 1), np.uint8)
+    coarse = rng.integers(0, 20, (len(split_files), EACH, layout.labels - 1), np.uint8)
+    rows = [coarse, labels, pictures.reshape(len(split_files), EACH, -1)]
     contents = [row.tobytes() for row in np.concatenate(rows, axis=2)]
-    named = "".join(f"class {i}\n" for i in range(CLASSES[name])) + "\n"
-    members = {known.names: named.encode()} | dict(zip(parts, contents, strict=True))
-    path = tmp_path / known.file
+    class_names = "".join(f"class {i}\n" for i in range(CLASSES[name])) + "\n"
+    members = {layout.names: class_names.encode()} | dict(
+        zip(split_files, contents, strict=True)
+    )
+    path = tmp_path / layout.file
     with tarfile.open(path, "w:gz") as file:
         for member, content in members.items():
-            info = tarfile.TarInfo(f"{known.folder}/{member}")
+            info = tarfile.TarInfo(f"{layout.folder}/{member}")
             info.size = len(content)
             file.addfile(info, io.BytesIO(content))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar.ARCHIVES, name, known._replace(sha256=sha256))
-    seen = pictures.transpose(0, 1, 3, 4, 2).reshape(-1, 32, 32, 3)
-    return name, path, seen, labels.ravel()
+    monkeypatch.setitem(cifar.ARCHIVES, name, layout._replace(sha256=sha256))
+    images = pictures.transpose(0, 1, 3, 4, 2).reshape(-1, 32, 32, 3)
+    return name, path, images, labels.ravel()
 
 
 def test_pictures_and_fine_labels_are_read_in_order(archive):
@@ -53,11 +59,11 @@ def test_pictures_and_fine_labels_are_read_in_order(archive):
     assert table.split.tolist() == trained * [TRAIN] + EACH * [TEST]
     assert table.classes == tuple(f"class {i}" for i in range(CLASSES[name]))
     assert table.client is None
-    # Prepared once, names of classes are known without the archive.
+    # The prepared set has the names of classes, so the archive is not needed again.
     path.unlink()
-    again = datasets.load(name)
-    assert again.classes == table.classes
-    np.testing.assert_array_equal(again.x, table.x)
+    reloaded = datasets.load(name)
+    assert reloaded.classes == table.classes
+    np.testing.assert_array_equal(reloaded.x, table.x)
 
 
 def test_an_altered_archive_is_refused_and_nothing_is_kept(archive):
@@ -84,6 +90,6 @@ def test_downloads_have_the_checksums_that_are_verified():
     path = cifar.__file__.replace("cifar.py", "checksums.tsv")
     with open(path) as file:
         rows = [line.rstrip("\n").split("\t") for line in file]
-    known = {url: sha256 for url, _, sha256, _ in rows}
+    checksums = {url: sha256 for url, _, sha256, _ in rows}
     for archive in cifar.ARCHIVES.values():
-        assert known[cifar.URL + archive.file] == archive.sha256
+        assert checksums[cifar.URL + archive.file] == archive.sha256

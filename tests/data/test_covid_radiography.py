@@ -1,4 +1,4 @@
-"""COVID-19 Radiography: the folder as it is unpacked, groups, what is refused."""
+"""COVID-19 Radiography: the unpacked folder, equal pictures, and refusals."""
 
 import numpy as np
 import PIL.Image
@@ -17,7 +17,7 @@ CLASS_OF = np.repeat(np.arange(4), list(COUNTS.values()))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Few pictures with their masks; every second one of a class is as the first."""
+    """A few pictures with masks; every second picture of a class equals the first."""
     monkeypatch.setattr(covid_radiography, "COUNTS", COUNTS)
     root = tmp_path / "COVID-19_Radiography_Dataset"
     rng = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
             if i % 2 == 0:
                 pixels = rng.integers(0, 256, (13, 13), np.uint8)
                 pixels = np.kron(pixels, np.ones((23, 23), np.uint8))
-            mode = "RGB" if i % 2 else "L"  # some official pictures are of three
+            mode = "RGB" if i % 2 else "L"  # some official pictures have 3 channels
             image = PIL.Image.fromarray(pixels).convert(mode)
             image.save(root / name / "images" / f"{name}-{i + 1}.png")
             mask = root / name / "masks" / f"{name}-{i + 1}.png"
@@ -48,7 +48,6 @@ def test_pictures_are_read_by_class_without_masks(folder, name, inside):
     np.testing.assert_array_equal(table.y, CLASS_OF)
     assert set(table.split) == {FREE}
     first = PIL.Image.open(folder / "COVID" / "images" / "COVID-1.png")
-    # Names are sorted as text: COVID-1, COVID-2, ...
     expected = first.resize((side, side), PIL.Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(table.x[0, :, :, 0], expected)
     assert table.x.max() > 200
@@ -68,13 +67,13 @@ def test_splits_are_stratified_and_the_same_picture_is_in_one(folder):
         normalise="none",
         seed=0,
     )
-    held = {}
+    splits_of = {}
     for name in ("train", "val", "test"):
-        part = getattr(splits, name)
-        for picture in part.x:
-            held.setdefault(picture.tobytes(), set()).add(name)
-    assert len(held) == 15
-    assert all(len(names) == 1 for names in held.values())
+        data = getattr(splits, name)
+        for picture in data.x:
+            splits_of.setdefault(picture.tobytes(), set()).add(name)
+    assert len(splits_of) == 15
+    assert all(len(names) == 1 for names in splits_of.values())
     counts = np.bincount(splits.test.y, minlength=4)
     np.testing.assert_allclose(counts, np.array(list(COUNTS.values())) / 2, atol=2)
 
@@ -83,13 +82,13 @@ def test_a_folder_with_another_number_of_pictures_is_refused(folder):
     (folder / "Normal" / "images" / "Normal-3.png").unlink()
     with pytest.raises(require.InputError) as e:
         datasets.load("covid_radiography", data_dir=str(folder))
-    own = folder / "Normal" / "images"
-    assert str(e.value) == f"data.data_dir {own}: expected 12 pictures; got 11"
+    images = folder / "Normal" / "images"
+    assert str(e.value) == f"data.data_dir {images}: expected 12 pictures; got 11"
 
 
 def broken(path):
     content = bytearray(path.read_bytes())
-    content[-30] ^= 1  # in the pixels: the checksum of their chunk is another
+    content[-30] ^= 1  # inside the pixels, so that the checksum of their chunk fails
     path.write_bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Diabetes 130-US hospitals: who stays, how it is coded, no patient in two splits."""
+"""Diabetes 130-US hospitals: included encounters, their coding, and splits."""
 
 import csv
 import gzip
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 
 def encounters() -> dict[str, np.ndarray]:
-    """Random cells of every official column, patients seen up to a few times."""
+    """Random cells of every official column; patients have a few encounters."""
     rng = np.random.default_rng(0)
 
     def draw(*values):
@@ -88,7 +88,7 @@ def packed(columns) -> bytes:
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Writes columns as a file that passes for the official one; its folder."""
+    """Writes columns as a file that passes for the official one; returns its folder."""
     folder = tmp_path / "generated"
     folder.mkdir()
 
@@ -115,12 +115,12 @@ def staying(columns):
 
 
 def coded(columns):
-    """The features of `encode` by name, of columns as they are in the file."""
-    known = {
+    """The features of `encode` by name, for columns as they are in the file."""
+    cleaned = {
         name: np.where(np.isin(cells, ("?", "Unknown/Invalid")), "", cells)
         for name, cells in columns.items()
     }
-    x = diabetes130.encode(known)
+    x = diabetes130.encode(cleaned)
     return dict(zip(diabetes130.feature_names(), x.T, strict=True))
 
 
@@ -182,16 +182,18 @@ def test_no_patient_crosses_a_split_and_encounters_stay_where_they_were(folder):
     assert splits.clients == SPECIALTIES
     split_of = {}
     for name in ("train", "val", "test"):
-        part = getattr(splits, name)
-        record = part.x[:, 0].astype(int)
-        owner = np.repeat(np.arange(3), part.count)
+        data = getattr(splits, name)
+        record = data.x[:, 0].astype(int)
+        owner = np.repeat(np.arange(3), data.count)
         np.testing.assert_array_equal(
             np.array(SPECIALTIES)[owner], table.client[record]
         )
-        for who in table.patient[record]:
-            split_of.setdefault(who, set()).add(name)
+        for patient in table.patient[record]:
+            split_of.setdefault(patient, set()).add(name)
     assert all(len(names) == 1 for names in split_of.values())
-    places = {who: set(table.client[table.patient == who]) for who in split_of}
+    places = {
+        patient: set(table.client[table.patient == patient]) for patient in split_of
+    }
     assert sum(len(names) > 1 for names in places.values()) > 10
 
 
@@ -200,11 +202,13 @@ def test_no_patient_crosses_a_split_and_encounters_stay_where_they_were(folder):
 
 def test_what_came_after_or_only_names_somebody_is_no_feature():
     columns = encounters()
-    told = {"readmitted", "encounter_id", "patient_nbr", "medical_specialty"}
-    told |= {"payer_code", "weight"}
-    other = coded(columns | {name: columns[name][::-1] for name in told})
+    excluded = {"readmitted", "encounter_id", "patient_nbr", "medical_specialty"}
+    excluded |= {"payer_code", "weight"}
+    reversed_features = coded(
+        columns | {name: columns[name][::-1] for name in excluded}
+    )
     for name, values in coded(columns).items():
-        np.testing.assert_array_equal(values, other[name])
+        np.testing.assert_array_equal(values, reversed_features[name])
 
 
 def test_numbers_are_years_counts_and_logarithms_of_visits():
@@ -319,7 +323,7 @@ def test_drugs_are_taken_or_not_and_rare_ones_are_left_out():
 if OFFICIAL.is_file():
 
     def test_the_official_file_has_the_counts_of_the_data_card():
-        columns = diabetes130.read(OFFICIAL)
+        columns = diabetes130.read_columns(OFFICIAL)
         assert len(columns["patient_nbr"]) == 50_727
         assert len(set(columns["patient_nbr"])) == 37_935
         assert np.sum(columns["readmitted"] == "<30") == 5_561
@@ -331,20 +335,20 @@ if OFFICIAL.is_file():
         x = diabetes130.encode(columns)
         assert not np.any(np.isinf(x))
         assert np.isnan(x).mean() < 0.02
-        # Every level occurs, and none in so few encounters that its deviation is tiny.
+        # Every level occurs, and often enough that its deviation is not tiny.
         assert np.nanmin(np.nanmean(x, 0)) > 0.001
 
 
 def test_the_file_is_found_in_a_folder_of_its_name_and_packed(folder, prepared_in):
     direct = load(folder)
     content = (folder / "diabetic_data.csv").read_bytes()
-    own = folder.parent / "root" / "diabetes130"
-    own.mkdir(parents=True)
-    (own / "diabetic_data.csv.gz").write_bytes(gzip.compress(content))
+    subfolder = folder.parent / "root" / "diabetes130"
+    subfolder.mkdir(parents=True)
+    (subfolder / "diabetic_data.csv.gz").write_bytes(gzip.compress(content))
     prepared_in.rename(prepared_in.with_name("before"))
-    again = load(own.parent)
-    np.testing.assert_array_equal(again.x, direct.x)
-    np.testing.assert_array_equal(again.group, direct.group)
+    reloaded = load(subfolder.parent)
+    np.testing.assert_array_equal(reloaded.x, direct.x)
+    np.testing.assert_array_equal(reloaded.group, direct.group)
 
 
 def test_the_file_is_found_by_the_environment_and_read_once(folder, monkeypatch):
@@ -414,10 +418,10 @@ def test_without_a_file_the_official_archive_is_downloaded(
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("dataset_diabetes/IDs_mapping.csv", "1,Emergency")
         file.writestr("dataset_diabetes/diabetic_data.csv", content)
-    asked = []
+    requests = []
 
     def download(_, url):
-        asked.append(url)
+        requests.append(url)
         return archive
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
@@ -428,4 +432,4 @@ def test_without_a_file_the_official_archive_is_downloaded(
     else:
         assert set(load().client) == set(SPECIALTIES)
     base = "https://archive.ics.uci.edu/ml/machine-learning-databases/00296/"
-    assert asked == [f"{base}dataset_diabetes.zip"]
+    assert requests == [f"{base}dataset_diabetes.zip"]

@@ -1,4 +1,4 @@
-"""The user's own files: what is read from them, and how each mistake is named."""
+"""The user's files: the tables read from them, and the message for each mistake."""
 
 import gzip
 import io
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from fairjax.core import require
-from fairjax.data.datasets import files
+from fairjax.data.datasets import csv_file, files, npz_file
 from fairjax.data.table import FREE, TEST, TRAIN, VAL
 
 
-def refused(read, *args, **options) -> str:
-    """The one line with which an input is refused."""
+def refused(reader, *args, **options) -> str:
+    """The one-line message that refuses an input."""
     with pytest.raises(require.InputError) as refusal:
-        read(*args, **options)
+        reader(*args, **options)
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
 
@@ -26,38 +26,38 @@ def refused(read, *args, **options) -> str:
 
 
 def arrays(**changes):
-    """6 training and 4 test images; None takes an array away."""
+    """6 training and 4 test images; None removes an array."""
     rng = np.random.default_rng(0)
-    whole = {
+    complete = {
         "train_images": rng.integers(0, 256, (6, 4, 4, 3)).astype(np.uint8),
         "train_labels": np.array([0, 1, 2, 0, 1, 2]),
         "test_images": rng.integers(0, 256, (4, 4, 4, 3)).astype(np.uint8),
         "test_labels": np.array([0, 1, 1, 0]),
     }
-    return {name: a for name, a in (whole | changes).items() if a is not None}
+    return {name: a for name, a in (complete | changes).items() if a is not None}
 
 
 @pytest.fixture
 def npz(tmp_path):
     """Writes arrays and reads them as a table."""
 
-    def read(**changes):
+    def write_and_load(**changes):
         np.savez(tmp_path / "mine.npz", **arrays(**changes))
-        return files.npz(str(tmp_path / "mine.npz"))
+        return npz_file.load(str(tmp_path / "mine.npz"))
 
-    return read
+    return write_and_load
 
 
 def test_npz_splits_are_fixed_and_pixels_stay_bytes(npz):
-    table, given = npz(), arrays()
+    table, source = npz(), arrays()
     assert table.x.dtype == np.uint8
     assert table.scale == 255
     assert table.classes == ("0", "1", "2")
     assert table.source == "file mine.npz"
     for name, code in (("train", TRAIN), ("test", TEST)):
-        mine = table.split == code
-        np.testing.assert_array_equal(table.x[mine], given[f"{name}_images"])
-        np.testing.assert_array_equal(table.y[mine], given[f"{name}_labels"])
+        in_split = table.split == code
+        np.testing.assert_array_equal(table.x[in_split], source[f"{name}_images"])
+        np.testing.assert_array_equal(table.y[in_split], source[f"{name}_labels"])
     assert VAL not in table.split
     assert table.client is table.patient is table.group is None
     assert table.groups == ()
@@ -201,13 +201,13 @@ def corrupt(path):
 def test_a_file_that_is_no_npz_is_refused(tmp_path, write):
     path = tmp_path / "mine.npz"
     write(path)
-    assert refused(files.npz, str(path)).startswith(
+    assert refused(npz_file.load, str(path)).startswith(
         f"data.path {path}: expected an npz"
     )
 
 
 def member(shape, descr="<i8", content=b"", version=(2, 0)):
-    """An .npy file whose header claims what its content need not be."""
+    """An .npy file whose header may claim another size than its content has."""
     file = io.BytesIO()
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(file, header)
@@ -235,11 +235,11 @@ def member(shape, descr="<i8", content=b"", version=(2, 0)):
     ids="vast vaster less negative unsized object version text long cut".split(),
 )
 def test_an_array_that_is_not_what_it_claims_is_refused(tmp_path, content, words):
-    """Before memory is asked for: the machine that runs this has no petabyte."""
+    """The refusal precedes the allocation; no machine has this petabyte."""
     path = tmp_path / "mine.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train_images.npy", content)
-    assert words in refused(files.npz, str(path))
+    assert words in refused(npz_file.load, str(path))
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
@@ -247,10 +247,10 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeyp
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("train_images.npy", "more.npy"):
             archive.writestr(name, bytes(600_000))
-    monkeypatch.setattr(files, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(npz_file, "MOST_BYTES", 10**6)
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
     assert path.stat().st_size < 10_000
-    assert "1200000 bytes, above 1000000" in refused(files.npz, str(path))
+    assert "1200000 bytes, above 1000000" in refused(npz_file.load, str(path))
 
 
 def test_members_are_names_and_no_paths(tmp_path):
@@ -259,7 +259,7 @@ def test_members_are_names_and_no_paths(tmp_path):
         for name in ("../train_images.npy", "/etc/train_labels.npy"):
             archive.writestr(name, member((1,), content=bytes(8)))
     before = sorted(tmp_path.parent.rglob("*"))
-    assert "expected an array 'train_images'" in refused(files.npz, str(path))
+    assert "expected an array 'train_images'" in refused(npz_file.load, str(path))
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
@@ -291,7 +291,9 @@ def test_an_npz_without_records_is_refused(npz):
 
 
 @pytest.mark.parametrize(
-    "read", [files.npz, lambda path: files.csv(path, label="y")], ids=["npz", "csv"]
+    "read",
+    [npz_file.load, lambda path: csv_file.load(path, label="y")],
+    ids=["npz", "csv"],
 )
 def test_an_absent_file_is_refused(tmp_path, read):
     for path in (str(tmp_path / "absent"), str(tmp_path), "a" * 5000, "\0"):
@@ -316,11 +318,11 @@ age, site ,who,sex,bmi,outcome
 def csv(tmp_path):
     """Writes a text and reads it as a table."""
 
-    def read(text=CSV, label="outcome", **roles):
+    def write_and_load(text=CSV, label="outcome", **roles):
         (tmp_path / "mine.csv").write_text(text)
-        return files.csv(str(tmp_path / "mine.csv"), label=label, **roles)
+        return csv_file.load(str(tmp_path / "mine.csv"), label=label, **roles)
 
-    return read
+    return write_and_load
 
 
 ROLES = {"client": "site", "patient": "who", "group": ("sex",)}
@@ -352,7 +354,7 @@ def test_csv_without_a_column_of_hospitals_keeps_all_records(csv):
 
 
 def test_csv_columns_of_several_groups(csv):
-    """Named numbers stay features: groups are looked at and change no model."""
+    """Grouped numbers stay features, so that groups change no model."""
     roles = {"client": "site", "patient": "who"}
     table = csv(**roles, group=("age:40:60", "sex"))
     assert [attribute.name for attribute in table.groups] == ["age", "sex"]
@@ -390,7 +392,7 @@ def test_csv_classes_are_ordered_by_number_or_by_name(csv, cells, classes, y):
 def test_csv_may_be_compressed_and_start_with_a_mark(tmp_path):
     path = tmp_path / "mine.csv.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbfa,y\r\n1,x\r\n2,z\r\n"))
-    table = files.csv(str(path), label="y")
+    table = csv_file.load(str(path), label="y")
     assert table.features == ("a",)
     assert table.classes == ("x", "z")
 
@@ -435,7 +437,7 @@ def test_csv_that_cannot_be_used_is_refused(csv, text, roles, words):
         assert word in message
 
 
-# A fixed time stamp, since the workers of a parallel run must collect the same bytes.
+# The time stamp is fixed, because workers of a parallel run must collect equal bytes.
 PACKED = gzip.compress(b"a,y\n" + 50 * b"1,2\n3,4\n", mtime=0)
 
 
@@ -452,7 +454,7 @@ PACKED = gzip.compress(b"a,y\n" + 50 * b"1,2\n3,4\n", mtime=0)
 def test_a_file_that_is_no_csv_is_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    message = refused(files.csv, str(path), label="y")
+    message = refused(csv_file.load, str(path), label="y")
     assert message.startswith(f"data.path {path}: expected a csv file; got ")
 
 
@@ -472,19 +474,22 @@ def test_a_file_that_is_no_csv_is_refused(tmp_path, name, content):
 )
 def test_what_a_csv_holds_is_bounded(csv, monkeypatch, limit, text, words):
     assert csv("a,y\n1,2\n3,4\n", label="y").classes == ("2", "4")
-    monkeypatch.setattr(files, limit, 12)
+    module = files if limit == "LONGEST_NAME" else csv_file
+    monkeypatch.setattr(module, limit, 12)
     assert words in refused(csv, text + "1,2\n" * (limit == "MOST_COLUMNS"), label="y")
 
 
 def test_a_line_of_gigabytes_is_not_read(tmp_path, monkeypatch):
-    """Its first characters are enough to refuse it."""
-    monkeypatch.setattr(files, "LONGEST_LINE", 2**16)
+    """The reader refuses the line after its first characters."""
+    monkeypatch.setattr(csv_file, "LONGEST_LINE", 2**16)
     path = tmp_path / "mine.csv.gz"
     with gzip.open(path, "wb") as file:
         for _ in range(64):
             file.write(bytes(2**20))
     tracemalloc.start()
-    assert "a line above 65536 characters" in refused(files.csv, str(path), label="y")
+    assert "a line above 65536 characters" in refused(
+        csv_file.load, str(path), label="y"
+    )
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""Patient groups: by value or by band, and never a group of the unknown."""
+"""Patient groups by value or by band; unknown values are in no group."""
 
 import numpy as np
 import pytest
@@ -24,10 +24,10 @@ HEADER = ("sex", "age", "a:b", "y")
 )
 def test_values_are_groups_in_sorted_order(cells, values, index):
     texts = np.array(["" if cell == "_" else cell for cell in cells.split()])
-    attribute, found = groups.by_value("g", texts)
+    attribute, group_index = groups.by_value("g", texts)
     assert attribute == ("g", values)
-    assert found.tolist() == index
-    assert found.dtype == np.int32
+    assert group_index.tolist() == index
+    assert group_index.dtype == np.int32
 
 
 def test_a_cut_belongs_to_the_band_above_it():
@@ -83,30 +83,32 @@ def test_an_unknown_column_is_refused(entry):
 
 
 def test_a_column_of_few_numbers_needs_no_cuts_and_one_of_many_does():
-    few = [str(i % 12) for i in range(40)]
-    many = np.array([*few, "12", ""])
-    assert len(groups.of_cells("age", np.array(few), ()).attribute.values) == 12
+    twelve = [str(i % 12) for i in range(40)]
+    thirteen = np.array([*twelve, "12", ""])
+    assert len(groups.from_cells("age", np.array(twelve), ()).attribute.values) == 12
     with pytest.raises(require.InputError) as e:
-        groups.of_cells("age", many, ())
+        groups.from_cells("age", thirteen, ())
     assert str(e.value) == (
         'data.group age: expected cuts, as in "age:40:60", above 12 different numbers; '
         "got 13"
     )
-    cut = groups.of_cells("age", many, (6.0,))
-    assert np.bincount(cut.index[:-1]).tolist() == [22, 19]
-    assert cut.index[-1] == -1
+    column = groups.from_cells("age", thirteen, (6.0,))
+    assert np.bincount(column.index[:-1]).tolist() == [22, 19]
+    assert column.index[-1] == -1
 
 
 def test_many_texts_are_as_many_groups():
     texts = [f"ward {i:02d}" for i in range(40)]
-    assert groups.of_cells("ward", np.array(texts), ()).attribute.values == tuple(texts)
+    assert groups.from_cells("ward", np.array(texts), ()).attribute.values == tuple(
+        texts
+    )
 
 
 def test_texts_are_no_groups_if_there_are_too_many():
     texts = np.array([f"{i:03d}x" for i in range(101)])
     assert len(groups.by_value("ward", texts[:100]).attribute.values) == 100
     with pytest.raises(require.InputError, match="at most 100 values; got 101"):
-        groups.of_cells("ward", texts, ())
+        groups.from_cells("ward", texts, ())
 
 
 @pytest.mark.parametrize(
@@ -119,4 +121,4 @@ def test_texts_are_no_groups_if_there_are_too_many():
 )
 def test_a_column_that_makes_no_groups_is_refused(cells, cuts, message):
     with pytest.raises(require.InputError, match=rf"^data\.group g: {message}$"):
-        groups.of_cells("g", np.array(cells), cuts)
+        groups.from_cells("g", np.array(cells), cuts)

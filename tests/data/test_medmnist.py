@@ -1,4 +1,4 @@
-"""MedMNIST: what is read of official files, and which files are refused."""
+"""MedMNIST: the tables of official files, and the files that are refused."""
 
 import hashlib
 import pathlib
@@ -16,7 +16,7 @@ from fairjax.data.table import SPLITS
 pytestmark = pytest.mark.usefixtures("offline")
 
 NAMES = (*datasets.MEDMNIST, "bloodmnist/224", "organamnist/224")
-"""All at 28 x 28; a coloured and a grey one at 224 x 224."""
+"""All sets at 28 x 28, and a coloured and a grey one at 224 x 224."""
 ROWS = {"train": 2, "val": 1, "test": 1}
 """Pictures of every class."""
 
@@ -27,8 +27,8 @@ def written(folder, name, monkeypatch):
     card, size = medmnist.CARDS[base], int(size or 28)
     channels = () if card.channels == 1 else (3,)
     rng, arrays = np.random.default_rng(0), {}
-    for split, each in ROWS.items():
-        labels = rng.permutation(np.repeat(np.arange(len(card.classes)), each))
+    for split, count in ROWS.items():
+        labels = rng.permutation(np.repeat(np.arange(len(card.classes)), count))
         shape = (len(labels), size, size, *channels)
         arrays[f"{split}_images"] = rng.integers(0, 256, shape, np.uint8)
         arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
@@ -36,9 +36,9 @@ def written(folder, name, monkeypatch):
     path = folder / (f"{base}.npz" if size == 28 else f"{base}_224.npz")
     np.savez(path, **arrays)
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    at = medmnist.SIZES.index(size)
-    other = card.md5[1 - at]
-    digests = (md5, other) if at == 0 else (other, md5)
+    size_index = medmnist.SIZES.index(size)
+    other_md5 = card.md5[1 - size_index]
+    digests = (md5, other_md5) if size_index == 0 else (other_md5, md5)
     monkeypatch.setitem(medmnist.CARDS, base, card._replace(md5=digests))
     return path, arrays
 
@@ -64,13 +64,15 @@ def test_pictures_are_read_in_their_official_splits(name, tmp_path, monkeypatch)
     assert table.source.endswith(card.licence)
     assert table.client is table.patient is table.group is None
     for split, code in SPLITS.items():
-        mine = table.split == code
+        in_split = table.split == code
         images = arrays[f"{split}_images"]
         np.testing.assert_array_equal(
-            table.x[mine], images.reshape(*images.shape[:3], -1)
+            table.x[in_split], images.reshape(*images.shape[:3], -1)
         )
-        np.testing.assert_array_equal(table.y[mine], arrays[f"{split}_labels"][:, 0])
-    # Prepared once, the file is not needed any more.
+        np.testing.assert_array_equal(
+            table.y[in_split], arrays[f"{split}_labels"][:, 0]
+        )
+    # The set is prepared, so the file is not needed again.
     path.unlink()
     np.testing.assert_array_equal(datasets.load(name).x, table.x)
 
@@ -88,7 +90,7 @@ def test_official_splits_stay_when_hospitals_are_dealt(tmp_path, monkeypatch):
         normalise="pooled",
         seed=0,
     )
-    assert splits.rows == {split: 8 * each for split, each in ROWS.items()}
+    assert splits.rows == {split: 8 * count for split, count in ROWS.items()}
 
 
 def test_an_altered_file_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_an_altered_file_is_refused_and_nothing_is_kept(tmp_path, monkeypatch):
     path.write_bytes(content)
     table = datasets.load("breastmnist", data_dir=str(tmp_path))
     assert len(table.y) == 8
-    assert table.positive == "malignant"  # which the official labels have as 0
+    assert table.positive == "malignant"  # label 0 in the official file
 
 
 def test_the_other_size_is_another_file(tmp_path, monkeypatch):
@@ -128,10 +130,10 @@ def test_neither_file_nor_network_is_one_line(tmp_path, monkeypatch):
 def test_without_a_file_the_official_one_is_downloaded(tmp_path, monkeypatch, altered):
     path, _ = written(tmp_path, "pneumoniamnist", monkeypatch)
     path.write_bytes(path.read_bytes() + altered * b"0")
-    asked = []
+    requests = []
 
     def download(_, url):
-        asked.append(url)
+        requests.append(url)
         return path
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
@@ -142,5 +144,5 @@ def test_without_a_file_the_official_one_is_downloaded(tmp_path, monkeypatch, al
     else:
         assert len(datasets.load("pneumoniamnist").y) == 8
     base = "https://zenodo.org/records/10519652/files/"
-    assert asked == [f"{base}pneumoniamnist.npz?download=1"]
-    assert pathlib.Path(asked[0]).name.startswith("pneumoniamnist.npz")
+    assert requests == [f"{base}pneumoniamnist.npz?download=1"]
+    assert pathlib.Path(requests[0]).name.startswith("pneumoniamnist.npz")

@@ -1,4 +1,4 @@
-"""Partition laws: nobody is lost, all have enough, and the law is the one named."""
+"""Partition laws: every unit has a client, minima hold, and draws follow the law."""
 
 import fractions
 import hashlib
@@ -17,15 +17,15 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def cohort(rows=600, classes=3, splits=(FREE,), seed=0):
-    """(label, split) of units that are one record each."""
+    """(label, split) of units with one record each."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, classes, rows), rng.choice(splits, rows)
 
 
-def dirichlet(label, split, clients=5, *, alpha=0.5, seed=0, counts=None, **more):
+def dirichlet(label, split, clients=5, *, alpha=0.5, seed=0, counts=None, **overrides):
     """(owner, training records of every client, notes)."""
     counts = np.ones(len(label), int) if counts is None else np.asarray(counts)
-    trains = split != TEST
+    is_train = split != TEST
     owner, notes = partition.dirichlet(
         np.random.default_rng(seed),
         label,
@@ -33,17 +33,17 @@ def dirichlet(label, split, clients=5, *, alpha=0.5, seed=0, counts=None, **more
         clients,
         alpha=alpha,
         counts=counts,
-        trains=trains,
-        **{"min_size": 0, **more},
+        is_train=is_train,
+        **{"min_size": 0, **overrides},
     )
     assert owner.shape == label.shape
     assert set(owner) <= set(range(clients))
-    sizes = np.bincount(owner[trains], counts[trains], minlength=clients)
+    sizes = np.bincount(owner[is_train], counts[is_train], minlength=clients)
     return owner, sizes, notes
 
 
 def shares(label, owner, clients):
-    """Of the units of every class, the share that every client has."""
+    """The share of every class that a client has, [C, N]."""
     table = np.zeros((label.max() + 1, clients))
     np.add.at(table, (label, owner), 1)
     return table / table.sum(1, keepdims=True)
@@ -88,8 +88,8 @@ def test_iid_deals_every_split_evenly(rows, clients, seed):
     _, split = cohort(rows, splits=(FREE, TRAIN, TEST), seed=seed)
     owner = partition.iid(np.random.default_rng(seed), split, clients)
     assert owner.shape == split.shape
-    for part in np.unique(split):
-        sizes = np.bincount(owner[split == part], minlength=clients)
+    for code in np.unique(split):
+        sizes = np.bincount(owner[split == code], minlength=clients)
         assert len(sizes) == clients
         assert np.ptp(sizes) <= 1
 
@@ -147,7 +147,7 @@ def test_the_minimum_counts_records_not_patients(counts, min_size):
 
 
 def test_the_minimum_holds_after_the_cut():
-    *_, sizes, _ = dirichlet(*cohort(90), 4, alpha=0.1, min_size=7, kept=0.4)
+    *_, sizes, _ = dirichlet(*cohort(90), 4, alpha=0.1, min_size=7, train_fraction=0.4)
     assert sizes.min() >= 18
 
 
@@ -165,10 +165,10 @@ def test_training_and_test_records_follow_one_law(seed):
     label, split = cohort(2000, splits=(TRAIN, TRAIN, TEST), seed=seed)
     owner, *_ = dirichlet(label, split, alpha=0.3, seed=seed)
     train, test = (
-        shares(label[split == part], owner[split == part], 5) for part in (TRAIN, TEST)
+        shares(label[split == code], owner[split == code], 5) for code in (TRAIN, TEST)
     )
-    each = [np.bincount(label[split == part]) for part in (TRAIN, TEST)]
-    rounding = 1 / each[0] + 1 / each[1]
+    class_counts = [np.bincount(label[split == code]) for code in (TRAIN, TEST)]
+    rounding = 1 / class_counts[0] + 1 / class_counts[1]
     assert np.all(np.abs(train - test) <= rounding[:, None])
 
 
@@ -193,12 +193,12 @@ def test_large_alpha_is_even_and_small_alpha_is_skewed():
 def test_classes_are_skewed_independently_and_no_client_is_preferred():
     """Over many draws: E p = 1/N and Var p = (N - 1) / (N^2 (N alpha + 1))."""
     label, split = cohort(300, classes=2)
-    drawn = np.stack(
+    draws = np.stack(
         [shares(label, dirichlet(label, split, 4, seed=s)[0], 4) for s in range(400)]
     )
-    np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.05)
-    np.testing.assert_allclose(drawn.var(0), 3 / (16 * 3), atol=0.015)
-    correlation = np.corrcoef(drawn[:, 0, 0], drawn[:, 1, 0])[0, 1]
+    np.testing.assert_allclose(draws.mean(0), 0.25, atol=0.05)
+    np.testing.assert_allclose(draws.var(0), 3 / (16 * 3), atol=0.015)
+    correlation = np.corrcoef(draws[:, 0, 0], draws[:, 1, 0])[0, 1]
     assert abs(correlation) < 0.15
 
 
@@ -233,50 +233,52 @@ def test_sizes_are_skewed_and_contents_are_not():
     sizes = np.bincount(owner, minlength=5)
     assert sizes.max() > 3 * sizes.min() > 0
     large = sizes > 200
-    held = shares(label, owner, 5)[:, large] * np.bincount(label)[:, None]
-    of_class = held / held.sum(axis=0)
+    class_counts = shares(label, owner, 5)[:, large] * np.bincount(label)[:, None]
+    of_class = class_counts / class_counts.sum(axis=0)
     assert np.all(np.abs(of_class - 1 / 3) < 0.12)
 
 
 @given(seeds, st.integers(2, 9), st.integers(1, 3))
-def test_shards_hold_neighbouring_classes_and_lose_nobody(seed, clients, each):
+def test_shards_hold_neighbouring_classes_and_lose_nobody(seed, clients, per_client):
     label, split = cohort(rows=211, classes=4, splits=(TRAIN, TEST), seed=seed)
     rng = np.random.default_rng(seed)
-    owner = partition.shards(rng, label, split, clients, each)
+    owner = partition.shards(rng, label, split, clients, per_client)
     assert set(owner) == set(range(clients))
-    for part in (TRAIN, TEST):
-        mine = split == part
-        sizes = np.bincount(owner[mine], minlength=clients)
-        assert sizes.max() - sizes.min() <= each
+    for code in (TRAIN, TEST):
+        in_split = split == code
+        sizes = np.bincount(owner[in_split], minlength=clients)
+        assert sizes.max() - sizes.min() <= per_client
         for client in range(clients):
-            # A shard of one in a row spans two classes unless classes are smaller.
-            number = len(np.unique(label[mine & (owner == client)]))
-            smallest = np.bincount(label[mine]).min()
-            shard = -(-mine.sum() // (clients * each))
-            assert number <= each * (2 if shard <= smallest else 4)
+            # A shard spans two classes at most, unless a class is smaller than it.
+            number = len(np.unique(label[in_split & (owner == client)]))
+            smallest = np.bincount(label[in_split]).min()
+            shard = -(-in_split.sum() // (clients * per_client))
+            assert number <= per_client * (2 if shard <= smallest else 4)
 
 
 def test_the_same_client_has_alike_shards_in_every_split():
     label, split = cohort(rows=4000, classes=8, splits=(TRAIN, TEST))
     owner = partition.shards(np.random.default_rng(1), label, split, 8, 1)
-    held = [shares(label[split == p], owner[split == p], 8) for p in (TRAIN, TEST)]
-    assert np.all(np.abs(held[0] - held[1]) < 0.25)
+    class_shares = [
+        shares(label[split == p], owner[split == p], 8) for p in (TRAIN, TEST)
+    ]
+    assert np.all(np.abs(class_shares[0] - class_shares[1]) < 0.25)
 
 
 @given(seeds, st.integers(2, 12), st.integers(1, 4))
-def test_clients_have_as_many_classes_as_asked_for(seed, clients, each):
+def test_clients_have_as_many_classes_as_asked_for(seed, clients, per_client):
     label, split = cohort(rows=900, classes=4, splits=(TRAIN, TEST), seed=seed)
     rng = np.random.default_rng(seed)
-    if clients * each < 4:
+    if clients * per_client < 4:
         with pytest.raises(require.InputError, match=r"data\.partition\.classes"):
-            partition.pathological(rng, label, split, clients, each)
+            partition.pathological(rng, label, split, clients, per_client)
         return
-    owner = partition.pathological(rng, label, split, clients, each)
-    held = shares(label, owner, clients) > 0
-    assert held.sum(axis=0).tolist() == [each] * clients
-    assert np.all(held[np.arange(clients) % 4, np.arange(clients)])
+    owner = partition.pathological(rng, label, split, clients, per_client)
+    has_class = shares(label, owner, clients) > 0
+    assert has_class.sum(axis=0).tolist() == [per_client] * clients
+    assert np.all(has_class[np.arange(clients) % 4, np.arange(clients)])
     for c in range(4):
-        counts = np.bincount(owner[label == c], minlength=clients)[held[c]]
+        counts = np.bincount(owner[label == c], minlength=clients)[has_class[c]]
         assert counts.max() - counts.min() <= 2
 
 
@@ -287,21 +289,21 @@ def test_more_classes_each_than_there_are_is_refused():
 
 
 def test_overlapping_clients_are_equal_in_size_and_share_units():
-    """The law of the released code: sizes by hand, every draw without repetition."""
+    """Sizes follow the released code, and no client draws a unit twice."""
     label, split = cohort(rows=3000, splits=(TRAIN, TEST))
     rng = np.random.default_rng(0)
     unit, owner = partition.dirichlet_overlap(rng, label, split, 6, alpha=0.5)
     shares_of = np.random.default_rng(0).dirichlet(np.full(3, 0.5), 6)
-    for part in (TRAIN, TEST):
-        size = np.sum(split == part) // 6
-        pool = np.bincount(label[split == part])
+    for code in (TRAIN, TEST):
+        size = np.sum(split == code) // 6
+        pool = np.bincount(label[split == code])
         for client in range(6):
-            mine = unit[(owner == client) & (split[unit] == part)]
-            assert len(mine) == len(set(mine))
-            wanted = np.floor(shares_of[client] * size).astype(int)
-            wanted[-1] = size - wanted[:-1].sum()
-            got = np.bincount(label[mine], minlength=3)
-            np.testing.assert_array_equal(got, np.minimum(wanted, pool))
+            client_units = unit[(owner == client) & (split[unit] == code)]
+            assert len(client_units) == len(set(client_units))
+            expected = np.floor(shares_of[client] * size).astype(int)
+            expected[-1] = size - expected[:-1].sum()
+            got = np.bincount(label[client_units], minlength=3)
+            np.testing.assert_array_equal(got, np.minimum(expected, pool))
     times = np.bincount(unit, minlength=3000)
     assert times.max() > 1
     assert times.min() == 0

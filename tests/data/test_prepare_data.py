@@ -1,4 +1,4 @@
-"""scripts/prepare_data.py: what it says of a data set, and that it fails at once."""
+"""scripts/prepare_data.py: its description of a data set, and its early failures."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_records_are_counted_by_split_and_class_and_hospitals_by_record():
         client=np.array(["b", "a", "b", "b", "b"]),
         patient=np.array(["1", "1", "2", "3", "3"]),
     )
-    assert prepare_data.told(table) == [
+    assert prepare_data.summary_lines(table) == [
         "toy: 5 records of 2 x 2 x 1 numbers",
         "nobody",
         "train: 3 records: 1 no; 2 yes",
@@ -35,10 +35,10 @@ def test_records_are_counted_by_split_and_class_and_hospitals_by_record():
 def test_it_prints_what_is_prepared(capsys):
     argv = ["prepare_data.py", "--name=mixtures"]
     cli.run(prepare_data.main, prepare_data.define, argv)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "mixtures: 12,000 records of 64 numbers"
-    assert said[2].startswith("train: 10,000 records: 1,000 0; 1,000 1; ")
-    assert said[-1].startswith("hospitals: none named")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mixtures: 12,000 records of 64 numbers"
+    assert lines[2].startswith("train: 10,000 records: 1,000 0; 1,000 1; ")
+    assert lines[-1].startswith("hospitals: none named")
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
-from fairjax.core import client, layout, round
-from fairjax.core.types import Cells, Scores
-from fairjax.fairness import compose, domains
+from fairjax.core import inference, layout, round
+from fairjax.core.types import CohortStats, GroupStats
+from fairjax.fairness import compose
+from fairjax.fairness.agnostic import agnostic
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 
 GROUPS, RATE, LEARNING, ROUNDS, STEPS = 2, 0.7, 0.1, 3, 2
-RULE = domains.agnostic(rate=RATE, domain="group", groups=GROUPS)
+RULE = agnostic(rate=RATE, domain="group", groups=GROUPS)
 
 
 def federation():
-    """Groups are mixed at clients 0 and 2; 1 has none of group 1, 3 unknown ones.
+    """Clients 0 and 2 mix groups, 1 has no record of group 1, 3 has unknown groups.
 
-    The labels of group 1 are turned round, so that it is served worse.
+    The labels of group 1 are shifted, so that it is served worse.
     """
     data, rng = fakes.federation(), np.random.default_rng(3)
     owner = np.repeat(np.arange(4), fakes.COUNTS)
@@ -63,7 +64,7 @@ def trained(rule, *, batch_size, rounds=ROUNDS, hidden=(), laid=None, budget=Non
 def by_hand(kernel, bias):
     """Algorithm 1 of the paper: softmax regression, whole clients as batches.
 
-    Returns the parameters and, of every round, the clients' weights.
+    Returns the parameters and the clients' weights of every round.
     """
     x, y, group = (np.asarray(a, np.float64) for a in (DATA.x, DATA.y, DATA.group))
     x, y = np.concatenate([x, np.ones((len(x), 1))], axis=1), y.astype(int)
@@ -98,42 +99,44 @@ def test_it_is_the_published_algorithm():
     np.testing.assert_allclose(info.weights, weights[-1], rtol=1e-4)
     got = np.concatenate([last["head"]["kernel"], last["head"]["bias"][None]])
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    # What the losses of groups change is far above that tolerance.
-    plain = domains.agnostic(rate=0.0, domain="group", groups=GROUPS)
+    # The effect of the groups' losses is far above that tolerance.
+    plain = agnostic(rate=0.0, domain="group", groups=GROUPS)
     _, flat, _ = trained(plain, batch_size=max(fakes.COUNTS))
     assert fakes.gap(last, flat) > 1e-2
 
 
-def test_what_clients_are_told_has_mean_one_over_their_records():
-    """So that a client's step is as long as without, in whatever batches."""
+def test_the_message_to_a_client_has_mean_one_over_its_records():
+    """So a client's step is as long as without the rule, in any batches."""
     rng = np.random.default_rng(0)
     count = rng.integers(0, 9, (4, GROUPS + 1, 2)).astype(np.float32)
     loss = count * np.float32([[1], [2], [3]])
-    cells = Cells(*map(jnp.asarray, (count, loss, count)))
-    known = Scores(jnp.asarray(count.sum((1, 2)), int), client.mean_loss(cells), cells)
+    cells = GroupStats(*map(jnp.asarray, (count, loss, count)))
+    known = CohortStats(
+        jnp.asarray(count.sum((1, 2)), int), inference.mean_loss(cells), cells
+    )
     who = fakes.cohort()
     state = RULE.init({}, jnp.ones(4, int), 3)
-    np.testing.assert_allclose(RULE.tell(state, who, known), 1, rtol=1e-6)
+    np.testing.assert_allclose(RULE.broadcast(state, who, known), 1, rtol=1e-6)
     for _ in range(3):
-        _, state = RULE.weigh(state, who, known)
-    told = np.asarray(RULE.tell(state, who, known))
+        _, state = RULE.weights(state, who, known)
+    message = np.asarray(RULE.broadcast(state, who, known))
     records = count.sum(2)
-    np.testing.assert_allclose((told * records).sum(1), records.sum(1), rtol=1e-5)
+    np.testing.assert_allclose((message * records).sum(1), records.sum(1), rtol=1e-5)
     # The ratio of two domains is that of their multipliers, at every client.
     apart = np.exp(state.scale[0] - state.scale[1])
-    np.testing.assert_allclose(told[:, 0] / told[:, 1], apart, rtol=1e-4)
+    np.testing.assert_allclose(message[:, 0] / message[:, 1], apart, rtol=1e-4)
 
 
-def test_a_warm_up_tells_nothing_before_it_ends():
-    waiting = compose.after(RULE, 2)
+def test_a_message_has_no_effect_during_warm_up():
+    waiting = compose.with_warmup(RULE, 2)
     rounds = [
         trained(rule, batch_size=8, rounds=2)[1]
-        for rule in (waiting, domains.agnostic(rate=0.0, domain="group", groups=GROUPS))
+        for rule in (waiting, agnostic(rate=0.0, domain="group", groups=GROUPS))
     ]
     assert fakes.gap(*rounds) < 1e-6
 
 
-def test_sliced_clients_are_told_the_same():
+def test_sliced_clients_get_the_same_message():
     budget = (0.5, 0.5, 1.0)
     ends = [
         trained(RULE, batch_size=5, hidden=(8,), budget=budget, laid=laid)[1]

@@ -1,4 +1,4 @@
-"""Rules that change the objective, and what stays with a client."""
+"""Rules that change the objective, and rules that keep leaves or a model locally."""
 
 import dataclasses
 import functools
@@ -11,9 +11,13 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
-from fairjax.core import client, layout, require, round
+from fairjax.core import layout, objectives, require, round
 from fairjax.core.types import Batch, Context, Outputs
-from fairjax.fairness import compose, objectives, personal, weights
+from fairjax.fairness import compose, personal, weights
+from fairjax.fairness.logit_adjust import logit_adjust
+from fairjax.fairness.ordered_weights import cvar
+from fairjax.fairness.propfair import propfair
+from fairjax.fairness.tilted import term
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes
@@ -23,9 +27,9 @@ def value(rule, logits, y, labels=None):
     """The wrapped cross-entropy of a batch, and its gradient at the logits."""
     labels = jnp.ones(len(logits[0]), jnp.int32) if labels is None else labels
     member = fakes.member()._replace(labels=jnp.asarray(labels))
-    context = Context(*(None,) * len(Context._fields))._replace(member=member)
+    context = Context(*(None,) * len(Context._fields))._replace(client=member)
     batch = Batch(None, jnp.asarray(y), jnp.ones(len(y), bool))
-    objective = rule.wrap(client.mean_cross_entropy())
+    objective = rule.wrap(objectives.mean_cross_entropy())
 
     def loss(logits):
         return objective(
@@ -42,7 +46,7 @@ def value(rule, logits, y, labels=None):
 def test_propfair_is_the_log_of_the_utility_below_its_bound(scale):
     logits, y = scale * np.array([[1.0, -1.0], [0.5, 2.0]]), [0, 0]
     plain = -log_softmax(logits, axis=1)[:, 0].mean()
-    got, slope = value(objectives.propfair(bound=3.0, epsilon=0.5), logits, y)
+    got, slope = value(propfair(bound=3.0, epsilon=0.5), logits, y)
     below = 3 - plain >= 0.5
     expected = -math.log(1 - plain / 3) if below else plain / 3
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -54,7 +58,7 @@ def test_propfair_is_the_log_of_the_utility_below_its_bound(scale):
 
 def test_propfair_has_a_finite_gradient_at_its_pole():
     logits = jnp.asarray([[0.0, math.log(math.expm1(2.0))]])
-    got, slope = value(objectives.propfair(bound=2.0, epsilon=0.1), logits, [0])
+    got, slope = value(propfair(bound=2.0, epsilon=0.1), logits, [0])
     assert np.isfinite(got)
     assert np.isfinite(slope).all()
 
@@ -68,23 +72,23 @@ def test_logit_adjustment_adds_the_clients_log_prior(tau):
     labels = [6, 3, 1]
     adjusted = logits + tau * np.log(np.array(labels) / 10)
     expected = -log_softmax(adjusted, axis=1)[[0, 1], y].mean()
-    got, _ = value(objectives.logit_adjust(tau=tau), logits, y, labels)
+    got, _ = value(logit_adjust(tau=tau), logits, y, labels)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_a_class_that_a_client_lacks_keeps_its_logit_finite():
-    """And is hardly pushed down: its share of the softmax is a hundredth of one."""
-    got, slope = value(objectives.logit_adjust(tau=1.0), [[0.0, 0.0]], [0], [10, 0])
+    """The class is hardly pushed down: its softmax share is a hundredth of a record."""
+    got, slope = value(logit_adjust(tau=1.0), [[0.0, 0.0]], [0], [10, 0])
     np.testing.assert_allclose(got, math.log1p(0.001), rtol=1e-4)
     np.testing.assert_allclose(slope, [[-0.001, 0.001]], rtol=1e-2)
 
 
 def test_a_constant_model_learns_no_prior():
-    """With a bias alone the adjusted optimum answers evenly, the plain one by prior."""
+    """With only a bias the adjusted optimum is uniform, the plain one is the prior."""
     labels = jnp.asarray([8, 2])
     y = jnp.asarray([0] * 8 + [1] * 2)
     ends = []
-    for rule in (weights.size(), objectives.logit_adjust(tau=1.0)):
+    for rule in (weights.size(), logit_adjust(tau=1.0)):
 
         def step(_, bias, rule=rule):
             _, slope = value(rule, jnp.tile(bias, (10, 1)), y, labels)
@@ -99,12 +103,12 @@ def test_a_constant_model_learns_no_prior():
 # -------------------------------------------------------------------------- composition
 
 
-def test_a_weight_and_an_objective_compose():
+def test_weights_and_objectives_compose():
     rule = compose.compose(
         [
-            ("term", weights.term(t=2.0)),
-            ("logit_adjust", objectives.logit_adjust(tau=1.0)),
-            ("propfair", objectives.propfair(bound=9.0, epsilon=0.2)),
+            ("term", term(t=2.0)),
+            ("logit_adjust", logit_adjust(tau=1.0)),
+            ("propfair", propfair(bound=9.0, epsilon=0.2)),
         ]
     )
     logits, y, labels = np.array([[1.0, -1.0]]), [1], [9, 1]
@@ -112,21 +116,22 @@ def test_a_weight_and_an_objective_compose():
     plain = -log_softmax(adjusted, axis=1)[0, 1]
     got, _ = value(rule, logits, y, labels)
     np.testing.assert_allclose(got, -math.log(1 - plain / 9), rtol=1e-5)
-    assert rule.needs == {"loss"}
+    assert rule.reads == {"losses", "labels"}
+    assert rule.weights_from == "losses"
 
 
 def test_two_weights_are_refused():
-    rules = [("term", weights.term(t=2.0)), ("cvar", weights.cvar(alpha=0.5))]
+    rules = [("term", term(t=2.0)), ("cvar", cvar(alpha=0.5))]
     with pytest.raises(require.InputError, match=r"one rule that gives weights"):
         compose.compose(rules)
 
 
 @pytest.mark.parametrize(
-    "wrapper", [lambda r: compose.capped(r, 2.0), lambda r: compose.after(r, 2)]
+    "wrapper", [lambda r: compose.with_cap(r, 2.0), lambda r: compose.with_warmup(r, 2)]
 )
 def test_a_wrapper_of_weights_refuses_a_rule_without(wrapper):
     with pytest.raises(require.InputError, match="a rule that gives weights"):
-        wrapper(objectives.logit_adjust(tau=1.0))
+        wrapper(logit_adjust(tau=1.0))
 
 
 # ----------------------------------------------------------------------------- personal
@@ -175,7 +180,7 @@ def test_ditto_is_its_own_steps(sliced):
     prox = fakes.spec(
         model,
         method,
-        objective=client.proximal(client.mean_cross_entropy(), strength),
+        objective=objectives.proximal(objectives.mean_cross_entropy(), strength),
     )
     data = fakes.federation()
     alone = fakes.cohort((0,), (0,))
@@ -184,7 +189,7 @@ def test_ditto_is_its_own_steps(sliced):
     mine = jax.tree.map(lambda leaf: leaf[0], states[1].personal)
     assert fakes.gap(mine, first.params) < 1e-6
     assert fakes.gap(mine, states[1].params) > 1e-3
-    # The second round is pulled to the new plain model, not to where it began.
+    # The second round is pulled to the new plain model, not to the initial one.
     mine = [jax.tree.map(lambda leaf: leaf[0], s.personal) for s in states]
     assert fakes.gap(mine[2], mine[1]) > 1e-4
     narrow = jax.tree.map(jnp.subtract, mine[2], mine[0])
@@ -218,11 +223,11 @@ def test_ditto_without_a_pull_trains_alone():
 
 def test_a_private_head_never_travels():
     model = fakes.small_mlp()
-    method = personal.keep(fedavg(model.axes), personal.private_head())
+    method = personal.with_local_leaves(fedavg(model.axes), personal.private_head())
     states = run(fakes.spec(model, method, rule=personal.private_head()), 2)
     first, last = states[0].params, states[2].params
     assert fakes.equal(first["head"], last["head"])
-    copies = states[2].private["client"]
+    copies = states[2].leaf_copies["client"]
     assert sorted(copies) == ["head/bias", "head/kernel"]
     moved = copies["head/bias"] - first["head"]["bias"]
     assert float(jnp.abs(moved).min()) > 0
@@ -231,9 +236,9 @@ def test_a_private_head_never_travels():
 
 def test_fedbn_keeps_scale_and_bias_of_every_norm():
     model = fakes.small_cnn()
-    method = personal.keep(fedavg(model.axes), personal.fedbn())
+    method = personal.with_local_leaves(fedavg(model.axes), personal.fedbn())
     data = fakes.federation((8, 8, 3))
     spec = fakes.spec(model, method, rule=personal.fedbn())
-    copies = fakes.start(spec, data).private["client"]
+    copies = fakes.start(spec, data).leaf_copies["client"]
     assert len(copies) == 4
     assert all(path.split("/")[-1] in ("scale", "bias") for path in copies)

@@ -1,4 +1,4 @@
-"""Small drawn records that the tests of this folder share."""
+"""Small random records that the tests of this folder share."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,9 +14,9 @@ weights = st.integers(0, 2**32 - 1).map(
         np.random.default_rng(seed).multinomial(E, np.ones(E) / E).astype(np.int32)
     )
 )
-"""How often each of E records is in a resample of E."""
+"""How often a resample of E records contains each of them."""
 
 
 def parts(segment, n=SEGMENTS):
-    """Which records every segment has; those of segment -1 are in none."""
+    """The records of every segment; those of segment -1 are in none."""
     return [segment == s for s in range(n)]

@@ -1,4 +1,4 @@
-"""What is drawn, what becomes of it, and that an interval covers what it should."""
+"""Resamples, the statistics of them, and the coverage of intervals."""
 
 import functools
 import math
@@ -31,17 +31,17 @@ def test_records_are_drawn_with_replacement():
     np.testing.assert_allclose(weights.var(0), 0.95, atol=0.12)  # multinomial: 1 - 1/n
 
 
-def test_hospitals_are_drawn_and_then_their_patients_anew():
+def test_clients_are_drawn_and_then_their_patients_anew():
     weights = np.asarray(jax.vmap(clustered)(KEYS))
     inside = np.add.reduceat(weights, OFFSET, axis=1)
     times = inside / np.array(COUNT)
-    # Whole hospitals, as many as there are, each as often as any other.
+    # N whole clients are drawn, each as often as any other.
     np.testing.assert_array_equal(times, np.round(times))
     assert (times.sum(1) == len(COUNT)).all()
     np.testing.assert_allclose(times.mean(0), 1, atol=0.1)
     np.testing.assert_allclose(times.var(0), 0.75, atol=0.1)
-    # Given m draws, patients are multinomial: were the second draw of a hospital that
-    # of the first over again, their variance would be m times as large.
+    # Given m draws of a client, its patients are multinomial. If the second draw
+    # repeated the first, their variance would be m times as large.
     for m in (1, 2, 3):
         drawn = weights[times[:, 3] == m][:, OFFSET[3] :]
         np.testing.assert_allclose(drawn.var(0).mean(), m * 29 / 30, rtol=0.1)
@@ -49,7 +49,7 @@ def test_hospitals_are_drawn_and_then_their_patients_anew():
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_an_interval_is_the_quantiles_of_a_loop(chunk):
-    """Whatever the chunk."""
+    """For every chunk size."""
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=ROWS).astype(np.float32))
     positive, one = jnp.asarray(rng.random(ROWS) < 0.4), jnp.zeros(ROWS, int)
@@ -73,7 +73,7 @@ def test_an_interval_is_the_quantiles_of_a_loop(chunk):
     )
 
 
-def test_within_hospitals_every_one_keeps_its_number_of_patients():
+def test_within_clients_every_client_keeps_its_number_of_patients():
     count = np.array([3, 1, 6])
     draw = functools.partial(
         bootstrap.clustered,
@@ -83,7 +83,7 @@ def test_within_hospitals_every_one_keeps_its_number_of_patients():
         longest=6,
     )
     keys = jax.random.split(jax.random.key(0), 50)
-    times = np.array(jax.vmap(functools.partial(draw, within=True))(keys))
+    times = np.array(jax.vmap(functools.partial(draw, within_clients=True))(keys))
     per_hospital = np.add.reduceat(times, [0, 3, 4], axis=1)
     assert np.all(per_hospital == count)
     assert len(np.unique(times, axis=0)) > 40
@@ -92,7 +92,7 @@ def test_within_hospitals_every_one_keeps_its_number_of_patients():
 
 
 @pytest.mark.parametrize(("share", "known"), [(0.4, True), (0.6, False)])
-def test_what_most_resamples_cannot_estimate_has_no_interval(share, known):
+def test_a_figure_that_most_resamples_lack_has_no_interval(share, known):
     def statistic(weight):
         return jnp.where(weight[0] == 0, jnp.nan, 1.0)
 
@@ -105,7 +105,7 @@ def test_what_most_resamples_cannot_estimate_has_no_interval(share, known):
 
 
 def gap_of(weight, outcome, group, number):
-    """Shares by group, over the weighted records."""
+    """Shares by group over weighted records."""
     return metrics.groups.rates(
         outcome, jnp.ones_like(outcome), group, number, weight=weight
     ).selection
@@ -113,7 +113,7 @@ def gap_of(weight, outcome, group, number):
 
 @pytest.mark.parametrize("shares", [(0.4, 0.4), (0.3, 0.3, 0.3, 0.3), (0.2, 0.5, 0.5)])
 def test_the_interval_of_a_gap_covers_it_where_percentiles_do_not(shares):
-    """Above all a gap of 0, which no resample of unequal shares has."""
+    """It covers even a gap of 0, which no resample of unequal shares has."""
     rng = np.random.default_rng(2)
     number, size, turns = len(shares), 40, 200
     group = jnp.arange(number * size) % number
@@ -126,7 +126,7 @@ def test_the_interval_of_a_gap_covers_it_where_percentiles_do_not(shares):
             gap_of, outcome=outcome, group=group, number=number
         )
         draw = functools.partial(bootstrap.records, rows=number * size)
-        made = bootstrap.resampled(statistic, draw, key, jnp.arange(201))
+        made = bootstrap.resample_statistic(statistic, draw, key, jnp.arange(201))
         values, found = made[1:], made[0]
         gap = metrics.groups.difference(found)
         errors = metrics.groups.errors(values, found)
@@ -144,7 +144,7 @@ def test_the_interval_of_a_gap_covers_it_where_percentiles_do_not(shares):
         assert covered(percentiles, truth) < 0.6
 
 
-def test_reach_is_a_quantile_of_what_is_known():
+def test_reach_is_a_quantile_of_known_distances():
     away = jnp.asarray([[0.3, 1.0], [0.1, math.nan], [0.2, math.nan], [0.4, math.nan]])
     far = bootstrap.reach(away, 0.5)
     np.testing.assert_allclose(far, [0.25, math.nan], rtol=1e-6)
@@ -176,8 +176,8 @@ def test_plain_intervals_of_auroc_cover_at_their_level():
     assert 0.91 <= covered(found, truth) <= 0.98
 
 
-def test_only_the_clustered_interval_knows_that_hospitals_differ():
-    """A mean over 20 hospitals of 15 records with a deviation of their own."""
+def test_only_the_clustered_interval_accounts_for_differences_between_clients():
+    """A mean over 20 clients of 15 records, with a deviation per client."""
     rng = np.random.default_rng(1)
     hospitals, records = 20, 15
     values = rng.normal(size=(100, hospitals, 1)) + rng.normal(

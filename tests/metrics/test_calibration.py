@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from records import SEGMENTS, E, parts, positives, segments, tied, weights
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from fairjax import metrics
 from fairjax.metrics import calibration
+from tests.metrics.records import SEGMENTS, E, parts, positives, segments, tied, weights
 
 NAN = math.nan
 jitted = functools.partial(jax.jit, static_argnums=3)
@@ -26,7 +26,7 @@ def softmax(logits):
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_brier_is_that_of_scikit_learn(classes):
-    """Of the positive class, or the sum over all."""
+    """The score of the positive class, or the sum over all classes."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, classes, E)
     p = softmax(2 * rng.normal(size=(E, classes)).astype(np.float32))
@@ -61,7 +61,7 @@ def transcribed(p, y, bins):
 
 @given(tied, positives, segments, weights)
 def test_ece_is_its_definition(scores, positive, segment, weight):
-    """With ties, with records of no segment, and by weight."""
+    """With ties, records without a segment, and weights."""
     p = (1 / (1 + np.exp(-scores))).astype(np.float32)
     got = ece(p, positive, segment, SEGMENTS)
     expected = [
@@ -75,7 +75,7 @@ def test_ece_is_its_definition(scores, positive, segment, weight):
 
 
 def test_bins_have_equal_mass():
-    """15 of 10 records each; and their means are those of the sorted records."""
+    """15 bins of 10 records each have the means of the sorted records."""
     rng = np.random.default_rng(0)
     p = rng.permutation(np.linspace(0.01, 0.99, 150)).astype(np.float32)
     y = rng.random(150) < p**2
@@ -103,7 +103,7 @@ def test_ece_by_hand():
     assert np.isnan(ece(apart, right, one - 1, 1)).all()
 
 
-def test_two_classes_are_judged_by_the_positive_one_more_by_the_answer():
+def test_two_classes_use_the_positive_one_and_more_the_predicted_one():
     p, y = jnp.asarray([[0.9, 0.1], [0.2, 0.8]]), jnp.asarray([0, 1])
     confidence, came = calibration.confidence(p, y)
     np.testing.assert_array_equal(confidence, p[:, 1])
@@ -133,7 +133,7 @@ def miscalibrated(seed, n=200):
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_line_is_the_logistic_regression_on_the_logit(wide):
-    """To 1e-6 in float64; in float32 to what its sums hold."""
+    """To 1e-6 in float64; in float32 to the precision of its sums."""
     logit, positive = miscalibrated(0)
     segment = np.arange(200) % 3 - 1
     with jax.enable_x64(wide):
@@ -165,7 +165,7 @@ def test_a_calibrated_model_has_slope_one_and_intercept_zero():
 
 
 def test_classes_that_hardly_overlap_have_a_steep_line():
-    """And a far record does not throw the steps off."""
+    """A far record does not make the steps diverge."""
     logit = np.concatenate([np.linspace(-3, 0, 30), np.linspace(-0.1, 3, 30), [40.0]])
     positive = np.repeat([False, True], [30, 31])
     with jax.enable_x64(True):
@@ -188,7 +188,7 @@ def test_classes_that_hardly_overlap_have_a_steep_line():
     ],
 )
 def test_a_line_that_does_not_exist_is_nan(logit, positive):
-    """And spoils no other segment."""
+    """It spoils no other segment."""
     logit = np.float32([*logit, -1, 0, 1, 2])
     positive = np.array([*positive, 0, 1, 0, 1], bool)
     segment = np.repeat(np.int32([0, 1]), 4)

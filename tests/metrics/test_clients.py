@@ -1,4 +1,4 @@
-"""Spread over hospitals, by hand."""
+"""Spread over clients, by hand."""
 
 import math
 
@@ -26,14 +26,14 @@ def test_best_is_the_mean_of_the_highest(values, share, expected):
     np.testing.assert_allclose(clients.best(np.array(values), share), expected)
 
 
-def test_deviation_has_no_degree_of_freedom_taken_off():
+def test_deviation_divides_by_the_number_of_clients():
     assert clients.std(np.array([1, NAN, 3])) == 1
     assert math.isnan(clients.std(np.array([NAN])))
 
 
 def test_the_lowest():
-    assert clients.lowest(np.array([0.5, NAN, 0.25])) == 0.25
-    assert math.isnan(clients.lowest(np.array([NAN])))
+    assert clients.minimum(np.array([0.5, NAN, 0.25])) == 0.25
+    assert math.isnan(clients.minimum(np.array([NAN])))
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_gini_is_half_the_mean_difference_over_the_mean(values, unit):
         ([NAN, 0.5, NAN, 0.25], 0.25),
         ([0.5], 0),
         ([NAN], NAN),
-        ([0.5, NAN], NAN),  # of two tiers that are there one is not known
+        ([0.5, NAN], NAN),  # one of two tiers is unknown
     ],
 )
 def test_tier_gap_by_hand(means, gap):
     np.testing.assert_allclose(clients.tier_gap(means), gap)
 
 
-def test_who_has_enough_records():
+def test_which_clients_have_enough_records():
     count, tiers = np.array([10, 9, 4, 6]), np.array([0, 1, 3, 3])
-    hospitals, of_tiers = clients.enough(count, tiers, 4, 10)
+    hospitals, of_tiers = clients.has_enough_records(count, tiers, 4, 10)
     assert hospitals.tolist() == [True, False, False, False]
     assert of_tiers.tolist() == [True, False, False, True]

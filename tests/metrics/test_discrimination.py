@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from records import SEGMENTS, E, parts, positives, segments, tied, weights
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -18,6 +17,7 @@ from sklearn.metrics import (
 )
 
 from fairjax import metrics
+from tests.metrics.records import SEGMENTS, E, parts, positives, segments, tied, weights
 
 NAN = math.nan
 jitted = functools.partial(jax.jit, static_argnums=3)
@@ -38,7 +38,7 @@ def reference(of_scikit_learn, positive, other):
 
 @given(tied, positives, segments)
 def test_auprc_is_the_average_precision_of_scikit_learn(scores, positive, segment):
-    """With heavy ties, and records that belong to no segment."""
+    """With heavy ties and records without a segment."""
     got = auprc(scores, positive, segment, SEGMENTS)
     expected = [
         reference(average_precision_score, positive[rows], scores[rows])
@@ -49,7 +49,7 @@ def test_auprc_is_the_average_precision_of_scikit_learn(scores, positive, segmen
 
 
 @given(tied, positives, segments)
-def test_auroc_leaves_out_records_of_no_segment(scores, positive, segment):
+def test_auroc_leaves_out_records_without_a_segment(scores, positive, segment):
     got = auroc(scores, positive, segment, SEGMENTS)
     expected = [
         reference(roc_auc_score, positive[rows], scores[rows])
@@ -89,8 +89,8 @@ def test_a_record_counts_as_often_as_its_weight(scores, positive, segment, weigh
 
 
 @given(tied, positives, segments, weights)
-def test_areas_know_order_alone(scores, positive, segment, weight):
-    """Not of the records, nor anything of the scores that keeps theirs."""
+def test_areas_depend_on_the_order_of_scores_alone(scores, positive, segment, weight):
+    """Neither a permutation of records nor a monotone map of scores changes them."""
     mixed = np.argsort(weight, kind="stable")[::-1]
     for figure in (auroc, auprc):
         area = figure(scores, positive, segment, SEGMENTS)
@@ -166,7 +166,7 @@ def test_no_threshold_has_a_larger_youden_index(scores, positive):
         ([0.1, 0.4, 0.6, 0.9], [0, 0, 1, 1], 0.6),
         # 0.4 and 0.9 have J = 1/2 each; the lower one misses no positive.
         ([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1], 0.4),
-        ([0.9, 0.9, 0.1, 0.1], [0, 0, 1, 1], 0.1),  # never below "everybody"
+        ([0.9, 0.9, 0.1, 0.1], [0, 0, 1, 1], 0.1),  # never below "all positive"
         ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], 0.5),
         ([0.1, NAN, 0.6, 0.9], [0, 0, 1, 1], NAN),
         ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], NAN),

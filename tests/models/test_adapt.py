@@ -1,4 +1,4 @@
-"""Foreign modules and bare functions train masked like a model of the house."""
+"""flax modules and bare functions train masked like fairjax's own models."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from flax import nnx
 
 from fairjax import models
 from fairjax.core import axes, client, require
-from fairjax.core.types import Axes, Examples, LeafAxes, Member, Size
+from fairjax.core.types import Axes, ClientData, ClientView, LeafAxes, Size
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 
@@ -64,14 +64,14 @@ MODELS = {
 
 
 def train(model, params):
-    """What one client of the half-wide tier changes."""
+    """The update of one client of the half-wide tier."""
     method = heterofl(model.axes, (0.5, 1.0), scaler=False, masked_loss=False)
     local, data = fakes.spec(model, method, epochs=1).local, fakes.federation()
     tier = jnp.asarray(0)
-    member = Member(tier, tier, jnp.asarray(True), data.count[0], data.labels[0])
-    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
-    kept = method.units(jax.random.key(0), tier, params, member)
-    run = functools.partial(client.update, member=member, round=tier, local=local)
+    member = ClientView(tier, tier, jnp.asarray(True), data.count[0], data.labels[0])
+    examples = ClientData(data.x, data.y, data.offset[0], data.count[0])
+    kept = method.submodel(jax.random.key(0), tier, params, member)
+    run = functools.partial(client.update, client=member, round=tier, local=local)
     return jax.jit(run)(jax.random.key(1), params, None, kept, examples)[0]
 
 

@@ -1,4 +1,5 @@
-"""Networks of blocks: dropped widths and blocks, exits, where backward stops."""
+"""Networks of blocks: dropped widths and blocks, exits, and the end of the backward
+pass."""
 
 import functools
 import importlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from fairjax.core import axes, require, trees
-from fairjax.core.types import Kept, Size, Units
+from fairjax.core.types import Size, Submodel, Units
 from fairjax.models import cnn, layers, residual, resmlp, resnet, vit
 from fairjax.submodels import cost
 
@@ -67,7 +68,7 @@ def normal(shape, seed=0):
 
 
 def drawn(name, dtype=np.float64):
-    """(model, params of which none is 0, x)."""
+    """(model, params without zeros, x)."""
     model, shape, _ = CASES[name]
     shapes, _ = shapes_of(model, shape)
     axes.check(name, shapes, model.axes)
@@ -91,7 +92,7 @@ def ones_at(length, index):
 
 def cut(model, blocks):
     """(units, size): a random half of every hidden axis, and these blocks."""
-    rng, units = np.random.default_rng(5), axes.hidden(model.axes)
+    rng, units = np.random.default_rng(5), axes.hidden_axes(model.axes)
     sizes = {axis: -(-count // 2) for axis, count in units.items()}
     kept = {
         axis: ones_at(units[axis], rng.permutation(units[axis])[:size])
@@ -103,7 +104,7 @@ def cut(model, blocks):
 
 def outputs_and_grads(model, params, x, kept, where):
     def loss(params):
-        outputs = model.apply(params, x, train=True, where=where, kept=kept)
+        outputs = model.apply(params, x, train=True, where=where, submodel=kept)
         weights = jnp.asarray(normal((B, CLASSES), 9), x.dtype)
         return jnp.sum(weights * outputs.logits), outputs
 
@@ -113,11 +114,11 @@ def outputs_and_grads(model, params, x, kept, where):
 
 @every_case
 def test_masked_is_sliced_in_width_and_depth(name):
-    """Answers, exits and moments; with a padded record and a scaler."""
+    """Logits, exits and moments, with a padded record and a scaler."""
     with jax.enable_x64(True):
         model, params, x = drawn(name)
         units, size = cut(model, CASES[name][2])
-        small, inside = model.resize(size), axes.part(units, size)
+        small, inside = model.resize(size), axes.locate_slice(units, size)
         where = jnp.asarray([True, True, False, True])
         half = jnp.asarray(0.5)
 
@@ -125,9 +126,9 @@ def test_masked_is_sliced_in_width_and_depth(name):
         def run(params, x):
             masked = trees.multiply(params, axes.masks(params, model.axes, units))
             sliced = axes.take(params, model.axes, inside)
-            kept = Kept(units, scale=half), Kept(scale=half)
+            kept = Submodel(units, scale=half), Submodel(scale=half)
             full, dense = (
-                network.apply(weights, x, train=True, where=where, kept=which)
+                network.apply(weights, x, train=True, where=where, submodel=which)
                 for network, weights, which in zip(
                     (model, small), (masked, sliced), kept, strict=True
                 )
@@ -162,8 +163,8 @@ def test_the_answer_is_that_of_the_deepest_exit_that_is_kept(name):
 
     @jax.jit
     def run(depth):
-        kept = Kept(Units({}, {"blocks": jnp.arange(blocks) < depth}))
-        return model.apply(params, x, kept=kept)
+        kept = Submodel(Units({}, {"blocks": jnp.arange(blocks) < depth}))
+        return model.apply(params, x, submodel=kept)
 
     ends = [2, 4] if "resnet" in name else [1, 2, 3]
     for i, depth in enumerate(ends):
@@ -184,7 +185,7 @@ def test_masked_exits_leave_gradients_finite_and_nothing_of_their_own():
         units, _ = cut(model, (0, 1))
         mask = axes.masks(params, model.axes, units)
         masked = trees.multiply(params, mask)
-        return outputs_and_grads(model, masked, x, Kept(units), None)[1]
+        return outputs_and_grads(model, masked, x, Submodel(units), None)[1]
 
     grads = run(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
@@ -229,7 +230,7 @@ def test_stages_of_a_plain_network_go_from_the_end_alone(exits, blocks):
 
 def test_a_plain_network_without_exits_has_no_list_of_blocks():
     assert not small_cnn().axes.blocks
-    assert small_cnn(exits=True).axes.fixed == (1, 2)
+    assert small_cnn(exits=True).axes.reshaping_blocks == (1, 2)
     with pytest.raises(require.InputError, match="at least one stage"):
         small_cnn(channels=())
 
@@ -300,9 +301,10 @@ def size_of(tree):
     [(1, (1, 1, 1)), (2, (0.2500, 0.251, 0.50)), (4, (0.0627, 0.0631, 0.25))],
 )
 def test_resnet_18_has_the_published_parameters_operations_and_activations(tier, share):
-    """11.17 M, 555.4 M and 1.171 M, and the shares of its width tiers."""
+    """Parameters and FLOPs, 11.17 M, 555.4 M and 1.171 M, and the shares of width
+    tiers."""
     plain = resnet(classes=10, norm="batch", lowering="xla")
-    half = {a: n // tier for a, n in axes.hidden(plain.axes).items()}
+    half = {a: n // tier for a, n in axes.hidden_axes(plain.axes).items()}
     model = plain.resize(Size(half, {}))
     shapes, x = shapes_of(model, (32, 32, 3))
     jaxpr = jax.make_jaxpr(lambda p, x: model.apply(p, x).logits)(shapes, x).jaxpr
@@ -335,7 +337,7 @@ def test_post_activation_resnets_have_their_published_parameters(name, expected)
     ("name", "expected"), [("tiny", 5.7), ("small", 22.0), ("base", 86.6), ("1b", 1262)]
 )
 def test_vision_transformers_have_their_published_millions(name, expected):
-    """Up to the class token, which is a mean here."""
+    """Equal but for the class token, which is a mean here."""
     model = vit(classes=1000, **vit_module.PRESETS[name])
     shapes, _ = shapes_of(model, (224, 224, 3))
     axes.check(name, shapes, model.axes)
@@ -352,7 +354,7 @@ def test_stages_are_runs_of_positions():
 
 
 def counted(calls):
-    """A block whose backward pass leaves a mark."""
+    """A block that counts its backward passes."""
 
     @jax.custom_vjp
     def mark(x):
@@ -369,14 +371,16 @@ def counted(calls):
 @pytest.mark.parametrize("traced", [True, False])
 def test_the_backward_pass_of_a_block_runs_only_if_it_is_needed(traced):
     calls = []
-    block, around = counted(calls), layers.setting(None, None, None)
+    block, around = counted(calls), layers.make_setting(None, None, None)
     params, x, seen = (
         jnp.asarray(normal(shape, 3), jnp.float32) for shape in [(3, 3), (2, 3), (2, 3)]
     )
 
     def run(needed, params, x):
         y, back = jax.vjp(
-            lambda *args: residual.gated(block, needed)(*args, around), params, x
+            lambda *args: residual.gate_backward(block, needed)(*args, around),
+            params,
+            x,
         )
         return y, *back(seen)
 
@@ -417,7 +421,7 @@ def test_what_is_trained_gets_its_whole_gradient_and_the_rest_below_none(name, t
 
         @jax.jit
         def run(params, x, update, where):
-            some = outputs_and_grads(model, params, x, Kept(None, update), where)
+            some = outputs_and_grads(model, params, x, Submodel(None, update), where)
             return *some, *outputs_and_grads(model, params, x, None, where)
 
         update = frozen(model.axes.blocks["blocks"], trained)
@@ -438,17 +442,15 @@ def test_what_is_trained_gets_its_whole_gradient_and_the_rest_below_none(name, t
 
 @pytest.mark.parametrize("stem", [0, 1])
 def test_a_known_update_computes_no_gradient_below_what_is_trained(stem):
-    """Blocks of 4 x 6 and 6 x 4, five features, three classes; the last block trained.
-
-    It needs no gradient of its input, the head one of both.
-    """
+    """Blocks of 4 x 6 and 6 x 4, five features, three classes; the last block is
+    trained. Its input needs no gradient; the head's kernel and input need one each."""
     model = resmlp(classes=3, width=4, hidden=6, depth=3, norm="none")
     params, x = shapes_of(model, (5,))
 
-    kept = Kept(None, frozen(3, (2,), stem))
+    kept = Submodel(None, frozen(3, (2,), stem))
 
     def loss(params, x):
-        return jnp.sum(model.apply(params, x, kept=kept).logits)
+        return jnp.sum(model.apply(params, x, submodel=kept).logits)
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params, x).jaxpr
     got = sum(adds for adds, _ in cost._products(jaxpr))
@@ -461,8 +463,8 @@ def test_a_known_update_computes_no_gradient_below_what_is_trained(stem):
 
 def test_without_word_of_the_stem_everything_is_needed():
     update = Units({}, {"blocks": jnp.asarray([0, 1])})
-    for kept in (None, Kept(), Kept(update), Kept(None, update)):
-        assert residual.reach(kept, 2) == [True, True, True]
-    only_top = Kept(None, frozen(3, (1,)))
-    assert residual.reach(only_top, 3) == [False, False, True, True]
-    assert all(residual.reach(Kept(None, frozen(3, (2,), stem=1)), 3))
+    for kept in (None, Submodel(), Submodel(update), Submodel(None, update)):
+        assert residual.backward_reach(kept, 2) == [True, True, True]
+    only_top = Submodel(None, frozen(3, (1,)))
+    assert residual.backward_reach(only_top, 3) == [False, False, True, True]
+    assert all(residual.backward_reach(Submodel(None, frozen(3, (2,), stem=1)), 3))

@@ -1,7 +1,8 @@
-"""Accepted configurations of every kind, whose claims the audit is held against.
+"""Accepted configurations of every kind, whose claims the audit checks.
 
-`make test` audits some of them, `make verify` a cover in which every two values of the
-dimensions below meet that are accepted together. What is accepted the checks are asked.
+`make test` audits some of them. `make verify` audits a cover: every pair of values of
+the dimensions below that is accepted together is in some case. The config's own checks
+decide which cases are accepted.
 """
 
 import functools
@@ -12,19 +13,19 @@ import numpy as np
 from configs import default
 from fairjax.attacks import audit, canaries
 from fairjax.core import require
-from fairjax.experiment import train
+from fairjax.experiment import resume
 from fairjax.experiment.config import build, registry, validate
 from fairjax.privacy import securesum
-from fairjax.robust import folds
+from fairjax.robust import aggregators
 from fairjax.submodels import fedavg
 
 COUNTS = (3, 4, 2, 1)
-"""Records of the hospitals; the last one's is alone."""
+"""Records of the clients; the last client has a single record."""
 PATIENTS = "aabcccdeef"
-"""Whose they are, in order."""
+"""The patient of each record, in order."""
 CLASSES, FEATURES = 3, 3
 CLAIM = 0.001
-"""With this probability a cover of claims that hold fails."""
+"""The probability that a cover of true claims fails."""
 
 CLIENT = {"privacy.mechanism": "client_dp", "privacy.noise_multiplier": 12.0}
 RECORD = {"privacy.mechanism": "record_dp", "privacy.noise_multiplier": 60.0}
@@ -36,15 +37,21 @@ ADAPTIVE = {
 }
 MECHANISMS = {
     "client_dp": {
-        "full": CLIENT | {"privacy.sampling": "full", "cohort": 0},
+        "full": CLIENT | {"privacy.sampling": "full", "clients_per_round": 0},
         "replaced": CLIENT
-        | {"privacy.sampling": "full", "cohort": 0, "privacy.neighbours": "replace_one"}
+        | {
+            "privacy.sampling": "full",
+            "clients_per_round": 0,
+            "privacy.neighbours": "replace_one",
+        }
         | {"privacy.noise_multiplier": 24.0},
-        "poisson": CLIENT | {"privacy.sampling": "poisson", "cohort": 3},
+        "poisson": CLIENT | {"privacy.sampling": "poisson", "clients_per_round": 3},
         "fixed": CLIENT
-        | {"privacy.sampling": "fixed", "cohort": 3}
+        | {"privacy.sampling": "fixed", "clients_per_round": 3}
         | {"privacy.noise_multiplier": 24.0},
-        "adaptive": CLIENT | {"privacy.sampling": "full", "cohort": 0} | ADAPTIVE,
+        "adaptive": CLIENT
+        | {"privacy.sampling": "full", "clients_per_round": 0}
+        | ADAPTIVE,
     },
     "record_dp": {
         "poisson": RECORD,
@@ -66,17 +73,17 @@ METHODS |= {
 DIMENSIONS = {
     "method": tuple(METHODS),
     "rule": tuple(registry.RULES),
-    "fold": folds.FOLDS,
+    "fold": aggregators.AGGREGATORS,
     "secure_sum": securesum.MODES,
     "denominator": registry.DENOMINATORS,
 }
-"""Beside the mechanism's own, "variant"."""
+"""The dimensions beside "variant", which is the mechanism's own."""
 Case = tuple[str, ...]
 """(mechanism, variant, method, rule, fold, secure_sum, denominator)."""
 
 
 def table(path) -> None:
-    """Four hospitals, Gaussian classes; every class is at somebody's."""
+    """Four clients with Gaussian classes; some client has every class."""
     rng, rows = np.random.default_rng(0), sum(COUNTS)
     label = np.arange(rows) % CLASSES
     x = rng.normal(size=(rows, FEATURES)) + label[:, None]
@@ -96,7 +103,7 @@ def table(path) -> None:
 def config_of(path, case: Case):
     mechanism, variant, method, rule, fold, secure_sum, denominator = case
     family = registry.METHODS[METHODS[method]["submodel.name"]]
-    # fedbn keeps norms, of which mlp has none.
+    # fedbn keeps norm layers at the client, and mlp has none.
     residual = family.blocks or family.exits or rule == "fedbn"
     config = default.get_config()
     config.update_from_flattened_dict(
@@ -116,7 +123,7 @@ def config_of(path, case: Case):
             "model.resmlp.depth": 2,
             "model.resmlp.norm": "layer",
             "tiers.budget": (0.5, 1.0),
-            "tiers.share": (1.0, 1.0),
+            "tiers.proportions": (1.0, 1.0),
             "local.batch_size": 4,
             "local.epochs": 16,
             "local.learning_rate": 0.01,
@@ -132,8 +139,8 @@ def config_of(path, case: Case):
             "privacy.accountant": "rdp",
             "privacy.secure_sum": secure_sum,
             "privacy.secure.minimum": 2,
-            "robust.fold": fold,
-            "robust.hostile": 0,
+            "robust.aggregator": fold,
+            "robust.num_byzantine": 0,
         }
         | METHODS[method]
         | MECHANISMS[mechanism][variant]
@@ -147,34 +154,37 @@ def config_of(path, case: Case):
 
 @functools.cache
 def _weighing() -> frozenset[str]:
-    """Rules that read losses, which client_dp has with a cap alone."""
+    """Rules that read losses; client_dp accepts them with a cap alone."""
     config = default.get_config()
-    made = {name: rule(config, registry.ALIKE) for name, rule in registry.RULES.items()}
-    return frozenset(name for name, rule in made.items() if "loss" in rule.needs)
+    made = {
+        name: entry.rule(config, registry.NO_GROUPS)
+        for name, entry in registry.RULES.items()
+    }
+    return frozenset(name for name, rule in made.items() if "losses" in rule.reads)
 
 
 def accepted(path, case: Case) -> bool:
-    """Whether the checks let it run, on its data too."""
+    """Whether the checks accept the case, also on its data."""
     config = config_of(path, case)
     try:
         validate.check(config)
-        build.build(config)
+        build.run(config)
     except require.InputError:
         return False
     return True
 
 
 def begins(path, case: Case) -> bool:
-    """Whether it has a first state too: a rule may keep leaves that nobody has."""
+    """Whether the case has a first state: a rule may keep leaves that do not exist."""
     try:
-        train.initial(build.build(config_of(path, case)))
+        resume.init_state(build.run(config_of(path, case)))
     except require.InputError:
         return False
     return True
 
 
 def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
-    """An accepted case, some of whose values are given."""
+    """An accepted case with some fixed values; the others are drawn."""
     rng = np.random.default_rng(seed)
     pools = {"variant": tuple(MECHANISMS[mechanism]), **DIMENSIONS}
     pools |= {name: (value,) for name, value in fixed.items()}
@@ -187,7 +197,7 @@ def sampled(path, mechanism: str, seed: int, **fixed: str) -> Case:
 
 
 def cover(path, mechanism: str) -> list[Case]:
-    """Cases in which every two values meet that are accepted together."""
+    """Cases with every pair of values that is accepted together."""
     variants = tuple(MECHANISMS[mechanism])
     plain = "fixed" if mechanism == "client_dp" else "cover"
     usual = ("heterofl", "size", "mean", "off", plain)
@@ -195,7 +205,8 @@ def cover(path, mechanism: str) -> list[Case]:
     def ok(*values: str) -> bool:
         return accepted(path, (mechanism, *values))
 
-    # A method goes with a mechanism or not, whatever the rest; asked again in the end.
+    # Whether a method suits a mechanism hardly depends on the rest; each chosen case
+    # is checked again in the end.
     methods = [m for m in METHODS if ok(variants[0], m, *usual[1:])]
     rest = [
         (variant, "heterofl", *values)
@@ -228,8 +239,8 @@ def cover(path, mechanism: str) -> list[Case]:
 
 
 def shown(run, *, cases: int, runs: int = 360, canary=tuple(canaries.CANARIES)):
-    """Rows of an audit of two rounds that may be one of so many."""
-    # Of three records, two of which are in a step.
+    """Rows of an audit of two rounds, at the confidence of one among `cases`."""
+    # This client's patient has three records, two of which are in a step.
     party = "1" if run.guarantee.unit == "patient" else None
     settings = audit.Audit(
         canary=canary,
@@ -237,7 +248,7 @@ def shown(run, *, cases: int, runs: int = 360, canary=tuple(canaries.CANARIES)):
         rounds=2,
         runs=runs,
         chunk=runs,
-        alone=False,
+        single_client=False,
         confidence=1 - CLAIM / cases,
     )
     return audit.audit(run, settings)

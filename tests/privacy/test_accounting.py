@@ -7,7 +7,7 @@ import pytest
 
 from fairjax.core import require
 from fairjax.privacy import noise
-from fairjax.privacy.accounting import Mechanism, calibrate, epsilon, spending
+from fairjax.privacy.accounting import Mechanism, calibrate, epsilon, epsilon_by_round
 
 DELTA = 1e-5
 
@@ -15,12 +15,12 @@ DELTA = 1e-5
 @pytest.mark.parametrize(
     ("mechanism", "accountant", "known"),
     [
-        (Mechanism(1.0, rate=0.1), "pld", 7.0466),
-        (Mechanism(1.0, rate=0.1), "rdp", 7.9039),
-        (Mechanism(1.0, rate=0.1, neighbours="replace_one"), "pld", 10.516),
+        (Mechanism(1.0, sampling_rate=0.1), "pld", 7.0466),
+        (Mechanism(1.0, sampling_rate=0.1), "rdp", 7.9039),
+        (Mechanism(1.0, sampling_rate=0.1, neighbours="replace_one"), "pld", 10.516),
         # dp-accounting's 14.05 is for noise of once the sensitivity, which is 2 C.
         (Mechanism(2.0, fixed=(100, 10), neighbours="replace_one"), "rdp", 14.0538),
-        (Mechanism(1.0, rate=0.1, releases=2), "pld", None),
+        (Mechanism(1.0, sampling_rate=0.1, releases=2), "pld", None),
     ],
 )
 def test_known_epsilons_of_a_hundred_rounds(mechanism, accountant, known):
@@ -66,18 +66,18 @@ def test_all_of_n_without_replacement_is_everybody():
 
 
 def test_nothing_is_spent_before_the_first_round_and_more_in_every_round():
-    spent = spending(Mechanism(1.0, rate=0.2), delta=DELTA)
+    spent = epsilon_by_round(Mechanism(1.0, sampling_rate=0.2), delta=DELTA)
     series = [spent(rounds) for rounds in (0, 1, 2, 5)]
     assert series[0] == 0
     assert series == sorted(set(series))
 
 
 def test_without_noise_nothing_is_private():
-    assert epsilon(Mechanism(0.0, rate=0.1), 1, delta=DELTA) == math.inf
+    assert epsilon(Mechanism(0.0, sampling_rate=0.1), 1, delta=DELTA) == math.inf
 
 
 def test_what_overflows_is_paid_for():
-    exact = Mechanism(1.0, rate=0.1)
+    exact = Mechanism(1.0, sampling_rate=0.1)
     spent = [
         epsilon(exact._replace(overflow=p), 100, delta=DELTA)
         for p in (0.0, 1e-13, 1e-12)
@@ -93,7 +93,7 @@ def test_what_overflows_is_paid_for():
 @pytest.mark.slow
 def test_calibrated_noise_of_the_table():
     """q = 0.1, T = 100, epsilon 2; the budget is met and hardly wasted."""
-    make = lambda sigma: [Mechanism(sigma, rate=0.1)]  # noqa: E731
+    make = lambda sigma: [Mechanism(sigma, sampling_rate=0.1)]  # noqa: E731
     sigma = calibrate(make, 100, epsilon=2.0, delta=DELTA)
     assert sigma == pytest.approx(2.248, abs=1e-3)
     assert 1.998 < epsilon(*make(sigma), 100, delta=DELTA) <= 2
@@ -117,14 +117,14 @@ def test_noise_is_calibrated_for_whoever_is_exposed_most():
             "privacy.accountant",
         ),
         (
-            Mechanism(1.0, rate=0.5, neighbours="replace_one"),
+            Mechanism(1.0, sampling_rate=0.5, neighbours="replace_one"),
             "rdp",
             "privacy.accountant",
         ),
         (Mechanism(1.0, neighbours="add_one"), "pld", "privacy.neighbours"),
         (Mechanism(1.0), "moments", "privacy.accountant"),
         (Mechanism(-1.0), "pld", "privacy.noise_multiplier"),
-        (Mechanism(1.0, rate=0.0), "pld", "sampling rate"),
+        (Mechanism(1.0, sampling_rate=0.0), "pld", "sampling rate"),
     ],
 )
 def test_what_cannot_be_accounted_is_refused(mechanism, accountant, field):
@@ -147,26 +147,26 @@ def test_a_budget_that_no_noise_meets_is_refused():
 
 
 def test_noise_that_the_neighbour_cannot_draw_is_in_delta():
-    exact = Mechanism(1.0, rate=0.1, releases=3)
-    ends = exact._replace(numbers=10**6)
-    tail = 100 * 3 * noise.beyond(10**6, 1.0)
+    exact = Mechanism(1.0, sampling_rate=0.1, releases=3)
+    ends = exact._replace(num_coordinates=10**6)
+    tail = 100 * 3 * noise.tail_bound(10**6, 1.0)
     assert ends.tail(100) == pytest.approx(tail)
     assert 0 < tail < 1e-7
     known = epsilon(exact, 100, delta=1e-7 - tail)
     assert epsilon(ends, 100, delta=1e-7) == known > epsilon(exact, 100, delta=1e-7)
     # Another record moves the sum by two clips.
     replaced = ends._replace(neighbours="replace_one")
-    assert replaced.tail(1) == pytest.approx(3 * noise.beyond(10**6, 2.0))
+    assert replaced.tail(1) == pytest.approx(3 * noise.tail_bound(10**6, 2.0))
     assert exact.tail(100) == 0
     assert ends._replace(noise_multiplier=0.0).tail(1) == 1
 
 
 def test_no_epsilon_bounds_laws_that_hardly_meet():
-    """Noise of 0.2 clips ends at 1.9 clips: whoever is 2 away is told for certain."""
+    """Noise of 0.2 clips ends at 1.9 clips: a shift by 2 clips is certain to show."""
     replaced = Mechanism(0.2, neighbours="replace_one")
     settings = {"delta": DELTA, "accountant": "rdp"}
     assert math.isfinite(epsilon(replaced, 1, **settings))
-    assert epsilon(replaced._replace(numbers=1), 1, **settings) == math.inf
+    assert epsilon(replaced._replace(num_coordinates=1), 1, **settings) == math.inf
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0])
@@ -174,7 +174,7 @@ def test_no_epsilon_bounds_laws_that_hardly_meet():
 def test_what_is_said_of_a_tail_covers_a_pair_s_law(spent, shift, monkeypatch):
     """The divergence of two pairs that end at 3, by sums over the plane.
 
-    That of real Gaussians is below it, so that without the tail delta is false.
+    The divergence of real Gaussians is smaller, so delta is false without the tail.
     """
     monkeypatch.setattr(noise, "RADIUS", 3.0)
     ring = math.sqrt(9 + 2 * math.log(2))
@@ -182,7 +182,7 @@ def test_what_is_said_of_a_tail_covers_a_pair_s_law(spent, shift, monkeypatch):
 
     def law(at):
         square = (side[:, None] - at) ** 2 + side**2
-        # All that a real pair has beyond 3 is in the ring, whose half it would have.
+        # The ring has all the mass beyond 3, of which a real pair has half there.
         times = np.where(square <= 9, 1, np.where(square <= ring**2, 2, 0))
         return times * np.exp(-square / 2) / (2 * math.pi) * 0.01**2
 
@@ -190,4 +190,4 @@ def test_what_is_said_of_a_tail_covers_a_pair_s_law(spent, shift, monkeypatch):
     assert here.sum() == pytest.approx(1, abs=1e-4)
     shown = np.maximum(here - math.exp(spent) * there, 0).sum()
     real = gaussian_delta(spent, 1 / shift)
-    assert real + 3e-4 < shown <= real + noise.beyond(1, shift)
+    assert real + 3e-4 < shown <= real + noise.tail_bound(1, shift)

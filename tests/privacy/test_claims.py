@@ -1,6 +1,6 @@
-"""No accepted configuration shows more than it claims; faults in mechanisms do.
+"""No accepted configuration shows more than it claims; planted faults do.
 
-Neighbouring federations run through the product's own round, `privacy.claims`.
+Neighbouring federations run through the library's own round, see `claims`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairjax.core import round
+from fairjax.core import client
 from fairjax.experiment.config import build
 from fairjax.privacy import client_level, means, records
 from tests.privacy import claims
@@ -20,7 +20,7 @@ SMALL = {
     "local_dp": {"method": "fedrolex"},
     "client_dp": {"method": "heterofl", "rule": "term", "secure_sum": "masked"},
 }
-"""Mechanism -> what of its case is not drawn."""
+"""Mechanism -> the values of its case that are fixed, not drawn."""
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def path(tmp_path_factory):
 
 
 def exceeding(path, case, cases):
-    rows = claims.shown(build.build(claims.config_of(path, case)), cases=cases)
-    # More than this many runs can show is no claim to hold.
+    rows = claims.shown(build.run(claims.config_of(path, case)), cases=cases)
+    # The runs could not refute a claim above the ceiling.
     assert all(row["epsilon"] < row["ceiling"] for row in rows), case
     return [(case, row) for row in rows if row["exceeds"]]
 
@@ -54,7 +54,7 @@ def whole(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_claim_of_the_cover_is_exceeded(path, part):
-    """Every two values meet that are accepted together."""
+    """Every pair of values that is accepted together is in some case."""
     cases = whole(path)
     for case in cases[part::PARTS]:
         assert not exceeding(path, case, len(cases))
@@ -69,13 +69,13 @@ def unclipped(tree, bound):
 
 def losses_decide(patch):
     """The guard reads a loss that has no noise."""
-    update = round.client.update
+    update = client.update
 
     def guarded(*args, **settings):
         *rest, info = update(*args, **settings)
         return *rest, info._replace(finite=info.finite & jnp.isfinite(info.loss))
 
-    patch.setattr(round.client, "update", guarded)
+    patch.setattr(client, "update", guarded)
 
 
 def records_are_not_clipped(patch):
@@ -103,7 +103,7 @@ def changes_are_not_clipped(patch):
 
 
 def who_came_divides(patch):
-    """By the weights that came, not by those of everybody."""
+    """The sum is divided by the cohort's weights, not by those of the population."""
     made = client_level.central
 
     def central(population, **settings):
@@ -123,16 +123,16 @@ def who_came_divides(patch):
 
 
 def losses_have_no_noise(patch):
-    release = means.Means.release
+    release = means.TierLossRelease.release
     patch.setattr(
-        means.Means,
+        means.TierLossRelease,
         "release",
         lambda self, key, sums: release(self._replace(noise_multiplier=0.0), key, sums),
     )
 
 
 def nothing_is_guarded(patch):
-    whole = build.build
+    whole = build.run
 
     def built(config):
         run = whole(config)
@@ -140,7 +140,7 @@ def nothing_is_guarded(patch):
             run, spec=dataclasses.replace(run.spec, finite_guard=False)
         )
 
-    patch.setattr(build, "build", built)
+    patch.setattr(build, "run", built)
 
 
 RECORD = ("record_dp", "poisson", "heterofl", "size", "mean", "off", "cover")
@@ -172,5 +172,5 @@ def test_a_planted_fault_is_found(path, fault, monkeypatch):
     config = claims.config_of(path, case)
     if fault is changes_are_not_clipped:
         config.local.learning_rate = 0.1
-    (row,) = claims.shown(build.build(config), cases=len(CASES), canary=(canary,))
+    (row,) = claims.shown(build.run(config), cases=len(CASES), canary=(canary,))
     assert row["exceeds"], row

@@ -1,4 +1,4 @@
-"""Poisson samples in static shapes: their law, their room, their overflow."""
+"""Poisson samples in static shapes: their law, their slots, their overflow."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fairjax.data import federation
+from fairjax.data.cohorts import poisson as poisson_cohort
 from fairjax.privacy import poisson
 
 TIERS = np.array([0, 2, 1, 0, 1, 0, 0, 2])
@@ -14,15 +14,15 @@ TIERS = np.array([0, 2, 1, 0, 1, 0, 0, 2])
 
 @pytest.mark.parametrize(("members", "rate"), [(100, 0.1), (1000, 0.02), (8, 0.5)])
 def test_room_is_the_smallest_that_almost_never_overflows(members, rate):
-    slots, overflow = poisson.room(members, rate)
+    slots, overflow = poisson.capacity(members, rate)
     assert overflow == pytest.approx(binom.sf(slots, members, rate))
     assert overflow <= poisson.OVERFLOW
     assert slots == members or binom.sf(slots - 1, members, rate) > poisson.OVERFLOW
 
 
 def test_everybody_fits_for_certain():
-    assert poisson.room(7, 1.0) == (7, 0.0)
-    assert poisson.room(3, 0.5) == (3, 0.0)
+    assert poisson.capacity(7, 1.0) == (7, 0.0)
+    assert poisson.capacity(3, 0.5) == (3, 0.0)
 
 
 def test_the_threshold_never_draws_more_often_than_asked():
@@ -73,7 +73,7 @@ def test_more_slots_than_members_are_padding():
 
 @pytest.mark.parametrize("slots", [8, (4, 2, 2)])
 def test_a_poisson_cohort(slots):
-    one = lambda n: federation.poisson(jax.random.key(1), n, TIERS, 0.25, slots)  # noqa: E731
+    one = lambda n: poisson_cohort(jax.random.key(1), n, TIERS, 0.25, slots)  # noqa: E731
     cohorts = jax.jit(jax.vmap(one))(jnp.arange(2000))
     seen = np.zeros((2000, 9), int)
     at = np.where(cohorts.valid, cohorts.client, 8)

@@ -2,7 +2,6 @@
 
 import functools
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax.core import client, losses, trees
-from fairjax.core.types import Batch, Examples
+from fairjax.core import batching, client, losses, trees
+from fairjax.core.types import Batch, ClientData
 from fairjax.privacy import poisson
-from fairjax.privacy.records import Records
+from fairjax.privacy.records import DPSGD
 from fairjax.submodels.heterofl import heterofl
+from tests import fakes
 
 MODEL = fakes.small_mlp(hidden=(8,))
 DATA = fakes.federation(counts=(16, 7, 23, 5), seed=3)
 PARAMS = fakes.drawn(MODEL, DATA.x[:1])
-PLAIN = Records(1.0, 0.0, batch_size=4, slots=None, microbatch=4)
+PLAIN = DPSGD(1.0, 0.0, batch_size=4, slots=None, microbatch=4)
 
 
 def loss_of(params, rows):
@@ -163,8 +163,8 @@ def trainer(local, who, tier=1, patient=None):
 
     def run(seed):
         key = jax.random.key(seed)
-        kept = local.method.units(key, jnp.asarray(0), PARAMS, member)
-        examples = Examples(
+        kept = local.method.submodel(key, jnp.asarray(0), PARAMS, member)
+        examples = ClientData(
             DATA.x, DATA.y, DATA.offset[who], DATA.count[who], patient=patient
         )
         return client.update(
@@ -173,7 +173,7 @@ def trainer(local, who, tier=1, patient=None):
             None,
             kept,
             examples,
-            member=member,
+            client=member,
             round=jnp.asarray(0),
             local=local,
         )
@@ -205,9 +205,9 @@ def test_every_key_and_every_step_draws_noise_of_its_own():
 
 
 def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
-    slots, overflow = poisson.room(23, 4 / 23)
+    slots, overflow = poisson.capacity(23, 4 / 23)
     dp = PLAIN._replace(slots=slots)
-    examples = Examples(DATA.x, jnp.arange(51), DATA.offset[2], DATA.count[2])
+    examples = ClientData(DATA.x, jnp.arange(51), DATA.offset[2], DATA.count[2])
     one = lambda key: dp.batch(key, examples, 23)  # noqa: E731
     drawn = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 3000))
     seen = np.zeros((3000, 52), int)
@@ -223,7 +223,7 @@ def test_poisson_batches_draw_every_record_alike_and_never_a_stranger():
 
 def test_a_hospital_smaller_than_a_batch_is_whole_in_every_step():
     dp = PLAIN._replace(slots=16, batch_size=8)
-    examples = Examples(DATA.x, DATA.y, DATA.offset[3], DATA.count[3])
+    examples = ClientData(DATA.x, DATA.y, DATA.offset[3], DATA.count[3])
     drawn = dp.batch(jax.random.key(0), examples, 23)
     assert int(drawn.where.sum()) == 5
     wide = dp._replace(clip=1e6)
@@ -234,7 +234,7 @@ def test_a_hospital_smaller_than_a_batch_is_whole_in_every_step():
 
 
 def test_poisson_batches_train():
-    """On average they take the step of whole epochs."""
+    """Their mean step is that of whole epochs."""
     local = local_of(PLAIN._replace(clip=1e6, slots=16), epochs=1)
     local = local._replace(optimizer=optax.sgd(1e-3))
     train = trainer(local, 0)
@@ -257,10 +257,11 @@ def test_a_trained_tree_of_zeros_moves_nothing():
 def test_that_a_hospital_sends_does_not_follow_from_its_losses():
     """One record of finite, huge loss: the sum over steps is infinite, the change not.
 
-    It moves no step, as the norm of its gradient overflows, and must not stop them.
+    The record moves no step, as the norm of its gradient overflows, and it must not
+    stop the steps.
     """
     who, first = 3, int(DATA.offset[3])
-    examples = Examples(
+    examples = ClientData(
         DATA.x.at[first].set(jnp.zeros(6).at[0].set(3e38)),
         DATA.y,
         DATA.offset[who],
@@ -268,7 +269,7 @@ def test_that_a_hospital_sends_does_not_follow_from_its_losses():
     )
     local = local_of(PLAIN._replace(batch_size=8), batch_size=8, epochs=120)
     member = fakes.member(who, 1, DATA)
-    kept = local.method.units(jax.random.key(0), jnp.asarray(0), PARAMS, member)
+    kept = local.method.submodel(jax.random.key(0), jnp.asarray(0), PARAMS, member)
 
     @jax.jit
     def run(examples):
@@ -278,7 +279,7 @@ def test_that_a_hospital_sends_does_not_follow_from_its_losses():
             None,
             kept,
             examples,
-            member=member,
+            client=member,
             round=jnp.asarray(0),
             local=local,
         )
@@ -303,8 +304,8 @@ BY_PATIENT = PLAIN._replace(slots=16, per_patient=3)
 
 
 def sampled(number, dp=BY_PATIENT, who=2, x=None, seed=4):
-    """That many batches of patients; labels number the records, of all hospitals."""
-    examples = Examples(
+    """Batches of patients; the label of a record is its index among all records."""
+    examples = ClientData(
         DATA.x if x is None else x,
         jnp.arange(len(DATA.y)),
         DATA.offset[who],
@@ -320,7 +321,7 @@ def test_a_batch_draws_patients_alike_each_with_some_of_its_records():
     drawn = sampled(3000)
     row = np.asarray(drawn.y).reshape(3000, 16, 3)
     where = np.asarray(drawn.where).reshape(3000, 16, 3)
-    # A slot is one patient's, a row too many repeats a record of the same one.
+    # A slot belongs to one patient; a surplus row repeats a record of that patient.
     assert np.all(PATIENT[row] == PATIENT[row[..., :1]])
     number = np.arange(len(PATIENT))
     inside = (number >= 23) & (number < 46)
@@ -342,7 +343,7 @@ def test_a_batch_draws_patients_alike_each_with_some_of_its_records():
 
 
 def test_which_of_the_records_are_drawn_does_not_follow_from_who_is():
-    """A record of patient 1 comes as often beside patient 0 as without."""
+    """A record of patient 1 is drawn as often with patient 0 as without."""
     drawn = sampled(3000, seed=5)
     row = np.where(np.asarray(drawn.where), np.asarray(drawn.y), -1)
     first = 23 + np.flatnonzero(PATIENT[23:46] == 1)[0]
@@ -360,7 +361,7 @@ def patients_rows(x, valid):
 
 @pytest.mark.parametrize("microbatch", [1, 3, 50])
 def test_the_gradient_is_the_loop_over_patients(microbatch):
-    """Each one's mean over its rows, clipped once; nobody is in the third slot."""
+    """Each patient's mean over its rows, clipped once; the third slot is empty."""
     valid = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1], bool)
     dp = BY_PATIENT._replace(clip=2.0, microbatch=microbatch)
     batch = patients_rows(DATA.x[:12], valid)
@@ -451,11 +452,11 @@ def test_patients_of_one_record_each_train_as_records_do(most):
 
 
 def test_an_epoch_passes_over_patients():
-    """Eight of them in lots of four, not 23 records."""
+    """Eight patients in lots of four, not 23 records."""
     local = local_of(BY_PATIENT)
-    plan = client.plan(
+    plan = batching.local_schedule(
         np.asarray(DATA.count), batch_size=4, epochs=2, units=np.array([1, 3, 8, 1])
     )
-    assert (plan.steps, plan.longest) == (4, 23)
-    _, _, _, info = trainer(local._replace(plan=plan), 2, patient=PATIENT)(0)
+    assert (plan.steps, plan.max_records) == (4, 23)
+    _, _, _, info = trainer(local._replace(schedule=plan), 2, patient=PATIENT)(0)
     assert int(info.steps) == 4

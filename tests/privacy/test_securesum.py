@@ -1,10 +1,9 @@
-"""Sums modulo 2^32 against NumPy, for every set of drop-outs, and what refuses them."""
+"""Sums modulo 2^32 against NumPy, for every set of drop-outs, and their refusals."""
 
 import dataclasses
 import functools
 import itertools
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fairjax.core import aggregate, layout, require, round
-from fairjax.core.types import Cohort, Member, Population, Sent
-from fairjax.fairness import weights
+from fairjax.core.protocols import Population
+from fairjax.core.types import ClientView, Cohort, Upload
+from fairjax.fairness.tilted import term
 from fairjax.privacy import client_level, securesum
 from fairjax.privacy.clip import Adaptive
-from fairjax.privacy.means import Means
+from fairjax.privacy.means import TierLossRelease
 from fairjax.submodels.heterofl import heterofl
+from tests import fakes
 
 KEY = jax.random.key(5)
 BITS = 20
@@ -94,7 +95,7 @@ def test_the_order_of_the_cohort_changes_no_bit():
 
 
 def test_masked_vectors_are_uniform():
-    """Of zeros, by chi-squared over 64 cells of the high and of the low bits."""
+    """Masked zeros, by chi-squared over 64 cells of the high and of the low bits."""
     zeros = {"a": jnp.zeros((3, 4000), jnp.uint32)}
     sent = np.asarray(masked(cohort(3), zeros)["a"])
     for vector in sent:
@@ -127,13 +128,13 @@ def test_no_sum_that_is_let_in_wraps(n, bits, seed):
     top = securesum.levels(bits)
     if n * top >= 2**31:
         with pytest.raises(require.InputError, match="bits"):
-            securesum.check_room(bits, n)
+            securesum.check_capacity(bits, n)
         return
-    securesum.check_room(bits, n)
+    securesum.check_capacity(bits, n)
     for sign in (-1.0, 1.0):
         one = securesum.quantise(jnp.full(1, sign * 7.0), 1.0, bits)
         total = (np.asarray(one, np.int64) * n) % 2**32
-        back = securesum.restore(jnp.asarray(total, jnp.uint32), 1.0, bits)
+        back = securesum.dequantise(jnp.asarray(total, jnp.uint32), 1.0, bits)
         assert float(back[0]) == pytest.approx(sign * n, rel=1e-6)
 
 
@@ -144,7 +145,7 @@ def test_quantising_is_off_by_half_a_step_per_client(seed, bits):
     bound = 0.5
     whole = securesum.quantise(jnp.asarray(values), bound, bits)
     total = jnp.sum(whole, axis=0, dtype=jnp.uint32)
-    got = np.asarray(securesum.restore(total, bound, bits))
+    got = np.asarray(securesum.dequantise(total, bound, bits))
     exact = np.clip(values, -bound, bound).astype(np.float64).sum(0)
     step = bound / securesum.levels(bits)
     assert np.abs(got - exact).max() <= 6 / 2 * step * (1 + 1e-3) + 1e-6
@@ -156,7 +157,7 @@ def test_quantising_is_off_by_half_a_step_per_client(seed, bits):
 def federated(mode, private=None, **settings):
     model = fakes.small_mlp()
     method = heterofl(model.axes, (0.25, 0.5, 1.0), scaler=False, masked_loss=False)
-    spec = fakes.spec(model, method._replace(private=private))
+    spec = fakes.spec(model, method._replace(scopes=private))
     protection = aggregate.OPEN
     if mode != "off":
         protection = securesum.secure(protection, mode=mode, **(SECURE | settings))
@@ -182,7 +183,7 @@ def heads_of_tiers(params):
 def test_masked_is_quantised_bit_by_bit():
     """In another layout, with copies of tiers, a padded slot and a drop-out.
 
-    A hospital whose change is no number agreed on masks and never sends.
+    A client whose change is NaN agreed on masks and never sends.
     """
     spec, data = federated("masked", private=heads_of_tiers)
     data = dataclasses.replace(data, x=data.x.at[int(data.offset[1])].set(jnp.nan))
@@ -192,7 +193,7 @@ def test_masked_is_quantised_bit_by_bit():
     under_masks, info = step(start, data, cohort)
     assert np.asarray(info.valid).tolist() == [True, False, False, True]
     assert fakes.equal(under_masks.params, quantised.params)
-    assert fakes.equal(under_masks.private, quantised.private)
+    assert fakes.equal(under_masks.leaf_copies, quantised.leaf_copies)
     assert not fakes.equal(quantised.params, start.params)
 
 
@@ -209,7 +210,7 @@ def test_quantised_sums_train_as_open_ones():
 
 
 def test_what_too_few_hold_stays():
-    """Of hidden0 one hospital holds the last eight units, three hold four more."""
+    """One client has the last eight units of hidden0, and three have four more."""
     start, new = stepped("quantized", minimum=4)
     moved = np.asarray(
         new.params["hidden0"]["kernel"] - start.params["hidden0"]["kernel"]
@@ -222,7 +223,7 @@ def test_a_cohort_below_the_minimum_changes_nothing():
     few = fakes.cohort(valid=[True, False, False, False])
     start, new = stepped("quantized", few, private=heads_of_tiers)
     assert fakes.equal(new.params, start.params)
-    assert fakes.equal(new.private, start.private)
+    assert fakes.equal(new.leaf_copies, start.leaf_copies)
 
 
 @pytest.mark.parametrize(
@@ -242,15 +243,15 @@ P = 300
 
 
 def clipped_by(rounding, update, bits, clips, valid=True):
-    """The integers that a hospital sends, and the norm that they stand for."""
+    """The integers that a client sends, and the norm that they stand for."""
     population = Population(jnp.zeros(1, jnp.int32), jnp.ones(1), 1.0)
-    secret = securesum.Sums("quantized", bits, 2, rounding)
+    secret = securesum.SecureSum("quantized", bits, 2, rounding)
     protection = client_level.central(
-        population, clip=clips, noise_multiplier=1.0, secret=secret
+        population, clip=clips, noise_multiplier=1.0, secure_sum=secret
     )
     ones = jnp.ones((), jnp.int32)
-    member = Member(ones * 0, ones * 0, jnp.asarray(valid), ones, jnp.ones(2, int))
-    message = Sent({"a": jnp.asarray(update)}, {"a": jnp.ones(P)}, {})
+    member = ClientView(ones * 0, ones * 0, jnp.asarray(valid), ones, jnp.ones(2, int))
+    message = Upload({"a": jnp.asarray(update)}, {"a": jnp.ones(P)}, {})
     one, start = jnp.ones(()), protection.init()
     whole, _ = protection.protect(KEY, start, cohort(1), member, message, one, one)
     integers = np.asarray(whole[0]["a"]).astype(np.uint32).view(np.int32)
@@ -265,7 +266,7 @@ def clipped_by(rounding, update, bits, clips, valid=True):
     flat=st.booleans(),
 )
 def test_integers_keep_the_norm_that_a_change_is_clipped_to(seed, bits, clip, flat):
-    """Of a tier whose clip is below the largest, on the largest one's grid."""
+    """In a tier whose clip is below the largest, on the grid of the largest."""
     rng = np.random.default_rng(seed)
     update = rng.normal(size=P) * 10.0 ** rng.uniform(-3, 3)
     update = (np.sign(update) * 1e6 if flat else update).astype(np.float32)
@@ -274,7 +275,7 @@ def test_integers_keep_the_norm_that_a_change_is_clipped_to(seed, bits, clip, fl
 
 
 def test_rounded_to_the_nearest_many_small_entries_exceed_the_clip():
-    """The measurement of the test above finds what it is there to find."""
+    """The measurement of the test above detects the wrong rounding."""
     top = securesum.levels(8)
     small = np.concatenate([[1.0], np.full(P - 1, 0.6 / top)]).astype(np.float32)
     clip = float(np.linalg.norm(small))
@@ -293,31 +294,33 @@ TIERS = jnp.asarray([0, 1, 2, 1])
 
 
 def hidden(mode, minimum=1, noise=0.0):
-    """Changes, a count and losses of tiers, as open sums or as secret ones."""
+    """A spec whose sums of changes, counts and losses are open or secret."""
     model = fakes.small_mlp()
     method = heterofl(model.axes, (0.25, 0.5, 1.0), scaler=False, masked_loss=False)
     secret = None
     if mode != "off":
-        secret = securesum.Sums(mode, BITS, minimum, jnp.trunc)
+        secret = securesum.SecureSum(mode, BITS, minimum, jnp.trunc)
     protection = client_level.central(
         Population(TIERS, jnp.ones(4), 1.0),
         clip=(1.0,) * 3,
         noise_multiplier=noise,
-        adaptive=Adaptive(expected=4.0, count_noise=1e-6),
-        means=Means(2.0, 1e-6, jnp.asarray([1.0, 2.0, 1.0]), jnp.asarray([10, 12, 23])),
-        secret=secret,
+        adaptive=Adaptive(expected_clients=4.0, count_noise=1e-6),
+        loss_release=TierLossRelease(
+            2.0, 1e-6, jnp.asarray([1.0, 2.0, 1.0]), jnp.asarray([10, 12, 23])
+        ),
+        secure_sum=secret,
     )
     return fakes.spec(
         model,
-        method._replace(private=heads_of_tiers),
-        rule=weights.term(t=1.0),
+        method._replace(scopes=heads_of_tiers),
+        rule=term(t=1.0),
         protection=protection,
         epochs=1,
     )
 
 
 def hidden_round(mode, valid=(True,) * 4, laid=None, **settings):
-    """A round in which hospital 1 drops out: its change is no number."""
+    """A round in which client 1 drops out: its change is NaN."""
     data = fakes.federation()
     broken = data.x.at[int(data.offset[1])].set(jnp.nan)
     data = dataclasses.replace(data, x=broken)
@@ -337,7 +340,7 @@ def test_secret_sums_of_clipped_changes_are_the_open_ones():
     _, plain = hidden_round("off", valid)
     start, quantised = hidden_round("quantized", valid)
     _, under_masks = hidden_round("masked", valid, layout.scanned())
-    for part in ("params", "private", "protection"):
+    for part in ("params", "leaf_copies", "protection"):
         whole, secret = getattr(quantised, part), getattr(under_masks, part)
         assert fakes.equal(secret, whole)
         assert fakes.gap(whole, getattr(plain, part)) < 1e-4
@@ -345,7 +348,7 @@ def test_secret_sums_of_clipped_changes_are_the_open_ones():
 
 
 def test_what_is_left_out_follows_from_the_population_whoever_comes():
-    """Of hidden0 one hospital holds the last eight units, three hold four more."""
+    """One client has the last eight units of hidden0, and three have four more."""
     for valid in ((True,) * 4, (False, True, True, False)):
         start, new = hidden_round("quantized", valid, minimum=3, noise=1e-7)
         moved = np.asarray(

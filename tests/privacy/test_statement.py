@@ -5,9 +5,11 @@ import math
 import pytest
 
 from fairjax.privacy import statement
-from fairjax.privacy.statement import Facts
+from fairjax.privacy.statement import GuaranteeFacts
 
-FACTS = Facts("client_dp", "client", 2.0, 1e-5, 1e-14, 100, 1.0, "poisson", "zero_out")
+FACTS = GuaranteeFacts(
+    "client_dp", "client", 2.0, 1e-5, 1e-14, 100, 1.0, "poisson", "zero_out"
+)
 
 
 def said(**changes):
@@ -50,7 +52,10 @@ def test_what_an_epsilon_does_not_cover_is_named(mechanism):
         ({"tail": 2e-7}, "2.0% of delta is for noise"),
         ({"delta": 2e-3}, "delta 0.002 is above a tenth of 1 / 100"),
         ({"sampling": "fixed", "neighbours": "replace_one"}, "by two clips"),
-        ({"shared": 7, "hospitals": 3, "unit": "patient"}, "7 patients are at several"),
+        (
+            {"shared_patients": 7, "clients_per_patient": 3, "unit": "patient"},
+            "7 patients are at several",
+        ),
     ],
 )
 def test_what_is_easily_mistaken_is_noted_where_it_holds(changes, note):
@@ -61,10 +66,10 @@ def test_what_is_easily_mistaken_is_noted_where_it_holds(changes, note):
 
 def test_a_run_that_starts_from_another_one_s_model_says_what_that_spent():
     spent = {"mechanism": "record_dp", "epsilon": 3.0}
-    note = statement.origin("runs/a", spent, same=True)
+    note = statement.origin("runs/a", spent, same_data=True)
     assert "runs/a, which spent epsilon 3 under record_dp" in note
     assert "of the same records both epsilons and both deltas add up" in note
-    open_ = statement.origin("runs/b", {"mechanism": "none"}, same=False)
+    open_ = statement.origin("runs/b", {"mechanism": "none"}, same_data=False)
     assert "trained without privacy" in open_
-    unknown = statement.origin("runs/c", spent | {"epsilon": None}, same=False)
+    unknown = statement.origin("runs/c", spent | {"epsilon": None}, same_data=False)
     assert "spent an epsilon" in unknown

@@ -1,10 +1,10 @@
 """Networks, losses, gradients and federated means in plain NumPy, for references.
 
-Nothing of fairjax is used. A parameter tree is a dictionary of layers, each a
-dictionary of float64 arrays, named as the models name theirs. A loss is written as its
-source prints it, and its gradient is taken by complex steps, which no subtraction
-rounds: df/dw = Im f(w + ih) / h at h = 1e-30 (Squire and Trapp 1998). Losses therefore
-use nothing that complex numbers do not have: comparisons are of real parts.
+The module does not use fairjax. A parameter tree is a dictionary of layers, each a
+dictionary of float64 arrays, with the names of the models. A loss is written as its
+source prints it. Complex steps give its gradient without the rounding of a subtraction:
+df/dw = Im f(w + ih) / h at h = 1e-30 (Squire and Trapp 1998). Losses therefore use only
+operations that complex numbers have; comparisons are of real parts.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def plain(tree):
 
 
 def each(f, *trees):
-    """f of the arrays that stand at the same place in trees of dictionaries."""
+    """f of the arrays at the same place in trees of dictionaries."""
     if isinstance(trees[0], dict):
         return {name: each(f, *(tree[name] for tree in trees)) for name in trees[0]}
     return f(*trees)
@@ -53,7 +53,7 @@ def leaves(tree):
 
 
 def gap(got, expected):
-    """Largest absolute difference between a fairjax tree and one from here."""
+    """Largest absolute difference between a fairjax tree and a NumPy tree."""
     got, expected = named(plain(got)), named(expected)
     assert got.keys() == expected.keys()
     return max(np.abs(got[path] - expected[path]).max() for path in got)
@@ -113,8 +113,8 @@ def cross_entropy(logits, y):
 
 
 def divergence(teacher, pupil, temperature=1.0):
-    """KL(teacher || pupil), summed over classes, mean over records; no gradient of the
-    teacher: its imaginary part is dropped."""
+    """KL(teacher || pupil), summed over classes, mean over records. The teacher has no
+    gradient: its imaginary part is dropped."""
     p, q = (log_softmax(z / temperature) for z in (teacher.real, pupil))
     return (np.exp(p) * (p - q)).sum(axis=1).mean()
 
@@ -138,8 +138,7 @@ def gradient(loss, params):
 
 
 def descend(loss, params, *, steps, rate, momentum=0.0, decay=0.0, clip=None):
-    """SGD as PyTorch has it: the norm is clipped, decay joins the gradient, momentum
-    sums both."""
+    """PyTorch's SGD: clipping, then decay added to the gradient, then momentum."""
     speed = each(np.zeros_like, params)
     for _ in range(steps):
         slope = gradient(loss, params)
@@ -163,9 +162,9 @@ def at(tree, path):
 
 
 def places(path, leaf, dims, units):
-    """Where a smaller leaf lies in a leaf.
+    """Indices of a smaller leaf in a leaf.
 
-    dims: {path: name per dimension or None}.  units: {name: kept units}.
+    dims: {path: name per dimension or None}.  units: {name: units of the sub-model}.
     """
     if not leaf.ndim:
         return ()
@@ -179,7 +178,7 @@ def places(path, leaf, dims, units):
 
 
 def cut(params, dims, units, without=()):
-    """The smaller network: the kept units of every leaf, and no layer in `without`."""
+    """The smaller network: the given units of every leaf, and no layer in `without`."""
     return nested(
         {
             path: leaf[places(path, leaf, dims, units)]
@@ -190,7 +189,8 @@ def cut(params, dims, units, without=()):
 
 
 def averaged(params, clients, dims):
-    """The next model: a coordinate is the mean over those who send it, else as it was.
+    """The next model: the mean over the clients that send a coordinate, else its old
+    value.
 
     clients: (smaller tree after training, units of it that are sent, weight) each; a
     leaf that a client does not send is not in its tree.

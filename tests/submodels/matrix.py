@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from fairjax.core import client
-from fairjax.core.types import Examples
+from fairjax.core.types import ClientData
 from fairjax.models import cnn, mlp, resmlp, resnet, vit
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.dynamicfl import dynamicfl
@@ -28,8 +28,8 @@ from fairjax.submodels.fedrolex import fedrolex
 from fairjax.submodels.fjord import fjord
 from fairjax.submodels.heterofl import heterofl
 from fairjax.submodels.inclusivefl import inclusivefl
-from fairjax.submodels.ladder import ladder
 from fairjax.submodels.lora import adapt, lora
+from fairjax.submodels.mixed import mixed
 from fairjax.submodels.nefl import nefl
 from fairjax.submodels.partial import partial
 from fairjax.submodels.scalefl import scalefl
@@ -64,10 +64,10 @@ METHODS = {
     "fjord distilled": lambda axes: fjord(axes, BUDGET, distill=True),
     "lora": lambda axes: lora(axes, BUDGET),
     "dynamicfl": lambda axes: dynamicfl(axes, (0, 1, 2), **BRANCHES),
-    "ladder": lambda axes: ladder(axes, BUDGET, **LADDER, **BRANCHES),
+    "mixed": lambda axes: mixed(axes, BUDGET, **LADDER, **BRANCHES),
     "partial": lambda axes: partial(axes, BUDGET, mode="rolling"),
     "depthfl": lambda axes: depthfl(axes, BUDGET, **DEPTHFL),
-    # What a tier learns from another is the server's affair.
+    # The server shares between tiers, which training does not see.
     "inclusivefl": lambda axes: inclusivefl(axes, BUDGET, stages=(), beta=0.0),
     "scalefl": lambda axes: scalefl(axes, BUDGET, 10, **SCALEFL),
     "nefl": lambda axes: nefl(axes, BUDGET, width=(), dropped=(1, 1, 0)),
@@ -83,12 +83,12 @@ VARIANTS = {
     "resnet batch",
 }
 """Not in the cover: methods that train as another one does, on other units, and a model
-of whose layers every one is in another."""
+whose layers all occur in another model."""
 UNFIT = {
     "mlp": ("partial", "depthfl", "inclusivefl", "scalefl", "nefl"),
     "cnn": ("partial", "inclusivefl", "nefl"),
 }
-"""Model -> methods that ask for more blocks than it has."""
+"""Model -> methods that need more blocks than it has."""
 EXITS, STEP_SIZES = ("depthfl", "inclusivefl", "scalefl"), ("nefl",)
 
 
@@ -150,7 +150,7 @@ MODELS = {
 }
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
-    # Decay touches what has no gradient, and momentum remembers it.
+    # Decay moves coordinates without a gradient, and momentum accumulates it.
     "momentum": optax.chain(
         optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9)
     ),
@@ -166,7 +166,7 @@ CASES = [
 
 
 def cover():
-    """Cases without variants in which every two values meet that meet at all."""
+    """Cases without variants that cover every possible pair of values."""
 
     def pairs(case):
         return set(itertools.combinations(enumerate(case), 2))
@@ -202,15 +202,15 @@ def gap(method, model, optimizer, clip):
         spec = fakes.spec(
             network, rule, optimizer=step, counts=fakes.COUNTS[WHO:][:1], epochs=1
         )
-        assert spec.local.plan.steps == STEPS
+        assert spec.local.schedule.steps == STEPS
         params = fakes.drawn(network, data.x[:1], np.float64)
         member = fakes.member(WHO, TIER, data)
         number = jnp.asarray(ROUND)
-        examples = Examples(data.x, data.y, data.offset[WHO], data.count[WHO])
+        examples = ClientData(data.x, data.y, data.offset[WHO], data.count[WHO])
 
         @jax.jit
         def both(params):
-            kept = rule.units(jax.random.key(2), number, params, member)
+            kept = rule.submodel(jax.random.key(2), number, params, member)
             memory = None if rule.memory is None else rule.memory.init(params)
             masked, sliced = (
                 update(
@@ -219,7 +219,7 @@ def gap(method, model, optimizer, clip):
                     memory,
                     kept,
                     examples,
-                    member=member,
+                    client=member,
                     round=number,
                     local=spec.local,
                 )

@@ -1,5 +1,5 @@
-"""A residual network in bare functions: blocks, exits and step sizes on the small
-federation, named as `types.Axes` asks of deep models."""
+"""A residual network in bare functions, with blocks, exits and step sizes, on the small
+federation; its names follow `types.Axes`."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.core import client
-from fairjax.core.types import Axes, Examples, LeafAxes, Member, Model, Outputs
+from fairjax.core.types import Axes, ClientData, ClientView, LeafAxes, Model, Outputs
 from fairjax.submodels import depth
 from tests import fakes
 
@@ -56,7 +56,7 @@ def residual(
         tuple(place[n] for n in fixed if n in place),
     )
 
-    # Whatever the key: constants need no compilation.
+    # Constants for any key, which need no compilation.
     def init(key, x):
         def one(path, leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -73,8 +73,10 @@ def residual(
     def affine(layer, x):
         return x @ layer["kernel"] + layer["bias"]
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
-        scale = 1 if kept is None or kept.scale is None else kept.scale
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
+        scale = 1 if submodel is None or submodel.scale is None else submodel.scale
         x, exits = affine(params["stem"], x), []
         for number in numbers:
             block = params[f"block{number}"]
@@ -86,8 +88,8 @@ def residual(
         if not ends:
             return Outputs(affine(params["head"], x), ())
         logits = exits[-1]
-        if kept is not None:
-            present = depth.exits(axes, kept)
+        if submodel is not None:
+            present = depth.exits(axes, submodel)
             last = len(ends) - 1 - jnp.argmax(present[::-1])
             logits = jnp.stack(exits)[last]
         return Outputs(logits, tuple(exits))
@@ -109,7 +111,7 @@ def residual(
 
 def member(data, who, tier):
     number = jnp.asarray
-    return Member(
+    return ClientView(
         number(who), number(tier), number(True), data.count[who], data.labels[who]
     )
 
@@ -125,12 +127,12 @@ def trained(spec, tier, *, sliced=False, who=1, params=None, round=0):
     run = client.update
     if sliced:
         run = functools.partial(client.update_sliced, size=method.size(tier))
-    run = functools.partial(run, member=one, round=round, local=spec.local)
+    run = functools.partial(run, client=one, round=round, local=spec.local)
 
     @jax.jit
     def train(params):
-        kept = method.units(jax.random.key(5), round, params, one)
-        examples = Examples(data.x, data.y, data.offset[who], data.count[who])
+        kept = method.submodel(jax.random.key(5), round, params, one)
+        examples = ClientData(data.x, data.y, data.offset[who], data.count[who])
         delta, cover, _, info = run(jax.random.key(5), params, None, kept, examples)
         whole = jax.tree.map(lambda c, p: jnp.broadcast_to(c, p.shape), cover, params)
         return delta, whole, info

@@ -1,7 +1,7 @@
-"""The product's own rounds in float64, beside which `by_hand` has its references.
+"""fairjax's own rounds in float64, for comparison with references from `by_hand`.
 
-Four hospitals, of which two lack a class; every step sees all of a hospital's records,
-so that no shuffling enters.
+Two of the four clients lack a class. Every step uses all records of a client, so
+shuffling has no effect.
 """
 
 import dataclasses
@@ -13,19 +13,19 @@ import numpy as np
 import optax
 
 from fairjax.core import layout, round
-from fairjax.core.types import Federation, Member
+from fairjax.core.types import ClientView, FederatedData
 from fairjax.fairness import weights
 from tests import fakes
 from tests.submodels.by_hand import each, plain
 
 COUNTS, TIERS, CLASSES, FEATURES = (10, 7, 23, 5), (0, 1, 2, 1), 3, 6
 LACKS = {1: 2, 3: 0}
-"""Hospital -> the class that it lacks."""
+"""Client -> the class that it lacks."""
 TIGHT = 1e-9
 
 
 def records():
-    """[(x, y), ..] of the hospitals, in float64."""
+    """[(x, y), ...] of the clients, in float64."""
     rng = np.random.default_rng(7)
     found = []
     for who, count in enumerate(COUNTS):
@@ -36,10 +36,10 @@ def records():
 
 
 def federation():
-    """The same records as the product takes them."""
+    """The same records as fairjax takes them."""
     x, y = (np.concatenate(parts) for parts in zip(*records(), strict=True))
     labels = [np.bincount(y, minlength=CLASSES) for _, y in records()]
-    return Federation(
+    return FederatedData(
         jnp.asarray(x),
         jnp.asarray(y, jnp.int32),
         jnp.zeros((len(y), 0), jnp.int32),
@@ -55,7 +55,7 @@ def drawn(model, seed=3):
 
 
 def member(who):
-    """A hospital as a method sees it."""
+    """A client as a method sees it."""
     return jax.tree.map(lambda leaf: leaf[who], everybody())
 
 
@@ -63,7 +63,7 @@ def everybody():
     data = federation()
     who = jnp.arange(len(COUNTS), dtype=jnp.int32)
     tier = jnp.asarray(TIERS, jnp.int32)
-    return Member(who, tier, who >= 0, data.count, data.labels)
+    return ClientView(who, tier, who >= 0, data.count, data.labels)
 
 
 def wide(f):
@@ -82,13 +82,13 @@ def federated(
 ):
     """(spec, states): the state before each of these rounds, and after it.
 
-    Consecutive rounds go on from each other; another number starts anew from `params`.
+    Consecutive rounds continue each other; any other number starts again from `params`.
     """
     spec = fakes.spec(
         model,
         method,
         rule=rule or weights.uniform(),
-        server=method.server(server or optax.sgd(1.0), 1.0),
+        server=method.server.optimizer(server or optax.sgd(1.0), 1.0),
         optimizer=optimizer,
         counts=COUNTS,
         batch_size=max(COUNTS),

@@ -1,4 +1,4 @@
-"""Branches by hand, and the sum that never changes: expand, merge, regroup."""
+"""Branches by hand, and the sum that `expand`, `merge` and `regroup` do not change."""
 
 import functools
 
@@ -13,11 +13,11 @@ from jax.extend.core import jaxprs_in_params
 
 from fairjax.core import trees
 from fairjax.models import lenet, resmlp, resnet, vit
-from fairjax.submodels import branches
+from fairjax.submodels import branches, families, preconditioner
 from fairjax.submodels.branches import Form
 from tests import fakes
 
-EVERY = Form(branches.FAMILIES, rank=2)
+EVERY = Form(families.FAMILIES, rank=2)
 
 
 def small_resnet(channels=(8, 8), blocks=(1, 1)):
@@ -38,9 +38,9 @@ MODELS = {
 
 
 def random_psi(family, kernel, bias, groups=1, seed=0):
-    """Everything random, biases too: drawn branches start with biases of 0."""
+    """Random parameters, biases too; `branches.draw` sets biases to 0."""
     rng = np.random.default_rng(seed)
-    shapes = branches.shapes(family, kernel, bias=bias, rank=2, groups=groups)
+    shapes = families.shapes(family, kernel, bias=bias, rank=2, groups=groups)
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
@@ -51,9 +51,9 @@ def test_tau_by_hand():
     rng = np.random.default_rng(0)
     shape = (3, 3, 2, 2)
     with jax.enable_x64(True):
-        for family in branches.CONV:
+        for family in families.CONV:
             psi = random_psi(family, shape, bias=True)
-            kernel, bias = branches.tau(family, psi, shape)
+            kernel, bias = families.tau(family, psi, shape)
             expected, shift = np.zeros(shape), np.asarray(psi["bias"])
             if family == "1x1":
                 expected[1, 1] = psi["kernel"][0, 0]
@@ -75,26 +75,26 @@ def test_tau_by_hand():
             np.testing.assert_allclose(bias, shift, atol=1e-12)
         matrix = rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
         psi = {"first": jnp.asarray(matrix[0]), "second": jnp.asarray(matrix[1])}
-        kernel, bias = branches.tau("lowrank", psi, (4, 3))
+        kernel, bias = families.tau("lowrank", psi, (4, 3))
         np.testing.assert_allclose(kernel, matrix[0] @ matrix[1], atol=1e-12)
         assert bias is None
 
 
 def test_which_families_fit():
-    fit = lambda kernel: {f for f in branches.FAMILIES if branches.fits(f, kernel)}  # noqa: E731
-    conv = set(branches.CONV)
+    fit = lambda kernel: {f for f in families.FAMILIES if families.fits(f, kernel)}  # noqa: E731
+    conv = set(families.CONV)
     assert fit((3, 3, 4, 4)) == conv
     assert fit((3, 3, 4, 8)) == conv - {"scale"}
     assert fit((1, 1, 4, 4)) == set()
-    assert fit((4, 4)) == set(branches.LINEAR)
+    assert fit((4, 4)) == set(families.LINEAR)
     assert fit((4, 8)) == {"linear", "lowrank"}
-    assert branches.fits("scale", (3, 3, 2, 8), groups=4)
+    assert families.fits("scale", (3, 3, 2, 8), groups=4)
 
 
 @pytest.mark.parametrize("family", ["1x1-KxK", "lowrank"])
 def test_a_drawn_branch_has_the_size_of_a_fresh_layer(family):
     """The output of either map keeps the variance of its input."""
-    kernel = (3, 3, 32, 64) if family in branches.CONV else (32, 64)
+    kernel = (3, 3, 32, 64) if family in families.CONV else (32, 64)
     layer = branches.Layer(0, "c", kernel, True, jnp.float32)
     form = Form((family,), rank=64)
     psi = branches.draw(jax.random.key(0), [layer], form)["c"][f"0_{family}"]
@@ -106,7 +106,7 @@ def test_a_drawn_branch_has_the_size_of_a_fresh_layer(family):
 
 
 def test_the_inner_width_of_a_sequence_is_a_share_of_its_inputs():
-    shapes = functools.partial(branches.shapes, "1x1-KxK", (3, 3, 10, 4), bias=True)
+    shapes = functools.partial(families.shapes, "1x1-KxK", (3, 3, 10, 4), bias=True)
     assert shapes()["first"] == (1, 1, 10, 10)
     narrow = shapes(inner=0.25, groups=2)
     assert narrow["first"] == (1, 1, 10, 6)
@@ -114,7 +114,7 @@ def test_the_inner_width_of_a_sequence_is_a_share_of_its_inputs():
     assert narrow["between"] == (6,)
     rng = np.random.default_rng(0)
     psi = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in narrow.items()}
-    kernel, _ = branches.tau("1x1-KxK", psi, (3, 3, 10, 4), groups=2)
+    kernel, _ = families.tau("1x1-KxK", psi, (3, 3, 10, 4), groups=2)
     first = psi["first"][0, 0].reshape(10, 2, 3)
     for output in range(4):
         own = first[:, output // 2] @ psi["second"][..., output].reshape(9, 3).T
@@ -151,10 +151,10 @@ def test_heads_and_skipped_parts_have_no_branches():
     names = branches.layers(model.axes, ("attention", "patch"))
     assert names == ("block0/inner", "block0/outer", "block1/inner", "block1/outer")
     assert "block0/attention/query" in branches.layers(model.axes, ("patch",))
-    # A 1 x 1 shortcut is a layer that no family fits.
+    # No family fits a 1 x 1 shortcut.
     model, shape = small_resnet((8, 16), (1, 1)), (1, 8, 8, 1)
     names = branches.layers(model.axes)
-    table = branches.admitted(fakes.drawn(model, jnp.zeros(shape)), names, EVERY)
+    table = branches.existing_slots(fakes.drawn(model, jnp.zeros(shape)), names, EVERY)
     assert not np.any(table[names.index("stage1_block0/shortcut")])
 
 
@@ -162,7 +162,7 @@ def test_heads_and_skipped_parts_have_no_branches():
 
 
 def grown(name, dtype, seed):
-    """A model, and three draws of which slots live, about two thirds each."""
+    """A model, and three draws of the alive slots, about two thirds each."""
     model, shape = MODELS[name]
     plain = fakes.drawn(model, jnp.zeros((1, *shape)), dtype, seed)
     names = branches.layers(model.axes, ("attention", "patch"))
@@ -204,8 +204,8 @@ def test_expand_and_regroup_change_no_output(name, dtype, bound):
             local = branches.expand(
                 jax.random.key(0), plain, alive[0], layers=names, form=EVERY
             )
-            # As after training: every parameter of a living branch has moved.
-            living = branches.living(local)
+            # As after training: every parameter of an alive branch has moved.
+            living = branches.branch_mask(local)
             local["branches"] = jax.tree.map(
                 lambda leaf, on: leaf + 0.3 * on, local["branches"], living
             )
@@ -252,7 +252,7 @@ def test_expand_changes_no_output_at_full_size(name):
     x = jax.random.normal(jax.random.key(1), shape)
     plain = jax.jit(model.init)(jax.random.key(0), x)
     names = branches.layers(model.axes)
-    alive = branches.admitted(plain, names, EVERY).astype(jnp.float32)
+    alive = branches.existing_slots(plain, names, EVERY).astype(jnp.float32)
 
     @jax.jit
     def both(plain, alive):
@@ -263,7 +263,9 @@ def test_expand_changes_no_output_at_full_size(name):
         return merged, *(model.apply(p, x, train=True).logits for p in (plain, merged))
 
     merged, before, after = both(plain, alive)
-    kernels = [trees.named(tree)[f"{names[1]}/kernel"] for tree in (merged, plain)]
+    kernels = [
+        trees.leaves_by_path(tree)[f"{names[1]}/kernel"] for tree in (merged, plain)
+    ]
     assert relative(*([kernel] for kernel in kernels)) < 1e-5
     assert relative(after, before) < 1e-4
 
@@ -273,7 +275,7 @@ def test_regroup_keeps_what_lives_and_ends_what_does_not(seed, model):
     _, plain, names, alive = grown(model, np.float32, seed)
     local = _expand(plain, alive[0], names)
     after = _regroup(local, alive[1], names)
-    admitted = branches.admitted(plain, names, EVERY)
+    admitted = branches.existing_slots(plain, names, EVERY)
     wanted = alive[1] * admitted.astype(jnp.float32)
     assert fakes.equal(after["alive"], dict(zip(names, wanted, strict=True)))
     for layer, slots in after["branches"].items():
@@ -306,7 +308,7 @@ def test_without_a_living_branch_nothing_changes_at_all():
 
 
 def test_known_dead_branches_are_not_there():
-    """What a bill is made of: only the living cost anything."""
+    """Only alive branches add to the cost."""
     _, plain, names, alive = grown("mlp", np.float32, 1)
     known = branches.expand(
         jax.random.key(0), plain, alive[0], layers=names, form=EVERY
@@ -322,7 +324,7 @@ def test_known_dead_branches_are_not_there():
 
 
 def test_the_product_of_a_dead_sequence_is_left_out():
-    """It is made inside a condition, and on the way back too."""
+    """A condition skips dead sequences, in the backward pass too."""
     _, plain, names, alive = grown("mlp", np.float32, 1)
     local = _expand(plain, alive[0], names)
 
@@ -363,7 +365,7 @@ def test_no_two_branches_are_alike():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_branches_make_of_a_gradient(dtype):
     """3 x 3 kernels with each set of branches, and a matrix with both of its own."""
-    form = Form((*branches.ONE_MAP, "KxK"))
+    form = Form((*families.ONE_MAP, "KxK"))
     rng = np.random.default_rng(0)
     with jax.enable_x64(dtype is np.float64):
         g = {
@@ -372,11 +374,11 @@ def test_what_branches_make_of_a_gradient(dtype):
             "other": {"kernel": rng.normal(size=(2, 3))},
         }
         g = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), g)
-        at = branches.zeros(branches.present(g, ("c", "m")), form)
+        at = branches.zeros(branches.layers_of(g, ("c", "m")), form)
 
         @jax.jit
         def turned(alive):
-            turn = branches.scale_by_branches({"c": alive, "m": alive}, at)
+            turn = preconditioner.scale_by_branches({"c": alive, "m": alive}, at)
             return turn.update(g, turn.init(g))[0]
 
         def expected(alive):
@@ -390,7 +392,7 @@ def test_what_branches_make_of_a_gradient(dtype):
             more[:, 1] += on["Kx1"] * kernel[:, 1]
             more += on["1x1-avg"] * kernel.sum((0, 1)) / 81
             more[1, 1] += on["scale"] * np.diag(np.diag(kernel[1, 1]))
-            # All but "linear" stand beside the convolution, with a bias each.
+            # All families but "linear" fit the convolution, with a bias each.
             number = sum(on.values()) - on["linear"]
             bias, matrix = np.asarray(g["c"]["bias"]), np.asarray(g["m"]["kernel"])
             return {
@@ -416,7 +418,7 @@ def test_a_linear_branch_is_a_learning_rate(family):
 
 
 def test_a_sequence_is_one_for_its_first_step_alone():
-    # The first step of both parts meets in a product of second order.
+    # The first step changes both factors: their product is of second order.
     assert _apart(("1x1-KxK",), steps=1, rate=1e-6) < 1e-10
     assert _apart(("1x1-KxK",), steps=4) > 1e-4
 
@@ -446,7 +448,7 @@ def _apart(families, steps, rate=0.05):
             local = branches.expand(
                 jax.random.key(0), plain, alive, layers=("c",), form=form
             )
-            scale = branches.scale_by_branches(local["alive"], local["branches"])
+            scale = preconditioner.scale_by_branches(local["alive"], local["branches"])
             other = plain
             for _ in range(steps):
                 grads = jax.grad(lambda t: loss(branches.effective(t)))(local)

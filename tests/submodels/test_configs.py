@@ -1,4 +1,4 @@
-"""One config per method: each runs, ends finite and bills every tier."""
+"""One config per method: each runs, ends finite and has a cost for every tier."""
 
 import importlib.util
 import math
@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from configs import default
-from fairjax.experiment import train
+from fairjax.experiment import costs, resume, train
 from fairjax.experiment.config import build, registry
 
 CONFIGS = sorted((pathlib.Path(default.__file__).parent / "submodels").glob("*.py"))
@@ -34,12 +34,12 @@ def smoke(path):
 
 
 FIRST = "dynamicfl"
-"""What `make test` trains; `make verify` trains all."""
+"""The config that `make test` trains; `make verify` trains all configs."""
 
 
-def rise(bills, config):
-    assert len(bills) == len(config.tiers.budget)
-    assert 0 < bills[0]["flops_train"] <= bills[-1]["flops_train"]
+def costs_rise(costs, config):
+    assert len(costs) == len(config.tiers.budget)
+    assert 0 < costs[0]["flops_train"] <= costs[-1]["flops_train"]
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def rise(bills, config):
     [path for path in CONFIGS if path.stem != FIRST],
     ids=lambda path: path.stem,
 )
-def test_a_config_is_built_and_billed(path):
+def test_a_config_is_built_and_has_costs(path):
     config = smoke(path)
-    run = build.build(config)
-    rise(train.bills(run, train.initial(run)), config)
+    run = build.run(config)
+    costs_rise(costs.tier_costs(run, resume.init_state(run)), config)
 
 
 @pytest.mark.usefixtures("unfinal")
@@ -66,7 +66,7 @@ def test_a_config_runs_two_rounds(path, tmp_path):
     config = smoke(path)
     result = train.train(config, tmp_path / "run")
     assert int(result.state.round) == 2
-    rise(result.summary["tiers"], config)
+    costs_rise(result.summary["tiers"], config)
     for tier in range(len(config.tiers.budget)):
         accuracy = result.metrics[f"eval/accuracy/submodel_{tier}"]
         assert math.isfinite(accuracy)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from fairjax.core import layout, losses, require, round
-from fairjax.core.types import Axes, Kept, LeafAxes, Member, Model, Outputs
+from fairjax.core.types import Axes, ClientView, LeafAxes, Model, Outputs, Submodel
 from fairjax.fairness import weights
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.fedavg import fedavg
@@ -27,7 +27,7 @@ def depths(model=MODEL, budget=BUDGET, **options):
 def spec(model=MODEL, **options):
     method = depths(model, **options)
     return fakes.spec(
-        model, method, epochs=1, server=method.server(optax.sgd(1.0), 1.0)
+        model, method, epochs=1, server=method.server.optimizer(optax.sgd(1.0), 1.0)
     )
 
 
@@ -88,14 +88,16 @@ def test_a_deployed_prefix_answers_with_the_mean_of_its_exits():
     z = jnp.arange(18.0).reshape(3, 2, 3) ** 2
     outputs = Outputs(z[1], tuple(z))
     method = depths()
-    kept = method.units(
+    kept = method.submodel(
         jax.random.key(0),
         jnp.asarray(0),
         {},
-        Member(*map(jnp.asarray, (0, 1, True, 3, [1, 1, 1]))),
+        ClientView(*map(jnp.asarray, (0, 1, True, 3, [1, 1, 1]))),
     )
     np.testing.assert_allclose(method.predict(outputs, kept), (z[0] + z[1]) / 2)
-    np.testing.assert_allclose(method.predict(outputs, Kept()), z.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        method.predict(outputs, Submodel()), z.mean(0), rtol=1e-6
+    )
     np.testing.assert_array_equal(depths(ensemble=False).predict(outputs, kept), z[1])
 
 
@@ -114,7 +116,7 @@ def test_one_exit_is_fedavg_of_a_model_with_one_exit():
 
 
 def test_exclusive_trains_one_depth_and_leaves_out_the_poor():
-    """It is the federation in which all that can have that depth."""
+    """Equal to a federation of the clients that can carry that depth."""
     model, data, ends = residual(hidden=(6, 6)), fakes.federation(), []
     budget = (0.3, 0.5, 1.0)
     alone = depths(model, budget, exclusive=1)
@@ -153,7 +155,7 @@ def test_bad_stages_are_refused():
 
 ALPHA = 0.5
 DECAY = 0.9
-"""Of the server's learning rate per round."""
+"""Server learning rate per round."""
 
 
 def numpy_feddyn(rounds, cohorts, clients):
@@ -203,7 +205,7 @@ def test_feddyn_is_its_paper_s_over_two_rounds():
         rule=weights.uniform(),
         batch_size=32,
         epochs=2,
-        server=method.server(optax.sgd(1.0), 0.5),
+        server=method.server.optimizer(optax.sgd(1.0), 0.5),
         server_schedule=lambda finished: DECAY ** finished.astype(jnp.float32),
     )
     step = jax.jit(

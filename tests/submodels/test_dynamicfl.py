@@ -1,4 +1,4 @@
-"""DynamicFL: what branches leave alone, what they train, and which are alive."""
+"""DynamicFL: what branches do not change, what they train, and which are alive."""
 
 import functools
 
@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairjax.core import client, layout, require, round
-from fairjax.core.types import Examples
+from fairjax.core import batching, client, layout, objectives, require, round
+from fairjax.core.types import ClientData
 from fairjax.submodels import branches, cost
-from fairjax.submodels.dynamicfl import dynamicfl, level, plan
+from fairjax.submodels.dynamicfl import dynamicfl
 from fairjax.submodels.fedavg import fedavg
-from fairjax.submodels.ladder import ladder
+from fairjax.submodels.mixed import mixed
+from fairjax.submodels.structures import first_slots, plan
 from tests import fakes
 
 MODEL = fakes.small_mlp()
@@ -34,7 +35,7 @@ def method(number=NUMBER, **options):
 
 
 def trained(spec, tier, who=0, memory=None, rate=1.0):
-    """What `client.update` gives for one client of a tier."""
+    """The result of `client.update` for one client of a tier."""
     rule, data = spec.local.method, DATA
     params = fakes.drawn(MODEL, data.x[:1])
     memory = rule.memory.init(params) if memory is None else memory
@@ -42,29 +43,29 @@ def trained(spec, tier, who=0, memory=None, rate=1.0):
 
     @jax.jit
     def run(params, memory):
-        kept = rule.units(jax.random.key(2), jnp.asarray(0), params, member)
+        kept = rule.submodel(jax.random.key(2), jnp.asarray(0), params, member)
         return client.update(
             jax.random.key(5),
             params,
             memory,
             kept,
-            Examples(data.x, data.y, data.offset[who], data.count[who]),
-            member=member,
+            ClientData(data.x, data.y, data.offset[who], data.count[who]),
+            client=member,
             round=jnp.asarray(0),
             local=spec.local,
-            rate=rate,
+            lr_scale=rate,
         )
 
     return run(params, memory)
 
 
 def local_trees(rule):
-    """The method, handing back its local tree before and after training."""
+    """The method; its update is the local tree before and after training."""
 
     def leave(before, after, update):
         return {"before": before, "after": after}, update
 
-    return rule._replace(leave=leave)
+    return rule._replace(local=rule.local._replace(to_update=leave))
 
 
 # ---------------------------------------------------------------------- nothing is lost
@@ -85,7 +86,7 @@ def test_a_round_without_learning_rate_changes_nothing_at_all(options):
 
 
 def test_no_tier_with_branches_is_fedavg():
-    assert method((0, 0, 0)).enter is None
+    assert method((0, 0, 0)).local.to_local is None
     spec, other = fakes.spec(MODEL, method()), fakes.spec(MODEL, fedavg(MODEL.axes))
     # Beside tiers that have branches, one without trains the plain model.
     plain = trained(spec, 0)[0]
@@ -95,11 +96,13 @@ def test_no_tier_with_branches_is_fedavg():
 
 
 def test_everybody_receives_one_model():
-    """No tier keeps a leaf or drops a unit: what is deployed is what travels."""
+    """No tier owns a leaf or drops a unit: every tier deploys the plain model."""
     rule = method()
-    assert rule.private is None
+    assert rule.scopes is None
     for tier in range(3):
-        kept = rule.units(jax.random.key(0), jnp.asarray(0), {}, fakes.member(0, tier))
+        kept = rule.submodel(
+            jax.random.key(0), jnp.asarray(0), {}, fakes.member(0, tier)
+        )
         assert kept.forward is None
         assert kept.update is None
 
@@ -111,7 +114,7 @@ def test_living_branches_move_and_dead_ones_never():
     rule = local_trees(method())
     trees_, _, _, info = trained(fakes.spec(MODEL, rule, epochs=1), 1)
     before, after = trees_["before"], trees_["after"]
-    # One branch per layer on average; without a past, from the bottom.
+    # One branch per layer on average; without a past they start at the bottom.
     assert table(after["alive"]).tolist() == [[1, 1, 0], [0, 0, 0]]
     assert fakes.equal(before["alive"], after["alive"])
     for layer in LAYERS:
@@ -137,7 +140,7 @@ def test_branches_of_one_family_stay_apart():
 
 @pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_epoch_trains(epochs):
-    """The released code's first epoch trained nothing."""
+    """In the released code the first epoch trains nothing."""
     rule = method((1, 1, 1))
     delta, _, _, info = trained(fakes.spec(MODEL, rule, epochs=epochs), 0)
     assert int(info.steps) == 3 * epochs
@@ -155,7 +158,7 @@ def test_branches_of_linear_families_are_learning_rates():
     ]
     ours, theirs = (trained(fakes.spec(MODEL, rule), 0)[0] for rule in both)
     assert fakes.gap(ours, theirs) < 1e-5
-    # Two same-shape branches triple the rate of the kernels and biases they stand at.
+    # Two branches of the same shape triple the rate of their kernels and biases.
     plain = fakes.spec(MODEL, fedavg(MODEL.axes), epochs=1, optimizer=optax.sgd(1e-4))
     one, two = (
         trained(fakes.spec(MODEL, rule, epochs=1, optimizer=optax.sgd(1e-4)), 0)[0]
@@ -181,19 +184,21 @@ def test_branches_of_linear_families_are_learning_rates():
     ],
 )
 def test_sensitivity_is_the_mean_of_the_last_epoch(kind):
-    """At rate 0 the tree stands still, so that every step can be taken by hand."""
+    """At rate 0 the tree does not move, so that every step can be computed by hand."""
     rule = method((3, 3, 3), sensitivity=kind)
     spec = fakes.spec(MODEL, rule, epochs=2)
     memory = trained(spec, 2, rate=0.0)[2]
     local = trained(fakes.spec(MODEL, local_trees(rule)), 2, rate=0.0)[0]["before"]
-    examples = Examples(DATA.x, DATA.y, DATA.offset[0], DATA.count[0])
-    order = client.stream(
-        jax.random.fold_in(jax.random.key(5), 1), DATA.count[0], spec.local.plan.stream
+    examples = ClientData(DATA.x, DATA.y, DATA.offset[0], DATA.count[0])
+    order = batching.stream(
+        jax.random.fold_in(jax.random.key(5), 1),
+        DATA.count[0],
+        spec.local.schedule.stream_length,
     )
 
     @jax.jit
     def gradient(step):
-        batch = client.batch(examples, order, step, 4)
+        batch = batching.batch(examples, order, step, 4)
 
         def loss(tree):
             logits = MODEL.apply(branches.effective(tree), batch.x).logits
@@ -234,11 +239,11 @@ def planned(sensitivity, alive, number, admitted=None, moved=0.5):
     sensitivity, alive = (np.asarray(v, np.float32) for v in (sensitivity, alive))
     admitted = np.ones(alive.shape, bool) if admitted is None else admitted
     return np.asarray(
-        _plan(sensitivity, alive, np.asarray(admitted), number, moved=moved)
+        _plan(sensitivity, alive, np.asarray(admitted), number, move_share=moved)
     )
 
 
-_plan = jax.jit(plan, static_argnames="moved")
+_plan = jax.jit(plan, static_argnames="move_share")
 
 
 def test_without_a_past_slots_fill_bottom_to_top():
@@ -251,7 +256,7 @@ def test_without_a_past_slots_fill_bottom_to_top():
 def test_redundant_branches_move_to_the_important_layer():
     sensitivity = [[1, 2, 0], [0, 9, 0], [3, 0, 0]]
     alive = [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-    # The two least sensitive go; the layer of the most sensitive gets both.
+    # The two least sensitive are merged; both new ones join the most sensitive layer.
     got = planned(sensitivity, alive, 4)
     assert got.tolist() == [[0, 0, 0], [1, 1, 1], [1, 0, 0]]
     assert planned(sensitivity, alive, 4, moved=0.0).tolist() == alive
@@ -280,7 +285,7 @@ def test_a_plan_spends_the_budget_on_slots_that_exist(seed, number, moved):
             jnp.asarray(alive.astype(np.float32)),
             jnp.asarray(admitted),
             jnp.asarray(number),
-            moved=moved,
+            move_share=moved,
         )
     got = np.asarray(got) > 0
     assert got.sum() == min(number, admitted.sum())
@@ -294,12 +299,12 @@ def test_a_plan_spends_the_budget_on_slots_that_exist(seed, number, moved):
 
 def test_a_level_structure_is_alike_in_every_layer():
     admitted = jnp.asarray([[1, 0, 1, 1], [1, 1, 1, 1]], bool)
-    got = level(admitted, jnp.asarray(2))
+    got = first_slots(admitted, jnp.asarray(2))
     assert got.tolist() == [[1, 0, 1, 0], [1, 1, 0, 0]]
 
 
 def test_the_next_round_is_planned_from_what_was_remembered():
-    """All branches move, or, in a fixed structure, none does."""
+    """All branches move; in a fixed structure none does."""
     rule = local_trees(method((1, 1, 1), moved=1.0))
     past = {
         "alive": jnp.asarray([[1.0, 1, 0], [0, 0, 0]]),
@@ -308,7 +313,7 @@ def test_the_next_round_is_planned_from_what_was_remembered():
     spec = fakes.spec(MODEL, rule, epochs=1)
     alive = table(trained(spec, 0, memory=past)[0]["after"]["alive"])
     assert alive.sum() == 2
-    # All are moved, none of them to where it was.
+    # All branches move, none to its old slot.
     assert not np.any(alive * past["alive"])
     fixed = local_trees(method((1, 1, 1), structure="fixed"))
     after = trained(fakes.spec(MODEL, fixed, epochs=1), 0, memory=past)[0]["after"]
@@ -320,10 +325,10 @@ def test_the_next_round_is_planned_from_what_was_remembered():
 
 @pytest.mark.parametrize("structure", ["sensitivity", "random"])
 def test_random_structures_ask_no_sensitivity(structure):
-    """Which of two branches stays hangs on the key, or on what they did."""
+    """The key, or the sensitivities, decide which of two branches stays."""
     rule = method((1, 1, 1), structure=structure, moved=0.5)
     params, member = fakes.drawn(MODEL, DATA.x[:1]), fakes.member(0, 0)
-    kept = rule.units(jax.random.key(0), jnp.asarray(0), params, member)
+    kept = rule.submodel(jax.random.key(0), jnp.asarray(0), params, member)
     whole = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), params)
     past = {
         "alive": jnp.asarray([[1.0, 1, 0], [0, 0, 0]]),
@@ -332,7 +337,7 @@ def test_random_structures_ask_no_sensitivity(structure):
 
     @jax.jit
     def stays(key):
-        local, _ = rule.enter(key, params, kept, past, whole, whole)
+        local, _ = rule.local.to_local(key, params, kept, past, whole, whole)
         return local["alive"][LAYERS[0]][:2]
 
     which = {tuple(stays(jax.random.key(i)).tolist()) for i in range(12)}
@@ -342,7 +347,7 @@ def test_random_structures_ask_no_sensitivity(structure):
 @pytest.mark.slow
 def test_a_ladder_reaches_below_and_above_the_plain_model():
     model = fakes.small_mlp((8,))
-    rule = ladder(
+    rule = mixed(
         model.axes,
         (0.5, 1.0, 1.0),
         kinds=("width", "plain", "plain"),
@@ -371,12 +376,12 @@ def test_branches_cost_a_step_and_no_record():
     params = fakes.drawn(MODEL, DATA.x[:1])
     for tier in range(3):
         member = fakes.member(0, tier)
-        kept = rule.units(jax.random.key(0), jnp.asarray(0), params, member)
+        kept = rule.submodel(jax.random.key(0), jnp.asarray(0), params, member)
         bills.append(
-            cost.ledger(
+            cost.client_cost(
                 MODEL,
                 rule,
-                client.mean_cross_entropy(),
+                objectives.mean_cross_entropy(),
                 optax.sgd(0.1, momentum=0.9),
                 params,
                 kept,
@@ -394,7 +399,7 @@ def test_branches_cost_a_step_and_no_record():
     assert poor["flops_step"] == 0
     # Tier 1 has "linear" and "lowrank" at the bottom layer; a b is in * rank * out.
     multiply_adds = 6 * 4 * 16
-    # Its gradients with respect to a and b, and the biases' share.
+    # The gradients with respect to a and b, and the share of the biases.
     assert middle["flops_step"] >= 3 * 2 * multiply_adds
     assert middle["flops_step"] <= 3 * 2 * (multiply_adds + 2 * 4 * 16)
 
@@ -414,13 +419,13 @@ def test_branches_cost_a_step_and_no_record():
             "a family that fits one of hidden0, hidden1",
         ),
         (
-            lambda: ladder(
+            lambda: mixed(
                 MODEL.axes, (0.5, 1.0), kinds=(), cut=(), blocks=(), number=(1, 1)
             ),
             "tiers.branches: expected 0 for tier 0",
         ),
         (
-            lambda: ladder(
+            lambda: mixed(
                 MODEL.axes, (0.5, 1.0), kinds=(), cut=(), blocks=(), number=(1,)
             ),
             "2 values, as tiers.budget",

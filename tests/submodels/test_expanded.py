@@ -1,4 +1,4 @@
-"""A collapsed kernel is its branches run side by side; with norms, only sometimes."""
+"""A collapsed kernel equals branches side by side; with norms, only sometimes."""
 
 import functools
 
@@ -10,7 +10,7 @@ from hypothesis import given
 
 from fairjax.core.types import Moments
 from fairjax.models import layers
-from fairjax.submodels import branches, expanded
+from fairjax.submodels import expanded, families
 from fairjax.submodels.expanded import EPSILON, Branch, Conv
 
 PADDINGS = ("VALID", "SAME", "asymmetric")
@@ -30,11 +30,11 @@ def padding_of(name, taps, stride):
 @st.composite
 def cases(draw):
     """(family, kernel shape, conv, with a bias)."""
-    family = draw(st.sampled_from(branches.FAMILIES))
+    family = draw(st.sampled_from(families.FAMILIES))
     groups = draw(st.sampled_from([1, 2, 3]))
     inputs = 2
     outputs = inputs * groups * (1 if family == "scale" else draw(st.integers(1, 2)))
-    matrix = family in branches.LINEAR and (family != "scale" or draw(st.booleans()))
+    matrix = family in families.LINEAR and (family != "scale" or draw(st.booleans()))
     if matrix:
         return family, (inputs, outputs), Conv(groups=groups), draw(st.booleans())
     taps = draw(st.sampled_from([(3, 3), (2, 2), (4, 3), (2, 5)]))
@@ -48,13 +48,13 @@ def cases(draw):
 def test_every_branch_is_a_convolution_with_its_tau(case):
     family, kernel, conv, bias = case
     with jax.enable_x64(True):
-        shapes = branches.shapes(family, kernel, bias=bias, groups=conv.groups)
+        shapes = families.shapes(family, kernel, bias=bias, groups=conv.groups)
         psi = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes.items())}
         x = normal(9, (2, *SIZE[: len(kernel) - 2], kernel[-2] * conv.groups))
 
         @jax.jit
         def both(psi, x):
-            kernels, offset = branches.tau(family, psi, kernel, conv.groups)
+            kernels, offset = families.tau(family, psi, kernel, conv.groups)
             y = expanded.convolve(x, kernels, conv)
             y = y if offset is None else y + offset
             return y, expanded.parallel(family, psi, x, kernel, conv)
@@ -74,7 +74,7 @@ def plain_layer(x, kernel, bias):
 
 
 def noisy(tree):
-    """As training leaves it."""
+    """The tree plus noise, as after training."""
     leaves, structure = jax.tree.flatten(tree)
     moved = [leaf + 0.3 * normal(i, leaf.shape) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, moved)
@@ -82,7 +82,7 @@ def noisy(tree):
 
 @functools.cache
 def figures():
-    """Every claim's two sides from one program, on two batches."""
+    """Both sides of every claim from one program, on two batches."""
 
     @jax.jit
     def run(plain, batches):
@@ -94,9 +94,9 @@ def figures():
         mine, moments = block(trained, x)
         others, of_other = block(trained, other)
         stacked = jax.tree.map(lambda *pair: jnp.stack(pair), moments, of_other)
-        average = expanded.reestimated(stacked)
+        average = expanded.average_moments(stacked)
         released = {
-            family: expanded.fresh(family, branch.psi, KERNEL, jnp.float64)
+            family: expanded.fresh_branch(family, branch.psi, KERNEL, jnp.float64)
             for family, branch in start.items()
         }
         standard = jax.tree.map(
@@ -139,7 +139,7 @@ def test_by_given_moments_a_block_is_its_fold_bias_included():
     made = figures()
     _, bias = made["kernel and bias"]
     assert away(made["given"], made["given, merged"]) < 1e-12
-    # Without the bias, as released, all outputs are off by it.
+    # Without the bias, as released, all outputs lack it.
     without = made["given, merged"] - bias
     assert away(without, made["given"]) > 0.1
     np.testing.assert_allclose(
@@ -186,7 +186,7 @@ def test_norms_of_scale_1_keep_it_by_given_moments_alone():
 
 def test_a_norm_is_the_models_batch_norm():
     x = normal(0, (5, *SIZE, 4)).astype(np.float32)
-    branch = expanded.fresh("scale", {}, (3, 3, 4, 4), np.float32)
+    branch = expanded.fresh_branch("scale", {}, (3, 3, 4, 4), np.float32)
     norm = {"scale": normal(1, 4), "bias": normal(2, 4)}
     norm = jax.tree.map(lambda leaf: leaf.astype(np.float32), norm)
     conv = Conv(padding=((1, 1), (1, 1)))
@@ -203,14 +203,14 @@ def test_a_norm_is_the_models_batch_norm():
 
 
 def test_without_norms_side_by_side_is_collapsed_with_gradients():
-    """At any branches and any base: nothing here is an expansion of anything."""
+    """For any base and branches, not only expansions."""
     with jax.enable_x64(True):
         base = {"kernel": normal(0, KERNEL), "bias": normal(1, KERNEL[-1:])}
         psi = {
             family: {
                 name: normal(10 * i + j, shape)
                 for j, (name, shape) in enumerate(
-                    branches.shapes(family, KERNEL, bias=True, groups=2).items()
+                    families.shapes(family, KERNEL, bias=True, groups=2).items()
                 )
             }
             for i, family in enumerate((*expanded.BLOCK, "KxK"))
@@ -226,7 +226,7 @@ def test_without_norms_side_by_side_is_collapsed_with_gradients():
         def collapsed(base, psi, x):
             kernel, bias = base["kernel"], base["bias"]
             for family, own in psi.items():
-                part, offset = branches.tau(family, own, KERNEL, CONV.groups)
+                part, offset = families.tau(family, own, KERNEL, CONV.groups)
                 kernel, bias = kernel + part, bias + offset
             return plain_layer(x, kernel, bias)
 

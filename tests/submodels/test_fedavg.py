@@ -1,4 +1,4 @@
-"""The baselines: one width for all, for the able, or one per tier."""
+"""The baselines: one width for all, one for capable clients, or one per tier."""
 
 import functools
 
@@ -37,7 +37,7 @@ def one_round(mode, cohort, tier=0):
 
 
 def among(clients, tier):
-    """All four slots on one tier, of which only these clients count."""
+    """All four slots on one tier; only these clients are valid."""
     return fakes.cohort(tiers=(tier,) * 4, valid=[k in clients for k in range(4)])
 
 
@@ -65,18 +65,18 @@ def test_exclusive_leaves_out_the_poor():
 
 
 def test_decoupled_tiers_never_mix():
-    """Each is the federation of its own clients; the plain model stays as it was."""
+    """Each tier is the federation of its own clients; the plain model does not move."""
     start, end, _ = one_round("decoupled", ALL)
     assert fakes.equal(start.params, end.params)
     for tier, clients in enumerate([(0,), (1, 3), (2,)]):
-        got = scopes.gather(end.private, end.params, fakes.member(0, tier))
+        got = scopes.gather(end.leaf_copies, end.params, fakes.member(0, tier))
         _, alone, _ = one_round(None, among(clients, tier))
         assert fakes.gap(got, alone.params) < 1e-6
         assert moved(start.params, got) == list(range((4, 8, 16)[tier]))
 
 
 def test_the_whole_model_is_trained_at_every_budget():
-    kept = fedavg(MODEL.axes, BUDGET).units(
+    kept = fedavg(MODEL.axes, BUDGET).submodel(
         jax.random.key(0), jnp.asarray(0), None, fakes.member()
     )
     assert kept.forward is None

@@ -13,7 +13,7 @@ AXES = fakes.small_mlp().axes
 
 
 def drawn(shared, rounds=200, client=0):
-    """{axis: kept [rounds, tier, units]}, and one `Kept`."""
+    """{axis: 0/1 units [rounds, tier, units]}, and one `Submodel`."""
     method = federated_dropout(
         AXES, BUDGET, shared=shared, scaler=False, masked_loss=False
     )
@@ -22,7 +22,7 @@ def drawn(shared, rounds=200, client=0):
 
     def one(key, tier):
         member = someone._replace(tier=tier)
-        return method.units(key, jnp.asarray(0), None, member).forward.axes
+        return method.submodel(key, jnp.asarray(0), None, member).forward.axes
 
     every = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
     kept = jax.jit(every)(jax.random.split(jax.random.key(0), rounds), jnp.arange(3))
@@ -38,7 +38,7 @@ def test_every_draw_has_the_size_of_its_tier_and_every_unit_its_turn():
 
 
 def test_axes_are_drawn_apart():
-    """A draw of hidden1 is no function of the one of hidden0."""
+    """The draw of hidden1 does not follow from that of hidden0."""
     kept = drawn(shared=False)
     first, second = kept["hidden0"][:, 1, :8], kept["hidden1"][:, 1]
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.15

@@ -19,14 +19,14 @@ PLAIN = {"scaler": False, "masked_loss": False}
 
 
 def windows(overlap=None, rounds=range(35)):
-    """{axis: kept [rounds, tier, units]}."""
+    """{axis: 0/1 units [rounds, tier, units]}."""
     method = fedrolex(MODEL.axes, BUDGET, overlap=overlap, **PLAIN)
 
     someone = fakes.member()
 
     def one(number, tier):
         member = someone._replace(tier=tier)
-        return method.units(jax.random.key(0), number, None, member).forward.axes
+        return method.submodel(jax.random.key(0), number, None, member).forward.axes
 
     every = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
     kept = jax.jit(every)(jnp.asarray(rounds, jnp.int32), jnp.arange(3))

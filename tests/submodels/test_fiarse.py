@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax.core import client, layout, require, round
-from fairjax.core.types import Kept
+from fairjax.core import inference, layout, objectives, require, round
+from fairjax.core.types import Submodel
 from fairjax.models import mlp
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
-from fairjax.submodels.fiarse import fiarse, through
+from fairjax.submodels.fiarse import fiarse, straight_through
 from tests import fakes
 from tests.submodels import rounds
 from tests.submodels.by_hand import (
@@ -36,7 +36,7 @@ MLP, DECAY = mlp(classes=rounds.CLASSES, hidden=(7, 5)), 0.1
 
 
 def masks(method, tier):
-    kept = method.units(
+    kept = method.submodel(
         jax.random.key(0), jnp.asarray(0), PARAMS, fakes.member(0, tier)
     )
     return jax.tree.map(np.asarray, method.mask(PARAMS, kept))
@@ -48,7 +48,7 @@ def flat(tree, names):
 
 
 def largest(values, share):
-    """0/1 of the floor(share * n) largest, by a sort in NumPy."""
+    """0/1: the floor(share * n) largest, by a sort in NumPy."""
     size = math.floor(share * values.size)
     top = np.argsort(-np.abs(values))[:size]
     return np.isin(np.arange(values.size), top)
@@ -73,16 +73,18 @@ def test_layerwise_is_the_top_k_of_every_layer():
 
 
 def test_the_gain_by_hand():
-    """1.5 at the threshold, 1 + 2 * 3 / 16 at three times it, 1 without one; 0 below
-    it, where the weight is out of the forward pass."""
+    """1.5 at the threshold, 1 + 2 * 3 / 16 at three times it, 1 without a threshold; 0
+    below it, where the forward pass lacks the weight."""
     weight = jnp.asarray([0.2, -0.2, 0.6, -0.6, 0.19, -0.19])
     tau = jnp.asarray(0.2)
-    gain, of_tau = jax.grad(lambda w, t: through(w, t).sum(), (0, 1))(weight, tau)
+    gain, of_tau = jax.grad(lambda w, t: straight_through(w, t).sum(), (0, 1))(
+        weight, tau
+    )
     np.testing.assert_allclose(gain, [1.5, 1.5, 1.375, 1.375, 0, 0], rtol=1e-6)
     assert float(of_tau) == 0
     kept = np.asarray([0.2, -0.2, 0.6, -0.6, 0, 0], np.float32)
-    np.testing.assert_array_equal(through(weight, tau), kept)
-    zero = jax.grad(lambda w: through(w, jnp.asarray(0.0)).sum())
+    np.testing.assert_array_equal(straight_through(weight, tau), kept)
+    zero = jax.grad(lambda w: straight_through(w, jnp.asarray(0.0)).sum())
     np.testing.assert_array_equal(zero(jnp.asarray([0.0, 3.0])), [1, 1])
 
 
@@ -115,9 +117,9 @@ def released(theta, share, x, y, *, steps, frozen=False):
 @pytest.mark.parametrize("steps", [1, 5])
 @rounds.wide
 def test_a_round_by_hand(steps):
-    """The mask of every step, the gain of the weight as it moves, and what is sent: the
-    change of the weights, of those too that fell out on the way. A weight's mean is
-    over those who held it when the round began."""
+    """The mask of every step, the gain of the current weight, and the upload: changes
+    also of weights that have left the forward pass, averaged over the clients that had
+    them when the round began."""
     params, share = rounds.drawn(MLP), (0.2, 0.5, 1.0)
     _, [(_, got)] = rounds.federated(
         MLP,
@@ -146,8 +148,8 @@ def test_a_round_by_hand(steps):
     if steps == 1:
         assert gap(got.params, frozen) < rounds.TIGHT
         return
-    # What the case is about: weights fell and are in what is sent, and a mask that
-    # stays as it was gives another model.
+    # The case has weights that fell below the threshold and are sent; a constant mask
+    # gives another model.
     assert len(fallen) > 5
     assert np.all(np.asarray(fallen) != 0)
     assert gap(got.params, frozen) > 1e-3
@@ -173,23 +175,25 @@ def test_without_a_threshold_it_is_fedavg():
 def test_a_deployed_sub_model_holds_the_kept_weights_alone():
     method = fiarse(BUDGET, layerwise=False)
     local = fakes.spec(MODEL, method).local
-    kept = method.units(jax.random.key(0), jnp.asarray(0), PARAMS, fakes.member(0, 1))
+    kept = method.submodel(
+        jax.random.key(0), jnp.asarray(0), PARAMS, fakes.member(0, 1)
+    )
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
-    got = client.answer(local, PARAMS, x, kept)
+    got = inference.predict(local, PARAMS, x, kept)
     by_hand = jax.tree.map(jnp.multiply, PARAMS, masks(method, 1))
     np.testing.assert_allclose(got, MODEL.apply(by_hand, x).logits, rtol=1e-5)
-    whole = client.answer(local, PARAMS, x, Kept())
+    whole = inference.predict(local, PARAMS, x, Submodel())
     np.testing.assert_allclose(whole, MODEL.apply(PARAMS, x).logits, rtol=1e-5)
 
 
 def test_the_bill_is_the_kept_weights_and_a_bitmap():
     method = fiarse(BUDGET, layerwise=False)
     member = fakes.member(0, 1)
-    kept = method.units(jax.random.key(0), jnp.asarray(0), PARAMS, member)
-    bill = cost.ledger(
+    kept = method.submodel(jax.random.key(0), jnp.asarray(0), PARAMS, member)
+    bill = cost.client_cost(
         MODEL,
         method,
-        client.mean_cross_entropy(),
+        objectives.mean_cross_entropy(),
         optax.sgd(0.1),
         PARAMS,
         kept,
@@ -205,6 +209,6 @@ def test_the_bill_is_the_kept_weights_and_a_bitmap():
 
 def test_a_model_without_layers_is_refused():
     with pytest.raises(require.InputError, match='layers with a "kernel"'):
-        fiarse(BUDGET, layerwise=False).units(
+        fiarse(BUDGET, layerwise=False).submodel(
             jax.random.key(0), jnp.asarray(0), {"w": jnp.ones(3)}, fakes.member()
         )

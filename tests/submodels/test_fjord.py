@@ -1,4 +1,4 @@
-"""Ordered dropout: which widths are drawn, what a step does, what comes back."""
+"""Ordered dropout: the widths drawn, a step, and the update."""
 
 import functools
 
@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from fairjax.core import axes as unit_axes
-from fairjax.core import client, layout, round
-from fairjax.core.types import Examples
+from fairjax.core import client, layout, objectives, round
+from fairjax.core.types import ClientData
 from fairjax.submodels import cost
 from fairjax.submodels.fedavg import fedavg
 from fairjax.submodels.fjord import fjord
@@ -24,12 +24,13 @@ def test_widths_are_uniform_over_the_different_budgets_up_to_the_own():
     method = fjord(MODEL.axes, BUDGET, distill=False)
     draw = jax.jit(
         jax.vmap(
-            lambda key, kept: method.inner(key, jnp.asarray(0), kept), in_axes=(0, None)
+            lambda key, kept: method.local.per_step(key, jnp.asarray(0), kept),
+            in_axes=(0, None),
         )
     )
     many = jax.random.split(jax.random.key(0), 300)
     for tier, widths in enumerate([(4,), (4,), (4, 8), (4, 8, 16)]):
-        own = method.units(
+        own = method.submodel(
             jax.random.key(1), jnp.asarray(0), None, fakes.member(0, tier)
         )
         narrow = draw(many, own)
@@ -45,13 +46,14 @@ def test_widths_are_uniform_over_the_different_budgets_up_to_the_own():
 
 @pytest.mark.parametrize("distill", [False, True])
 def test_a_step_by_hand(distill):
-    """On all of client 0's records at width 0.5: it is one of two, and both come up."""
+    """At width 0.5 a step draws one of two widths; both occur. Batches are all records
+    of client 0."""
     data = fakes.federation()
     method = fjord(MODEL.axes, BUDGET, distill=distill)
     spec = fakes.spec(MODEL, method, counts=(10,), batch_size=10, epochs=1)
     params, member = fakes.drawn(MODEL, data.x[:1]), fakes.member(0, 2)
-    kept = method.units(jax.random.key(1), jnp.asarray(0), params, member)
-    examples = Examples(data.x, data.y, data.offset[0], data.count[0])
+    kept = method.submodel(jax.random.key(1), jnp.asarray(0), params, member)
+    examples = ClientData(data.x, data.y, data.offset[0], data.count[0])
 
     def at(p, width):
         units = unit_axes.prefix(MODEL.axes, {"hidden0": width, "hidden1": width // 2})
@@ -74,7 +76,7 @@ def test_a_step_by_hand(distill):
     }
     assert fakes.gap(by_hand[4], by_hand[8]) > 1e-4
     run = functools.partial(
-        client.update, member=member, round=jnp.asarray(0), local=spec.local
+        client.update, client=member, round=jnp.asarray(0), local=spec.local
     )
     run, seen = jax.jit(run), set()
     for number in range(8):
@@ -82,7 +84,7 @@ def test_a_step_by_hand(distill):
         gaps = {width: fakes.gap(delta, step) for width, step in by_hand.items()}
         seen.add(min(gaps, key=gaps.get))
         assert min(gaps.values()) < 1e-6
-        # The cover is the client's own width whatever was drawn.
+        # The cover is the client's own width for any draw.
         assert np.ravel(cover["hidden0"]["bias"]).tolist() == [1] * 8 + [0] * 8
     assert seen == {4, 8}
 
@@ -106,17 +108,18 @@ def test_training_is_billed_as_the_mean_over_the_widths(distill):
     x = jnp.ones((1, 6))
     params = MODEL.init(jax.random.key(0), x)
     method = fjord(MODEL.axes, BUDGET, distill=distill)
-    objective = method.objective or client.mean_cross_entropy()
+    objective = method.objective or objectives.mean_cross_entropy()
 
     def pass_of(a, b):
-        """Of two hidden widths: the answer, then gradients of kernels and of inputs."""
+        """Multiply-adds for two hidden widths: forward, then gradients of kernels and
+        inputs."""
         forward = 6 * a + a * b + b * fakes.CLASSES
         return forward, 3 * forward - 6 * a
 
     for tier, hidden in enumerate([(4,), (4,), (4, 8), (4, 8, 16)]):
         member = fakes.member(0, tier)
-        kept = method.units(jax.random.key(1), jnp.asarray(0), params, member)
-        bill = cost.ledger(
+        kept = method.submodel(jax.random.key(1), jnp.asarray(0), params, member)
+        bill = cost.client_cost(
             MODEL, method, objective, optax.sgd(0.1), params, kept, member, x=x
         )
         steps = [pass_of(a, a // 2)[1] for a in hidden]

@@ -17,9 +17,9 @@ PLAIN = {"scaler": False, "masked_loss": False}
 
 
 def widths(method, tier, client=0, number=0):
-    """Kept units of both layers, and whether they are a prefix."""
+    """Units of both layers, and whether they are a prefix."""
     key = jax.random.fold_in(jax.random.key(3), number)
-    kept = method.units(key, jnp.asarray(number), None, fakes.member(client, tier))
+    kept = method.submodel(key, jnp.asarray(number), None, fakes.member(client, tier))
     masks = [np.asarray(kept.forward.axes[name]) for name in ("hidden0", "hidden1")]
     assert all(not np.any(mask[1:] & ~mask[:-1]) for mask in masks)
     return [int(mask.sum()) for mask in masks]
@@ -48,13 +48,15 @@ def test_with_full_tiers_alone_it_is_fedavg():
 
 
 def test_dynamic_tiers_are_redrawn_by_their_shares():
-    """Whatever a client's own tier; a share of 0 never comes."""
+    """Draws ignore a client's own tier; a share of 0 is never drawn."""
     method = heterofl(MODEL.axes, BUDGET, redraw=(3.0, 0.0, 1.0), **PLAIN)
     assert method.size is None
     member = fakes.member(0, 1)
 
     def width(key, client):
-        kept = method.units(key, jnp.asarray(0), None, member._replace(client=client))
+        kept = method.submodel(
+            key, jnp.asarray(0), None, member._replace(client=client)
+        )
         return jnp.sum(kept.forward.axes["hidden0"])
 
     draw = jax.jit(jax.vmap(width, (None, 0)))
@@ -70,7 +72,7 @@ def test_a_dynamic_client_is_scaled_by_the_tier_it_drew():
         MODEL.axes, BUDGET, scaler=True, masked_loss=False, redraw=(1.0, 1.0, 1.0)
     )
     for client in range(4):
-        kept = method.units(
+        kept = method.submodel(
             jax.random.key(0), jnp.asarray(0), None, fakes.member(client, 0)
         )
         width = int(kept.forward.axes["hidden0"].sum())

@@ -1,4 +1,4 @@
-"""InclusiveFL: whose blocks are whose, and the server's momentum in NumPy."""
+"""InclusiveFL: the owners of blocks, and the server's momentum in NumPy."""
 
 import functools
 
@@ -40,13 +40,16 @@ def federated(beta):
 def named(tree):
     """{path: leaf}, in NumPy."""
     leaves = {}
-    trees.map_named(lambda path, leaf: leaves.update({path: np.asarray(leaf)}), tree)
+    trees.map_with_path(
+        lambda path, leaf: leaves.update({path: np.asarray(leaf)}), tree
+    )
     return leaves
 
 
 @functools.cache
 def alone():
-    """What every client does to its model; whoever comes alone has no teacher."""
+    """The change of every client to its model; a client alone in a round has no
+    teacher."""
     state, step = federated(BETA)
     changes = []
     for who, tier in enumerate(TIERS):
@@ -57,9 +60,9 @@ def alone():
 
 
 def received(state, tier):
-    """{path: leaf} of the model that a tier is sent."""
+    """{path: leaf} of the model that a tier receives."""
     member = fakes.member(0, tier)
-    return named(scopes.gather(state.private, state.params, member))
+    return named(scopes.gather(state.leaf_copies, state.params, member))
 
 
 def mean(path, tiers):
@@ -83,7 +86,7 @@ def test_a_round_by_hand(beta):
     shared = named(jax.tree.map(jnp.subtract, end.params, state.params))
     for path, change in shared.items():
         block = block_of(path)
-        # Who holds the block and does not end with it.
+        # Tiers that cover the block and do not end with it.
         by = {t for t in range(3) if block is None or block < LENGTHS[t] - 1}
         expected = mean(path, by) if by else 0
         np.testing.assert_allclose(change, expected, atol=1e-6, err_msg=path)
@@ -109,7 +112,7 @@ def test_a_round_by_hand(beta):
 
 
 def test_whoever_does_not_come_neither_teaches_nor_learns():
-    """Tier 1 stays away: it keeps its copy, and tier 0 moves by its own change."""
+    """Without clients of tier 1 its copy stays, and tier 0 moves by its own change."""
     state, step = federated(BETA)
     end = step(fakes.cohort(tiers=TIERS, valid=[True, False, True, False]))
     for tier, length in enumerate(LENGTHS):
@@ -133,9 +136,9 @@ def test_whose_is_what(model):
     params = fakes.drawn(built, np.zeros(shape))
 
     def scopes(**options):
-        tree = depths(built, **options).private(params)
+        tree = depths(built, **options).scopes(params)
         found = {}
-        trees.map_named(
+        trees.map_with_path(
             lambda path, _: found.setdefault(path.partition("/")[0], None), params
         )
         for name in found:
@@ -167,7 +170,7 @@ def test_all_blocks_since_the_last_exit_are_taught_alike():
         if path.startswith(("block", "exit"))
     }
     covered = {path: change == change for path, change in changes.items()}
-    got = method.between(changes, covered)
+    got = method.share_between_tiers(changes, covered)
     for path, change in changes.items():
         expected = np.array(change)
         if path.startswith(("block0", "block1")):
@@ -184,7 +187,7 @@ def test_one_tier_trains_the_network_of_its_depth():
     short = model.resize(Size({}, {"blocks": (0,)}))
     _, step = stepper(fedavg(short.axes), short, tiers=1)
     theirs = step(cohort).params
-    ours = scopes.whole(end.private, end.params)
+    ours = scopes.top_tier_model(end.leaf_copies, end.params)
     assert fakes.gap({name: ours[name] for name in theirs}, theirs) < 1e-6
 
 
@@ -204,7 +207,7 @@ def test_blocks_of_other_shapes_cannot_teach():
     what = r"submodel\.inclusivefl\.beta: .* stage0_block0 and stage1_block0 differ"
     with pytest.raises(require.InputError, match=what):
         stages_of_two_widths(stages=(1, 2))
-    assert stages_of_two_widths(stages=(1, 2), beta=0.0).between is None
+    assert stages_of_two_widths(stages=(1, 2), beta=0.0).share_between_tiers is None
 
 
 @pytest.mark.parametrize(

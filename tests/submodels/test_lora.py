@@ -23,7 +23,7 @@ def start(model=MODEL):
 
 
 def filled(model=MODEL):
-    """Parameters with b no longer 0."""
+    """Parameters with nonzero b."""
     return jax.tree.map(lambda p: p + 0.1 * jnp.ones_like(p), start(model))
 
 
@@ -51,7 +51,7 @@ def test_an_adapted_model_begins_as_the_plain_one():
 
 
 def test_the_kernel_is_base_plus_the_scaled_product_at_any_rank():
-    """Rank 2 of 4 keeps alpha / 4: what it learns means the same to all."""
+    """Rank 2 of 4 has the factor alpha / 4: coordinates mean the same at all tiers."""
     x = jax.random.normal(jax.random.key(0), (3, 6))
     small = MODEL.resize(lora(MODEL.axes, BUDGET).size(0))
     for model, rank in ((MODEL, 4), (small, 2)):
@@ -71,7 +71,7 @@ def test_the_kernel_is_base_plus_the_scaled_product_at_any_rank():
 
 
 def attention():
-    """Kernels of query and output as attention has them, and a 2 x 2 convolution."""
+    """Query and output kernels of an attention, and a 2 x 2 convolution."""
     shapes = {
         "query": {"kernel": (6, 2, 3), "bias": (2, 3)},
         "out": {"kernel": (2, 3, 6), "bias": (6,)},
@@ -145,7 +145,8 @@ def test_equal_ranks_are_the_plain_mean_and_others_are_counted_per_rank():
 
     @jax.jit
     def changes(tier, valid):
-        """Of b in the stem, by a round of clients 0 and 1 as far as they are valid."""
+        """The change of b in the stem, after a round of the valid ones of clients 0 and
+        1."""
         cohort = Cohort(jnp.arange(2), tier, valid)
         new, _ = round.step(state, data, cohort, spec=spec, layout=layout.vmapped())
         pair = lambda params: params["lora"]["stem"]["kernel"]["b"]  # noqa: E731

@@ -1,4 +1,4 @@
-"""NeFL: what every tier keeps, what it keeps to itself, and one tier as FedAvg."""
+"""NeFL: the units and own leaves of every tier, and one tier as FedAvg."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_a_tier_drops_its_last_identity_blocks_and_narrows_by_the_root():
         "stream": 4,
     }
     assert method.size(1).blocks == {"blocks": (0, 1, 2)}
-    kept = method.units(
+    kept = method.submodel(
         jax.random.key(0), jnp.asarray(0), {}, member(fakes.federation(), 0, 0)
     )
     assert kept.forward.blocks["blocks"].tolist() == [True, False, True]
@@ -57,7 +57,7 @@ def test_a_dropped_block_gets_nothing_and_every_other_leaf_something():
 
 
 def test_blocks_inside_the_network_are_dropped_where_they_stand():
-    """As in the released tiers, whose zeros stand between ones; sliced as masked."""
+    """Dropped blocks between others, as in the released tiers; sliced as masked."""
     model = residual(ends=(), steps=True, hidden=(6,) * 5, fixed=(0, 3))
     method = nested(model, budget=(0.25, 0.5, 1.0), dropped=((1, 4), (2,), 0))
     assert [method.size(tier).blocks["blocks"] for tier in range(3)] == [
@@ -65,7 +65,7 @@ def test_blocks_inside_the_network_are_dropped_where_they_stand():
         (0, 1, 3, 4),
         (0, 1, 2, 3, 4),
     ]
-    kept = method.units(
+    kept = method.submodel(
         jax.random.key(0), jnp.asarray(0), {}, member(fakes.federation(), 0, 0)
     )
     assert kept.forward.blocks["blocks"].tolist() == [True, False, True, True, False]
@@ -78,11 +78,11 @@ def test_norms_and_steps_are_the_tier_s_and_nothing_else_is():
     old, new = after(method, cohort)
     own = {f"block{i}/{leaf}" for i in range(3) for leaf in ("step", "norm/scale")}
     own |= {f"block{i}/norm/bias" for i in range(3)}
-    assert new.private["tier"].keys() == own
-    steps = new.private["tier"]["block0/step"]
+    assert new.leaf_copies["tier"].keys() == own
+    steps = new.leaf_copies["tier"]["block0/step"]
     assert len({1.0, *steps.tolist()}) == 3
-    # Tier 0 has no block 1: its copy stays.
-    assert float(new.private["tier"]["block1/step"][0]) == 1
+    # Tier 0 drops block 1, so its copy does not move.
+    assert float(new.leaf_copies["tier"]["block1/step"][0]) == 1
     changed = jax.tree.map(jnp.subtract, new.params, old.params)
     assert not moved(changed) & own
     assert "block1/up/kernel" in moved(changed)
@@ -99,7 +99,7 @@ def test_one_tier_of_full_size_is_fedavg():
     _, ours = after(nested(budget=(1.0,), dropped=()), cohort)
     _, theirs = after(fedavg(MODEL.axes), cohort)
     received = scopes.gather(
-        ours.private, ours.params, member(fakes.federation(), 0, 0)
+        ours.leaf_copies, ours.params, member(fakes.federation(), 0, 0)
     )
     assert fakes.gap(received, theirs.params) < 1e-6
 

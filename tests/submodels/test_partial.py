@@ -1,4 +1,4 @@
-"""Which blocks are trained, and that nothing else moves while everything runs."""
+"""The trained blocks; the others run and do not move."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairjax.core import client, layout, require, round
+from fairjax.core import layout, objectives, require, round
 from fairjax.core.types import Axes, LeafAxes, Model, Outputs
 from fairjax.models import resmlp
 from fairjax.submodels import cost
@@ -30,7 +30,9 @@ def residual():
             for i, (name, shape) in enumerate(shapes.items())
         }
 
-    def apply(params, x, *, train=False, key=None, where=None, stats=None, kept=None):
+    def apply(
+        params, x, *, train=False, key=None, where=None, stats=None, submodel=None
+    ):
         h = x @ params["stem"]
         for name in NAMES:
             h = h + jnp.tanh(h @ params[name])
@@ -47,7 +49,7 @@ MODEL = residual()
 
 
 def blocks(mode, number, tier, key=0, client=0):
-    kept = partial(MODEL.axes, BUDGET, mode=mode).units(
+    kept = partial(MODEL.axes, BUDGET, mode=mode).submodel(
         jax.random.key(key), jnp.asarray(number), None, fakes.member(client, tier)
     )
     assert kept.forward is None
@@ -69,7 +71,7 @@ def test_the_blocks_of_every_mode():
 
 
 def test_only_trained_blocks_and_the_head_move_and_all_of_them_run():
-    """One step on all records: the whole model's gradient where it is trained."""
+    """One step on all records: trained leaves move by the whole model's gradient."""
     data = fakes.federation()
     params = fakes.drawn(MODEL, data.x[:1])
     method = partial(MODEL.axes, BUDGET, mode="top")
@@ -95,12 +97,12 @@ def test_only_trained_blocks_and_the_head_move_and_all_of_them_run():
 def test_a_client_receives_all_and_sends_what_it_trained():
     method = partial(MODEL.axes, BUDGET, mode="rolling")
     member = fakes.member(0, 0)
-    kept = method.units(jax.random.key(0), jnp.asarray(0), None, member)
+    kept = method.submodel(jax.random.key(0), jnp.asarray(0), None, member)
     params = fakes.drawn(MODEL, jnp.zeros((1, 6)))
-    bill = cost.ledger(
+    bill = cost.client_cost(
         MODEL,
         method,
-        client.mean_cross_entropy(),
+        objectives.mean_cross_entropy(),
         optax.sgd(0.1),
         params,
         kept,
@@ -119,19 +121,19 @@ def test_a_model_without_blocks_is_refused():
 
 
 def test_the_backward_pass_stops_at_the_last_trained_block():
-    """Of a residual network with one hidden layer per block: what is billed, by hand,
-    and what the compiled step of the frozen network does."""
+    """A residual network with one hidden layer per block: its cost by hand, and the
+    FLOPs of the compiled step of the frozen network."""
     model = resmlp(classes=3, width=8, hidden=8, depth=4, norm="none")
     method = partial(model.axes, BUDGET, mode="top")
     params, x = fakes.drawn(model, jnp.zeros((1, 6))), jnp.zeros((1, 6))
     block, stem, head = 2 * 8 * 8, 6 * 8, 8 * 3
     for tier, trained in enumerate(TRAINED):
         member = fakes.member(0, tier)
-        kept = method.units(jax.random.key(0), jnp.asarray(0), None, member)
-        bill = cost.ledger(
+        kept = method.submodel(jax.random.key(0), jnp.asarray(0), None, member)
+        bill = cost.client_cost(
             model,
             method,
-            client.mean_cross_entropy(),
+            objectives.mean_cross_entropy(),
             optax.sgd(0.1),
             params,
             kept,
@@ -139,7 +141,7 @@ def test_the_backward_pass_stops_at_the_last_trained_block():
             x=x,
         )
         forward = stem + 4 * block + head
-        # Two products per trained one, but none for the input of the lowest.
+        # Two products per trained layer, but no gradient at the input of the lowest.
         backward = 2 * head + 2 * trained * block
         backward += stem if trained == 4 else -8 * 8
         assert bill["flops_forward"] == 2 * forward

@@ -1,36 +1,36 @@
-"""Presets "published": the numbers of their sources, and two rounds of each in small.
+"""Presets "published": the numbers of their sources, and two small rounds of each.
 
-The numbers are written here again, from the sources and not from the configs.
+The numbers below come from the sources, not from the configs.
 """
 
 import importlib
 import pathlib
 from typing import Any, NamedTuple
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
-from fairjax.experiment import train
+from fairjax.experiment import compilation, resume
 from fairjax.experiment.config import build, registry
+from tests import fakes
 
 
 class Recipe(NamedTuple):
-    """What a source says."""
+    """The recipe of a source."""
 
     source: str
-    """Where the numbers stand."""
+    """Where the source has the numbers."""
     hospitals: tuple[int, int]
-    """All, and those of a round."""
+    """(all clients, clients of a round)."""
     training: tuple[int | None, int | None, int]
-    """Local epochs or None, local steps or None, records of a batch."""
+    """(local epochs or None, local steps or None, records of a batch)."""
     sgd: tuple[float, float, float]
-    """Momentum, weight decay, largest norm of a gradient."""
+    """(momentum, weight decay, largest norm of a gradient)."""
     rates: dict[int, float]
-    """{round from 1: local learning rate}; the last round is that of the run."""
+    """{round from 1: local learning rate}; the last key is the run's last round."""
     tiers: tuple[float, ...]
     others: dict[str, Any]
 
@@ -152,11 +152,11 @@ RECIPES = {
         (0.0, 5e-4, 0.0),
         {n: 5e-4 * (1 + np.cos(np.pi * (n - 1) / 100)) for n in (1, 2, 51, 100)},
         (1.0, 1.0, 1.0),
-        {"tiers.branches": (0, 1, 2), "tiers.share": (7.0, 2.0, 1.0)},
+        {"tiers.branches": (0, 1, 2), "tiers.proportions": (7.0, 2.0, 1.0)},
     ),
 }
-WITHOUT = {"partial", "lora", "ladder"}
-"""Configs of methods without a source that has a recipe."""
+WITHOUT = {"partial", "lora", "mixed"}
+"""Methods whose sources give no recipe."""
 
 
 def module(name):
@@ -178,11 +178,13 @@ def test_a_recipe_has_the_numbers_of_its_source(name):
     local = config.local
     hospitals, cohort = recipe.hospitals
     assert config.data.partition.num_clients == hospitals
-    assert config.cohort in ((0, cohort) if cohort == hospitals else (cohort,))
+    assert config.clients_per_round in (
+        (0, cohort) if cohort == hospitals else (cohort,)
+    )
     epochs, steps, batch = recipe.training
     assert (local.steps, local.batch_size) == (steps, batch)
     assert epochs is None or local.epochs == epochs
-    assert (local.momentum, local.weight_decay, local.clip) == recipe.sgd
+    assert (local.momentum, local.weight_decay, local.max_grad_norm) == recipe.sgd
     assert config.rounds == max(recipe.rates)
     factor = registry.schedule(local, config.rounds)
     for number, rate in recipe.rates.items():
@@ -220,7 +222,7 @@ def test_recipes_join_with_other_presets():
 SMALL = {
     "data.name": "npz",
     "data.partition.num_clients": 6,
-    "cohort": 3,
+    "clients_per_round": 3,
     "model.resnet.channels": (4,),
     "model.resnet.blocks": (2,),
     "model.lenet.channels": (4, 4),
@@ -244,17 +246,17 @@ SHORT = {
         "submodel.inclusivefl.stages": (1, 2, 2),
     },
     "dynamicfl": {
-        "cohort": 0,
+        "clients_per_round": 0,
         "model.resnet.blocks": (1,),
         "execution.batching": "scan",
     },
 }
-"""What the small network or the few records ask of a recipe."""
+"""Changes that the small network or the few records need."""
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Seventy-two pictures of 8 x 8 in four classes, as a file of one's own."""
+    """A user's file of seventy-two 8 x 8 pictures in four classes."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", 72), ("test", 24)):
@@ -270,7 +272,7 @@ def pictures(tmp_path_factory):
 
 
 SMALLEST = ("fedrolex", "fiarse", "heterofl")
-"""Recipes that `make test` trains; `make verify` trains all."""
+"""Recipes that `make test` trains; `make verify` trains all recipes."""
 
 
 @pytest.mark.parametrize(
@@ -286,9 +288,9 @@ def test_a_recipe_trains_two_rounds_in_small(name, pictures):
     config.update_from_flattened_dict(fields)
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
-        run = build.build(config)
-        first = train.initial(run)
-        step, _ = train.compiled(run, first)
+        run = build.run(config)
+        first = resume.init_state(run)
+        step, _ = compilation.compile_round(run, first)
     state = first
     for _ in range(2):
         state, (_, info) = step(state)

@@ -1,4 +1,4 @@
-"""Federated rounds of the methods that cut blocks or freeze them, in NumPy."""
+"""Federated rounds of methods that drop or freeze blocks, in NumPy."""
 
 import math
 
@@ -30,7 +30,7 @@ WIDTH, INSIDE, RATE = 5, 4, 0.1
 
 
 def network(depth, **options):
-    """The product's residual perceptron, and what the dimensions of its leaves mean."""
+    """fairjax's residual perceptron, and the axes of its leaves."""
     options = {"norm": "none"} | options
     model = resmlp(classes=CLASSES, width=WIDTH, hidden=INSIDE, depth=depth, **options)
     dims = {("stem", "kernel"): (None, "stream"), ("stem", "bias"): ("stream",)}
@@ -58,9 +58,12 @@ def prefix(params, length):
 
 @wide
 def test_depthfl_with_feddyn():
-    """Two rounds: sum_i CE_i + lambda(t) sum_i sum_j KL(z_j -> z_i) / (M - 1), from
-    whose gradient a client's state is taken and to which it is pulled; the server adds
-    what all rounds have moved so far."""
+    """Two rounds with FedDyn.
+
+    The loss is sum_i CE_i + lambda(t) sum_i sum_j KL(z_j -> z_i) / (M - 1). Its
+    gradient gives a client's state, which enters the next round; the server adds the
+    sum of the mean changes so far.
+    """
     model, dims = network(3, norm="batch", exits=True)
     params, stages, ramp, alpha = drawn(model), (1, 2, 3), 5, 0.1
     method = depthfl(
@@ -110,8 +113,11 @@ def test_depthfl_with_feddyn():
 
 @wide
 def test_scalefl():
-    """Floors of the width, exits that are weighed by their number, and the last one's
-    teaching, which rounds 11 and 12 of 40, counted from 1, lie on either side of."""
+    """Floors of the width, exits weighted by their number, and distillation from the
+    last.
+
+    It begins between rounds 11 and 12 of 40, counted from 1.
+    """
     model, dims = network(3, exits=True)
     params, widths, exits = drawn(model), (0.45, 0.7, 1.0), (1, 2, 3)
     gamma, hot = 0.5, 3.0
@@ -156,9 +162,10 @@ def test_scalefl():
 
 @wide
 def test_nefl():
-    """Prefixes of ceil(sqrt(share) units), blocks inside the network left out, and as
-    in `NeFedAvg` the counted mean of what is common, tiers' own norms and steps by the
-    mean of the tier, and those of the richest in the whole model."""
+    """Prefixes of ceil(sqrt(share) units), without blocks inside the network.
+
+    As in `NeFedAvg`, shared coordinates are counted means, norms and steps the mean of
+    their tier, and the whole model has those of the richest tier."""
     model, dims = network(3, norm="batch", steps=True)
     params, width, gone = drawn(model), (0.3, 0.6, 1.0), ((1,), (2,), ())
     method = nefl(model.axes, (0.2, 0.5, 1.0), width=width, dropped=gone)
@@ -197,15 +204,18 @@ def test_nefl():
         ]
         expected = by_hand.averaged(common, own, dims)
         who = member(TIERS.index(tier))
-        assert gap(scopes.gather(got.private, got.params, who), expected) < TIGHT
-    assert gap(scopes.whole(got.private, got.params), expected) < TIGHT
+        assert gap(scopes.gather(got.leaf_copies, got.params, who), expected) < TIGHT
+    assert gap(scopes.top_tier_model(got.leaf_copies, got.params), expected) < TIGHT
 
 
 @wide
 def test_inclusivefl():
-    """A tier's last block and its exit are its own; the block moves by (1 - beta) of
-    the tier's change and beta of the mean of the next tier's over the blocks from there
-    to its end; all else by the mean over tiers that do not end with it."""
+    """The last block and the exit of a tier are its own.
+
+    The block moves by (1 - beta) of the tier's change and beta of the mean of the next
+    tier's over the blocks from there to its end. Other leaves move by the mean over
+    tiers that do not end with them.
+    """
     model, dims = network(3, exits=True)
     params, depths, beta = drawn(model), (1, 2, 3), 0.2
     method = inclusivefl(model.axes, (0.2, 0.6, 1.0), stages=depths, beta=beta)
@@ -248,8 +258,8 @@ def test_inclusivefl():
             (f"exit{last}", of_tier(tier, f"exit{last}")),
         ):
             expected[name] = each(np.add, params[name], moved)
-        received = scopes.gather(got.private, got.params, member(TIERS.index(tier)))
-        # Exits that nobody answers by stay as they were.
+        received = scopes.gather(got.leaf_copies, got.params, member(TIERS.index(tier)))
+        # Exits that no tier predicts with do not move.
         assert gap(received, expected) < TIGHT
 
 
@@ -258,8 +268,8 @@ def test_inclusivefl():
 )
 @wide
 def test_partial(mode):
-    """All blocks run, ceil(share n) of them are trained, with the head, and with the
-    stem if that is all of them."""
+    """All blocks run; ceil(share n) of them are trained with the head, and with the
+    stem if all blocks are trained."""
     model, dims = network(3)
     params, share = drawn(model), (0.3, 0.6, 1.0)
     method = partial(model.axes, share, mode=mode)

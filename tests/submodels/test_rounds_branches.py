@@ -1,6 +1,6 @@
 """DynamicFL in NumPy: its equations 14 to 16, and two federated rounds.
 
-Random branches are as the product draws them; what becomes of them is by hand.
+fairjax draws the random branches; everything else is computed by hand.
 """
 
 import math
@@ -14,7 +14,7 @@ from fairjax.core import rng
 from fairjax.core.rng import Role
 from fairjax.evaluation import personalised
 from fairjax.models import mlp
-from fairjax.submodels import branches
+from fairjax.submodels import branches, families
 from fairjax.submodels.branches import Form
 from fairjax.submodels.dynamicfl import dynamicfl
 from tests.submodels import by_hand
@@ -53,7 +53,7 @@ def convolved(x, kernel, around=0.0):
 
 
 def beside(family, psi, x, size=3):
-    """What a branch adds to a layer's output, run as the operations it stands for."""
+    """The output of a branch, run as its own operations."""
     middle = slice((size - 1) // 2, (size - 1) // 2 + 1)
     channels = x.shape[2], len(psi["bias"])
     square = np.zeros((size, size, *channels))
@@ -78,17 +78,17 @@ def beside(family, psi, x, size=3):
 
 @wide
 def test_equation_16_branches_side_by_side_are_one_kernel():
-    """I * F1 + I * F2 = I * (F1 + F2), whatever the branches' sizes: every family is
-    run by itself beside the base, and as one convolution with the sum."""
+    """I * F1 + I * F2 = I * (F1 + F2) for branches of any size: every family runs by
+    itself beside the base, and as one convolution with the sum."""
     rng, shape = np.random.default_rng(0), (3, 3, 2, 2)
     x = rng.normal(size=(5, 4, 2))
     base = {"kernel": rng.normal(size=shape), "bias": rng.normal(size=2)}
     psi = {
         f"{i}_{family}": {
             name: rng.normal(size=part)
-            for name, part in branches.shapes(family, shape, bias=True).items()
+            for name, part in families.shapes(family, shape, bias=True).items()
         }
-        for i, family in enumerate(branches.CONV)
+        for i, family in enumerate(families.CONV)
     }
     local = {
         "base": {"conv": each(jnp.asarray, base)},
@@ -123,8 +123,8 @@ def total(local):
 
 @wide
 def test_equations_14_and_15_what_is_merged_and_what_is_born():
-    """(14) the common takes in the redundant, psi_c + psi_r; (15) what is born is taken
-    off, psi_i - (psi^1 + .. + psi^n); so the sum is what it was."""
+    """(14) common absorbs redundant, psi_c + psi_r; (15) born branches are subtracted,
+    psi_i - (psi^1 + .. + psi^n); so the sum does not change."""
     params, form = each(jnp.asarray, drawn(MODEL)), Form(FAMILIES, rank=2)
     before = jnp.asarray([[1.0, 1, 0], [1, 0, 0]])
     after = jnp.asarray([[0.0, 1, 0], [1, 1, 1]])
@@ -162,8 +162,8 @@ def test_equations_14_and_15_what_is_merged_and_what_is_born():
 
 
 def planned(sensitivity, alive, number):
-    """The next structure: the redundant are the least sensitive, the important layer is
-    that of the most sensitive which stays; without a past, bottom to top."""
+    """The next structure: redundant branches are the least sensitive, the important
+    layer has the most sensitive staying branch; without a past, bottom to top."""
     slots = list(np.ndindex(alive.shape))
     present = sorted((s for s in slots if alive[s]), key=lambda s: -sensitivity[s])
     wanted = min(number, len(slots))
@@ -185,9 +185,11 @@ def planned(sensitivity, alive, number):
 
 @wide
 def test_two_rounds():
-    """Every hospital trains base and branches, whose base has given up what was drawn
-    (15), sends the change of the sum (16), and plans its next branches by
-    mean |gradient * value| over its last epoch."""
+    """Every client trains base and branches.
+
+    The base gives up the drawn branches (15), the client sends the change of the sum
+    (16), and plans its next branches by mean |gradient * value| over its last epoch.
+    """
     params = drawn(MODEL)
     method = dynamicfl(MODEL.axes, NUMBER, families=FAMILIES, rank=2, moved=MOVED)
     spec, states = federated(
@@ -196,9 +198,9 @@ def test_two_rounds():
 
     @jax.jit
     def begin(state, who, key):
-        received, memory, kept = personalised.received(state, who, spec=spec)
+        received, memory, kept = personalised.round_inputs(state, who, spec=spec)
         whole = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim), received)
-        return method.enter(key, received, kept, memory, whole, whole)[0]
+        return method.local.to_local(key, received, kept, memory, whole, whole)[0]
 
     table = (len(LAYERS), len(FAMILIES))
     past = [(np.zeros(table), np.zeros(table)) for _ in TIERS]
@@ -208,8 +210,8 @@ def test_two_rounds():
         for who, (x, y) in enumerate(records()):
             alive = planned(*past[who], NUMBER[TIERS[who]] * len(LAYERS))
             structures.append(alive)
-            key = rng.at(before.key, Role.LOCAL, number, who)
-            born = begin(before, member(who), rng.at(key, 0))
+            key = rng.fold_in(before.key, Role.LOCAL, number, who)
+            born = begin(before, member(who), rng.fold_in(key, 0))
             psi = {
                 layer: {
                     slot: plain(values)
@@ -218,7 +220,7 @@ def test_two_rounds():
                 }
                 for row, layer in enumerate(LAYERS)
             }
-            # What was drawn is alive, and nothing else is.
+            # Exactly the drawn branches are alive.
             for row, layer in enumerate(LAYERS):
                 assert np.array_equal(born["alive"][layer], alive[row])
             off = total({"base": each(np.zeros_like, now), "branches": psi})
@@ -230,7 +232,7 @@ def test_two_rounds():
             sensitivity = np.zeros(table)
             for _ in range(STEPS):
                 slope = by_hand.gradient(loss, local)
-                # A step is an epoch here, so that the last one alone counts.
+                # A step is an epoch here, so that only the last step counts.
                 for row, layer in enumerate(LAYERS):
                     for slot, values in local["branches"][layer].items():
                         parts = zip(
@@ -248,7 +250,7 @@ def test_two_rounds():
         for who, (sensitivity, alive) in enumerate(past):
             assert np.abs(got.memory["sensitivity"][who] - sensitivity).max() < TIGHT
             assert np.array_equal(got.memory["alive"][who], alive)
-    # Somebody's branches moved, and budgets are as they were.
+    # Some client's branches moved, and budgets did not change.
     moved = [
         np.any(a != b) for a, b in zip(structures[:4], structures[4:], strict=True)
     ]

@@ -1,7 +1,7 @@
-"""One federated round of the methods that cut widths, ranks or weights, in NumPy.
+"""One federated round of methods that cut widths, ranks or weights, in NumPy.
 
-Every reference trains dense networks of the sub-model's own size, cut out of the model
-by their units as the source says, and puts them together by counting.
+Every reference trains dense networks of the sub-model's size, cut out of the model as
+the source says, and averages every coordinate over the clients that send it.
 """
 
 import itertools
@@ -60,8 +60,10 @@ def size(share, units):
 
 
 def heterogeneous(params, units_of, by=(1, 1, 1, 1)):
-    """A round of HeteroFL's kind: dense networks of these units, divided by their rate,
-    logits of absent classes at 0; rows of the head by those who hold the class."""
+    """A round of dense networks of these units, as in HeteroFL.
+
+    Activations are divided by the rate, logits of absent classes are 0, and rows of the
+    head are means over the clients with the class."""
     sent = []
     for who, (x, y) in enumerate(records()):
         units, rate = units_of(who), BUDGET[TIERS[who]]
@@ -72,7 +74,7 @@ def heterogeneous(params, units_of, by=(1, 1, 1, 1)):
             return by_hand.cross_entropy(np.where(held, logits, 0), y)
 
         end = by_hand.descend(loss, by_hand.cut(params, DIMS, units), **SGD)
-        # The head's rows of absent classes stay at home.
+        # The update leaves out the head's rows of absent classes.
         rows = {"classes": np.flatnonzero(held)}
         head = {"head": by_hand.cut(end, DIMS, rows)["head"]}
         sent.append(({**end, **head}, {**units, **rows}, by[who]))
@@ -83,7 +85,7 @@ def heterogeneous(params, units_of, by=(1, 1, 1, 1)):
 @wide
 def test_heterofl(by):
     """Prefixes of ceil(rate * units), as in `split_model` and `combine` of the released
-    code; by records, whose shares are float32 by design."""
+    code; weighted by records, whose shares are float32 by design."""
     params = drawn(MODEL)
     method = heterofl(MODEL.axes, BUDGET, scaler=True, masked_loss=True)
     rule = {"uniform": weights.uniform(), "size": weights.size()}[by]
@@ -121,7 +123,8 @@ def test_fedrolex():
 
 @wide
 def test_federated_dropout():
-    """Whatever units were drawn, their number is the tier's and training is theirs."""
+    """For any draw, the number of units is the tier's, and the client trains exactly
+    these."""
     params = drawn(MODEL)
     method = federated_dropout(
         MODEL.axes, BUDGET, shared=False, scaler=True, masked_loss=True
@@ -131,7 +134,7 @@ def test_federated_dropout():
     )
 
     def units(who):
-        *_, kept = personalised.received(before, member(who), spec=spec)
+        *_, kept = personalised.round_inputs(before, member(who), spec=spec)
         found = {name: np.flatnonzero(v) for name, v in kept.forward.axes.items()}
         rate = BUDGET[TIERS[who]]
         expected = {name: size(rate, total) for name, total in HIDDEN.items()}
@@ -144,9 +147,12 @@ def test_federated_dropout():
 @pytest.mark.parametrize("distill", [True, pytest.param(False, marks=SLOW)])
 @wide
 def test_fjord(distill):
-    """A step at a width p that every client draws among those up to its own: the round
-    is that of one of the twelve draws. With a teacher as in `train` of the authors'
-    baseline: CE(f_pmax, y) + CE(f_p, softmax(f_pmax)), the teacher detached."""
+    """A step at a width p that every client draws among those up to its own.
+
+    The round equals one of the twelve possible draws. With a teacher the loss is as in
+    `train` of the authors' baseline: CE(f_pmax, y) + CE(f_p, softmax(f_pmax)), the
+    teacher detached.
+    """
     params = drawn(MODEL)
     _, [(_, got)] = federated(
         MODEL,
@@ -191,8 +197,11 @@ RANK, ALPHA = 4, 6.0
 
 @wide
 def test_lora():
-    """kernel = W + alpha / r a b with the lead of the ranks; a rank's mean is over
-    those who have it, the base stays, the head is trained whole."""
+    """kernel = W + alpha / r a b with the first ranks.
+
+    A rank's mean is over the clients that train it, the base does not move, and the
+    head is trained whole.
+    """
     model = adapt(MODEL, RANK, ALPHA)
     params = drawn(model)
     _, [(_, got)] = federated(

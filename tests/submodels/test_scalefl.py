@@ -1,4 +1,4 @@
-"""ScaleFL: sizes and loss by hand, and the dense network of both cuts."""
+"""ScaleFL: sizes and loss by hand, and the dense network cut in both directions."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def test_widths_round_down_and_exits_up():
 def test_the_scale_is_the_width():
     spec = fakes.spec(MODEL, scaled(), batch_size=32, epochs=1)
     data = fakes.federation()
-    kept = spec.local.method.units(
+    kept = spec.local.method.submodel(
         jax.random.key(0), jnp.asarray(0), {}, member(data, 0, 0)
     )
     np.testing.assert_allclose(kept.scale, 0.7)

@@ -1,4 +1,4 @@
-"""A masked sub-model and its dense network train alike, whatever the method."""
+"""A masked sub-model and its dense network train alike, for every method."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fairjax.core import client
-from fairjax.core.types import Examples
+from fairjax.core.types import ClientData
 from fairjax.experiment.config import registry
 from fairjax.models import resnet, vit
 from tests import fakes
@@ -21,7 +21,7 @@ COVER = matrix.cover()
 
 
 def cheapest():
-    """Cases of the cover in which every value is, on small models where it can be."""
+    """A few cases that have every value of the cover, on small models if possible."""
     met, chosen = set(), []
     order = list(matrix.MODELS)
     for case in sorted(COVER, key=lambda case: order.index(case[1])):
@@ -32,7 +32,7 @@ def cheapest():
 
 
 FEW = cheapest()
-"""What `make test` runs of the cover; `make verify` runs all cases."""
+"""The cases that `make test` runs; `make verify` runs the whole cover."""
 
 
 @pytest.mark.parametrize("case", FEW, ids="-".join)
@@ -43,7 +43,7 @@ def test_masked_is_sliced(case):
 
 
 def test_the_cover_and_the_tables_are_whole():
-    """Every two values that can meet do; every named method is there."""
+    """The cover has every possible pair of values and every named method."""
     covered = [case for case in matrix.CASES if matrix.VARIANTS.isdisjoint(case)]
     for one, other in itertools.combinations(range(4), 2):
         met = {(case[one], case[other]) for case in COVER}
@@ -69,7 +69,7 @@ FULL = {
 @pytest.mark.parametrize("method", ["heterofl", "fedrolex", "dropout"])
 @pytest.mark.parametrize("name", FULL)
 def test_masked_is_sliced_at_full_size(name, method):
-    """One step: in float64, where no ReLU is flipped by rounding, to 1e-9."""
+    """One step in float64, where rounding flips no ReLU, agrees to 1e-9."""
     build, shape = FULL[name]
     model = build()
     rule = matrix.METHODS[method](model.axes)
@@ -77,12 +77,12 @@ def test_masked_is_sliced_at_full_size(name, method):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = fakes.federation(shape, counts=(4,), dtype=np.float64)
         member, number = fakes.member(0, 1, data), jnp.asarray(matrix.ROUND)
-        examples = Examples(data.x, data.y, data.offset[0], data.count[0])
+        examples = ClientData(data.x, data.y, data.offset[0], data.count[0])
         settings = {"member": member, "round": number, "local": spec.local}
 
         @jax.jit
         def both(params):
-            kept = rule.units(jax.random.key(2), number, params, member)
+            kept = rule.submodel(jax.random.key(2), number, params, member)
             given = jax.random.key(5), params, None, kept, examples
             masked, *_ = client.update(*given, **settings)
             sliced, *_ = client.update_sliced(*given, size=rule.size(1), **settings)

@@ -1,13 +1,13 @@
 """Data sets by name, each as a `Table`.
 
-Importing this package imports no data set: TFDS and scikit-learn are loaded by the one
-that is asked for.
+Importing this package imports no data set. `load` imports the module of the data set
+that it reads, and with it TFDS and scikit-learn.
 """
 
 from collections.abc import Sequence
 
 from fairjax.core import require
-from fairjax.data.datasets import files
+from fairjax.data.datasets import csv_file, npz_file
 from fairjax.data.table import Table
 
 MEDMNIST = (
@@ -19,10 +19,10 @@ MEDMNIST = (
     "pneumoniamnist",
 )
 PICTURES = (*MEDMNIST, "covid_radiography")
-"""Those that are there at 28 x 28, and at 224 x 224 as "NAME/224"."""
+"""Sets of images of 28 x 28; "NAME/224" has the same images at 224 x 224."""
 CIFAR = ("cifar10", "cifar100")
 OWN = ("npz", "csv")
-"""Files of the user's."""
+"""Files of the user."""
 DATASETS = (
     "breast_cancer",
     "heart_disease",
@@ -48,26 +48,29 @@ def load(
     patient: str | None = None,
     group: Sequence[str] = (),
 ) -> Table:
-    """The data set of that name.
+    """Loads a data set by its name.
 
     Args:
         name: one of `DATASETS`.
-        data_dir: folder with official files, for sets that are not embedded; None:
-            FAIRJAX_DATA_DIR, else the official address if there is one.
+        data_dir: the folder with official files, for sets that are not embedded. None
+            takes FAIRJAX_DATA_DIR, and downloads the files if that is not set and the
+            set has an official address.
         path: the file of "npz" and "csv".
-        label: csv column of the class.
-        client: csv column of the hospital.
-        patient: csv column of the patient.
-        group: csv columns of patient groups, see `files.csv`.
+        label: the csv column of the class.
+        client: the csv column of the client.
+        patient: the csv column of the patient.
+        group: the csv columns of patient groups, see `csv_file.load`.
 
     Raises:
         InputError: an unknown name, or a file that is missing, altered or malformed.
     """
     require.one_of("data.name", name, DATASETS)
     if name == "npz":
-        return files.npz(path)
+        return npz_file.load(path)
     if name == "csv":
-        return files.csv(path, label=label, client=client, patient=patient, group=group)
+        return csv_file.load(
+            path, label=label, client=client, patient=patient, group=group
+        )
     if name == "breast_cancer":
         from fairjax.data.datasets import breast_cancer
 

@@ -16,7 +16,7 @@ SOURCE = (
 
 
 class BreastCancer(tfds.core.GeneratorBasedBuilder):
-    """One split, "records"; 1 is malignant (scikit-learn's own coding has 0 there)."""
+    """One split, "records"; label 1 is malignant, which scikit-learn codes as 0."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "569 records."}  # noqa: RUF012
@@ -44,9 +44,9 @@ class BreastCancer(tfds.core.GeneratorBasedBuilder):
 
 
 def load() -> Table:
-    """The whole table; it names no hospital and fixes no split."""
+    """Loads the table; it names no client and fixes no split."""
     bunch: Any = sklearn.datasets.load_breast_cancer()
-    records = prepared.read(
+    records = prepared.read_split(
         prepared.prepare(BreastCancer(file_format=prepared.FILE_FORMAT)), "records"
     )
     return Table(

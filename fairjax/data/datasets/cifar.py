@@ -1,14 +1,14 @@
 """CIFAR-10 and CIFAR-100: 60,000 photographs of 32 x 32 in 10 or 100 classes.
 
-50,000 are for training and 10,000 for testing, as published, with as many of every
-class in each; validation records are cut from the training ones. The classes of
-CIFAR-100 are its fine labels.
+50,000 photographs are for training and 10,000 for testing, as published, with equal
+numbers of every class in each split. Validation records are cut from the training
+records. The classes of CIFAR-100 are its fine labels.
 
-Client: none is named; a partition simulates hospitals. They are no medical data, and
-    here for comparison with what is published on them.
+Client: the set names none; a partition simulates clients. The set is not medical and
+    serves comparison with published figures.
 
 The official archives of the binary version are found in `data_dir` (or
-FAIRJAX_DATA_DIR), or are downloaded. Nothing of them is unpacked to disk.
+FAIRJAX_DATA_DIR), or are downloaded. They are not unpacked to disk.
 """
 
 import io
@@ -32,18 +32,18 @@ _PIXELS = 3 * 32 * 32
 
 
 class Archive(NamedTuple):
-    """Where the archive has what."""
+    """The layout of an archive."""
 
     file: str
     sha256: str
-    """As tensorflow-datasets knows it."""
+    """The digest that tensorflow-datasets records."""
     folder: str
-    parts: dict[str, tuple[str, ...]]
-    """Files of a split."""
+    split_files: dict[str, tuple[str, ...]]
+    """Split -> its files."""
     names: str
-    """File of the names of classes, a line each."""
+    """The file with the names of classes, one a line."""
     labels: int
-    """Bytes before every picture, of which the last one is its class."""
+    """Bytes before every picture; the last of them is its class."""
 
 
 ARCHIVES = {
@@ -70,9 +70,9 @@ ARCHIVES = {
 
 
 class CifarBinary(tfds.core.GeneratorBasedBuilder):
-    """One of both; pixels count from 0 to 255.
+    """CIFAR-10 or CIFAR-100; pixels are from 0 to 255.
 
-    The builders of tensorflow-datasets need TensorFlow to write pictures.
+    The builders of tensorflow-datasets itself need TensorFlow to write pictures.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -113,32 +113,34 @@ class CifarBinary(tfds.core.GeneratorBasedBuilder):
             path = pathlib.Path(dl_manager.download(URL + archive.file))
         with path.open("rb") as file:
             prepared.verify(file, f"data.data_dir {path}", "sha256", archive.sha256)
-        names = _content(path, archive, archive.names).decode().split("\n")
+        names = _read_member(path, archive, archive.names).decode().split("\n")
         features: Any = self.info.features
         features["label"].names = [name for name in names if name]
-        return {split: self._generate_examples(path, split) for split in archive.parts}
+        return {
+            split: self._generate_examples(path, split) for split in archive.split_files
+        }
 
     def _generate_examples(self, path, split):
         archive, number = self._archive, 0
-        for part in archive.parts[split]:
-            content = np.frombuffer(_content(path, archive, part), np.uint8)
+        for file_name in archive.split_files[split]:
+            content = np.frombuffer(_read_member(path, archive, file_name), np.uint8)
             for row in content.reshape(-1, archive.labels + _PIXELS):
                 pixels = row[archive.labels :].reshape(3, 32, 32).transpose(1, 2, 0)
                 yield number, {"x": pixels, "label": int(row[archive.labels - 1])}
                 number += 1
 
 
-def _content(path: pathlib.Path, archive: Archive, name: str) -> bytes:
-    with tarfile.open(path) as opened:
-        return (opened.extractfile(f"{archive.folder}/{name}") or io.BytesIO()).read()
+def _read_member(path: pathlib.Path, archive: Archive, name: str) -> bytes:
+    with tarfile.open(path) as tar:
+        return (tar.extractfile(f"{archive.folder}/{name}") or io.BytesIO()).read()
 
 
 def load(name: str, data_dir: str | None) -> Table:
-    """A whole set; it names no client and fixes its test split.
+    """Loads a set; it names no client and fixes its test split.
 
     Raises:
-        InputError: the archive is not the official one, or neither it nor a network is
-            there.
+        InputError: the archive is not the official one, or there is neither an archive
+            nor a network.
     """
     builder = CifarBinary(
         config=name,

@@ -1,22 +1,23 @@
-"""Diabetes 130-US hospitals: is a patient with diabetes back within 30 days?
+"""Diabetes 130-US hospitals: is a patient with diabetes readmitted within 30 days?
 
-Ten years (1999 to 2008) of inpatient stays of 1 to 14 days with laboratory tests and
-drugs, at 130 hospitals and networks of the USA: 101,766 encounters of 71,518 patients,
-of which 50,727 of 37,935 patients are read.
+Inpatient stays of 1 to 14 days with laboratory tests and drugs, over ten years (1999 to
+2008), at 130 hospitals and networks of the USA. The file has 101,766 encounters of
+71,518 patients; 50,727 encounters of 37,935 patients are read.
 
-Left out: encounters of unknown specialty (49,949) and, as by Strack et al., those that
-    ended in death or in a hospice (1,090 more), few of whom were readmitted. Strack
-    et al. keep one encounter per patient, the first; here all stay.
-Client: the medical specialty of the admitting physician, since the file names no
-    hospital: 72 of 1 to 14,237 encounters, 16 of them with 500 or more (47,291).
-Patient: one in eleven is seen at several specialties. Every encounter stays where it
-    happened, and all of a patient's are in one split, see `federation.build`.
+Left out: encounters of unknown specialty (49,949) and, as in Strack et al., those that
+    ended in death or in a hospice (1,090 more), of which few led to a readmission.
+    Strack et al. use the first encounter of every patient; here all stay.
+Client: the medical specialty of the admitting physician, because the file names no
+    hospital. There are 72 specialties with 1 to 14,237 encounters; 16 of them have 500
+    or more (47,291 together).
+Patient: one in eleven is seen at several specialties. Every encounter belongs to its
+    specialty, and all encounters of a patient are in one split, see `federation.build`.
 Classes: readmitted within 30 days 5,561 (11 %), later or never 45,166.
 Patient groups: sex, race, and age in the bands of Strack et al., cut at 30 and 60.
 
 The official file is found in `data_dir` (or FAIRJAX_DATA_DIR), directly or in a folder
-diabetes130, also packed with gzip, or is downloaded. Either way the SHA-256 of the csv
-must be the official one.
+diabetes130, also packed with gzip, or is downloaded. The SHA-256 of the csv must be the
+official one.
 """
 
 import contextlib
@@ -50,13 +51,14 @@ SHA256 = "0689e7ec031237dc63031b938805c48377748761a3b26acab621567afa24df97"
 CLASSES = ("later or never", "within 30 days")
 AGE_CUTS = (30.0, 60.0)
 
-# Codes are those of IDs_mapping.csv; one that is not listed is unknown ("NULL", "Not
-# Mapped", .. and a few rare ones: births, a court).
-_GONE = ("11", "13", "14", "19", "20", "21")
-"""Discharges of those who died or went to a hospice."""
+# Codes are those of IDs_mapping.csv. A code that is not listed is unknown: "NULL", "Not
+# Mapped" and the like, and a few rare ones (births, a court).
+_DECEASED_CODES = ("11", "13", "14", "19", "20", "21")
+"""Discharges by death or to a hospice."""
 
 
 def _codes(**levels: str) -> dict[str, str]:
+    """Code -> level, from level -> codes with spaces between."""
     return {code: level for level, codes in levels.items() for code in codes.split()}
 
 
@@ -82,7 +84,8 @@ _ICD9 = {
     "genitourinary": ((580, 629), (788, 788)),
     "neoplasms": ((140, 239),),
 }
-"""Strack et al., table 2; every other code, E and V codes too, is "other"."""
+"""The groups of table 2 of Strack et al.; all other codes, such as E and V codes, are
+"other"."""
 _LEVELS = {
     "race": ("Caucasian", "AfricanAmerican", "Asian", "Hispanic", "Other"),
     **{name: tuple(dict.fromkeys(codes.values())) for name, codes in _LEVEL_OF.items()},
@@ -91,10 +94,10 @@ _LEVELS = {
     "A1Cresult": ("None", "Norm", ">7", ">8"),
     "insulin": ("No", "Down", "Steady", "Up"),
 }
-"""Categories; the first level is the one that has no feature."""
+"""Categories; the first level has no feature."""
 _MAY_MISS = ("race", *_LEVEL_OF)
-"""Categories whose absence is a feature. That of a second or third diagnosis mostly
-shows in their number; sex and first diagnosis are unknown in 13 encounters."""
+"""Categories whose absence is a feature. The number of diagnoses mostly shows whether a
+second or third is absent; sex and first diagnosis are unknown in 13 encounters."""
 _COUNTS = (
     "time_in_hospital",
     "num_lab_procedures",
@@ -112,18 +115,20 @@ _DRUGS = (
     "pioglitazone",
     "rosiglitazone",
 )
-"""Taken in at least 1 % of the encounters, insulin apart."""
+"""Drugs other than insulin that are taken in at least 1 % of the encounters."""
 
 
 class Diabetes130(tfds.core.GeneratorBasedBuilder):
     """One split, "records", in the order of the file.
 
-    Features: age (the middle of its decade, years), sex, and counts as they are; visits
-    in the year before as log(1 + n); categories one-hot without their first level, the
-    diagnoses in the nine groups of Strack et al.; insulin by the change of its dose,
-    other drugs as taken or not, without those that under 1 % take; and whether race,
-    admission and discharge are unknown. No features: ids, weight (97 % unknown), payer,
-    and the specialty, which is the client.
+    Features: age (the middle of its decade in years), sex, and counts as they are;
+    visits in the year before as log(1 + n); categories one-hot without their first
+    level; diagnoses in the nine groups of Strack et al.; the change of the insulin
+    dose; whether another drug was taken, if at least 1 % take it; and whether race,
+    admission and discharge are unknown.
+
+    No features: ids, weight (97 % unknown), payer, and the specialty, which is the
+    client.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -159,7 +164,7 @@ class Diabetes130(tfds.core.GeneratorBasedBuilder):
         return {"records": self._generate_examples(path)}
 
     def _generate_examples(self, path):
-        columns = read(path)
+        columns = read_columns(path)
         x, label = encode(columns), columns["readmitted"] == "<30"
         names = [columns[c] for c in ("medical_specialty", "patient_nbr", "race")]
         for i in range(len(x)):
@@ -169,13 +174,17 @@ class Diabetes130(tfds.core.GeneratorBasedBuilder):
 
 
 def feature_names() -> tuple[str, ...]:
-    """Names of the encoded features."""
+    """The names of the encoded features."""
     return (
         "age",
         "male",
         *_COUNTS,
         *_VISITS,
-        *(f"{name}={level}" for name, all_ in _LEVELS.items() for level in all_[1:]),
+        *(
+            f"{name}={level}"
+            for name, levels in _LEVELS.items()
+            for level in levels[1:]
+        ),
         *_DRUGS,
         "change",
         "diabetesMed",
@@ -183,35 +192,40 @@ def feature_names() -> tuple[str, ...]:
     )
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The columns of the file as text, "" where unknown, of the encounters that stay.
+def read_columns(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The columns of the file as text, "" where unknown; without encounters left out.
 
     Raises:
         InputError: the file is not the official one.
     """
-    where = f"data.data_dir {path}"
+    field = f"data.data_dir {path}"
     try:
         with _unpacked(path) as file:
-            prepared.verify(file, where, "sha256", SHA256)
+            prepared.verify(file, field, "sha256", SHA256)
             content = file.read()
     except require.InputError:
         raise
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise require.InputError(
-            f"{where}: expected the official file; got {error}"
+            f"{field}: expected the official file; got {error}"
         ) from error
     header, *rows = csv.reader(io.StringIO(content.decode()))
-    at = {name: i for i, name in enumerate(header)}
-    specialty, discharge = at["medical_specialty"], at["discharge_disposition_id"]
-    stay = [r for r in rows if r[specialty] != "?" and r[discharge] not in _GONE]
-    cells = np.array(stay)
-    unknown = np.isin(cells, ("?", "Unknown/Invalid"))
-    return dict(zip(header, np.where(unknown, "", cells).T, strict=True))
+    column_index = {name: i for i, name in enumerate(header)}
+    specialty, discharge = (
+        column_index["medical_specialty"],
+        column_index["discharge_disposition_id"],
+    )
+    included_rows = [
+        r for r in rows if r[specialty] != "?" and r[discharge] not in _DECEASED_CODES
+    ]
+    cells = np.array(included_rows)
+    is_missing = np.isin(cells, ("?", "Unknown/Invalid"))
+    return dict(zip(header, np.where(is_missing, "", cells).T, strict=True))
 
 
 @contextlib.contextmanager
 def _unpacked(path: pathlib.Path) -> Iterator[Any]:
-    """The csv, which may be packed by gzip or inside the downloaded archive."""
+    """The csv file, unpacked from gzip or from the downloaded archive if need be."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             (name,) = (n for n in archive.namelist() if n.endswith(FILE))
@@ -224,12 +238,12 @@ def _unpacked(path: pathlib.Path) -> Iterator[Any]:
 
 
 def encode(columns: dict[str, np.ndarray]) -> Float[np.ndarray, "E F"]:
-    """The features of `feature_names`, NaN where unknown."""
+    """The features of `feature_names` [E, F], NaN where unknown."""
     by_name: dict[str, np.ndarray] = {}
-    # "[60-70)": the decades begin at multiples of 10.
+    # A cell reads "[60-70)".
     decades = [int(cell[1:].partition("-")[0]) for cell in columns["age"]]
     by_name["age"] = np.array(decades) + 5
-    by_name["male"] = _hot(columns["gender"], "Male")
+    by_name["male"] = _one_hot(columns["gender"], "Male")
     for name in _COUNTS:
         by_name[name] = columns[name].astype(float)
     for name in _VISITS:
@@ -241,7 +255,7 @@ def encode(columns: dict[str, np.ndarray]) -> Float[np.ndarray, "E F"]:
         elif name.startswith("diag_"):
             cells = np.array([_icd9_group(code) for code in cells])
         for level in levels[1:]:
-            by_name[f"{name}={level}"] = _hot(cells, level)
+            by_name[f"{name}={level}"] = _one_hot(cells, level)
         if name in _MAY_MISS:
             by_name[f"{name} missing"] = cells == ""
     for name in _DRUGS:
@@ -251,12 +265,12 @@ def encode(columns: dict[str, np.ndarray]) -> Float[np.ndarray, "E F"]:
     return np.stack([by_name[name] for name in feature_names()], 1).astype(np.float32)
 
 
-def _hot(cells: np.ndarray, level: str) -> np.ndarray:
+def _one_hot(cells: np.ndarray, level: str) -> np.ndarray:
     return np.where(cells == "", math.nan, cells == level)
 
 
 def _icd9_group(code: str) -> str:
-    """The group of a diagnosis, "" if there is none: "250.83" is "diabetes"."""
+    """The group of a diagnosis, such as "diabetes" for "250.83"; "" for ""."""
     if not code or code[0] in "EV":
         return "other" if code else ""
     number = int(code.partition(".")[0])
@@ -267,7 +281,7 @@ def _icd9_group(code: str) -> str:
 
 
 def _path(data_dir: str | None) -> pathlib.Path | None:
-    """The file; None if it is to be downloaded."""
+    """The path of the file; None if it is to be downloaded."""
     field, root = prepared.folder(data_dir)
     if root is None:
         return None
@@ -281,13 +295,13 @@ def _path(data_dir: str | None) -> pathlib.Path | None:
 
 
 def load(data_dir: str | None) -> Table:
-    """All encounters that stay; clients are specialties and no split is fixed."""
+    """Loads the encounters; clients are specialties, and no split is fixed."""
     builder = Diabetes130(path=_path(data_dir), file_format=prepared.FILE_FORMAT)
-    records = prepared.read(prepared.prepare(builder), "records")
+    records = prepared.read_split(prepared.prepare(builder), "records")
     x, features = records["x"], feature_names()
     age, male = (x[:, features.index(name)] for name in ("age", "male"))
     sex = np.where(np.isnan(male), "", np.where(male == 1, "male", "female"))
-    group, attributes = groups.stacked(
+    group, attributes = groups.stack(
         [
             groups.by_value("sex", sex),
             groups.by_band("age", age, AGE_CUTS),

@@ -1,4 +1,4 @@
-"""Handwritten digits, 1,797 grey images of 8 x 8: the embedded set for image models."""
+"""Handwritten digits: 1,797 grey images of 8 x 8, embedded in scikit-learn."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ SOURCE = (
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """One split, "records"; pixels count from 0 to 16."""
+    """One split, "records"; pixels are numbers from 0 to 16."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "1,797 records."}  # noqa: RUF012
@@ -46,8 +46,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def load() -> Table:
-    """The whole set; it names no client and fixes no split."""
-    records = prepared.read(
+    """Loads the set; it names no client and fixes no split."""
+    records = prepared.read_split(
         prepared.prepare(Digits(file_format=prepared.FILE_FORMAT)), "records"
     )
     return Table(

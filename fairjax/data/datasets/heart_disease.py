@@ -1,8 +1,8 @@
 """UCI Heart Disease: four hospitals, 920 patients, the smallest natural federation.
 
-The official files are found in `data_dir` (or FAIRJAX_DATA_DIR), directly or in a
-folder heart_disease, or are downloaded. Either way their SHA-256 must be the official
-one: many copies of these tables in circulation are recoded.
+A client is a hospital. The official files are found in `data_dir` (or
+FAIRJAX_DATA_DIR), directly or in a folder heart_disease, or are downloaded. Their
+SHA-256 must be the official one, because many copies of these tables are recoded.
 """
 
 import os
@@ -52,20 +52,23 @@ _ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
 _MAY_MISS = _COLUMNS[3:]
 _FLAMBY_COLUMNS = _COLUMNS[:10]
 AGE_CUTS = (45.0, 55.0)
-"""Years from which age is a coronary risk factor of men and of women (NCEP ATP III,
-JAMA 2001;285:2486)."""
+"""The ages in years from which age is a coronary risk factor of men and of women (NCEP
+ATP III, JAMA 2001;285:2486)."""
 
 
 class HeartDisease(tfds.core.GeneratorBasedBuilder):
-    """The four hospitals, in two readings.
+    """The four hospitals in two readings.
 
-    `all`: every record; a blood pressure or cholesterol of 0 means "not measured", and
-    what was not measured is a feature of its own beside the imputed value.
-    `flamby`: the protocol of FLamby (du Terrail et al. 2022): without slope, vessels
-    and thal, without the records that miss a value, with its fixed split per hospital.
+    `all` has every record. A blood pressure or cholesterol of 0 means "not measured".
+    Whether a value was measured is a feature beside the imputed value.
+    `flamby` is the protocol of FLamby (du Terrail et al. 2022). It leaves out slope,
+    vessels and thal and the records that miss a value, and fixes a split per hospital.
 
-    In both, categories are one-hot without their first level and the label is
+    In both readings, categories are one-hot without their first level, and the label is
     "diagnosis above 0".
+
+    Source: du Terrail et al., "FLamby: datasets and benchmarks for cross-silo federated
+    learning in realistic healthcare settings", NeurIPS 2022, arXiv:2210.04620.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -76,7 +79,7 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(self, *, folder: str | None = None, **kwargs):
-        """`folder` holds the official files; None downloads them."""
+        """`folder` has the official files; None downloads them."""
         self._folder = folder
         super().__init__(**kwargs)
 
@@ -103,29 +106,31 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         if self._folder is None:
-            names = ", ".join(_file(name) for name in HOSPITALS)
+            names = ", ".join(_file_name(name) for name in HOSPITALS)
             prepared.need_network(HOST, names)
-            paths = dl_manager.download({name: URL + _file(name) for name in HOSPITALS})
+            paths = dl_manager.download(
+                {name: URL + _file_name(name) for name in HOSPITALS}
+            )
         else:
             folder = pathlib.Path(self._folder)
-            paths = {name: folder / _file(name) for name in HOSPITALS}
+            paths = {name: folder / _file_name(name) for name in HOSPITALS}
         return {"records": self._generate_examples(paths)}
 
     def _generate_examples(self, paths):
         config = self._reading
         for number, name in enumerate(HOSPITALS):
-            x, label, split = read(paths[name], name, config)
+            x, label, split = read_file(paths[name], name, config)
             for i in range(len(x)):
                 record = {"x": x[i], "label": label[i], "split": int(split[i])}
                 yield number * 10_000 + i, record | {"hospital": number}
 
 
-def _file(hospital: str) -> str:
+def _file_name(hospital: str) -> str:
     return f"processed.{hospital}.data"
 
 
 def feature_names(config: str) -> tuple[str, ...]:
-    """Names of the encoded features of a reading."""
+    """The names of the encoded features of a reading."""
     names: list[str] = []
     for column in _FLAMBY_COLUMNS if config == "flamby" else _COLUMNS:
         names += [f"{column}={level}" for level in _LEVELS.get(column, ())[1:]] or [
@@ -136,17 +141,25 @@ def feature_names(config: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read(
+def read_file(
     path: os.PathLike[str], hospital: str, config: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One hospital's file as (x [n, F] with NaN where missing, label [n], split [n]).
+    """Reads the file of one hospital.
+
+    Args:
+        path: the file.
+        hospital: one of `HOSPITALS`.
+        config: the reading, "all" or "flamby".
+
+    Returns:
+        The features [n, F], NaN where missing; the labels [n]; and the splits [n].
 
     Raises:
         InputError: the file is not the official one.
     """
     with open(path, "rb") as file:
-        where = f"data.data_dir {path}"
-        prepared.verify(file, where, "sha256", SHA256[hospital])
+        field = f"data.data_dir {path}"
+        prepared.verify(file, field, "sha256", SHA256[hospital])
         content = file.read()
     cells = [line.split(",") for line in content.decode().splitlines() if line]
     raw = np.array(
@@ -157,28 +170,28 @@ def read(
     split = np.full(len(raw), FREE)
     if config == "flamby":
         columns = {name: columns[name] for name in _FLAMBY_COLUMNS}
-        whole = ~np.isnan(np.stack(list(columns.values()))).any(axis=0)
-        columns = {name: values[whole] for name, values in columns.items()}
-        label = label[whole]
+        is_complete = ~np.isnan(np.stack(list(columns.values()))).any(axis=0)
+        columns = {name: values[is_complete] for name, values in columns.items()}
+        label = label[is_complete]
         split = _flamby_split(label)
     else:
         for name in _ZERO_IS_MISSING:
             columns[name] = np.where(columns[name] == 0, np.nan, columns[name])
-    encoded = []
+    features = []
     for name, values in columns.items():
         if name not in _LEVELS:
-            encoded.append(values)
+            features.append(values)
             continue
         for level in _LEVELS[name][1:]:
-            hot = (values == level).astype(float)
-            encoded.append(np.where(np.isnan(values), np.nan, hot))
+            one_hot = (values == level).astype(float)
+            features.append(np.where(np.isnan(values), np.nan, one_hot))
     if config == "all":
-        encoded += [np.isnan(columns[name]).astype(float) for name in _MAY_MISS]
-    return np.stack(encoded, axis=1).astype(np.float32), label, split
+        features += [np.isnan(columns[name]).astype(float) for name in _MAY_MISS]
+    return np.stack(features, axis=1).astype(np.float32), label, split
 
 
 def _flamby_split(label: np.ndarray) -> np.ndarray:
-    """66 % for training; stratified where every class has more than two records."""
+    """66 % for training, stratified if every class has more than two records."""
     counts = np.bincount(label, minlength=2)
     train, _ = sklearn.model_selection.train_test_split(
         np.arange(len(label)),
@@ -199,31 +212,32 @@ def _folder(data_dir: str | None) -> str | None:
     if root is None:
         return None
     for folder in (root / "heart_disease", root):
-        present = [name for name in HOSPITALS if (folder / _file(name)).is_file()]
+        present = [name for name in HOSPITALS if (folder / _file_name(name)).is_file()]
         if len(present) == len(HOSPITALS):
             return str(folder)
         if present:
-            missing = [_file(name) for name in HOSPITALS if name not in present]
+            missing = [_file_name(name) for name in HOSPITALS if name not in present]
             require.fail(f"{field} {folder}", f"also {', '.join(missing)}", "none")
     if data_dir:
         require.fail(
-            f"{field} {root}", f"{_file('cleveland')} and its three kin", "none"
+            f"{field} {root}", f"{_file_name('cleveland')} and its three kin", "none"
         )
     return None
 
 
 def load(config: str, data_dir: str | None) -> Table:
-    """The federation of four hospitals in reading "all" or "flamby".
+    """Loads the table of four hospitals in the reading "all" or "flamby".
 
-    Patient groups are sex and age band; both are known of every patient, and features.
+    Patient groups are sex and age band. Both are known for every patient, and sex and
+    age are also features.
     """
     builder = HeartDisease(
         config=config, file_format=prepared.FILE_FORMAT, folder=_folder(data_dir)
     )
-    records = prepared.read(prepared.prepare(builder), "records")
+    records = prepared.read_split(prepared.prepare(builder), "records")
     x, features = records["x"], feature_names(config)
     age, male = (x[:, features.index(name)] for name in ("age", "sex"))
-    group, attributes = groups.stacked(
+    group, attributes = groups.stack(
         [
             groups.by_value("sex", np.where(male == 1, "male", "female")),
             groups.by_band("age", age, AGE_CUTS),

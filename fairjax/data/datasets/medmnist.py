@@ -9,18 +9,19 @@
 | pathmnist      | colon tissue, NCT-CRC-HE-100K  | 9       | 89,996, 10,004, 7,180 |
 | pneumoniamnist | chest X-rays of children, grey | 2       | 4,708, 524, 624       |
 
-"NAME" is 28 x 28, "NAME/224" the same pictures of MedMNIST+. Names, numbers and MD5s
-are those of medmnist 3.0.2 (info.py); organamnist had 20 slices more before 3.
+"NAME" is 28 x 28, and "NAME/224" has the same pictures from MedMNIST+. Names, numbers
+and MD5s are those of medmnist 3.0.2 (info.py). organamnist had 20 slices more before
+version 3.
 
-Client: none is named; a partition simulates hospitals. The test pictures of pathmnist
-    are of another clinic than the others. Lesions of dermamnist that were photographed
-    more than once are in several splits (Abhishek et al. 2024), so its test figures
-    flatter.
-Licence: CC BY 4.0, but dermamnist CC BY-NC 4.0.
+Client: the sets name none; a partition simulates clients. The test pictures of
+    pathmnist come from another clinic than the others. Some lesions of dermamnist were
+    photographed more than once and are in several splits (Abhishek et al. 2024), so
+    its test figures are too good.
+Licence: CC BY 4.0; dermamnist CC BY-NC 4.0.
 
-The official files, bloodmnist.npz or bloodmnist_224.npz, are found in `data_dir` (or
-FAIRJAX_DATA_DIR), directly or in a folder medmnist, or are downloaded. At 224 they have
-0.1 to 12 GB, and the federation takes 4 bytes per pixel and channel.
+The official files, such as bloodmnist.npz or bloodmnist_224.npz, are found in
+`data_dir` (or FAIRJAX_DATA_DIR), directly or in a folder medmnist, or are downloaded.
+At 224 they have 0.1 to 12 GB, and the federation takes 4 bytes per pixel and channel.
 """
 
 import pathlib
@@ -41,15 +42,15 @@ SIZES = (28, 224)
 
 
 class Card(NamedTuple):
-    """What is known of a data set."""
+    """The facts of a data set."""
 
     classes: tuple[str, ...]
     channels: int
     md5: tuple[str, str]
-    """Of the files of `SIZES`."""
+    """The MD5 of the file of every size in `SIZES`."""
     licence: str = "CC BY 4.0"
     positive: str | None = None
-    """See `Table`."""
+    """The field of `Table`."""
 
 
 CARDS = {
@@ -71,7 +72,7 @@ CARDS = {
         ("malignant", "normal, benign"),
         1,
         ("750601b1f35ba3300ea97c75c52ff8f6", "b56378a6eefa9fed602bb16d192d4c8b"),
-        positive="malignant",  # the official code has 0 there
+        positive="malignant",  # the official label is 0
     ),
     "dermamnist": Card(
         (
@@ -128,7 +129,7 @@ CARDS = {
 
 
 class MedMnist(tfds.core.GeneratorBasedBuilder):
-    """One data set at one size; pixels count from 0 to 255."""
+    """One data set at one size; pixels are from 0 to 255."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The files of MedMNIST 3."}  # noqa: RUF012
@@ -172,9 +173,9 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
         if path is None:
             prepared.need_network(HOST, file(name, size))
             path = pathlib.Path(dl_manager.download(url(name, size)))
-        with path.open("rb") as opened:
+        with path.open("rb") as stream:
             md5 = CARDS[name].md5[SIZES.index(size)]
-            prepared.verify(opened, f"data.data_dir {path}", "md5", md5)
+            prepared.verify(stream, f"data.data_dir {path}", "md5", md5)
         return {split: self._generate_examples(path, split) for split in SPLITS}
 
     def _generate_examples(self, path, split):
@@ -187,23 +188,27 @@ def file(name: str, size: int) -> str:
 
 
 def url(name: str, size: int) -> str:
-    """Where it is downloaded from."""
+    """The address of a file."""
     return f"https://{HOST}/records/10519652/files/{file(name, size)}?download=1"
 
 
 def load(name: str, data_dir: str | None) -> Table:
-    """A whole set by its name in `data.name`; it names no client, its splits are fixed.
+    """Loads a set by its name; it names no client and fixes its splits.
+
+    Args:
+        name: the name in `data.name`, such as "bloodmnist" or "bloodmnist/224".
+        data_dir: the folder with the official file, see `prepared.folder`.
 
     Raises:
-        InputError: the file is not the official one, or neither it nor a network is
-            there.
+        InputError: the file is not the official one, or there is neither a file nor a
+            network.
     """
-    base, _, size = name.partition("/")
-    card, size = CARDS[base], int(size or SIZES[0])
-    official = file(base, size)
+    dataset_name, _, size = name.partition("/")
+    card, size = CARDS[dataset_name], int(size or SIZES[0])
+    file_name = file(dataset_name, size)
     builder = MedMnist(
-        config=f"{base}_{size}",
-        path=prepared.find(data_dir, official, f"medmnist/{official}"),
+        config=f"{dataset_name}_{size}",
+        path=prepared.find(data_dir, file_name, f"medmnist/{file_name}"),
         file_format=prepared.FILE_FORMAT,
     )
     return Table(

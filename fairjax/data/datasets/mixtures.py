@@ -1,8 +1,9 @@
-"""Ten classes of thirty Gaussians each, 64 numbers a record: drawn, not collected.
+"""A synthetic set: ten classes of thirty Gaussians each, 64 numbers a record.
 
     m_ck ~ N(0, I_16),  z = m_ck + SPREAD e,  e ~ N(0, I_16),  x = tanh(z A),
 
-with k uniform over the class's Gaussians and A [16, 64] of entries N(0, 1 / 16).
+where k is uniform over the Gaussians of class c, and A [16, 64] has entries
+N(0, 1 / 16).
 """
 
 import numpy as np
@@ -12,20 +13,20 @@ from fairjax.data.table import TEST, TRAIN, Table
 SOURCE = "drawn by fairjax (data/datasets/mixtures.py, seed 0); no record is a person's"
 CLASSES = 10
 GAUSSIANS = 30
-"""Of every class."""
+"""Gaussians of every class."""
 HIDDEN = 16
 FEATURES = 64
 RECORDS = {TRAIN: 1000, TEST: 200}
-"""Of every class."""
+"""Records of every class."""
 SPREAD = 0.45
-"""Deviation within a Gaussian; the centres have 1."""
+"""Standard deviation within a Gaussian; that of the centres is 1."""
 
 
 def load() -> Table:
-    """10,000 training and 2,000 test records, the same ones at every call.
+    """Draws 10,000 training and 2,000 test records, the same ones at every call.
 
-    Both splits come from the same Gaussians and hold as many records of every class,
-    class after class. No client is named.
+    Both splits come from the same Gaussians and have equal numbers of every class,
+    class after class. The table names no client.
     """
     rng = np.random.default_rng(0)
     centre = rng.normal(size=(CLASSES, GAUSSIANS, HIDDEN))

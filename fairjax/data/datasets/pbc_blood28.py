@@ -1,11 +1,11 @@
 """Peripheral blood cells: 17,092 pictures of 28 x 28, 8 classes, one hospital.
 
-The pictures are those of BloodMNIST in the same classes and split sizes, but which
-picture is in which split differs: MedMNIST does not publish it. `data.name=npz` reads
+The pictures are those of BloodMNIST, with the same classes and split sizes. The split
+of a picture may differ, because MedMNIST does not publish it. `data.name=npz` reads
 bloodmnist.npz itself.
 
-The file is made from the 17,092 JPEGs of the source: each is cropped to its central
-200 x 200 and resized to 28 x 28 (Pillow, bicubic). Within a class they are ordered by
+The file was made from the 17,092 JPEGs of the source. Each is cropped to its central
+200 x 200 and resized to 28 x 28 (Pillow, bicubic). Pictures of a class are ordered by
 the MD5 of the JPEG: the first n_train, the next n_val and the rest are the splits.
 """
 
@@ -38,13 +38,13 @@ CLASSES = (
 
 
 class PbcBlood28(tfds.core.GeneratorBasedBuilder):
-    """The fixed splits "train", "val" and "test"; pixels count from 0 to 255."""
+    """The fixed splits "train", "val" and "test"; pixels are from 0 to 255."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "17,092 records."}  # noqa: RUF012
 
     def __init__(self, *, path: pathlib.Path | None = None, **kwargs):
-        """`path` is the file; None if nobody said where it is."""
+        """`path` is the file; None if no setting names it."""
         self._path = path
         super().__init__(**kwargs)
 
@@ -63,7 +63,7 @@ class PbcBlood28(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         if self._path is None:
-            _missing("data.data_dir")
+            _fail_missing("data.data_dir")
         with self._path.open("rb") as file:
             prepared.verify(file, f"data.data_dir {self._path}", "md5", MD5)
         return {split: self._generate_examples(self._path, split) for split in SPLITS}
@@ -72,9 +72,9 @@ class PbcBlood28(tfds.core.GeneratorBasedBuilder):
         return prepared.pictures(path, split)
 
 
-def _missing(where: str) -> NoReturn:
+def _fail_missing(field: str) -> NoReturn:
     require.fail(
-        where,
+        field,
         f"a folder with {FILE} (or FAIRJAX_DATA_DIR; nothing is downloaded), the "
         "pictures of doi:10.17632/snkd93bnjr.1 at 28 x 28, see "
         "fairjax/data/datasets/pbc_blood28.py",
@@ -88,12 +88,12 @@ def _path(data_dir: str | None) -> pathlib.Path | None:
     if root is not None and (root / FILE).is_file():
         return root / FILE
     if data_dir:
-        _missing(f"{field} {root}")
+        _fail_missing(f"{field} {root}")
     return None
 
 
 def load(data_dir: str | None) -> Table:
-    """The whole set; it names no client and fixes its splits."""
+    """Loads the set; it names no client and fixes its splits."""
     builder = PbcBlood28(path=_path(data_dir), file_format=prepared.FILE_FORMAT)
     return Table(
         name="pbc_blood28",

@@ -1,4 +1,4 @@
-"""TFDS without TensorFlow: prepare once to ArrayRecord, read back as NumPy columns."""
+"""TFDS without TensorFlow: data are prepared once and read as NumPy columns."""
 
 import contextlib
 import hashlib
@@ -18,17 +18,20 @@ from fairjax.data.table import SPLITS
 from fairjax.experiment.io import preemption
 
 FILE_FORMAT = "array_record"
-"""The one format that TFDS 4.9 writes and reads whole without TensorFlow."""
+"""The only format that TFDS 4.9 writes and reads without TensorFlow."""
 
 
 def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
-    """What names the folder of official files, and the folder; None if nothing does.
+    """The setting that names the folder of official files, and the folder.
 
     Args:
-        data_dir: from the config; None: FAIRJAX_DATA_DIR.
+        data_dir: the folder of the config; None takes FAIRJAX_DATA_DIR.
+
+    Returns:
+        The name of the setting, and the folder or None if neither is set.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     field = "data.data_dir" if data_dir else "FAIRJAX_DATA_DIR"
     data_dir = data_dir or os.environ.get("FAIRJAX_DATA_DIR")
@@ -41,14 +44,14 @@ def folder(data_dir: str | None) -> tuple[str, pathlib.Path | None]:
 
 
 def find(data_dir: str | None, *places: str) -> pathlib.Path | None:
-    """The first place that there is, of a file or folder; None: it is to be downloaded.
+    """The first of `places` that exists; None if the files are to be downloaded.
 
     Args:
-        data_dir: as for `folder`.
-        places: below it, as paths.
+        data_dir: the folder of the config, see `folder`.
+        *places: paths of a file or folder, relative to that folder.
 
     Raises:
-        InputError: there is none in the folder that the config names.
+        InputError: the config names a folder that has none of the places.
     """
     field, root = folder(data_dir)
     if root is None:
@@ -61,35 +64,41 @@ def find(data_dir: str | None, *places: str) -> pathlib.Path | None:
     return None
 
 
-def verify(file: Any, where: str, algorithm: str, digest: str) -> None:
+def verify(file: Any, field: str, algorithm: str, digest: str) -> None:
     """Refuses a file whose content is not the published one, block by block.
 
-    What passes is that of its publisher, and may be read whole; `file` is back at its
-    start.
+    A file that passes is its publisher's and may be read whole. `file` is at its start
+    again.
 
     Args:
-        file: of bytes, at its start; or what unpacks one.
-        where: it is, for the message.
-        algorithm: of the digest, as `hashlib` names it.
-        digest: that was published, as hexadecimal digits.
+        file: a binary file at its start, possibly one that unpacks another.
+        field: the name of the file in messages.
+        algorithm: the name of the digest in `hashlib`.
+        digest: the published digest as hexadecimal digits.
 
     Raises:
-        InputError: the digest is another one.
+        InputError: the digests differ.
     """
-    hashed = hashlib.new(algorithm, usedforsecurity=False)
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
     while block := file.read(2**20):
-        hashed.update(block)
-    if hashed.hexdigest() != digest:
-        what = f"the official file, {algorithm} {digest}"
-        require.fail(where, what, hashed.hexdigest())
+        hasher.update(block)
+    if hasher.hexdigest() != digest:
+        requirement = f"the official file, {algorithm} {digest}"
+        require.fail(field, requirement, hasher.hexdigest())
     file.seek(0)
 
 
 def need_network(host: str, files: str, timeout: float = 5.0) -> None:
-    """Fails at once where TFDS would retry for minutes.
+    """Fails at once if a host cannot be reached; TFDS would retry for minutes.
+
+    Args:
+        host: the host of the files.
+        files: the names of the files, for the message.
+        timeout: seconds to wait for a connection.
 
     Raises:
-        InputError: the host cannot be reached; it says which files to give instead.
+        InputError: the host cannot be reached. The message names the files that the
+            user can provide instead.
     """
     try:
         socket.create_connection((host, 443), timeout=timeout).close()
@@ -100,18 +109,20 @@ def need_network(host: str, files: str, timeout: float = 5.0) -> None:
         ) from error
 
 
-def read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
-    """All records of a split, one array per feature, in the order of writing."""
-    as_data_source: Any = builder.as_data_source  # its decorator hides its arguments
+def read_split(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
+    """All records of a split, one array per feature, in the order they were written."""
+    # The decorator of the method hides its arguments from a type checker.
+    as_data_source: Any = builder.as_data_source
     source = as_data_source(split=split)
     records: list[dict[str, Any]] = source.__getitems__(range(len(source)))
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 
 
 def pictures(path: pathlib.Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Examples of a split of an npz of `{split}_images` and `{split}_labels` [n, 1].
+    """The examples of a split of an npz file that `verify` has passed.
 
-    The file is one that `verify` has passed. Grey images get a channel.
+    The file has arrays `{split}_images` [n, ...] and `{split}_labels` [n, 1]. Grey
+    images get a channel.
     """
     with np.load(path, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -122,13 +133,15 @@ def pictures(path: pathlib.Path, split: str) -> Iterator[tuple[int, dict[str, An
 
 
 def fixed_splits(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-    """`x`, `y` and `split` of a `Table` of a prepared data set, split after split."""
+    """The fields `x`, `y` and `split` of a `Table`, split after split."""
     names = [name for name in SPLITS if name in builder.info.splits]
-    parts = [read(builder, name) for name in names]
-    rows = [len(part["label"]) for part in parts]
+    split_records = [read_split(builder, name) for name in names]
+    rows = [len(records["label"]) for records in split_records]
     return {
-        "x": np.concatenate([part["x"] for part in parts]),
-        "y": np.concatenate([part["label"] for part in parts]).astype(np.int32),
+        "x": np.concatenate([records["x"] for records in split_records]),
+        "y": np.concatenate([records["label"] for records in split_records]).astype(
+            np.int32
+        ),
         "split": np.repeat([SPLITS[name] for name in names], rows).astype(np.int8),
     }
 
@@ -136,19 +149,19 @@ def fixed_splits(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     """Downloads and writes the data set unless it is prepared already.
 
-    Two processes may prepare at once: TFDS writes aside and renames, and the one that
-    comes second reads what the first has written.
+    Two processes may prepare at once. TFDS writes to a temporary folder and renames it,
+    and the second process reads what the first has written.
 
     Raises:
-        InputError: the folder cannot be written, or the builder refused its files.
+        InputError: the folder cannot be written, or the builder refuses its files.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
     try:
-        # It announces itself on the terminal, which belongs to the run.
+        # TFDS prints progress to the terminal, which belongs to the run.
         with (
             contextlib.redirect_stdout(io.StringIO()),
-            preemption.leaving(lambda: _remove_aside(builder)),
+            preemption.leaving(lambda: _remove_incomplete(builder)),
         ):
             builder.download_and_prepare(download_config=config)
     except require.InputError:
@@ -156,16 +169,16 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     except Exception as error:
         if _is_prepared(builder):
             return builder
-        said = str(error).strip() or "no reason given"
+        reason = str(error).strip() or "no reason given"
         raise require.InputError(
             f"data.name {builder.name}: expected to prepare it in {builder.data_dir}; "
-            f"got {type(error).__name__}: {said.splitlines()[-1]}"
+            f"got {type(error).__name__}: {reason.splitlines()[-1]}"
         ) from error
     return builder
 
 
-def _remove_aside(builder: tfds.core.DatasetBuilder) -> None:
-    """Removes what a builder writes aside; that is its folder until it is renamed."""
+def _remove_incomplete(builder: tfds.core.DatasetBuilder) -> None:
+    """Removes the temporary folder of a builder, its folder until the renaming."""
     path = pathlib.Path(builder.data_dir)
     if path.name.startswith("incomplete."):
         shutil.rmtree(path, ignore_errors=True)

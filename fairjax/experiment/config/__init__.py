@@ -1,1 +1,1 @@
-"""From a config to a checked run: names, what goes with what, and what is built."""
+"""From a config to a checked run: the schema, its checks, and the stages that build."""

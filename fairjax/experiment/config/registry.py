@@ -1,30 +1,45 @@
-"""The tables of names: what a config's words stand for.
+"""The tables of names: the functions that the names in a config stand for.
 
-An option group of the config has the name of what it belongs to. A new method, rule,
-model or optimiser is a line here.
+A new method, rule, model or optimiser is a line here. The line of a method, rule or
+model names the dataclass of its options, from which its group of the config is made.
+The group has the name of the entry.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from fairjax import models
 from fairjax.core.types import Axes, Method, Model, Rule
-from fairjax.fairness import (
-    compose,
-    directions,
-    domains,
-    objectives,
-    personal,
-    weights,
+from fairjax.experiment.config.entries import (
+    NO_GROUPS,
+    Groups,
+    MethodEntry,
+    ModelEntry,
+    RuleEntry,
 )
-from fairjax.fairness.contribution import fedce
-from fairjax.fairness.groups import fairfed
-from fairjax.models import layers
+from fairjax.experiment.config.options import methods as method_options
+from fairjax.experiment.config.options import models as model_options
+from fairjax.experiment.config.options import rules as rule_options
+from fairjax.fairness import compose, personal, weights
+from fairjax.fairness.afl import afl
+from fairjax.fairness.agnostic import agnostic
+from fairjax.fairness.fairfed import fairfed
+from fairjax.fairness.fedce import fedce
+from fairjax.fairness.fedfv import fedfv
+from fairjax.fairness.fedmgda import fedmgda
+from fairjax.fairness.gifair import gifair
+from fairjax.fairness.logit_adjust import logit_adjust
+from fairjax.fairness.ordered_weights import cvar, ordered
+from fairjax.fairness.propfair import propfair
+from fairjax.fairness.q_fedavg import q_fedavg
+from fairjax.fairness.q_ffl import q_ffl
+from fairjax.fairness.tier_rules import tier_afl, tier_equal, tier_gap, tier_term
+from fairjax.fairness.tilted import term
+from fairjax.models import convolutions
 from fairjax.submodels import fedavg, partial
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.dynamicfl import dynamicfl
@@ -34,76 +49,51 @@ from fairjax.submodels.fiarse import fiarse
 from fairjax.submodels.fjord import fjord
 from fairjax.submodels.heterofl import heterofl
 from fairjax.submodels.inclusivefl import inclusivefl
-from fairjax.submodels.ladder import ladder
 from fairjax.submodels.lora import adapt, lora
+from fairjax.submodels.mixed import mixed
 from fairjax.submodels.nefl import nefl
 from fairjax.submodels.scalefl import scalefl
 
-
-class Family(NamedTuple):
-    """A published method and what it asks of the model."""
-
-    method: Callable[[Any, Axes], Method]
-    """(config, unit axes) -> method."""
-    model: Callable[[Any, Model], Model] = lambda c, model: model
-    """(config, model) -> the network that travels (LoRA adds its factors)."""
-    blocks: bool = False
-    """Needs a list of residual blocks that are alike."""
-    exits: bool = False
-    """Needs a head after every stage."""
-    steps: bool = False
-    """Needs a learnable step size in every block."""
-    branches: bool = False
-    """Its tiers may have branches; it then takes the options of dynamicfl too."""
-    of_rounds: Callable[[Any], bool] = lambda c: False
-    """Whether, by its options, it rests on the number of rounds (see `Schedule`)."""
-
-
-def _model(
-    name: str, build: Callable[..., Model]
-) -> Callable[[Any, int, Family], Model]:
-    """The model built with its config group, and with what the method asks for."""
-
-    def make(c: Any, classes: int, family: Family) -> Model:
-        options = dict(c.model[name])
-        options.pop("moments", None)
-        if name in CONVOLUTIONAL:
-            options["lowering"] = lowering(c)
-        if name in EXITED:
-            options["exits"] = family.exits
-        if name in RESIDUAL:
-            options["steps"] = family.steps
-        return build(classes=classes, **options)
-
-    return make
-
-
-def lowering(c: Any) -> str:
-    """The lowering of convolutions that the config asks for, on this machine."""
-    vmapped = c.execution.batching in ("vmap", "chunk")
-    of_records = c.privacy.mechanism == "record_dp"
-    backend = jax.default_backend()
-    return layers.lowering(c.execution.conv, backend, vmapped=vmapped or of_records)
-
-
-CONVOLUTIONAL = ("cnn", "lenet", "two_conv", "resnet")
-RESIDUAL = ("resmlp", "resnet", "vit")
-"""Models of residual blocks, any of which may be dropped and have a step size."""
-EXITED = (*RESIDUAL, "cnn")
-"""Models that may have exits, of which a prefix can be kept."""
-FOR_TABLES = ("mlp", "resmlp")
-"""Models that take rows of numbers; the others take images alone."""
-
-MODELS: dict[str, Callable[[Any, int, Family], Model]] = {
-    name: _model(name, getattr(models, name))
-    for name in ("mlp", "cnn", "lenet", "two_conv", "resmlp", "resnet", "vit")
+MODELS: dict[str, ModelEntry] = {
+    "mlp": ModelEntry(models.mlp, model_options.MLP, tabular=True),
+    "cnn": ModelEntry(models.cnn, model_options.CNN, convolutional=True, exits=True),
+    "lenet": ModelEntry(models.lenet, model_options.LeNet, convolutional=True),
+    "two_conv": ModelEntry(models.two_conv, model_options.TwoConv, convolutional=True),
+    "resmlp": ModelEntry(
+        models.resmlp, model_options.ResMLP, residual=True, exits=True, tabular=True
+    ),
+    "resnet": ModelEntry(
+        models.resnet,
+        model_options.ResNet,
+        convolutional=True,
+        residual=True,
+        exits=True,
+    ),
+    "vit": ModelEntry(
+        models.vit,
+        model_options.ViT,
+        residual=True,
+        exits=True,
+        moving_branches=False,
+    ),
 }
 
 
-def _by_budget(name: str, method: Callable[..., Method]) -> Family:
-    """A method that is given the unit axes, the tiers' budgets and its own options."""
-    return Family(
-        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name])
+def model(c: Any, classes: int) -> Model:
+    """The model of a config, with what its method asks for.
+
+    Args:
+        c: a config.
+        classes: C.
+    """
+    method = METHODS[c.submodel.name]
+    return MODELS[c.model.name].make(c, c.model.name, classes, method)
+
+
+def _by_budget(name: str, method: Callable[..., Method], options: type) -> MethodEntry:
+    """A method that takes the model's axes, the tiers' budgets and its own options."""
+    return MethodEntry(
+        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name]), options
     )
 
 
@@ -114,16 +104,16 @@ def _heterofl(c: Any, axes: Axes) -> Method:
         tuple(c.tiers.budget),
         scaler=options.scaler,
         masked_loss=options.masked_loss,
-        redraw=tuple(c.tiers.share) if options.dynamic else None,
+        redraw=tuple(c.tiers.proportions) if options.dynamic else None,
     )
 
 
-TRANSFORMERS = ("vit",)
-"""Models whose branches stay where they are unless a budget changes."""
-
-
 def branches_of(c: Any) -> tuple[int, ...]:
-    """Branches per layer of every tier."""
+    """Branches per layer of every tier.
+
+    Args:
+        c: a config.
+    """
     tiers = len(c.tiers.budget)
     if c.tiers.branches or c.submodel.name != "dynamicfl":
         return tuple(c.tiers.branches) or (0,) * tiers
@@ -131,10 +121,14 @@ def branches_of(c: Any) -> tuple[int, ...]:
 
 
 def structure_of(c: Any) -> str:
-    """Who decides which branches are alive."""
+    """What decides which branches are alive, with "auto" resolved.
+
+    Args:
+        c: a config.
+    """
     structure = c.submodel.dynamicfl.structure
     if structure == "auto":
-        return "fixed" if c.model.name in TRANSFORMERS else "sensitivity"
+        return "sensitivity" if MODELS[c.model.name].moving_branches else "fixed"
     return structure
 
 
@@ -143,118 +137,179 @@ def _dynamicfl(c: Any) -> dict[str, Any]:
     return {"number": branches_of(c), **options}
 
 
-def planned(c: Any) -> bool:
-    """Whether it is by what they remember that clients have their branches."""
+def uses_branch_memory(c: Any) -> bool:
+    """Whether clients remember their branches between rounds.
+
+    Args:
+        c: a config.
+    """
     return METHODS[c.submodel.name].branches and structure_of(c) != "fixed"
 
 
-METHODS: dict[str, Family] = {
-    "fedavg": _by_budget("fedavg", fedavg.fedavg),
-    "heterofl": Family(_heterofl),
-    "federated_dropout": _by_budget("federated_dropout", federated_dropout),
-    "fedrolex": _by_budget("fedrolex", fedrolex),
-    "fjord": _by_budget("fjord", fjord),
-    "fiarse": Family(
-        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse)
+METHODS: dict[str, MethodEntry] = {
+    "fedavg": _by_budget("fedavg", fedavg.fedavg, method_options.FedAvg),
+    "heterofl": MethodEntry(_heterofl, method_options.HeteroFL),
+    "federated_dropout": _by_budget(
+        "federated_dropout", federated_dropout, method_options.FederatedDropout
     ),
-    "partial": _by_budget("partial", partial.partial)._replace(blocks=True),
-    "depthfl": _by_budget("depthfl", depthfl)._replace(exits=True),
-    "inclusivefl": _by_budget("inclusivefl", inclusivefl)._replace(
-        blocks=True, exits=True
+    "fedrolex": _by_budget("fedrolex", fedrolex, method_options.FedRolex),
+    "fjord": _by_budget("fjord", fjord, method_options.FjORD),
+    "fiarse": MethodEntry(
+        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse),
+        method_options.FIARSE,
+        public_masks=False,
     ),
-    "scalefl": Family(
+    "partial": _by_budget("partial", partial.partial, method_options.Partial)._replace(
+        blocks=True
+    ),
+    "depthfl": _by_budget("depthfl", depthfl, method_options.DepthFL)._replace(
+        exits=True, gradient_option="feddyn"
+    ),
+    "inclusivefl": _by_budget(
+        "inclusivefl", inclusivefl, method_options.InclusiveFL
+    )._replace(blocks=True, exits=True),
+    "scalefl": MethodEntry(
         lambda c, axes: scalefl(
             axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
         ),
+        method_options.ScaleFL,
         exits=True,
-        of_rounds=lambda options: options["gamma"] > 0 and options["warmup"] > 0,
+        depends_on_rounds=lambda options: (
+            options["gamma"] > 0 and options["warmup"] > 0
+        ),
     ),
-    "nefl": _by_budget("nefl", nefl)._replace(blocks=True, steps=True),
-    "lora": Family(
+    "nefl": _by_budget("nefl", nefl, method_options.NeFL)._replace(
+        blocks=True, steps=True
+    ),
+    "lora": MethodEntry(
         lambda c, axes: lora(axes, tuple(c.tiers.budget)),
+        method_options.LoRA,
         lambda c, model: adapt(model, **c.submodel.lora),
     ),
-    "dynamicfl": Family(
-        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)), branches=True
+    "dynamicfl": MethodEntry(
+        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)),
+        method_options.DynamicFL,
+        branches=True,
     ),
-    "ladder": Family(
-        lambda c, axes: ladder(
-            axes, tuple(c.tiers.budget), **c.submodel.ladder, **_dynamicfl(c)
+    "mixed": MethodEntry(
+        lambda c, axes: mixed(
+            axes, tuple(c.tiers.budget), **c.submodel.mixed, **_dynamicfl(c)
         ),
+        method_options.Mixed,
         branches=True,
     ),
 }
 
 
-class Groups(NamedTuple):
-    """What a rule may tell apart besides tiers and hospitals."""
-
-    patients: int = 0
-    """G of fairness.group."""
-    hospitals: tuple[int, ...] = ()
-    """Group of every hospital, by fairness.hospital_group."""
+def _by_options(name: str, rule: Callable[..., Rule], options: type) -> RuleEntry:
+    """A rule that takes its own options alone."""
+    return RuleEntry(lambda c, groups: rule(**c.fairness[name]), options)
 
 
-ALIKE = Groups()
-
-RULES: dict[str, Callable[[Any, Groups], Rule]] = {
-    "size": lambda c, known: weights.size(),
-    "uniform": lambda c, known: weights.uniform(),
-    "q_ffl": lambda c, known: weights.q_ffl(**c.fairness.q_ffl),
-    "term": lambda c, known: weights.term(**c.fairness.term),
-    "cvar": lambda c, known: weights.cvar(**c.fairness.cvar),
-    "ordered": lambda c, known: weights.ordered(**c.fairness.ordered),
-    "gifair": lambda c, known: weights.gifair(
-        **c.fairness.gifair, hospitals=known.hospitals
+RULES: dict[str, RuleEntry] = {
+    "size": RuleEntry(lambda c, groups: weights.size()),
+    "uniform": RuleEntry(lambda c, groups: weights.uniform()),
+    "q_ffl": _by_options("q_ffl", q_ffl, rule_options.QFFL),
+    "term": _by_options("term", term, rule_options.Term),
+    "cvar": _by_options("cvar", cvar, rule_options.CVaR),
+    "ordered": _by_options("ordered", ordered, rule_options.Ordered),
+    "gifair": RuleEntry(
+        lambda c, groups: gifair(
+            **c.fairness.gifair, client_groups=groups.client_groups
+        ),
+        rule_options.GIFAIR,
+        domain_option="groups",
     ),
-    "afl": lambda c, known: weights.afl(**c.fairness.afl),
-    "agnostic": lambda c, known: domains.agnostic(
-        **c.fairness.agnostic, groups=known.patients, hospitals=known.hospitals
+    "afl": _by_options("afl", afl, rule_options.AFL),
+    "agnostic": RuleEntry(
+        lambda c, groups: agnostic(
+            **c.fairness.agnostic,
+            groups=groups.num_patient_groups,
+            client_groups=groups.client_groups,
+        ),
+        rule_options.Agnostic,
+        domain_option="domain",
     ),
-    "tier_afl": lambda c, known: domains.tier_afl(**c.fairness.tier_afl),
-    "tier_term": lambda c, known: domains.tier_term(**c.fairness.tier_term),
-    "tier_equal": lambda c, known: domains.tier_equal(**c.fairness.tier_equal),
-    "tier_gap": lambda c, known: domains.tier_gap(**c.fairness.tier_gap),
-    "fairfed": lambda c, known: fairfed(**c.fairness.fairfed),
-    "fedce": lambda c, known: fedce(**c.fairness.fedce),
-    "q_fedavg": lambda c, known: directions.q_fedavg(
-        **c.fairness.q_fedavg,
-        learning_rate=c.local.learning_rate,
-        weight_decay=c.local.weight_decay,
+    "tier_afl": _by_options("tier_afl", tier_afl, rule_options.TierAFL),
+    "tier_term": _by_options("tier_term", tier_term, rule_options.TierTerm),
+    "tier_equal": _by_options("tier_equal", tier_equal, rule_options.TierEqual),
+    "tier_gap": _by_options("tier_gap", tier_gap, rule_options.TierGap),
+    "fairfed": _by_options("fairfed", fairfed, rule_options.FairFed)._replace(
+        patient_group=True, binary=True
     ),
-    "fedmgda": lambda c, known: directions.fedmgda(**c.fairness.fedmgda),
-    "fedfv": lambda c, known: directions.fedfv(**c.fairness.fedfv),
-    "propfair": lambda c, known: objectives.propfair(**c.fairness.propfair),
-    "logit_adjust": lambda c, known: objectives.logit_adjust(**c.fairness.logit_adjust),
-    "ditto": lambda c, known: personal.ditto(**c.fairness.ditto),
-    "fedbn": lambda c, known: personal.fedbn(),
-    "private_head": lambda c, known: personal.private_head(),
+    "fedce": _by_options("fedce", fedce, rule_options.FedCE),
+    "q_fedavg": RuleEntry(
+        lambda c, groups: q_fedavg(
+            **c.fairness.q_fedavg,
+            learning_rate=c.local.learning_rate,
+            weight_decay=c.local.weight_decay,
+        ),
+        rule_options.QFedAvg,
+    ),
+    "fedmgda": _by_options("fedmgda", fedmgda, rule_options.FedMGDA),
+    "fedfv": _by_options("fedfv", fedfv, rule_options.FedFV),
+    "propfair": _by_options("propfair", propfair, rule_options.PropFair),
+    "logit_adjust": _by_options("logit_adjust", logit_adjust, rule_options.LogitAdjust),
+    "ditto": _by_options("ditto", personal.ditto, rule_options.Ditto),
+    "fedbn": RuleEntry(lambda c, groups: personal.fedbn()),
+    "private_head": RuleEntry(lambda c, groups: personal.private_head()),
 }
-"""Name -> (config, groups) -> rule."""
 
 
-def by_group(c: Any, name: str) -> bool:
-    """Whether a rule, as configured, asks for a patient attribute."""
-    return name == "fairfed" or (
-        name == "agnostic" and c.fairness.agnostic.domain == "group"
-    )
+def by_patient_group(c: Any, name: str) -> bool:
+    """Whether a rule, as configured, reads a patient attribute.
+
+    Args:
+        c: a config.
+        name: the rule's.
+    """
+    return RULES[name].patient_group or domain(c, name) == "group"
 
 
-def by_hospitals(c: Any, name: str) -> bool:
-    """Whether a rule, as configured, asks for groups of hospitals."""
-    of = {"agnostic": c.fairness.agnostic.domain, "gifair": c.fairness.gifair.groups}
-    return of.get(name) == "hospital_group"
+def by_client_group(c: Any, name: str) -> bool:
+    """Whether a rule, as configured, reads groups of clients.
+
+    Args:
+        c: a config.
+        name: the rule's.
+    """
+    return domain(c, name) == "client_group"
 
 
-def rule(c: Any, known: Groups = ALIKE) -> Rule:
-    """The rule of a config, `a+b` composed, with its cap and warm-up."""
-    parts = c.fairness.rule.split("+")
-    made = compose.compose([(name, RULES[name](c, known)) for name in parts])
+def domain(c: Any, name: str) -> str | None:
+    """What a rule, as configured, tells apart; None for rules without such an option.
+
+    Args:
+        c: a config.
+        name: the rule's.
+    """
+    option = RULES[name].domain_option
+    return None if option is None else c.fairness[name][option]
+
+
+def rules(c: Any, groups: Groups = NO_GROUPS) -> dict[str, Rule]:
+    """{name: rule} of the rules that a config composes.
+
+    Args:
+        c: a config.
+        groups: the groups of its data.
+    """
+    return {name: RULES[name].rule(c, groups) for name in c.fairness.rule.split("+")}
+
+
+def rule(c: Any, groups: Groups = NO_GROUPS) -> Rule:
+    """The rule of a config, `a+b` composed, with its cap and warm-up.
+
+    Args:
+        c: a config.
+        groups: the groups of its data.
+    """
+    fairness_rule = compose.compose(list(rules(c, groups).items()))
     if c.fairness.cap:
-        made = compose.capped(made, c.fairness.cap)
+        fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)
     if c.fairness.warmup:
-        made = compose.after(made, c.fairness.warmup)
-    return made
+        fairness_rule = compose.with_warmup(fairness_rule, c.fairness.warmup)
+    return fairness_rule
 
 
 def _sgd(c: Any) -> optax.GradientTransformation:
@@ -272,32 +327,35 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
-    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-    # beta2 and epsilon (tau) as in Reddi et al. 2021, section 5.
-    "adam": lambda rate: optax.adam(rate, b2=0.99, eps=1e-3),
-    "yogi": lambda rate: optax.yogi(rate, b2=0.99, eps=1e-3),
+    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+    # beta2 and epsilon (tau) as in Reddi et al., "Adaptive federated optimization",
+    # ICLR 2021, arXiv:2003.00295, section 5.
+    "adam": lambda learning_rate: optax.adam(learning_rate, b2=0.99, eps=1e-3),
+    "yogi": lambda learning_rate: optax.yogi(learning_rate, b2=0.99, eps=1e-3),
 }
 
 
 class Schedule(NamedTuple):
-    """A law by which a learning rate changes over rounds."""
+    """How a learning rate changes over rounds."""
 
-    law: Callable[[Any, int], optax.Schedule]
-    """(config group, rounds from its first one to the run's last) -> schedule over
-    the rounds since its first one."""
+    make_schedule: Callable[[Any, int], optax.Schedule]
+    """(config group, rounds from the schedule's first to the run's last) -> factor over
+    the rounds since the schedule's first one."""
     options: tuple[str, ...] = ()
-    """Fields of the group that it reads."""
-    of_rounds: bool = False
-    """It rests on the number of rounds, so that no run of it can be extended."""
+    """Fields of the group that the schedule reads."""
+    depends_on_rounds: bool = False
+    """Whether it depends on the number of rounds: a run with it cannot be extended."""
 
 
 SCHEDULES: dict[str, Schedule] = {
     "constant": Schedule(lambda c, rounds: optax.constant_schedule(1.0)),
     "linear": Schedule(
-        lambda c, rounds: optax.linear_schedule(1.0, 0.0, rounds), of_rounds=True
+        lambda c, rounds: optax.linear_schedule(1.0, 0.0, rounds),
+        depends_on_rounds=True,
     ),
     "cosine": Schedule(
-        lambda c, rounds: optax.cosine_decay_schedule(1.0, rounds), of_rounds=True
+        lambda c, rounds: optax.cosine_decay_schedule(1.0, rounds),
+        depends_on_rounds=True,
     ),
     "steps": Schedule(
         lambda c, rounds: optax.piecewise_constant_schedule(
@@ -314,20 +372,20 @@ SCHEDULES: dict[str, Schedule] = {
 def schedule(c: Any, rounds: int) -> Callable[[Array], Any]:
     """Rounds finished -> factor on the learning rate of a group, local or server.
 
-    Over the first `warmup` = W rounds it is (r + 1) / (W + 1), so that no round is
-    lost; the law begins with the round after them.
+    Over the first `warmup` = W rounds the factor is (r + 1) / (W + 1) > 0, so that
+    every round trains. The schedule begins with the round after them.
 
     Args:
         c: the group.
-        rounds: of the whole run.
+        rounds: number of rounds of the whole run.
     """
     if c.schedule == "constant" and not c.warmup:
         return lambda round: 1.0
-    law = SCHEDULES[c.schedule].law(c, max(rounds - c.warmup, 1))
+    lr_schedule = SCHEDULES[c.schedule].make_schedule(c, max(rounds - c.warmup, 1))
     if c.warmup:
-        rise = optax.linear_schedule(1 / (c.warmup + 1), 1.0, c.warmup)
-        law = optax.join_schedules([rise, law], [c.warmup])
-    return lambda round: law(round.astype(jnp.float32))
+        warmup_schedule = optax.linear_schedule(1 / (c.warmup + 1), 1.0, c.warmup)
+        lr_schedule = optax.join_schedules([warmup_schedule, lr_schedule], [c.warmup])
+    return lambda round: lr_schedule(round.astype(jnp.float32))
 
 
 NORMALISATIONS = ("pooled", "client", "none")
@@ -335,4 +393,4 @@ ASSIGNMENTS = ("random", "by_size", "by_label")
 CLASS_WEIGHTS = ("none", "balanced")
 DENOMINATORS = ("cover", "fixed")
 SLOTS = ("padded", "stratified")
-CONVOLUTIONS = ("auto", *layers.CONVOLUTIONS)
+CONVOLUTIONS = ("auto", *convolutions.CONVOLUTIONS)

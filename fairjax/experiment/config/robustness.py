@@ -1,8 +1,9 @@
-"""From a config to what a run withstands, and to what it is made to withstand.
+"""From a config to the defences of a run and the faults that are injected into it.
 
-`robust.fold`, `norm_bound` and `weight_cap` are the defences, `robust.faults` what goes
-wrong. Combinations that cannot hold are refused: a median of single uploads under a
-secure sum, which shows nobody any of them, or a rule's weights in a fold without.
+`robust.aggregator`, `norm_bound` and `weight_cap` are the defences; `robust.faults`
+lists what goes wrong. Combinations that contradict each other are refused. A median,
+for instance, reads single uploads, which a secure sum hides. Some aggregators ignore
+the weights of a rule.
 """
 
 from typing import Any, NamedTuple
@@ -11,85 +12,93 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Params, Protection, Rule
+from fairjax.core.protocols import Protection
+from fairjax.core.types import Params, Rule
+from fairjax.experiment.config import compatibility, registry
 from fairjax.fairness import compose, weights
+from fairjax.robust import aggregators, breakdown, norm_bound
 from fairjax.robust import faults as injected
-from fairjax.robust import folds
 from fairjax.robust.faults import Deadline, Fault
 
-UNWEIGHTED = ("median", "trimmed_mean", "krum")
-"""Folds in which weights have no say."""
-NEUTRAL = (
-    "size", "uniform", "propfair", "logit_adjust", "ditto", "fedbn", "private_head",
-)  # fmt: skip
-"""Rules whose weights may be ignored: they are the default ones, or none."""
 
-
-def check(c: Any, made: Rule) -> None:
+def check(c: Any, fairness_rule: Rule) -> None:
     """Refuses what no data could make hold, by the name of the field.
 
     Args:
         c: a config.
-        made: its fairness rule.
+        fairness_rule: the fairness rule of this config.
+
+    Raises:
+        InputError: names the field, what was expected and what came.
     """
     r = c.robust
-    fold = require.one_of("robust.fold", r.fold, folds.FOLDS)
+    aggregator = require.one_of(
+        "robust.aggregator", r.aggregator, aggregators.AGGREGATORS
+    )
     require.in_range("robust.norm_bound", r.norm_bound, 0)
     if r.weight_cap:
         require.in_range("robust.weight_cap", r.weight_cap, 1)
-    require.in_range("robust.hostile", r.hostile, 0)
+    require.in_range("robust.num_byzantine", r.num_byzantine, 0)
     beta = r.trimmed_mean.beta
     require.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
     for name, strength in r.strength.items():
         require.in_range(f"robust.strength.{name}", strength, 0)
     require.positive("robust.deadline.most", r.deadline.most)
     require.in_range("robust.deadline.spread", r.deadline.spread, 0)
-    _check_faults(c, made)
-    for field, neutral in (("fold", "mean"), ("norm_bound", 0.0)):
+    _check_faults(c, fairness_rule)
+    for field, neutral in (("aggregator", "mean"), ("norm_bound", 0.0)):
         if r[field] != neutral:
-            _check_seen(c, f"robust.{field}", neutral)
-            _check_applied(c, made, f"robust.{field}", neutral)
-    if fold != "mean" and c.fairness.denominator == "fixed":
-        what = f"cover with robust.fold {fold}, which is no sum over all hospitals"
-        require.fail("fairness.denominator", what, "fixed")
-    if fold not in UNWEIGHTED:
+            _check_privacy(c, f"robust.{field}", neutral)
+            _check_rule(c, fairness_rule, f"robust.{field}", neutral)
+    if aggregator != "mean" and c.fairness.denominator == "fixed":
+        expected = f"cover with robust.aggregator {aggregator}, which is no sum over "
+        expected += "all hospitals"
+        require.fail("fairness.denominator", expected, "fixed")
+    if aggregator not in compatibility.UNWEIGHTED:
         return
-    for part in c.fairness.rule.split("+"):
-        if part not in NEUTRAL:
-            what = f"one of {', '.join(NEUTRAL)} with robust.fold {fold}, in which "
-            require.fail("fairness.rule", what + "weights have no say", part)
+    condition = compatibility.CONDITIONS[aggregator]
+    for name, rule in registry.rules(c).items():
+        if not condition.allows(rule):
+            choices = compatibility.names_of(condition.allows)
+            expected = f"one of {', '.join(choices)} with robust.aggregator "
+            expected += f"{aggregator}, {condition.reason}"
+            require.fail("fairness.rule", expected, name)
 
 
-def _check_seen(c: Any, field: str, neutral: Any) -> None:
-    got = _value(c, field)
+def _check_privacy(c: Any, field: str, neutral: Any) -> None:
+    value = _value(c, field)
     if c.privacy.secure_sum != "off":
-        what = f"{neutral} with privacy.secure_sum, under which nobody sees an upload"
-        require.fail(field, what, got)
+        expected = (
+            f"{neutral} with privacy.secure_sum, under which nobody sees an upload"
+        )
+        require.fail(field, expected, value)
     if c.privacy.mechanism == "client_dp":
-        what = f"{neutral} with client_dp, whose clip and noise are those of a sum"
-        require.fail(field, what, got)
+        expected = f"{neutral} with client_dp, whose clip and noise are those of a sum"
+        require.fail(field, expected, value)
     if c.privacy.mechanism == "local_dp" and field == "robust.norm_bound":
-        what = f"{neutral} with local_dp: it measures norms before their noise"
-        require.fail(field, what, got)
+        expected = f"{neutral} with local_dp: it measures norms before their noise"
+        require.fail(field, expected, value)
 
 
-def _check_applied(c: Any, made: Rule, field: str, neutral: Any) -> None:
-    got = _value(c, field)
+def _check_rule(c: Any, fairness_rule: Rule, field: str, neutral: Any) -> None:
+    value = _value(c, field)
     if not c.robust.finite_guard:
-        what = f"True with {field} {got}, in which a NaN has no place"
-        require.fail("robust.finite_guard", what, False)
-    if made.combine is not None:
-        what = f"{neutral} with rule {c.fairness.rule}, which combines changes itself"
-        require.fail(field, what, got)
+        expected = f"True with {field} {value}, in which a NaN has no place"
+        require.fail("robust.finite_guard", expected, False)
+    if not compatibility.allows("norm_bound", fairness_rule):
+        expected = (
+            f"{neutral} with rule {c.fairness.rule}, which combines changes itself"
+        )
+        require.fail(field, expected, value)
 
 
 def _value(c: Any, field: str) -> Any:
-    for part in field.split("."):
-        c = c[part]
+    for key in field.split("."):
+        c = c[key]
     return c
 
 
-def _check_faults(c: Any, made: Rule) -> None:
+def _check_faults(c: Any, fairness_rule: Rule) -> None:
     where = "robust.faults"
     for entry in c.robust.faults:
         if not isinstance(entry, tuple) or len(entry) != 3:
@@ -101,103 +110,127 @@ def _check_faults(c: Any, made: Rule) -> None:
         require.in_range(f"{where} share of {name}", share, 0, 1, open_low=True)
         require.in_range(f"{where} rate of {name}", rate, 0, 1, open_low=True)
         if name in injected.PERMANENT and rate != 1:
-            what = f"1 for {name}, which is in every round"
-            require.fail(f"{where} rate of {name}", what, rate)
-    named = [entry[0] for entry in c.robust.faults]
-    for name in named:
-        if named.count(name) > 1:
+            expected = f"1 for {name}, which is in every round"
+            require.fail(f"{where} rate of {name}", expected, rate)
+    fault_names = [entry[0] for entry in c.robust.faults]
+    for name in fault_names:
+        if fault_names.count(name) > 1:
             require.fail(where, "every fault once", name)
         if name in injected.CLAIMS and c.privacy.mechanism == "client_dp":
-            what = f"no {name} with client_dp, whose weights are public"
-            require.fail(where, what, name)
+            expected = f"no {name} with client_dp, whose weights are public"
+            require.fail(where, expected, name)
         if name == "corrupted" and c.privacy.mechanism == "record_dp":
-            what = "no corrupted with record_dp: it deals one record's values to many"
-            require.fail(where, what, name)
-    if "inflated_loss" in named and "loss" not in made.needs:
-        what = "a rule that reads losses for inflated_loss in robust.faults"
-        require.fail("fairness.rule", what, c.fairness.rule)
+            expected = (
+                "no corrupted with record_dp: it deals one record's values to many"
+            )
+            require.fail(where, expected, name)
+    if "inflated_loss" in fault_names and "losses" not in fairness_rule.reads:
+        expected = "a rule that reads losses for inflated_loss in robust.faults"
+        require.fail("fairness.rule", expected, c.fairness.rule)
 
 
 def check_used(path: str, c: Any) -> None:
-    """Refuses a field of robust that was set by hand and that nothing reads."""
+    """Refuses a robust field that the user set and that nothing reads.
+
+    Args:
+        path: the field's path.
+        c: a config.
+    """
     r = c.robust
-    _, group, *rest = path.split(".")
-    named = [entry[0] for entry in r.faults]
-    if group == "strength" and rest[0] not in named:
+    _, group, *subfields = path.split(".")
+    fault_names = [entry[0] for entry in r.faults]
+    if group == "strength" and subfields[0] not in fault_names:
         require.fail(path, "robust.faults with it for this option", tuple(r.faults))
-    if group == "deadline" and "straggler" not in named:
+    if group == "deadline" and "straggler" not in fault_names:
         require.fail(path, "a straggler in robust.faults", tuple(r.faults))
-    if group == "trimmed_mean" and r.fold != "trimmed_mean":
-        require.fail(path, "robust.fold 'trimmed_mean' for this option", r.fold)
-    if group == "weight_cap" and not _capped(r):
-        what = "robust.fold 'multi_krum', or a norm bound of a mean, for this option"
-        require.fail(path, what, r.fold)
-    if group == "hostile" and r.fold not in folds.BY_DISTANCE:
-        what = f"robust.fold {' or '.join(folds.BY_DISTANCE)} for this option"
-        require.fail(path, what, r.fold)
+    if group == "trimmed_mean" and r.aggregator != "trimmed_mean":
+        require.fail(
+            path, "robust.aggregator 'trimmed_mean' for this option", r.aggregator
+        )
+    if group == "weight_cap" and not _is_weight_sensitive(r):
+        expected = (
+            "robust.aggregator 'multi_krum', or a norm bound of a mean, for this option"
+        )
+        require.fail(path, expected, r.aggregator)
+    if group == "num_byzantine" and r.aggregator not in aggregators.BY_DISTANCE:
+        expected = (
+            f"robust.aggregator {' or '.join(aggregators.BY_DISTANCE)} for this option"
+        )
+        require.fail(path, expected, r.aggregator)
 
 
 # ----------------------------------------------------------------------------- defences
 
 
 def protection(c: Any, inner: Protection, cohort: int) -> Protection:
-    """What stands between changes and model: the run's privacy, a fold, a norm bound.
+    """What stands between updates and model: privacy, an aggregator, a norm bound.
 
     Args:
         c: a checked config.
-        inner: of the run's privacy.
+        inner: the protection of the run's privacy mechanism.
         cohort: K.
 
     Raises:
-        InputError: a cohort that is too small for what the fold assumes.
+        InputError: the cohort is too small for the Byzantine clients that the
+            aggregator is to bear.
     """
     r = c.robust
-    if r.fold in folds.BY_DISTANCE and cohort < 2 * r.hostile + 3:
-        what = f"at most {(cohort - 3) // 2} with a cohort of {cohort}: K >= 2 f + 3"
-        require.fail("robust.hostile", what, r.hostile)
-    if r.fold == "median":
-        inner = folds.folded(inner, folds.median())
-    elif r.fold == "trimmed_mean":
-        inner = folds.folded(inner, folds.trimmed_mean(**r.trimmed_mean))
-    elif r.fold in folds.BY_DISTANCE:
-        fold = folds.krum if r.fold == "krum" else folds.multi_krum
-        inner = folds.folded(inner, fold(hostile=r.hostile))
+    if r.aggregator in aggregators.BY_DISTANCE and cohort < 2 * r.num_byzantine + 3:
+        expected = (
+            f"at most {(cohort - 3) // 2} with a cohort of {cohort}: K >= 2 f + 3"
+        )
+        require.fail("robust.num_byzantine", expected, r.num_byzantine)
+    if r.aggregator == "median":
+        inner = aggregators.with_aggregator(inner, aggregators.median())
+    elif r.aggregator == "trimmed_mean":
+        inner = aggregators.with_aggregator(
+            inner, aggregators.trimmed_mean(**r.trimmed_mean)
+        )
+    elif r.aggregator in aggregators.BY_DISTANCE:
+        make = aggregators.krum if r.aggregator == "krum" else aggregators.multi_krum
+        inner = aggregators.with_aggregator(inner, make(num_byzantine=r.num_byzantine))
     if r.norm_bound:
         tiers = len(c.tiers.budget)
-        inner = folds.bounded(inner, factor=r.norm_bound, tiers=tiers)
+        inner = norm_bound.with_norm_bound(inner, factor=r.norm_bound, tiers=tiers)
     return inner
 
 
-def rule(c: Any, made: Rule) -> Rule:
-    """A fairness rule whose weights no hospital can raise above the cap.
+def rule(c: Any, fairness_rule: Rule) -> Rule:
+    """A fairness rule whose weights no client can raise above the cap.
 
-    That holds for the sizes too by which a rule without weights is averaged.
+    A rule without weights averages by sizes, and the cap holds for these too.
+
+    Args:
+        c: a checked config.
+        fairness_rule: the fairness rule of this config.
     """
     r = c.robust
-    if not r.weight_cap or not _capped(r):
-        return made
-    if made.weigh is None:
-        made = made._replace(weigh=weights.size().weigh)
+    if not r.weight_cap or not _is_weight_sensitive(r):
+        return fairness_rule
+    if fairness_rule.weights is None:
+        fairness_rule = fairness_rule._replace(weights=weights.size().weights)
     field = "robust.weight_cap"
-    return compose.capped(made, r.weight_cap, shares=simplex.alike, field=field)
+    return compose.with_cap(
+        fairness_rule, r.weight_cap, shares=simplex.uniform_weights, field=field
+    )
 
 
-def _capped(r: Any) -> bool:
-    """Whether a defence is in force in which weights are a lever."""
-    return r.fold == "multi_krum" or (r.fold == "mean" and r.norm_bound > 0)
+def _is_weight_sensitive(r: Any) -> bool:
+    """Whether a defence is in force that a large weight can defeat."""
+    return r.aggregator == "multi_krum" or (r.aggregator == "mean" and r.norm_bound > 0)
 
 
 class Ring(NamedTuple):
-    """Coordinates that the same tiers hold, and how many liars among them they bear."""
+    """Coordinates that the same tiers train, and the Byzantine clients they bear."""
 
     tiers: tuple[int, ...]
     parameters: int
     hospitals: int
-    """The fewest that hold one of them."""
+    """The fewest clients that train one of these coordinates."""
     holders: int
-    """Of those in a cohort on average, rounded down."""
+    """The number of these clients in an average cohort, rounded down."""
     breakdown: int
-    """See `folds.breakdown`."""
+    """Byzantine clients that the aggregator bears, see `breakdown.breakdown`."""
 
 
 def rings(
@@ -207,33 +240,43 @@ def rings(
     clients: int,
     cohort: int,
 ) -> list[Ring]:
-    """The coverage rings of a round, that of the most tiers first.
+    """The coverage rings of a round, the one that most tiers train first.
 
     Args:
         c: a plain or a checked config.
         params: the plain model.
-        holders: how many hospitals of every tier hold a coordinate, [T, ...] a leaf.
+        holders: how many clients of every tier train a coordinate, [T, ...] a leaf.
         clients: N.
         cohort: K.
     """
     r = c["robust"]
-    found = []
-    for tiers, parameters, hospitals in folds.rings(params, holders):
-        met = hospitals * cohort // clients
-        bears = folds.breakdown(r["fold"], met, beta=r["trimmed_mean"]["beta"])
-        found.append(Ring(tiers, parameters, hospitals, met, bears))
-    return found
+    coverage_rings = []
+    for tiers, parameters, hospitals in breakdown.rings(params, holders):
+        cohort_holders = hospitals * cohort // clients
+        breakdown_point = breakdown.breakdown(
+            r["aggregator"], cohort_holders, beta=r["trimmed_mean"]["beta"]
+        )
+        coverage_rings.append(
+            Ring(tiers, parameters, hospitals, cohort_holders, breakdown_point)
+        )
+    return coverage_rings
 
 
 # ------------------------------------------------------------------------------- faults
 
 
 def faults(c: Any, clients: int, seed: int) -> list[Fault]:
-    """The faults of a checked config, for N hospitals; the seed says which of them."""
+    """The faults of a checked config.
+
+    Args:
+        c: a checked config.
+        clients: N.
+        seed: decides which clients are faulty.
+    """
     return [
         Fault(
             name,
-            injected.hospitals(share, clients, seed),
+            injected.faulty_clients(share, clients, seed),
             float(rate),
             float(c.robust.strength.get(name, 1.0)),
         )
@@ -242,5 +285,6 @@ def faults(c: Any, clients: int, seed: int) -> list[Fault]:
 
 
 def deadline(c: Any) -> Deadline:
-    """Of the stragglers among them."""
-    return Deadline(**c.robust.deadline)
+    """The deadline that stragglers of a checked config may miss."""
+    late = c.robust.deadline
+    return Deadline(max_time=late.most, log_std=late.spread)

@@ -1,1 +1,1 @@
-"""Files, signals and processes of a run."""
+"""Files, signals, processes and the progress display of a run."""

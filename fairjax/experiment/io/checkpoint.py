@@ -1,17 +1,17 @@
-"""Whole runs on disk: one orbax step per saved round, and the newest one that is valid.
+"""Runs on disk: one orbax step per saved round, of which the newest valid one counts.
 
-A step says what it holds, and is believed if it holds it: item "meta" has a digest of
-itself and one of the state's bytes, taken before orbax is given them and compared with
-what orbax gives back, whatever happened in between. Orbax renames a step to its number
-when it is written, so that half a step has no number.
+A step is valid if its bytes match its digests. Its item "meta" has a digest of itself
+and one of the state's bytes. Both are taken before orbax gets the data and compared
+with what orbax reads back. Orbax renames a step to its number once it is written, so an
+incomplete step has no number.
 
-Orbax refuses to save a step that is there, valid or not, and counts every one that is
-there among the newest that stay. So who goes on from an older step moves the newer ones
-aside. Saves are forced: others orbax drops, without a word, where a step has their
-number or a higher one.
+Orbax refuses to save a step that exists, valid or not, and counts invalid steps among
+the newest that it keeps. So a run that goes on from an older step first moves the newer
+ones aside. Saves are forced: orbax silently drops other saves if a step with the same
+or a higher number exists.
 
-Of several processes the first alone saves. What it saves are arrays on its host, which
-orbax takes for its own: of those on a device it would ask the others for their shares.
+Only the first of several processes saves. It saves arrays on its host, since orbax
+would ask the other processes for their shares of arrays on devices.
 """
 
 import contextlib
@@ -34,81 +34,94 @@ import orbax.checkpoint as ocp
 from fairjax.core import require, trees
 
 FORMAT = 1
-"""Of a step; raised when the same state comes to mean something else."""
+"""The version of a step; raised when the same state comes to mean something else."""
 
 
-class About(NamedTuple):
-    """What steps say of their run."""
+class CheckpointMeta(NamedTuple):
+    """What every step says about its run."""
 
     decides: Mapping[str, Any]
-    """What decides what a state means, {name: value}: a step in which it is another is
-    refused."""
+    """{name: value} of the settings on which the meaning of a state depends. A step
+    with other values is refused."""
     versions: Mapping[str, str]
-    """{package: version}: others in a step are only told."""
+    """{package: version}. A step with other versions is read with a warning."""
 
 
-class Found(NamedTuple):
+class RestoredStep(NamedTuple):
     """A step that was read."""
 
     state: Any
     round: int
-    skipped: Mapping[int, str]
-    """{step: why} of the newer ones, which are not valid."""
+    skipped_steps: Mapping[int, str]
+    """{step: why it is not valid} for the newer steps."""
 
 
-def newest(
-    directory: pathlib.Path, like: Any, about: About, *, round: int | None = None
-) -> Found | None:
-    """The newest step that is valid; None where there is none. Nothing is written.
+def restore_latest(
+    directory: pathlib.Path,
+    template: Any,
+    run_meta: CheckpointMeta,
+    *,
+    round: int | None = None,
+) -> RestoredStep | None:
+    """Reads the newest valid step; None if there is none. Nothing is written.
 
-    A step is valid if all of it can be read, it is what was saved, and it is finite
-    wherever `like` is. Those that are not are passed over, and told on stderr.
+    A step is valid if all of it can be read, it equals what was saved, and it is finite
+    wherever `template` is. Invalid steps are skipped with a line on stderr.
 
     Args:
-        directory: of the steps; one that is missing has none.
-        like: the run's first state, or any later one.
-        about: what the steps must say of their run.
-        round: only the step of that round counts; None also where it is not valid.
+        directory: of the steps; a missing directory has none.
+        template: the run's first state, or any later one.
+        run_meta: what the steps must say about their run.
+        round: read the step of this round only; the result is None if it is missing or
+            not valid.
 
     Raises:
-        OSError, MemoryError, JaxRuntimeError: the machine failed, which says nothing of
-            the step.
-        InputError: a step is valid, but of another run, format, tree, shape or dtype;
-            or, where no round is asked for, there are steps and none is valid.
+        OSError, MemoryError, JaxRuntimeError: the machine failed; the step may be
+            valid.
+        InputError: a step is valid, but of another run, format, tree, shape or dtype.
+            Or no round is given, and there are steps of which none is valid.
     """
-    skipped: dict[int, str] = {}
+    skipped_steps: dict[int, str] = {}
     for step in _steps(directory):
         if round not in (None, step):
             continue
-        path, first = directory / str(step), _on_host(like)
+        path, host_template = directory / str(step), _to_host(template)
         try:
-            with _failing(path):
-                host, versions = _read(path, like, first, about)
+            with _translate_errors(path):
+                host_state, versions = _restore_step(
+                    path, template, host_template, run_meta
+                )
         except require.InputError:
             raise
-        except Exception as error:  # orbax 0.12 raises a bare one for a short file
-            if not path.exists():  # its run goes on, and has removed it meanwhile
-                return newest(directory, like, about, round=round)
-            if _of_machine(error):
+        except Exception as error:  # orbax 0.12 raises bare ones for a short file
+            if not path.exists():  # its run is still going and has removed it
+                return restore_latest(directory, template, run_meta, round=round)
+            if _is_machine_error(error):
                 raise
-            skipped[step] = require.shown(str(error) or repr(error), 200)
-            print(f"{path}: skipped: {skipped[step]}", file=sys.stderr)
+            skipped_steps[step] = require.printable_line(str(error) or repr(error), 200)
+            print(f"{path}: skipped: {skipped_steps[step]}", file=sys.stderr)
             continue
-        others = {n: v for n, v in versions.items() if v != about.versions.get(n)}
-        if others:
-            said = ", ".join(f"{name} {version}" for name, version in others.items())
-            said = require.shown(said, 200)
-            print(f"{path}: written by other versions: {said}", file=sys.stderr)
-        state = jax.tree.map(jnp.asarray, host)
-        return Found(trees.typed(state, like), step, skipped)
-    if skipped and round is None:
-        said = "; ".join(f"{step}: {why}" for step, why in skipped.items())
-        raise require.InputError(f"{directory}: expected a valid step; got {said}")
+        mismatches = {
+            n: v for n, v in versions.items() if v != run_meta.versions.get(n)
+        }
+        if mismatches:
+            details = ", ".join(
+                f"{name} {version}" for name, version in mismatches.items()
+            )
+            details = require.printable_line(details, 200)
+            print(f"{path}: written by other versions: {details}", file=sys.stderr)
+        state = jax.tree.map(jnp.asarray, host_state)
+        return RestoredStep(trees.wrap_keys(state, template), step, skipped_steps)
+    if skipped_steps and round is None:
+        details = "; ".join(
+            f"{step}: {reason}" for step, reason in skipped_steps.items()
+        )
+        raise require.InputError(f"{directory}: expected a valid step; got {details}")
     return None
 
 
 def set_aside(directory: pathlib.Path, steps: Iterable[int]) -> None:
-    """Renames steps to "invalid-<step>"."""
+    """Renames steps to "invalid-<step>", with a count if that name is taken."""
     for step in steps:
         target = directory / f"invalid-{step}"
         count = 0
@@ -119,84 +132,89 @@ def set_aside(directory: pathlib.Path, steps: Iterable[int]) -> None:
 
 
 class Checkpoints:
-    """The checkpoint folder of one run, to write in; use it as a context manager.
+    """The checkpoint folder of one run, open for writing; a context manager.
 
     Args:
-        directory: created when missing; what a save that was killed left there is
-            removed.
-        keep: newest steps that stay on disk; with 1 there is none to fall back on.
-        about: what the steps say of their run.
+        directory: created when missing; the remains of a killed save are removed.
+        keep: number of newest steps that stay on disk; with 1 there is none to fall
+            back on.
+        run_meta: what the steps say about their run.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int, about: About):
+    def __init__(self, directory: pathlib.Path, *, keep: int, run_meta: CheckpointMeta):
         require.count("keep", keep)
         self._directory = directory.absolute()
-        self._about = about
+        self._run_meta = run_meta
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            # Orbax tells saves apart by a count of the process: those of runs beside
-            # each other (`vmapped`) would be mixed up.
+            # Orbax identifies asynchronous saves by a count of the process, so those of
+            # several runs in threads (`vmapped`) would be mixed up.
             enable_async_checkpointing=_in_main_thread(),
             create=False,
             cleanup_tmp_directories=True,
-            multiprocessing_options=_alone(self._directory),
+            multiprocessing_options=_single_process_options(self._directory),
         )
         self._manager = ocp.CheckpointManager(
             self._directory, options=options, item_handlers=_handlers()
         )
 
     def save(self, round: int, state: Any) -> None:
-        """Saves in the background; returns once the state has been copied.
+        """Starts a save in the background; returns once the state has been copied.
+
+        Args:
+            round: the number of the step.
+            state: a pytree of arrays.
 
         Raises:
             OSError: this save, or the one before, failed; older steps stay.
             ValueError: the round has a step already.
         """
-        host = _on_host(state)
+        host_state = _to_host(state)
         meta = {
             "format": FORMAT,
             "round": round,
             "tree": require.describe(state),
-            "sha256_of_state": _digest(host),
-            **self._about._asdict(),
+            "sha256_of_state": _digest(host_state),
+            **self._run_meta._asdict(),
         }
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(host),
-            meta=ocp.args.JsonSave(meta | {"sha256": sealed(meta)}),
+            state=ocp.args.StandardSave(host_state),
+            meta=ocp.args.JsonSave(meta | {"sha256": meta_digest(meta)}),
         )
-        with _failing(self._directory):
+        with _translate_errors(self._directory):
             self._manager.save(round, args=items, force=True)
 
     def keep_only(self, round: int | None) -> None:
-        """Removes every step but that of one round; None removes all.
+        """Removes every step but that of one round; None removes all steps.
 
-        A step that is to be saved again must go first: orbax would refuse it.
+        Orbax refuses to save a step that exists, so steps of rounds that are trained
+        again must be removed first.
         """
         for step in self._manager.all_steps():
             if step != round:
                 self._manager.delete(step)
 
     def wait(self) -> None:
-        """Returns when every save is whole on disk.
+        """Returns when every save is complete on disk.
 
         Raises:
             OSError: the last one failed; older steps stay.
         """
-        with _failing(self._directory):
+        with _translate_errors(self._directory):
             self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
-        with _failing(self._directory):
+        with _translate_errors(self._directory):
             self._manager.close()
 
 
 @contextlib.contextmanager
-def _failing(directory: pathlib.Path) -> Iterator[None]:
-    """Raises what the system refused as `OSError`, also where tensorstore was told."""
+def _translate_errors(directory: pathlib.Path) -> Iterator[None]:
+    """Raises errors of the system as `OSError`, also those that tensorstore reports."""
     try:
         yield
     except OSError as error:
@@ -211,7 +229,7 @@ def _failing(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
-    """Newest first."""
+    """The numbers of all steps, newest first."""
     if not directory.is_dir():
         return []
     names = [path.name for path in directory.iterdir() if path.is_dir()]
@@ -219,105 +237,121 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted((step for step in steps if str(step) in names), reverse=True)
 
 
-def _of_machine(error: Exception) -> bool:
-    """Whether an error says nothing of the step that was read: it may be whole.
+def _is_machine_error(error: Exception) -> bool:
+    """Whether an error comes from the machine, so that the step may still be valid.
 
-    Too many open files, for one, or a server that is away.
+    Examples are too many open files and a file server that does not respond.
     """
     if isinstance(error, OSError):
-        gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        return not isinstance(error, gone)
+        path_errors = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        return not isinstance(error, path_errors)
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _read(
-    path: pathlib.Path, like: Any, first: Any, about: About
+def _restore_step(
+    path: pathlib.Path, template: Any, host_template: Any, run_meta: CheckpointMeta
 ) -> tuple[Any, Mapping[str, str]]:
-    """(state on the host, versions) of a step that is valid; raises if it is not.
+    """(state on the host, versions) of a valid step.
 
     Args:
         path: of the step.
-        like: as for `newest`.
-        first: `like` on the host.
-        about: as for `newest`.
+        template: as for `restore_latest`.
+        host_template: `template` on the host.
+        run_meta: as for `restore_latest`.
+
+    Raises:
+        InputError: the step is valid, but of another run.
+        Exception: the step is not valid.
     """
     if path.is_symlink():
         raise ValueError("a link to another place")
     handler = ocp.CompositeCheckpointHandler(**_handlers())
-    alone = _alone(path.parent)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    process_options = _single_process_options(path.parent)
+    with ocp.Checkpointer(handler, multiprocessing_options=process_options) as reader:
 
-        def item(**how: Any) -> Any:
-            composite = ocp.args.Composite(**how)
-            (read,) = reader.restore(path.absolute(), composite).values()
-            return read
+        def restore_item(**restore_args: Any) -> Any:
+            composite = ocp.args.Composite(**restore_args)
+            (contents,) = reader.restore(path.absolute(), composite).values()
+            return contents
 
-        meta = item(meta=ocp.args.JsonRestore())
-        if meta.pop("sha256", None) != sealed(meta) or meta["round"] != int(path.name):
+        meta = restore_item(meta=ocp.args.JsonRestore())
+        if meta.pop("sha256", None) != meta_digest(meta) or meta["round"] != int(
+            path.name
+        ):
             raise ValueError("its description is not the one that was written")
         if not isinstance(meta["versions"], dict):
             raise ValueError("its versions are no list of packages")
-        _of_this_run(path, meta, like, about)
-        _as_large_as(first, path / "state")
-        host = item(state=ocp.args.StandardRestore(first))
-    if _digest(host) != meta["sha256_of_state"]:
+        _check_same_run(path, meta, template, run_meta)
+        _check_shapes(host_template, path / "state")
+        host_state = restore_item(state=ocp.args.StandardRestore(host_template))
+    if _digest(host_state) != meta["sha256_of_state"]:
         raise ValueError("its state is not the one that was written")
-    leaves = zip(jax.tree.leaves_with_path(host), jax.tree.leaves(first), strict=True)
-    for (where, leaf), begun in leaves:
-        if _finite(begun) and not _finite(leaf):
+    leaves = zip(
+        jax.tree.leaves_with_path(host_state),
+        jax.tree.leaves(host_template),
+        strict=True,
+    )
+    for (where, leaf), template_leaf in leaves:
+        if _is_finite(template_leaf) and not _is_finite(leaf):
             raise ValueError(f"{jax.tree_util.keystr(where)} is NaN or infinite")
-    return host, meta["versions"]
+    return host_state, meta["versions"]
 
 
-def _of_this_run(
-    path: pathlib.Path, meta: Mapping[str, Any], like: Any, about: About
+def _check_same_run(
+    path: pathlib.Path, meta: Mapping[str, Any], template: Any, run_meta: CheckpointMeta
 ) -> None:
-    """Refuses a step that is what was saved, but not of this run."""
+    """Refuses a step that equals what was saved, but belongs to another run."""
     if meta["format"] != FORMAT:
         version = meta["versions"].get("fairjax")
-        what = f"{meta['format']}, of fairjax {version}"
-        raise require.InputError(f"{path}: expected format {FORMAT}; got {what}")
-    ours, theirs = about.decides, meta["decides"]
-    others = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-    if others:
+        description = f"{meta['format']}, of fairjax {version}"
+        raise require.InputError(f"{path}: expected format {FORMAT}; got {description}")
+    run_identity, step_identity = run_meta.decides, meta["decides"]
+    mismatches = [
+        n
+        for n in {**run_identity, **step_identity}
+        if run_identity.get(n) != step_identity.get(n)
+    ]
+    if mismatches:
         raise require.InputError(
             f"{path}: expected a state of this run; got one with other values of "
-            f"{', '.join(others)}"
+            f"{', '.join(mismatches)}"
         )
-    # Orbax would cast another dtype without a word.
-    require.same_structure(f"{path}: state", meta["tree"], require.describe(like))
+    # Orbax would silently cast another dtype.
+    require.same_structure(f"{path}: state", meta["tree"], require.describe(template))
 
 
-def _as_large_as(first: Any, item: pathlib.Path) -> None:
-    """Refuses arrays of other sizes than those expected before any is read.
+def _check_shapes(host_template: Any, item: pathlib.Path) -> None:
+    """Refuses arrays of unexpected sizes before any array is read.
 
-    Orbax makes room for what a file says that it holds, whatever it is asked for.
+    Orbax allocates the size that a file claims, whatever size the caller expects.
     """
-    saved = jax.tree.leaves(_handlers()["state"].metadata(item.absolute()).tree)
-    expected = sorted(str(leaf.shape) for leaf in jax.tree.leaves(first))
-    if sorted(str(tuple(array.shape)) for array in saved) != expected:
+    array_metadata = jax.tree.leaves(
+        _handlers()["state"].metadata(item.absolute()).tree
+    )
+    expected = sorted(str(leaf.shape) for leaf in jax.tree.leaves(host_template))
+    if sorted(str(tuple(array.shape)) for array in array_metadata) != expected:
         raise ValueError("its arrays have other shapes than it says")
-    for array in saved:
+    for array in array_metadata:
         chunk = array.storage.chunk_shape if array.storage else ()
         if math.prod(chunk or ()) > max(math.prod(array.shape), 1):
             raise ValueError("an array of it is stored in pieces larger than itself")
 
 
-def sealed(meta: Mapping[str, Any]) -> str:
-    """The digest of a description, against accidents: who forges one forges this."""
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """The SHA-256 of a step's meta. It detects accidents and no forgery."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(host: Any) -> str:
-    """Of all leaves' bytes, in order; dtypes and shapes are in "tree"."""
+def _digest(host_state: Any) -> str:
+    """The SHA-256 of all leaves' bytes, in order; "tree" has dtypes and shapes."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(host):
+    for leaf in jax.tree.leaves(host_state):
         digest.update(leaf.tobytes())
     return digest.hexdigest()
 
 
-def _finite(leaf: np.ndarray) -> bool:
-    # JAX's word for it: NumPy does not know bfloat16.
+def _is_finite(leaf: np.ndarray) -> bool:
+    # By JAX's `issubdtype`: NumPy does not know bfloat16.
     return not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(np.isfinite(leaf).all())
 
 
@@ -332,13 +366,17 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _alone(directory: pathlib.Path) -> ocp.options.MultiprocessingOptions:
-    """Asks no other process for anything."""
-    me = jax.process_index()
+def _single_process_options(
+    directory: pathlib.Path,
+) -> ocp.options.MultiprocessingOptions:
+    """Options by which orbax waits for no other process."""
+    process_index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=directory.name
+        primary_host=process_index,
+        active_processes={process_index},
+        barrier_sync_key_prefix=directory.name,
     )
 
 
-def _on_host(state: Any) -> Any:
-    return jax.tree.map(np.asarray, trees.raw(state))
+def _to_host(state: Any) -> Any:
+    return jax.tree.map(np.asarray, trees.unwrap_keys(state))

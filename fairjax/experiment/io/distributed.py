@@ -1,13 +1,13 @@
-"""Several processes as one machine, by `jax.distributed`.
+"""Several processes that work as one machine, by `jax.distributed`.
 
-Every process builds the same run and enters its every round, whose mesh spans the
-devices of all: each computes the cohort's slots that its devices are dealt. The first
-process alone knows the folder of the run: it restores, measures, saves, writes and
-prints. What it begins the rounds with it sends to the others, so they need no disk of
-its. They do need the data, all of it, as any hospital may be drawn for any slot, and
-what `model.init_from` names.
+Every process builds the same run and takes part in every round, whose mesh spans the
+devices of all processes: each process computes the cohort's slots on its own devices.
+Only process 0, "the first", uses the folder of the run: it restores, evaluates, saves,
+writes and prints. It broadcasts the initial state, so the other processes need no
+access to its disk. They need all the data, since any client may be drawn for any slot,
+and the run that `model.init_from` names.
 
-Of one process alone everything here is trivial.
+With a single process all functions here are trivial.
 """
 
 import contextlib
@@ -29,19 +29,20 @@ def join(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Makes this process one of many; before anything else that JAX does.
+    """Makes this process one of several; must come before any other use of JAX.
 
     Args:
-        coordinator: host:port of the first process; None: JAX finds out, under SLURM,
+        coordinator: host:port of the first process; None: JAX detects it under SLURM,
             on TPU pods and under Open MPI.
-        processes: how many there are.
-        process: which one this is, from 0.
+        processes: their number.
+        process: the number of this process, from 0.
 
     Raises:
-        InputError: nothing says who the others are, or they do not come.
+        InputError: the other processes are unknown, or they do not connect.
     """
-    # JAX would take SIGTERM for itself, and agree on a round by what it is asked: orbax
-    # asks too, of other rounds. Here `preemption` hears it, and `some` agrees.
+    # JAX's service would handle SIGTERM itself and agree on a round by the rounds that
+    # it is asked about; orbax asks it about others. `preemption` and `any_process`
+    # replace it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)
@@ -50,92 +51,102 @@ def join(
             "--distributed: expected SLURM, a TPU pod or --coordinator, --processes "
             f"and --process; got {error}"
         ) from error
-    # Connections between CPUs are refused to those who come half a minute late: all
-    # make theirs before they load data, which may take some longer than others.
-    meet("joined")
+    # CPUs refuse connections that come half a minute late. All processes connect here,
+    # before they load data, which may take one of them longer.
+    barrier("joined")
 
 
-def meet(where: str) -> None:
-    """Returns when all processes are there."""
+def barrier(where: str) -> None:
+    """Returns when all processes have called it with the same name."""
     multihost_utils.sync_global_devices(where)
 
 
 def first() -> bool:
-    """Whether this is the process that has the folder of the run."""
+    """Whether this is process 0, which uses the folder of the run."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A passage that all processes make, or none; all must come to it.
+def collective_section() -> Iterator[None]:
+    """A section that all processes complete or none; all processes must enter it.
 
     Raises:
-        InputError: this one could go on, but another one cannot.
+        InputError: this process has completed it, but another one has failed.
     """
-    stopped = True
+    has_failed = True
     try:
         yield
-        stopped = False
+        has_failed = False
     finally:
-        others = multihost_utils.process_allgather(np.asarray(stopped))
-    if np.any(others):
-        one = f"process {int(np.argmax(others))}, which cannot and says why"
-        require.fail("--distributed", "processes that can all go on", one)
+        failures = multihost_utils.process_allgather(np.asarray(has_failed))
+    if np.any(failures):
+        failed_process = (
+            f"process {int(np.argmax(failures))}, which cannot and says why"
+        )
+        require.fail("--distributed", "processes that can all go on", failed_process)
 
 
-def alike(where: str, value: str) -> None:
-    """Refuses processes of which one has another value.
+def require_equal(where: str, value: str) -> None:
+    """Refuses processes with different values.
+
+    Args:
+        where: names the value in the error.
+        value: of this process.
 
     Raises:
-        InputError: in all of them.
+        InputError: the values differ; all processes raise it.
     """
-    mine = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-    if np.any(multihost_utils.process_allgather(mine) != mine):
+    digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+    if np.any(multihost_utils.process_allgather(digest) != digest):
         require.fail(where, "the same in all processes", "others in some")
 
 
-def some(told: bool) -> bool:
-    """Whether one of the processes says so; all ask, and all are told the same."""
+def any_process(flag: bool) -> bool:
+    """Whether any process has the flag set; all processes must call this."""
     if jax.process_count() == 1:
-        return told
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(told))))
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def sent(tree: PyTree) -> PyTree:
-    """The first process's arrays in all processes, bit for bit; shapes are alike."""
+def broadcast(tree: PyTree) -> PyTree:
+    """The first process's arrays, bit for bit; all processes pass the same shapes."""
     if jax.process_count() == 1:
         return tree
-    mine = jax.tree.map(np.asarray, trees.raw(tree))
-    # As bytes: the broadcast adds zeros, in which -0.0 would lose its sign.
-    as_bytes = jax.tree.map(lambda leaf: np.frombuffer(leaf.tobytes(), np.uint8), mine)
-    theirs = jax.tree.map(
-        lambda got, leaf: got.view(leaf.dtype).reshape(leaf.shape),
-        multihost_utils.broadcast_one_to_all(as_bytes),
-        mine,
+    host_tree = jax.tree.map(np.asarray, trees.unwrap_keys(tree))
+    # As bytes: the broadcast adds zeros, and -0.0 would lose its sign.
+    as_bytes = jax.tree.map(
+        lambda leaf: np.frombuffer(leaf.tobytes(), np.uint8), host_tree
     )
-    return trees.typed(theirs, tree)
+    broadcast_tree = jax.tree.map(
+        lambda buffer, leaf: buffer.view(leaf.dtype).reshape(leaf.shape),
+        multihost_utils.broadcast_one_to_all(as_bytes),
+        host_tree,
+    )
+    return trees.wrap_keys(broadcast_tree, tree)
 
 
-def spread(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays, alike in all processes, whole on every device of a mesh.
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Puts arrays whole on every device of a mesh.
 
-    None: on one device.
+    Args:
+        tree: arrays, equal in all processes.
+        mesh: None: one device.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(whole, np.asarray(leaf)),
-        trees.raw(tree),
+    sharding = NamedSharding(mesh, PartitionSpec())
+    global_tree = jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)),
+        trees.unwrap_keys(tree),
     )
-    return trees.typed(placed, tree)
+    return trees.wrap_keys(global_tree, tree)
 
 
-def here(tree: PyTree) -> PyTree:
-    """This process's copy of arrays that are whole on every device."""
+def local_copy(tree: PyTree) -> PyTree:
+    """This process's copy of arrays that every device has whole."""
 
-    def one(leaf: jax.Array) -> jax.Array:
-        of_many = len(leaf.sharding.device_set) > 1
-        return leaf.addressable_data(0) if of_many else leaf
+    def per_leaf(leaf: jax.Array) -> jax.Array:
+        is_replicated = len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if is_replicated else leaf
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(per_leaf, tree)

@@ -1,16 +1,16 @@
-"""Being told to stop: by SIGINT, as Ctrl-C does, SIGTERM, as schedulers do, or SIGHUP.
+"""Stopping at SIGINT (as by Ctrl-C), SIGTERM (as by schedulers) or SIGHUP.
 
-A command (`listen`) hears signals in a thread of its own, and no line of Python is
-interrupted: an exception out of nowhere is lost in a destructor or a callback of C, and
-has to wait for a compiler. The first signal ends the process with one line, and without
-the interpreter's teardown, which crashes under threads that still compile. While rounds
-run (`deferred`) it only takes note, so that the round in hand is finished and saved. A
-second one ends the process at once, whatever it does, which costs the rounds since the
+A command (`listen`) receives signals in a thread of its own, and no line of Python is
+interrupted: a signal's exception would be lost in a destructor or a callback of C, and
+would have to wait for a compiler. The first signal ends the process with one line, and
+without the interpreter's teardown, which crashes while threads still compile. While
+rounds run (`deferred`) the first signal is only noted, so the round in hand is finished
+and saved. A second signal ends the process at once, which costs the rounds since the
 last save: a run survives being killed.
 
-Elsewhere, as in a notebook, signals are the caller's. While rounds run the first SIGINT
-or SIGTERM only takes note, and after the round `Stopped` is raised; a second one does
-what it would have done without us.
+Elsewhere, as in a notebook, signals belong to the caller. While rounds run the first
+SIGINT or SIGTERM is only noted, and `Stopped` is raised after the round; a second one
+does what it would have done without this module.
 """
 
 import atexit
@@ -24,44 +24,44 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What stops a run anywhere. A command also hears SIGHUP, which a terminal sends that
-is closed, but where it is ignored, as under nohup."""
+"""Signals that stop a run anywhere. A command also stops at SIGHUP, which a closing
+terminal sends, unless SIGHUP is ignored, as under nohup."""
 
 EXIT = 75
-"""What commands exit with when told to stop: EX_TEMPFAIL of sysexits.h, "try again". A
-process that is killed, or ends at the second signal, exits with 128 + its number."""
+"""Exit code of a stopped command: EX_TEMPFAIL of sysexits.h, "try again". A process
+that is killed, or ends at the second signal, exits with 128 + the signal's number."""
 
 _PATIENCE = 1.0
-"""Seconds until somebody at a terminal who waits for a round is told so."""
+"""Seconds after which a user at a terminal is told that a round is being finished."""
 _TIDYING = 2.0
-"""Seconds that a command which ends has for its terminal, children and files."""
-_WHOLE = ("write_text", "write_bytes", "_replace")
-"""Functions that write a file in one call, of pathlib and our own. JAX never writes a
-compiled program again that it finds cut short in its cache."""
+"""Seconds for an ending command to restore its terminal, children and files."""
+_ATOMIC_WRITERS = ("write_text", "write_bytes", "_replace")
+"""Functions of pathlib and of this package that write a file in one call. The process
+does not end within them: JAX would not write a truncated program in its cache again."""
 
 
-_told = threading.Event()
+_stop_requested = threading.Event()
 _command = threading.Event()
-"""Set where signals end the process."""
+"""Set in a process that signals end."""
 _guard = threading.Lock()
-"""Held by who ends the process, for good."""
+"""Locked, and never released, by the thread that ends the process."""
 _rounds: list[object] = []
-"""One for every `deferred` that is entered."""
-_last: list[Callable[[], object]] = []
-"""What is called before a signal ends the process, the newest first."""
+"""A token for every open `deferred`."""
+_exit_calls: list[Callable[[], object]] = []
+"""Called before a signal ends the process, the newest first."""
 _codes: list[int] = []
-"""The exit code of a command whose work is over."""
+"""The exit code of a command that has finished its work, or nothing."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was told to stop and did, after a round that it has saved."""
+    """A run was told to stop and has stopped after a round that it has saved."""
 
 
 def listen() -> None:
-    """Makes this process a command, which signals end: the first thing that it does.
+    """Makes this process a command, which signals end; must come before importing JAX.
 
-    That is before it imports JAX. Threads that begin later block the signals, as this
-    one does, and so do the processes that it starts: they are ended by `leaving`.
+    Threads that start later block the signals, as this one does, and so do child
+    processes: `leaving` ends those.
     """
     if _command.is_set():
         return
@@ -70,14 +70,16 @@ def listen() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    ear = threading.Thread(target=_hear, args=(numbers,), name="signals", daemon=True)
-    ear.start()
+    listener = threading.Thread(
+        target=_hear, args=(numbers,), name="signals", daemon=True
+    )
+    listener.start()
 
     def forward(number: int, _: object) -> None:
-        assert ear.ident is not None
-        signal.pthread_kill(ear.ident, number)
+        assert listener.ident is not None
+        signal.pthread_kill(listener.ident, number)
 
-    # Threads that are older, as a debugger's, do not block them.
+    # Older threads, such as a debugger's, do not block the signals.
     for number in numbers:
         signal.signal(number, forward)
 
@@ -85,14 +87,17 @@ def listen() -> None:
         with _guard:
             pass
 
-    # Whoever is ending the process ends it, also where an error has ended its work.
+    # A thread that is ending the process does so, even after an error of the command.
     atexit.register(wait)
 
 
-def over(code: int) -> None:
-    """The work of a command is done: a signal only hastens its end, with this code.
+def finish(code: int) -> None:
+    """Declares the work of a command done: later signals only hasten its end.
 
-    If one is ending the process already this does not return.
+    If a signal is ending the process already, this does not return.
+
+    Args:
+        code: the exit code that such a signal gives.
     """
     if _command.is_set():
         with _guard:
@@ -101,39 +106,38 @@ def over(code: int) -> None:
 
 @contextlib.contextmanager
 def leaving(call: Callable[[], object]) -> Iterator[None]:
-    """What a signal calls that ends the process in here, where nothing is unwound.
+    """Registers a call for a signal that ends the process here, without unwinding.
 
     Args:
-        call: restores a terminal, kills a child, removes a temporary folder. It runs
+        call: restores a terminal, kills a child or removes a temporary folder. It runs
             in another thread, while this one goes on, and has two seconds.
     """
-    _last.append(call)
+    _exit_calls.append(call)
     try:
         yield
     finally:
-        _last.remove(call)
+        _exit_calls.remove(call)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether the process has been told to stop.
 
-    Where it is not a command, the main thread alone may say what a signal does; in
-    another one this hears what that one does.
+    In a process that is no command, only the main thread can install signal handlers;
+    in other threads the function reports what the main thread's handlers noted.
 
     Raises:
         Stopped: at the end, if a signal came.
-        KeyboardInterrupt: in its place, in a process that is one of several: it stops,
-            but the others may not.
+        KeyboardInterrupt: instead, in one of several processes: the others may go on.
     """
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and not _command.is_set()
-    with _noting() if ours else contextlib.nullcontext():
-        yield _told.is_set
-    if _told.is_set():
-        if ours:
-            _told.clear()
-        import jax  # which a command imports after it has begun to listen
+    is_signal_owner = threading.current_thread() is threading.main_thread()
+    is_signal_owner = is_signal_owner and not _command.is_set()
+    with _signal_handlers() if is_signal_owner else contextlib.nullcontext():
+        yield _stop_requested.is_set
+    if _stop_requested.is_set():
+        if is_signal_owner:
+            _stop_requested.clear()
+        import jax  # here: a command imports it after it has begun to listen
 
         if jax.process_count() > 1:
             raise KeyboardInterrupt
@@ -142,42 +146,42 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """As `listening`; and in here, in any thread, the first signal ends no command."""
-    with listening() as told:
-        mine = object()
+    """As `listening`; in addition the first signal ends no command, in any thread."""
+    with listening() as stop_requested:
+        token = object()
         with _guard:
-            _rounds.append(mine)
+            _rounds.append(token)
         try:
-            yield told
+            yield stop_requested
         finally:
             with _guard:
-                _rounds.remove(mine)
+                _rounds.remove(token)
 
 
 @contextlib.contextmanager
-def _noting() -> Iterator[None]:
-    """The first signal is only noted, a second one is as it was before."""
-    _told.clear()
-    before: dict[int, Any] = {}
+def _signal_handlers() -> Iterator[None]:
+    """Notes the first signal; a second one has its effect from before."""
+    _stop_requested.clear()
+    old_handlers: dict[int, Any] = {}
 
     def note(number: int, _: object) -> None:
-        if not _told.is_set():
-            _told.set()
+        if not _stop_requested.is_set():
+            _stop_requested.set()
             return
         restore()
         signal.raise_signal(number)
 
     def restore() -> None:
-        for number, handler in before.items():
-            # None: of another language, which Python cannot put back.
+        for number, handler in old_handlers.items():
+            # None: a handler of another language, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     for number in SIGNALS:
-        before[number] = signal.signal(number, note)
+        old_handlers[number] = signal.signal(number, note)
     try:
         yield
     except BaseException:
-        _told.clear()
+        _stop_requested.clear()
         raise
     finally:
         restore()
@@ -192,15 +196,15 @@ def _hear(numbers: list[int]) -> None:
         with _guard:
             if _codes:
                 _end("", _codes[0])
-            if _told.is_set():
+            if _stop_requested.is_set():
                 _end("stopped at once; the same command goes on", 128 + number)
-            _told.set()
+            _stop_requested.set()
             if not _rounds:
                 _end("stopped; the same command goes on", EXIT)
-        patience = threading.Timer(_PATIENCE, _ask_for_patience, [number])
-        patience.daemon = True
-        with contextlib.suppress(RuntimeError):  # no room for another thread
-            patience.start()
+        timer = threading.Timer(_PATIENCE, _ask_for_patience, [number])
+        timer.daemon = True
+        with contextlib.suppress(RuntimeError):  # the system refuses another thread
+            timer.start()
 
 
 def _ask_for_patience(number: int) -> None:
@@ -211,38 +215,38 @@ def _ask_for_patience(number: int) -> None:
 
 
 def _end(line: str, code: int) -> None:
-    """Ends the process, whatever its other threads do; does not return."""
-    said = f"{os.path.basename(sys.argv[0])}: {line}\n" if line else ""
+    """Ends the process, whatever its other threads do; never returns."""
+    text = f"{os.path.basename(sys.argv[0])}: {line}\n" if line else ""
     try:
-        _within(_TIDYING, _tidy)
-        _within(_TIDYING, lambda: os.write(2, said.encode()))
+        _call_with_timeout(_TIDYING, _tidy)
+        _call_with_timeout(_TIDYING, lambda: os.write(2, text.encode()))
     finally:
         os._exit(code)
 
 
 def _tidy() -> None:
-    for call in reversed(_last):
+    for call in reversed(_exit_calls):
         with contextlib.suppress(Exception):
             call()
-    while _writes():
+    while _is_writing():
         time.sleep(0.001)
     for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__)):
         with contextlib.suppress(Exception):
             stream.flush()
 
 
-def _writes() -> bool:
-    """Whether a thread is in the middle of a file."""
+def _is_writing() -> bool:
+    """Whether a thread is in one of `_ATOMIC_WRITERS`."""
     for frame in sys._current_frames().values():
         while frame is not None:
-            if frame.f_code.co_name in _WHOLE:
+            if frame.f_code.co_name in _ATOMIC_WRITERS:
                 return True
             frame = frame.f_back
     return False
 
 
-def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Calls in a thread, which nobody waits for any longer: a pipe may be full."""
+def _call_with_timeout(seconds: float, call: Callable[[], object]) -> None:
+    """Calls in a thread and waits so long at most: a pipe may be full."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)

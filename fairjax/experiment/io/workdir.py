@@ -1,4 +1,4 @@
-"""The files of a run: who may write into a folder, and how nothing is half-written."""
+"""The files of a run: the lock of its folder, and writes that are whole or absent."""
 
 import contextlib
 import datetime
@@ -18,86 +18,112 @@ from typing import Any, TextIO
 import jax
 
 from fairjax.core import require
-from fairjax.experiment.config import validate
+from fairjax.experiment.config import renames, validate
 
 _LOCK, _NEW = ".lock", ".new"
 
 
 def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
-    """Refuses a workdir that holds another config, a longer run, or no run at all."""
+    """Refuses a workdir that belongs to another config or a longer run, or to no run.
+
+    Args:
+        workdir: may be missing.
+        config: the plain config of the run.
+
+    Raises:
+        InputError: names the fields that differ.
+    """
     if workdir.exists() and not workdir.is_dir():
         require.fail("--workdir", "a folder", str(workdir))
     path = workdir / "config.json"
     if not path.exists():
-        begun = {_LOCK, path.name + _NEW}  # by a run that was killed as it began
-        if workdir.exists() and {each.name for each in workdir.iterdir()} - begun:
+        # A run that was killed as it began leaves these.
+        startup_files = {_LOCK, path.name + _NEW}
+        if (
+            workdir.exists()
+            and {entry.name for entry in workdir.iterdir()} - startup_files
+        ):
             require.fail("--workdir", "an empty folder or that of a run", str(workdir))
         return
-    theirs = require.parsed(str(path), path.read_text(errors="replace"), dict)
-    differing = [
+    saved_config = require.parse_json(str(path), path.read_text(errors="replace"), dict)
+    renames.refuse(validate.flatten(saved_config), f"{path}: ")
+    differing_fields = [
         field
-        for field in validate.differences(config, theirs)
+        for field in validate.differences(config, saved_config)
         if not field.startswith("checkpoint.") and field != "execution.devices"
     ]
-    if differing == ["rounds"] and isinstance(theirs.get("rounds"), int):
-        if config["rounds"] > theirs["rounds"] and validate.extendable(config):
+    if differing_fields == ["rounds"] and isinstance(saved_config.get("rounds"), int):
+        if config["rounds"] > saved_config["rounds"] and validate.is_extendable(config):
             return
         reason = (
-            f"at least the {theirs['rounds']} that {workdir} was run for"
-            if validate.extendable(config)
-            else f"{theirs['rounds']}, on which the schedule of {workdir} rests"
+            f"at least the {saved_config['rounds']} that {workdir} was run for"
+            if validate.is_extendable(config)
+            else f"{saved_config['rounds']}, on which the schedule of {workdir} rests"
         )
         require.fail("rounds", reason, config["rounds"])
-    both = validate.flat(config).keys() & validate.flat(theirs)
-    if alone := [field for field in differing if field not in both]:
-        ours = f"fairjax {importlib.metadata.version('fairjax')}"
-        names = ", ".join([*alone[:5], ".."] if len(alone) > 5 else alone)
-        raise require.InputError(
-            f"--workdir: expected a run of {ours}; got {workdir} of "
-            f"{written_by(workdir)}, whose config has not the same fields: {names}"
+    common_fields = validate.flatten(config).keys() & validate.flatten(saved_config)
+    if unmatched_fields := [
+        field for field in differing_fields if field not in common_fields
+    ]:
+        current_version = f"fairjax {importlib.metadata.version('fairjax')}"
+        names = ", ".join(
+            [*unmatched_fields[:5], ".."]
+            if len(unmatched_fields) > 5
+            else unmatched_fields
         )
-    if differing:
+        raise require.InputError(
+            f"--workdir: expected a run of {current_version}; got {workdir} of "
+            f"{writer_version(workdir)}, whose config has not the same fields: {names}"
+        )
+    if differing_fields:
         raise require.InputError(
             f"--workdir: expected the config of {workdir}; got other values of "
-            f"{', '.join(differing)}"
+            f"{', '.join(differing_fields)}"
         )
 
 
-def written_by(workdir: pathlib.Path) -> str:
-    """The version of fairjax that a run began with, as far as it says."""
+def writer_version(workdir: pathlib.Path) -> str:
+    """The version of fairjax that a run began with, as far as its files say."""
     try:
-        told = json.loads((workdir / "provenance.json").read_text(errors="replace"))
-        return f"fairjax {told['versions']['fairjax']}"
+        run_provenance = json.loads(
+            (workdir / "provenance.json").read_text(errors="replace")
+        )
+        return f"fairjax {run_provenance['versions']['fairjax']}"
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return "an unknown version"
 
 
 def create(workdir: pathlib.Path) -> None:
-    """Makes the folder; one line if it cannot be made."""
+    """Creates the folder.
+
+    Raises:
+        InputError: the folder cannot be created.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(error) from error
+        raise _unwritable_error(error) from error
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder, and keeps every other process from training in it meanwhile.
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the folder, and excludes other processes from training in it meanwhile.
 
-    By flock on a file in it: the kernel lets go of it when the process ends, however it
-    ends. On NFS the server has the lock, and frees that of a machine that is gone after
-    its lease; a mount with local_lock=flock or nolock keeps out the processes of one
-    machine alone. Where there are no locks the run says so and goes on without.
+    The lock is flock on a file in the folder: the kernel releases it when the process
+    ends, however it ends. On NFS the server has the lock, and releases that of a lost
+    machine after its lease; a mount with local_lock=flock or nolock excludes only
+    processes of the same machine. On file systems without locks the run prints a
+    warning and goes on unlocked.
 
     Raises:
         InputError: the folder cannot be written, or another process trains in it.
     """
     create(workdir)
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as stack:
         try:
-            file = opened.enter_context((workdir / _LOCK).open("a+"))
+            file = stack.enter_context((workdir / _LOCK).open("a+"))
         except OSError as error:
-            raise _unwritable(error) from error
+            raise _unwritable_error(error) from error
         file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,58 +141,68 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _unwritable(error: OSError) -> require.InputError:
+def _unwritable_error(error: OSError) -> require.InputError:
     return require.InputError(
         f"--workdir: expected a folder that can be written; got {error.strerror}"
     )
 
 
 def truncate(path: pathlib.Path, round: int) -> None:
-    """Keeps the whole rows of rounds up to `round`, by a file of its own."""
+    """Cuts a log to its complete rows of rounds up to `round`; writes a new file.
+
+    Args:
+        path: of JSON lines; may be missing.
+        round: the last round that stays.
+    """
     if not path.exists():
         return
     text = path.read_text(errors="replace")
-    whole = zip(text.split("\n"), require.rows(str(path), text), strict=False)
-    _replace(path, "".join(f"{line}\n" for line, row in whole if row["round"] <= round))
+    parsed_lines = zip(
+        text.split("\n"), require.parse_log(str(path), text), strict=False
+    )
+    _replace(
+        path,
+        "".join(f"{line}\n" for line, row in parsed_lines if row["round"] <= round),
+    )
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + _NEW)
-    with temporary.open("w") as file, _named(path):
+    with temporary.open("w") as file, _add_filename(path):
         file.write(text)
         sync(file)
     os.replace(temporary, path)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a whole file or leaves the old one."""
+    """Writes the whole file or leaves the old one."""
     _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
-def appended(path: pathlib.Path) -> Iterator[TextIO]:
-    """A file of rows, to write more; whoever continues a run cuts it to whole rows."""
-    with _named(path), path.open("a") as file:
+def open_append(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a log for more rows; `truncate` cuts an incomplete last row."""
+    with _add_filename(path), path.open("a") as file:
         yield file
 
 
 def write_lines(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends one JSON line per row, at once."""
-    with _named(file.name):
+    """Appends one JSON line per row and flushes."""
+    with _add_filename(file.name):
         file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         file.flush()
 
 
 def sync(*files: TextIO) -> None:
-    """Returns when what was written outlives the machine and not only the process."""
+    """Returns when what was written survives a crash of the machine."""
     for file in files:
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _named(path: str | pathlib.Path) -> Iterator[None]:
-    """Says of which file the system could not write more."""
+def _add_filename(path: str | pathlib.Path) -> Iterator[None]:
+    """Adds the file's name to an error of the system."""
     try:
         yield
     except OSError as error:
@@ -175,7 +211,7 @@ def _named(path: str | pathlib.Path) -> Iterator[None]:
 
 
 def number(value: Any) -> float | int | None:
-    """A JSON number; null for what is not known or not finite."""
+    """A JSON number; None for unknown and non-finite values."""
     if value is None or isinstance(value, int):
         return value
     value = float(value)
@@ -183,14 +219,14 @@ def number(value: Any) -> float | int | None:
 
 
 def rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All rows of a file of JSON lines; none before it is written."""
+    """All complete rows of a file of JSON lines; [] if it is missing."""
     if not path.exists():
         return []
-    return require.rows(str(path), path.read_text(errors="replace"))
+    return require.parse_log(str(path), path.read_text(errors="replace"))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that figures depend on."""
+    """{package: version} of Python and the packages that figures depend on."""
     packages = (
         "fairjax",
         "jax",
@@ -200,13 +236,13 @@ def versions() -> dict[str, str]:
         "orbax-checkpoint",
         "numpy",
     )
-    known = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version()} | known
+    package_versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | package_versions
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, code revision, device and command of this process."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    """The content of provenance.json: versions, git revision, device and command."""
+    root = pathlib.Path(__file__).resolve().parents[3]
     git = functools.partial(
         subprocess.run, cwd=root, capture_output=True, text=True, check=False
     )

@@ -1,0 +1,171 @@
+"""Third stage of a run: the round, from its rule and method to its protection."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+
+from fairjax.core import batching, objectives, require
+from fairjax.core.problem import LocalProblem
+from fairjax.core.spec import Spec
+from fairjax.core.types import Method, Model, Objective, Rule
+from fairjax.data import augment
+from fairjax.experiment.config import mechanisms, privacy, registry, robustness
+from fairjax.experiment.config.build_data import DataFacts, patients, sample_shape
+from fairjax.experiment.config.build_model import byte_pixels
+from fairjax.experiment.config.calibration import RunFacts
+from fairjax.fairness import compose, personal
+from fairjax.privacy.guarantee import Guarantee
+from fairjax.robust import faults as injected
+
+
+def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]:
+    """What a round of a checked config does, and its privacy guarantee.
+
+    The fields in `build.VALUES` may be traced.
+
+    Raises:
+        InputError: rule, method, mechanism and data do not fit together.
+    """
+    splits, num_groups = facts.splits, 0
+    if facts.attribute is not None:
+        num_groups = len(splits.groups[facts.attribute].values)
+    rule = registry.rule(c, registry.Groups(num_groups, facts.group_of))
+    method = personal.with_local_leaves(
+        registry.METHODS[c.submodel.name].method(c, model.axes), rule
+    )
+    privacy.check_method(c, method)
+    objective, optimizer = _objective(c, method), _optimizer(c)
+    server = registry.SERVERS[c.server.optimizer](c.server.learning_rate)
+    run_facts = _run_facts(facts, model, method, rule)
+    local_schedule = _local_schedule(c, run_facts)
+    if "validation" in rule.reads and not np.all(splits.val.count):
+        expected = f"above 0 for rule {c.fairness.rule}: every hospital validates"
+        require.fail(
+            "data.partition.val_fraction", expected, c.data.partition.val_fraction
+        )
+    guarantee, dp = mechanisms.build(c, run_facts)
+    rule = _defended_rule(c, rule, guarantee, facts)
+    image_pixels, _ = byte_pixels(c, splits)
+    local = LocalProblem(
+        model,
+        method,
+        rule.wrap(objective),
+        optimizer,
+        local_schedule,
+        c.model[c.model.name].get("moments", "static"),
+        dp,
+        augment.chain(c.data.augment, image_pixels),
+        c.execution.unroll,
+    )
+    spec = Spec(
+        local=local,
+        rule=rule,
+        protection=robustness.protection(c, guarantee.protection, facts.cohort),
+        server=method.server.optimizer(server, facts.cohort / len(splits.clients)),
+        schedule=registry.schedule(c.local, c.rounds),
+        server_schedule=registry.schedule(c.server, c.rounds),
+        finite_guard=c.robust.finite_guard,
+        transmission=injected.upload_faults(facts.faults, robustness.deadline(c)),
+        denominator=c.fairness.denominator,
+        attribute=facts.attribute,
+        groups=num_groups,
+        max_validation_records=int(np.max(splits.val.count)),
+    )
+    return spec, guarantee
+
+
+def spec_with_values(
+    c: Any, values: Mapping[str, Any], facts: DataFacts, model: Model
+) -> Spec:
+    """The round of a checked config with some numbers replaced.
+
+    Args:
+        c: a checked config, which stays as it is.
+        values: {field in `build.VALUES`: value, traced or not}.
+        facts: those of the run.
+        model: the run's.
+    """
+    c, values = c.copy_and_resolve_references(), dict(values)
+    # The accountant needs a number: it keeps the config's, and the noise alone changes.
+    sigma = values.pop("privacy.noise_multiplier", None)
+    with c.unlocked(), c.ignore_type():
+        for path, value in values.items():
+            *groups, field = path.split(".")
+            functools.reduce(operator.getitem, groups, c)[field] = value
+    spec, guarantee = round_spec(c, facts, model)
+    if sigma is None:
+        return spec
+    assert guarantee.with_noise is not None
+    protection, dp = guarantee.with_noise(sigma)
+    return dataclasses.replace(
+        spec,
+        local=spec.local._replace(dp=dp),
+        protection=robustness.protection(c, protection, facts.cohort),
+    )
+
+
+def _objective(c: Any, method: Method) -> Objective:
+    """The method's objective, or cross-entropy, with the proximal term if any."""
+    if method.objective is not None and c.local.class_weights != "none":
+        expected = f"none while submodel {c.submodel.name} sets the objective"
+        require.fail("local.class_weights", expected, c.local.class_weights)
+    objective = method.objective or objectives.mean_cross_entropy(
+        balanced=c.local.class_weights == "balanced"
+    )
+    if c.local.fedprox_mu:
+        objective = objectives.proximal(objective, c.local.fedprox_mu)
+    return objective
+
+
+def _optimizer(c: Any) -> optax.GradientTransformation:
+    """The local optimiser, behind the clip of the gradient's norm if any."""
+    optimizer = registry.OPTIMIZERS[c.local.optimizer](c)
+    if c.local.max_grad_norm:
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(c.local.max_grad_norm), optimizer
+        )
+    return optimizer
+
+
+def _run_facts(facts: DataFacts, model: Model, method: Method, rule: Rule) -> RunFacts:
+    splits = facts.splits
+    return RunFacts(
+        facts.tiers,
+        np.asarray(splits.train.count),
+        patients(splits.train),
+        splits.shared,
+        splits.clients,
+        len(splits.classes),
+        model,
+        method,
+        rule,
+        sample_shape(splits),
+    )
+
+
+def _local_schedule(c: Any, run_facts: RunFacts) -> batching.LocalSchedule:
+    """Steps and batches of every client; epochs go over patients if they are units."""
+    has_steps = c.local.steps is not None
+    return batching.local_schedule(
+        run_facts.counts,
+        batch_size=c.local.batch_size,
+        epochs=None if has_steps else c.local.epochs,
+        steps=c.local.steps,
+        units=mechanisms.protected_patients(c, run_facts),
+    )
+
+
+def _defended_rule(c: Any, rule: Rule, guarantee: Guarantee, facts: DataFacts) -> Rule:
+    """The rule as privacy shows it clients, with the weight cap and false claims."""
+    if guarantee.tier_records:
+        rule = compose.tier_rule(rule, guarantee.tier_records)
+    rule = injected.with_false_claims(robustness.rule(c, rule), facts.faults)
+    if rule.full_participation and facts.cohort < len(facts.splits.clients):
+        expected = f"0 (all hospitals) for rule {c.fairness.rule}"
+        require.fail("clients_per_round", expected, c.clients_per_round)
+    return rule

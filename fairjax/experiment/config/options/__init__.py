@@ -1,0 +1,1 @@
+"""The options of methods, rules and models: a typed dataclass for each."""

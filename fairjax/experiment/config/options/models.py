@@ -1,0 +1,79 @@
+"""Options of architectures, one dataclass per model of the registry."""
+
+import dataclasses
+
+from fairjax.experiment.config.options.fields import option
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """Options of `mlp`."""
+
+    hidden: tuple[int, ...] = option(
+        (32,), "units per hidden layer; () is logistic regression"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CNN:
+    """Options of `cnn`."""
+
+    channels: tuple[int, ...] = option((16, 32), "channels per stage")
+    group_size: int = option(4, "channels per norm group; 0: no norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeNet:
+    """Options of `lenet`."""
+
+    channels: tuple[int, ...] = option((6, 16), "channels per 5 x 5 convolution")
+    hidden: tuple[int, ...] = option((120, 84), "units per dense layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoConv:
+    """Options of `two_conv`."""
+
+    channels: tuple[int, ...] = option((32, 64), "channels per 3 x 3 convolution")
+    hidden: tuple[int, ...] = option((128,), "units per dense layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResMLP:
+    """Options of `resmlp`."""
+
+    width: int = option(64, "units of the residual stream")
+    hidden: int = option(64, "units inside a block")
+    depth: int = option(4, "blocks")
+    norm: str = option("batch", "batch, layer or none")
+    moments: str = option(
+        "static",
+        'moments that batch norms use in evaluation: "static", pooled over all '
+        'clients; "per_tier", over a tier\'s own clients; "batch", those of the '
+        "evaluated batch",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """Options of `resnet`."""
+
+    channels: tuple[int, ...] = option((64, 128, 256, 512), "channels per stage")
+    blocks: tuple[int, ...] = option(
+        (2, 2, 2, 2), "per stage: ResNet-18; (3, 4, 6, 3): 34"
+    )
+    activation: str = option("pre", "pre- or post-activation blocks")
+    norm: str = option("group", "group, batch or none")
+    group_size: int = option(4, "channels per norm group")
+    moments: str = option("static", "as for resmlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT:
+    """Options of `vit`."""
+
+    width: int = option(192, "units of the residual stream: ViT-tiny")
+    depth: int = option(12, "blocks")
+    heads: int = option(3, "attention heads per block")
+    patch: int = option(16, "side of a patch, pixels")
+    ratio: int = option(4, "feed-forward units per stream channel")
