@@ -24,26 +24,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fairjax import metrics
     from fairjax.core import aggregate, client, layout, round, types
+    from fairjax.core.method import Method
     from fairjax.core.protocols import Layout
-    from fairjax.core.types import (
-        Axes,
-        Cohort,
-        FederatedData,
-        Method,
-        Model,
-        Rule,
-        Submodel,
-        Units,
-    )
+    from fairjax.core.rule import Rule
+    from fairjax.core.types import Axes, Cohort, FederatedData, Model, Submodel, Units
 
 _HOMES = {
     "Axes": "core.types",
     "Cohort": "core.types",
     "FederatedData": "core.types",
     "Layout": "core.protocols",
-    "Method": "core.types",
+    "Method": "core.method",
     "Model": "core.types",
-    "Rule": "core.types",
+    "Rule": "core.rule",
     "Submodel": "core.types",
     "Units": "core.types",
 }

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 from fairjax.attacks import exposure, victims
 from fairjax.attacks.exposure import View
 from fairjax.core import require, scopes
+from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
-from fairjax.core.types import Method, RunState
+from fairjax.core.types import RunState
 from fairjax.experiment.config import build, registry, validate
 from fairjax.submodels import branches, structures
 

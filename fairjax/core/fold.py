@@ -17,11 +17,11 @@ from fairjax.core import client, participants, population, rng, scopes, simplex,
 from fairjax.core.participants import ClientResult, CohortResult, OpenRound, Slot
 from fairjax.core.protocols import Layout
 from fairjax.core.rng import Role
+from fairjax.core.rule import CohortStats
 from fairjax.core.spec import Spec
 from fairjax.core.types import (
     ClientView,
     Cohort,
-    CohortStats,
     FederatedData,
     Masks,
     Params,

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 
 from fairjax.core import axes, losses, trees
+from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
 from fairjax.core.types import (
     ClientData,
     GroupStats,
-    Method,
     Model,
     Moments,
     Outputs,

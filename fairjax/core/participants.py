@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from fairjax.core import rng, scopes, trees
+from fairjax.core.method import Method
 from fairjax.core.problem import ClientInfo
 from fairjax.core.rng import Role
+from fairjax.core.rule import CohortStats
 from fairjax.core.spec import Spec
 from fairjax.core.types import (
     ClientData,
     ClientView,
     Cohort,
-    CohortStats,
     FederatedData,
     Masks,
-    Method,
     Params,
     RunState,
     Submodel,

@@ -8,11 +8,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from fairjax.core import axes, trees
 from fairjax.core.batching import LocalSchedule
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Batch,
     ClientData,
     Masks,
-    Method,
     Model,
     Objective,
     Params,

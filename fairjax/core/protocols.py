@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fairjax.core.types import ClientView, Cohort, CohortStats, Rule, Upload
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import ClientView, Cohort, Upload
 
 # --------------------------------------------------------------------------- protection
 

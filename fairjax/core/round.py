@@ -19,7 +19,8 @@ Example:
     >>> from fairjax.core import batching, layout, objectives, round
     >>> from fairjax.core.problem import LocalProblem
     >>> from fairjax.core.spec import Spec
-    >>> from fairjax.core.types import Cohort, FederatedData, Rule
+    >>> from fairjax.core.rule import Rule
+    >>> from fairjax.core.types import Cohort, FederatedData
     >>> from fairjax.models.mlp import mlp
     >>> from fairjax.submodels.fedavg import fedavg
     >>> data = FederatedData(
@@ -64,11 +65,11 @@ from fairjax.core import (
 from fairjax.core.participants import CohortResult, OpenRound, Slot
 from fairjax.core.protocols import Layout
 from fairjax.core.rng import Role
+from fairjax.core.rule import CohortStats
 from fairjax.core.spec import RoundInfo, Spec
 from fairjax.core.types import (
     Block,
     Cohort,
-    CohortStats,
     FederatedData,
     GroupStats,
     Params,

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from fairjax.core import require, trees
-from fairjax.core.types import ClientView, Cohort, Masks, Method, Params
+from fairjax.core.method import Method
+from fairjax.core.types import ClientView, Cohort, Masks, Params
 
 Bank = dict[str, dict[str, Array]]
 """Copies of leaves, as the module docstring describes."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fairjax.core.types import CohortStats
+from fairjax.core.rule import CohortStats
 
 
 def softmax(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from fairjax.core import aggregate
 from fairjax.core.problem import ClientInfo, LocalProblem
 from fairjax.core.protocols import Protection
-from fairjax.core.types import ClientView, Masks, Params, Rule
+from fairjax.core.rule import Rule
+from fairjax.core.types import ClientView, Masks, Params
 
 LrSchedule = Callable[[Int[Array, ""]], Float[Array, ""] | float]
 """Rounds finished -> factor on a learning rate."""

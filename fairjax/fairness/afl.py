@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort
 from fairjax.fairness.weights import LOSSES, gap_to_max
 
 

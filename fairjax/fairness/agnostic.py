@@ -6,15 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import (
-    Batch,
-    Cohort,
-    CohortStats,
-    Context,
-    Objective,
-    OutputsAt,
-    Rule,
-)
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Batch, Cohort, Context, Objective, OutputsAt
 from fairjax.fairness.domains import (
     AscentState,
     Domains,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Objective, Params, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, Objective, Params
 
 _EXCLUSIVE = {
     "weights": "weights",

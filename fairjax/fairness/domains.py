@@ -34,7 +34,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fairjax.core import simplex
-from fairjax.core.types import CohortStats, GroupStats
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import GroupStats
 
 LEAST = -100.0
 """A log-multiplier that exp cannot tell from -infinity."""

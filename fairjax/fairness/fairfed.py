@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, GroupStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness.weights import LOSSES
 
 

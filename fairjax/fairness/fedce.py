@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import aggregate, require, simplex, trees
-from fairjax.core.types import Cohort, CohortStats, Masks, Params, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, Masks, Params
 from fairjax.fairness.update_stack import gram
 
 MODES = ("plus", "times")

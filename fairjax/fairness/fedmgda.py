@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Masks, Params, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, Masks, Params
 from fairjax.fairness.update_stack import gram, nonzero, squared_norms, weighted_sum
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort
 from fairjax.fairness.weights import stateless
 
 GROUPINGS = ("client", "tier", "client_group")

@@ -5,15 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fairjax.core import require
-from fairjax.core.types import (
-    Batch,
-    Context,
-    Objective,
-    Outputs,
-    OutputsAt,
-    Rule,
-    Submodel,
-)
+from fairjax.core.rule import Rule
+from fairjax.core.types import Batch, Context, Objective, Outputs, OutputsAt, Submodel
 
 _MIN_COUNT = 0.01
 """A class without records counts as this share of one: its logit must stay finite."""

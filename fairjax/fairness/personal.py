@@ -4,7 +4,9 @@ import jax
 from jaxtyping import PyTree
 
 from fairjax.core import objectives, require, trees
-from fairjax.core.types import Method, Params, Personal, Rule, Scope
+from fairjax.core.method import Method
+from fairjax.core.rule import Personal, Rule
+from fairjax.core.types import Params, Scope
 
 
 def ditto(*, strength: float) -> Rule:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fairjax.core import require
-from fairjax.core.types import Batch, Context, Objective, OutputsAt, Rule
+from fairjax.core.rule import Rule
+from fairjax.core.types import Batch, Context, Objective, OutputsAt
 
 
 def propfair(*, bound: float, epsilon: float) -> Rule:

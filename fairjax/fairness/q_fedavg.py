@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Masks, Params, Rule, Scalar
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, Masks, Params, Scalar
 from fairjax.fairness.update_stack import squared_norms, sum_leaves, weighted_sum
 
 _FLOOR = 1e-10

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Rule, Scalar
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, Scalar
 from fairjax.fairness.weights import gap_to_max, stateless
 
 _FLOOR = 1e-10

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort
 from fairjax.fairness.afl import ascend
 from fairjax.fairness.domains import (
     LEAST,

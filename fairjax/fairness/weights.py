@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fairjax.core import simplex
-from fairjax.core.types import Cohort, CohortStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort
 
 LOSSES = frozenset({"losses"})
 """What a rule reads that needs nothing but mean losses."""

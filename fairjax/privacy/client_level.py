@@ -14,14 +14,8 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from fairjax.core import aggregate, require, rng, trees
 from fairjax.core.protocols import Population, Protection
-from fairjax.core.types import (
-    ClientView,
-    Cohort,
-    CohortStats,
-    Rule,
-    Scalar,
-    Upload,
-)
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import ClientView, Cohort, Scalar, Upload
 from fairjax.privacy import clip as clipping
 from fairjax.privacy import noise, securesum
 from fairjax.privacy.means import TierLossRelease

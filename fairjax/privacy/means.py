@@ -54,7 +54,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fairjax.core.types import Cohort, CohortStats, GroupStats, Rule
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import Cohort, GroupStats
 from fairjax.privacy import noise
 
 

@@ -23,16 +23,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from fairjax.core import rng, simplex, trees
 from fairjax.core.problem import ClientInfo
+from fairjax.core.rule import CohortStats, Rule
 from fairjax.core.spec import Transmission
-from fairjax.core.types import (
-    ClientView,
-    Cohort,
-    CohortStats,
-    FederatedData,
-    Masks,
-    Params,
-    Rule,
-)
+from fairjax.core.types import ClientView, Cohort, FederatedData, Masks, Params
 
 UPLOADS = ("nan", "inf", "sign_flip", "scaling", "gaussian", "free_rider")
 """What a client sends instead of a change d, with a strength s: NaN or infinity

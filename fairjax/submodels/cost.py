@@ -14,13 +14,13 @@ from jax.interpreters import partial_eval
 from jaxtyping import Array, Num, PyTree
 
 from fairjax.core import axes, trees
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     Batch,
     ClientView,
     Context,
     Masks,
-    Method,
     Model,
     Objective,
     Outputs,

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fairjax.core import losses, require
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     Batch,
     ClientView,
     Context,
-    Method,
     Objective,
     Outputs,
     OutputsAt,

@@ -11,17 +11,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, rng
-from fairjax.core.types import (
-    Axes,
-    ClientMemory,
-    ClientView,
-    Context,
-    Masks,
-    Method,
-    Params,
-    Size,
-    Submodel,
-)
+from fairjax.core.method import ClientMemory, Method
+from fairjax.core.types import Axes, ClientView, Context, Masks, Params, Size, Submodel
 from fairjax.submodels import branches, structures
 from fairjax.submodels.branches import Branches, Form
 from fairjax.submodels.families import FAMILIES, ONE_MAP

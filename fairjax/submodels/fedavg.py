@@ -6,7 +6,8 @@ from jaxtyping import Array, Bool, PyTree
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import require
-from fairjax.core.types import Axes, ClientView, Method, Params, Size, Submodel
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Params, Size, Submodel
 from fairjax.submodels import width
 
 MODES = ("full", "smallest", "exclusive", "decoupled")

@@ -8,14 +8,8 @@ import optax
 from jaxtyping import Array
 
 from fairjax.core import trees
-from fairjax.core.types import (
-    Batch,
-    ClientMemory,
-    Context,
-    Method,
-    OutputsAt,
-    Params,
-)
+from fairjax.core.method import ClientMemory, Method
+from fairjax.core.types import Batch, Context, OutputsAt, Params
 
 
 def feddyn(method: Method, alpha: float) -> Method:

@@ -4,7 +4,8 @@ import jax
 from jaxtyping import Array
 
 from fairjax.core import rng
-from fairjax.core.types import Axes, ClientView, Method, Units
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Units
 from fairjax.submodels import width
 
 

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fairjax.core.types import Axes, ClientView, Method, Units
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Units
 from fairjax.submodels import width
 
 

@@ -8,14 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, trees
-from fairjax.core.types import (
-    ClientView,
-    Masks,
-    Method,
-    Params,
-    Reparameterisation,
-    Submodel,
-)
+from fairjax.core.method import Method, Reparameterisation
+from fairjax.core.types import ClientView, Masks, Params, Submodel
 
 
 def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:

@@ -6,15 +6,14 @@ from jaxtyping import Array
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import losses
+from fairjax.core.method import Method, Reparameterisation
 from fairjax.core.types import (
     Axes,
     Batch,
     ClientView,
     Context,
-    Method,
     OutputsAt,
     Params,
-    Reparameterisation,
     Size,
     Submodel,
 )

@@ -8,7 +8,8 @@ from jaxtyping import Array
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import rng
-from fairjax.core.types import Axes, ClientView, Method, Units
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Units
 from fairjax.submodels import width
 
 

@@ -9,15 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from fairjax.core import require, trees
-from fairjax.core.types import (
-    Axes,
-    ClientView,
-    LeafAxes,
-    Method,
-    Params,
-    Scope,
-    Submodel,
-)
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, LeafAxes, Params, Scope, Submodel
 from fairjax.submodels import depth
 
 

@@ -10,11 +10,11 @@ from jaxtyping import Array
 
 from fairjax.core import require, rng
 from fairjax.core.axes import CLASSES
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     ClientView,
     LeafAxes,
-    Method,
     Model,
     Params,
     Size,

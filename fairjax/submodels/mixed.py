@@ -11,10 +11,10 @@ from jaxtyping import Array, Num
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import require
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     ClientView,
-    Method,
     Model,
     Objective,
     Params,

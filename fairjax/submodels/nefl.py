@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import require
-from fairjax.core.types import Axes, ClientView, Method, Params, Size, Submodel, Units
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Params, Size, Submodel, Units
 from fairjax.submodels import depth
 
 Dropped = int | tuple[int, ...]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fairjax.core import require
-from fairjax.core.types import Axes, ClientView, Method, Params, Size, Submodel, Units
+from fairjax.core.method import Method
+from fairjax.core.types import Axes, ClientView, Params, Size, Submodel, Units
 
 MODES = ("top", "rolling", "random")
 

@@ -7,12 +7,12 @@ from jaxtyping import Array
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import losses, require
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     Batch,
     ClientView,
     Context,
-    Method,
     Objective,
     OutputsAt,
     Params,

@@ -7,12 +7,12 @@ from jaxtyping import Array, Int
 
 from fairjax.core import axes as unit_axes
 from fairjax.core import losses
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     Batch,
     ClientView,
     Context,
-    Method,
     OutputsAt,
     Params,
     Size,

@@ -16,20 +16,10 @@ import pytest
 
 from fairjax.core import aggregate, layout, losses, round, simplex
 from fairjax.core import axes as unit_axes
+from fairjax.core.method import ClientMemory, Method, Reparameterisation, ServerStep
 from fairjax.core.protocols import Protection
-from fairjax.core.types import (
-    Axes,
-    ClientMemory,
-    LeafAxes,
-    Method,
-    Model,
-    Outputs,
-    Reparameterisation,
-    Rule,
-    ServerStep,
-    Submodel,
-    Units,
-)
+from fairjax.core.rule import Rule
+from fairjax.core.types import Axes, LeafAxes, Model, Outputs, Submodel, Units
 from fairjax.fairness import weights
 from fairjax.submodels.fedavg import fedavg
 from tests import fakes

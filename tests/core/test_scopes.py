@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fairjax.core import aggregate, layout, require, round, scopes, trees
-from fairjax.core.types import ClientView, Method, Rule, Submodel
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
+from fairjax.core.types import ClientView, Submodel
 from tests import fakes
 
 N, T = 6, 3

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis.extra.numpy import arrays
 
-from fairjax.core.types import Cohort, CohortStats, GroupStats
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic

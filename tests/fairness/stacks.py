@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.core import layout, round
-from fairjax.core.types import (
-    Cohort,
-    CohortStats,
-)
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import Cohort
 
 K = 5
 

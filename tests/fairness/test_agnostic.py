@@ -8,7 +8,8 @@ import numpy as np
 from scipy.special import softmax
 
 from fairjax.core import inference, layout, round
-from fairjax.core.types import CohortStats, GroupStats
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import GroupStats
 from fairjax.fairness import compose
 from fairjax.fairness.agnostic import agnostic
 from fairjax.submodels.heterofl import heterofl

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from fairjax.core import require, simplex
-from fairjax.core.types import Cohort, CohortStats, GroupStats
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic
 from fairjax.fairness.fairfed import fairfed

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax.core.types import CohortStats, Rule
+from fairjax.core.rule import CohortStats, Rule
 from fairjax.experiment.config import registry
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl

@@ -10,17 +10,10 @@ import optax
 import pytest
 
 from fairjax.core import batching, client, objectives
+from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
-from fairjax.core.types import (
-    Axes,
-    ClientData,
-    CohortStats,
-    LeafAxes,
-    Method,
-    Model,
-    Submodel,
-    Units,
-)
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import Axes, ClientData, LeafAxes, Model, Submodel, Units
 from fairjax.fairness import weights
 from fairjax.fairness.q_fedavg import q_fedavg
 from tests import fakes

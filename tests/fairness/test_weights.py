@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from fairjax.core import simplex
-from fairjax.core.types import CohortStats
+from fairjax.core.rule import CohortStats
 from fairjax.fairness import compose
 from fairjax.fairness.afl import afl
 from fairjax.fairness.tilted import term

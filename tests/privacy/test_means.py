@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fairjax.core import layout, round, trees
 from fairjax.core.protocols import Population
-from fairjax.core.types import ClientView, Cohort, CohortStats, Rule, Upload
+from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.types import ClientView, Cohort, Upload
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic

@@ -11,7 +11,8 @@ import pytest
 
 from fairjax.core import layout, objectives, rng, round, simplex, trees
 from fairjax.core.rng import Role
-from fairjax.core.types import CohortStats, GroupStats
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import GroupStats
 from fairjax.fairness import personal, weights
 from fairjax.fairness.compose import compose
 from fairjax.fairness.fedfv import fedfv

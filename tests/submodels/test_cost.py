@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from fairjax.core import axes, losses, objectives
+from fairjax.core.method import Method
 from fairjax.core.types import (
     Axes,
     ClientView,
     LeafAxes,
-    Method,
     Model,
     Outputs,
     Size,

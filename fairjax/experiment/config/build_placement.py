@@ -12,8 +12,9 @@ from jaxtyping import Array
 
 from fairjax.core import layout, require
 from fairjax.core.protocols import Layout
+from fairjax.core.rule import Rule
 from fairjax.core.spec import Spec
-from fairjax.core.types import FederatedData, Model, Rule
+from fairjax.core.types import FederatedData, Model
 from fairjax.data import cohorts, pixels
 from fairjax.experiment.config import registry
 from fairjax.experiment.config.build_data import DataFacts, sample_shape

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 
 from fairjax.core import batching, objectives, require
+from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
+from fairjax.core.rule import Rule
 from fairjax.core.spec import Spec
-from fairjax.core.types import Method, Model, Objective, Rule
+from fairjax.core.types import Model, Objective
 from fairjax.data import augment
 from fairjax.experiment.config import mechanisms, privacy, registry, robustness
 from fairjax.experiment.config.build_data import DataFacts, patients, sample_shape

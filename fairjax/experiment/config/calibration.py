@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 from fairjax.core import axes, require, scopes
-from fairjax.core.types import ClientView, Method, Model, Rule
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
+from fairjax.core.types import ClientView, Model
 from fairjax.privacy import accounting
 from fairjax.privacy.accounting import Mechanism
 

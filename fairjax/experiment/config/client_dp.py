@@ -15,12 +15,8 @@ from jaxtyping import Float, Int
 
 from fairjax.core import require, simplex
 from fairjax.core.protocols import Population, Protection
-from fairjax.core.types import (
-    ClientView,
-    Cohort,
-    CohortStats,
-    Scalar,
-)
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import ClientView, Cohort, Scalar
 from fairjax.experiment.config import calibration, privacy
 from fairjax.experiment.config.calibration import RunFacts
 from fairjax.privacy import client_level, poisson, securesum

@@ -8,7 +8,7 @@ it for the documentation.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fairjax.core.types import Rule
+from fairjax.core.rule import Rule
 from fairjax.experiment.config import default, registry
 
 

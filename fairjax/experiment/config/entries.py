@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fairjax.core.types import Axes, Method, Model, Rule
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
+from fairjax.core.types import Axes, Model
 from fairjax.models import convolutions
 
 

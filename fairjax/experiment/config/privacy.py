@@ -8,7 +8,8 @@ config that passes.
 from typing import Any
 
 from fairjax.core import require
-from fairjax.core.types import Method, Rule
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
 from fairjax.experiment.config import compatibility, registry
 from fairjax.privacy import accounting, securesum
 from fairjax.privacy import clip as clipping

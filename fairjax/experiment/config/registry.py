@@ -13,7 +13,9 @@ import optax
 from jaxtyping import Array
 
 from fairjax import models
-from fairjax.core.types import Axes, Method, Model, Rule
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
+from fairjax.core.types import Axes, Model
 from fairjax.experiment.config.entries import (
     NO_GROUPS,
     Groups,

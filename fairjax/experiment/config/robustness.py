@@ -13,7 +13,8 @@ from jaxtyping import Int, PyTree
 
 from fairjax.core import require, simplex
 from fairjax.core.protocols import Protection
-from fairjax.core.types import Params, Rule
+from fairjax.core.rule import Rule
+from fairjax.core.types import Params
 from fairjax.experiment.config import compatibility, registry
 from fairjax.fairness import compose, weights
 from fairjax.robust import aggregators, breakdown, norm_bound

@@ -15,7 +15,9 @@ import pytest
 from configs import default
 from fairjax.core import axes as unit_axes
 from fairjax.core import require, round, simplex
-from fairjax.core.types import Method, Rule, Size, Submodel, Units
+from fairjax.core.method import Method
+from fairjax.core.rule import Rule
+from fairjax.core.types import Size, Submodel, Units
 from fairjax.experiment import cli, resume
 from fairjax.experiment.config import build, compatibility, registry, validate
 from fairjax.experiment.config.options import fields as option_fields

@@ -10,7 +10,8 @@ import pytest
 
 from configs import default, heart_disease
 from fairjax.core import layout, require, round
-from fairjax.core.types import Cohort, CohortStats, FederatedData
+from fairjax.core.rule import CohortStats
+from fairjax.core.types import Cohort, FederatedData
 from fairjax.experiment import resume
 from fairjax.experiment.config import build, registry, validate
 from fairjax.fairness import personal

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from configs import default
-from fairjax.core.types import Rule
+from fairjax.core.rule import Rule
 from fairjax.experiment import cli
 from fairjax.experiment.config import compatibility, registry
 from fairjax.experiment.config.options import fields

@@ -10,7 +10,7 @@ import pytest
 
 from fairjax import report
 from fairjax.core import require
-from fairjax.core.types import CohortStats
+from fairjax.core.rule import CohortStats
 from fairjax.experiment import cli, compilation, evaluate, resume
 from fairjax.experiment.config import build, robustness, validate
 from fairjax.experiment.train import train

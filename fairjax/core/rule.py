@@ -1,0 +1,128 @@
+"""A fairness rule as a value: what it reads of a cohort, and the weights it gives."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int, PyTree
+
+from fairjax.core.types import (
+    Cohort,
+    GroupStats,
+    Masks,
+    Objective,
+    Params,
+)
+
+
+class CohortStats(NamedTuple):
+    """Statistics of a cohort that a rule may read; None for those that it does not."""
+
+    count: Int[Array, "K"]
+    """Number of training records of each client."""
+    loss: Float[Array, "K"] | None = None
+    """Mean training loss of each client's own sub-model at the incoming model."""
+    group_stats: GroupStats | None = None
+    """The sums that `loss` is a mean of, [K, ...] a leaf."""
+    lr_scale: Float[Array, ""] | float = 1.0
+    """The round's factor on the local learning rate."""
+    delta: Params | None = None
+    """All deltas, [K, ...] a leaf, with 0 at leaves that a client or a tier keeps for
+    itself; 0 for a client that is not valid."""
+    cover: Masks | None = None
+    """The coordinates that `delta` speaks for."""
+    incoming: Params | None = None
+    """The plain model before training, where `delta` is read."""
+    errors: Callable[[Params], Float[Array, "K"]] | None = None
+    """(updates of the incoming model, [K, ...] a leaf) -> share of each client's
+    validation records that the updated model predicts wrongly; NaN for a client without
+    any."""
+
+
+class Rule(NamedTuple):
+    """One fairness rule: how the cohort's changes are weighted or combined.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fairjax.core import simplex
+        >>> def worst_first(state, cohort, stats):
+        ...     return simplex.softmax(9.0 * stats.loss, cohort.valid), state
+        >>> rule = Rule(worst_first, reads=frozenset({"losses"}), weights_from="losses")
+        >>> cohort = Cohort(jnp.arange(2), jnp.zeros(2, int), jnp.ones(2, bool))
+        >>> stats = CohortStats(jnp.array([5, 5]), loss=jnp.array([0.1, 1.0]))
+        >>> [round(float(w), 3) for w in rule.weights((), cohort, stats)[0]]
+        [0.0, 1.0]
+    """
+
+    weights: (
+        Callable[[PyTree, Cohort, CohortStats], tuple[Float[Array, "K"], PyTree]] | None
+    ) = None
+    """(state, cohort, stats) -> (weights on the simplex over valid clients, state);
+    None: weights by records."""
+    reads: frozenset[str] = frozenset()
+    """What of the clients the rule must see.
+
+    - "losses": how the incoming model does at every client, `CohortStats.loss` and
+      `CohortStats.group_stats`.
+    - "labels": which class a record has. Beside "losses" these are the classes and the
+      correct predictions in `CohortStats.group_stats`; a rule without "labels" works if
+      those cells are NaN. Alone they are a client's own label counts, which its
+      objective uses and which stay at the client.
+    - "updates": `CohortStats.delta` and `cover`, the whole stack of changes at once.
+    - "validation", beside "updates": `CohortStats.errors`.
+    """
+    weights_from: str = "records"
+    """What `weights` follow from; protections decide by it. Each value includes those
+    before it.
+
+    - "public": which clients are valid.
+    - "records": how many training records each client has.
+    - "losses": how the incoming model does at the clients, `CohortStats.loss` or
+      `CohortStats.group_stats`.
+    - "updates": the clients' changes.
+    """
+    reads_gradients: bool = False
+    """The rule reads a client's change over its learning rate as a gradient, which
+    holds for plain SGD steps along the loss alone."""
+    full_participation: bool = False
+    """The rule means something only if every client is in every round's cohort."""
+    init: Callable[[Params, Int[Array, "N"], int], PyTree] = (
+        lambda params, counts, tiers: ()
+    )
+    """(plain model, training records of every client, T) -> state."""
+    broadcast: Callable[[PyTree, Cohort, CohortStats], PyTree[Array]] = (
+        lambda state, cohort, stats: None
+    )
+    """(state, cohort, stats before any training) -> the message to every client of the
+    cohort, [K, ...] a leaf: its `Context.message`."""
+    wrap: Callable[[Objective], Objective] = lambda objective: objective
+    """Changes the client's objective (PropFair, logit adjustment)."""
+    combine: (
+        Callable[
+            [PyTree, Cohort, CohortStats, Float[Array, "K"]],
+            tuple[Params, Masks, PyTree],
+        ]
+        | None
+    ) = None
+    """(state, cohort, stats, weights) -> (num, den, state) from the whole stack of
+    changes; None: the weighted sums."""
+    local_leaves: Callable[[str], bool] | None = None
+    """Path of a leaf -> whether every client keeps that leaf for itself; None: no leaf
+    is kept."""
+    personal: "Personal | None" = None
+
+    @property
+    def changes_objective(self) -> bool:
+        """Whether clients minimise something else than without the rule."""
+        return self.wrap is not type(self)._field_defaults["wrap"]
+
+
+class Personal(NamedTuple):
+    """A model that every client trains for itself beside its part of the plain one.
+
+    It starts as the first plain model, trains on the same batches at the same
+    coordinates, and never leaves the client.
+    """
+
+    wrap: Callable[[Objective], Objective]
+    """The client's objective -> the objective of the personal model. In its context,
+    `incoming` is the plain model as it arrived."""
