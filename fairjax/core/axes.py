@@ -44,6 +44,21 @@ def hidden_axes(axes: Axes) -> dict[str, int]:
     return {name: units for name, units in axes.units.items() if name != CLASSES}
 
 
+def prefix_size(share: float, total: int) -> int:
+    """ceil(share * total), at least 1.
+
+    Args:
+        share: in (0, 1].
+        total: number of units, blocks or ranks.
+
+    Example:
+        >>> prefix_size(0.07, 100)
+        7
+    """
+    # The rounding keeps 0.07 * 100 = 7.000000000000001 from becoming 8 units.
+    return max(1, math.ceil(round(share * total, 9)))
+
+
 def prefix_sizes(axes: Axes, budget: float) -> dict[str, int]:
     """ceil(budget * units) of every hidden axis, at least 1.
 
@@ -56,10 +71,8 @@ def prefix_sizes(axes: Axes, budget: float) -> dict[str, int]:
         >>> prefix_sizes(axes, 0.25)
         {'hidden': 3}
     """
-    # The rounding keeps 0.07 * 100 = 7.000000000000001 from becoming 8 units.
     return {
-        name: max(1, math.ceil(round(budget * units, 9)))
-        for name, units in hidden_axes(axes).items()
+        name: prefix_size(budget, units) for name, units in hidden_axes(axes).items()
     }
 
 

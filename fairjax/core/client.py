@@ -4,10 +4,10 @@
     update    S local steps -> a delta and the coordinates that it covers
     restore   the delta of a sliced network -> plain coordinates
 
-Each is a pure function, and the two ends may be two machines: a server receives and
-restores for its clients, and a client only updates. `update_sliced` is their
-composition for a dense network of the sub-model's own size; `update` alone is the
-masked form, at full width.
+Each is a pure function, and the two ends may be two machines: a server calls `receive`
+and `restore` for its clients, and a client calls `update`. `update_sliced` composes the
+three for a dense network of the sub-model's own size; `update` alone is the masked
+form, at full width.
 
 Example:
     >>> import jax.numpy as jnp, numpy as np, optax
@@ -138,7 +138,7 @@ def update(
 
     Args:
         key: the client's key of this round.
-        params: the parameters that the client local_model.
+        params: the parameters that the client trains, from `receive`.
         memory: the client's state, None for methods without.
         submodel: the client's sub-model, from `Method.submodel`.
         examples: the client's records.

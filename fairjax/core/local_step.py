@@ -75,10 +75,8 @@ def local_step(
     Returns:
         (carry, (loss, info)). A padded step leaves the carry unchanged and reports 0.
     """
-    method, step_key = (
-        local_round.local.method,
-        rng.fold_in(local_round.key, STEP, step),
-    )
+    method = local_round.local.method
+    step_key = rng.fold_in(local_round.key, STEP, step)
     rows = _rows(local_round, step_key, step)
     submodel, local_submodel = local_round.submodel, local_round.local_submodel
     if method.local.per_step is not None:

@@ -82,8 +82,9 @@ class Reparameterisation(NamedTuple):
     """(key, step, sub-model) -> sub-model: narrows the forward pass of one local step;
     None: the same in every step."""
     per_step_sizes: Callable[[int], tuple[Size, ...]] | None = None
-    """tier -> the sizes that `per_step` cuts a step to, each as likely as the others,
-    for the cost: the first of the sub-model's units; None: no step costs less."""
+    """tier -> the sizes that `per_step` cuts a step to, each as likely as the others; a
+    size of n units stands for the sub-model's first n. Only the cost reads it. None:
+    every step costs the same."""
     optimizer: Callable[
         [optax.GradientTransformation, PyTree], optax.GradientTransformation
     ] = lambda optimizer, local: optimizer
@@ -189,12 +190,12 @@ class Method(NamedTuple):
     share_between_tiers: (
         Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]] | None
     ) = None
-    """(updates, covered) -> the updates that tiers' copies are given, where a tier may
-    learn from another. Both are {path: [T, ...]} over the leaves of scope "tier" or of
-    a tuple: the mean update inside every tier, 0 where none of it covers the
-    coordinate, and whether one does; `covered` may broadcast. A copy moves only where
-    its own tier covers it."""
+    """(mean deltas, has_cover) -> the deltas that tiers' copies are given, where a tier
+    may learn from another. Both are {path: [T, ...]} over the leaves of scope "tier" or
+    of a tuple: the mean delta inside every tier, 0 where no client of the tier covers
+    the coordinate, and whether one does; `has_cover` may broadcast. A copy moves only
+    where its own tier covers it."""
     server: ServerStep = ServerStep()
     """How the server steps."""
     reads_labels: bool = False
-    """The sub-model follows from the client's labels."""
+    """Whether the sub-model follows from the client's labels."""

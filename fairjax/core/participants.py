@@ -1,4 +1,4 @@
-"""The clients of a round: what they bring, what they are sent, and what they leave."""
+"""The clients of a round: what they bring, what they are sent, and what they return."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from fairjax.core.types import (
 
 
 class Slot(NamedTuple):
-    """One client of the cohort, with what it brings into the round; [K, ...] a leaf."""
+    """One client of the cohort, with what it brings; for a cohort [K, ...] a leaf."""
 
     client_view: ClientView
     key: Key[Array, ""]
@@ -52,14 +52,16 @@ class OpenRound(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-    """What a client's training leaves beside its upload; [K, ...] a leaf."""
+    """What training gives beside an upload; for a whole cohort [K, ...] a leaf."""
 
     leaves: dict[str, Array]
     """Leaves that it keeps for itself."""
     memory: PyTree[Array]
+    """Its state after the round: the old one where training failed."""
     personal: PyTree[Array]
+    """Its personal model after the round: the old one where that training failed."""
     has_new_state: Bool[Array, ""]
-    """Whether these three replace the old ones."""
+    """Whether `leaves` are applied to its own copies."""
     info: ClientInfo
     is_counted: Bool[Array, ""]
     """Whether its upload counts."""

@@ -88,7 +88,8 @@ class LocalProblem(NamedTuple):
     evaluated batch. The last is for parity with published code: a prediction then
     depends on the other records of its batch."""
     dp: PrivateGradient | None = None
-    """Record-level differential privacy of the local steps; None: plain gradients."""
+    """Differential privacy of the local steps, for records or patients; None: plain
+    gradients."""
     augment: Callable[[Array, Array], Array] | None = None
     """(key, inputs of a batch) -> those that a step trains on; None: as they are."""
     unroll: int = 1

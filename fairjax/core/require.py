@@ -109,9 +109,8 @@ def in_range(
     """
     if isinstance(value, Tracer):
         return value
-    is_int = isinstance(value, int) and not isinstance(
-        value, bool
-    )  # whole numbers have any size
+    # A whole number may exceed every type of NumPy, so it is not made an array.
+    is_int = type(value) is not bool and isinstance(value, int)
     array = np.asarray(0 if is_int else value)
     if array.ndim or array.dtype.kind not in "iuf":
         fail(where, "a number", value)
@@ -175,10 +174,8 @@ def same_structure(
         InputError: a leaf is missing, unexpected, or of another shape or dtype.
     """
     for path in [*expected, *(path for path in got if path not in expected)]:
-        expected_leaf, got_leaf = (
-            expected.get(path, "nothing"),
-            got.get(path, "nothing"),
-        )
+        expected_leaf = expected.get(path, "nothing")
+        got_leaf = got.get(path, "nothing")
         if expected_leaf != got_leaf:
             raise InputError(f"{where}{path}: expected {expected_leaf}; got {got_leaf}")
 

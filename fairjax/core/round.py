@@ -161,7 +161,7 @@ def step(
         | a tier without a client | as coordinates that nobody covers; rules weigh the
           tiers that are present and keep their state of the others |
         | a client with one record, or of one class | as any other |
-        | a feature that is constant | normalised to 0 (`fairjax.data`) |
+        | a feature that is constant | normalised to 0 (`data.standardise`) |
         | huge losses, strong rules | weights and state stay finite (`fairness`) |
     """
     open_round = open(state, data, cohort, spec=spec, layout=layout)
@@ -188,7 +188,7 @@ def run(
 
     Args:
         state: the run so far.
-        data: as for `step`, like the arguments that are not listed here.
+        data: training records of all N clients.
         draw: state -> the cohort of the next round.
         spec: what a round does.
         layout: how every cohort is laid on the hardware.

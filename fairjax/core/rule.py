@@ -33,13 +33,13 @@ class CohortStats(NamedTuple):
     incoming: Params | None = None
     """The plain model before training, where `delta` is read."""
     errors: Callable[[Params], Float[Array, "K"]] | None = None
-    """(updates of the incoming model, [K, ...] a leaf) -> share of each client's
+    """(deltas of the incoming model, [K, ...] a leaf) -> share of each client's
     validation records that the updated model predicts wrongly; NaN for a client without
     any."""
 
 
 class Rule(NamedTuple):
-    """One fairness rule: how the cohort's changes are weighted or combined.
+    """One fairness rule: how the cohort's deltas are weighted or combined.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
       correct predictions in `CohortStats.group_stats`; a rule without "labels" works if
       those cells are NaN. Alone they are a client's own label counts, which its
       objective uses and which stay at the client.
-    - "updates": `CohortStats.delta` and `cover`, the whole stack of changes at once.
+    - "updates": `CohortStats.delta` and `cover`, the whole stack of deltas at once.
     - "validation", beside "updates": `CohortStats.errors`.
     """
     weights_from: str = "records"
@@ -78,10 +78,10 @@ class Rule(NamedTuple):
     - "records": how many training records each client has.
     - "losses": how the incoming model does at the clients, `CohortStats.loss` or
       `CohortStats.group_stats`.
-    - "updates": the clients' changes.
+    - "updates": the clients' deltas.
     """
     reads_gradients: bool = False
-    """The rule reads a client's change over its learning rate as a gradient, which
+    """The rule reads a client's delta over its learning rate as a gradient, which
     holds for plain SGD steps along the loss alone."""
     full_participation: bool = False
     """The rule means something only if every client is in every round's cohort."""
@@ -104,7 +104,7 @@ class Rule(NamedTuple):
         | None
     ) = None
     """(state, cohort, stats, weights) -> (num, den, state) from the whole stack of
-    changes; None: the weighted sums."""
+    deltas; None: the weighted sums."""
     local_leaves: Callable[[str], bool] | None = None
     """Path of a leaf -> whether every client keeps that leaf for itself; None: no leaf
     is kept."""

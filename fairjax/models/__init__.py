@@ -1,8 +1,8 @@
 """Architectures as `types.Model`; only this package imports flax.
 
-`mlp` and `cnn` are linen modules; recorded runs start from their random draws. The
-other models are plain functions of a table of parameters (`leaves`), which states
-shape, axes and block of every parameter once.
+`mlp` and `cnn` stay linen modules, because recorded runs start from the random draws of
+linen. The other models are plain functions of a table of parameters (`leaves`), which
+states shape, axes and block of every parameter once.
 """
 
 from fairjax.models.adapt import (

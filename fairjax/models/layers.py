@@ -34,7 +34,7 @@ def pool(x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 I"]:
 def dense(
     params: Mapping[str, Float[Array, "..."]], x: Float[Array, "B ..."]
 ) -> Float[Array, "B ..."]:
-    """X W + b, contracting all leading dimensions of the kernel.
+    """The affine map x W + b, which contracts all leading dimensions of the kernel.
 
     A kernel [H, W, I, O] reads a whole feature map, whose channels stay a dimension of
     their own: a model that flattened it could not be sliced.
@@ -112,14 +112,14 @@ def make_setting(
 
 
 def promote(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X in float32 at least: moments in lower precision lose small differences."""
+    """The array in float32 at least: moments in lower precision lose differences."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def apply_scaler(
     x: Float[Array, "..."], scale: Float[Array, ""] | None
 ) -> Float[Array, "..."]:
-    """X / scale, so that narrow and wide layers feed alike; x when scale is None.
+    """The quotient x / scale, so that all widths feed alike; x where scale is None.
 
     The scaler is part of the sub-model: it divides in evaluation as in training. A norm
     behind it hides the difference but for its epsilon. Without a norm, or with moments

@@ -59,8 +59,8 @@ def resnet(
         blocks: blocks of every stage, see `BLOCKS`, in the one block list "blocks";
             `stages` gives the positions of each stage, so that a tier of d stages has a
             prefix. A block whose shortcut is the identity can be dropped and passes its
-            input on. Without a block with a projection all blocks behind it go too,
-            which needs `exits`.
+            input on. If a block with a projection is dropped, all blocks behind it
+            are too, which needs `exits`.
         activation: "pre" or "post".
         norm: "group", "batch" or "none".
         group_size: channels of a norm group, which then is the unit of every axis.
@@ -81,7 +81,8 @@ def resnet(
     """
     unit = group_size if norm == "group" else 1
     _check_options(channels, blocks, activation, norm, unit)
-    design = _Design(classes, blocks, activation, norm, unit, exits, steps, lowering)
+    convolution = convolutions.CONVOLUTIONS[lowering]
+    design = _Design(classes, blocks, activation, norm, unit, exits, steps, convolution)
     units = {f"stage{i}": width // unit for i, width in enumerate(channels)}
     units |= {f"stage{i}_block{j}": channels[i] // unit for i, j in design.places}
     positions = tuple(range(len(design.places)))
@@ -118,7 +119,7 @@ class _Design(NamedTuple):
     """Channels of one unit."""
     exits: bool
     steps: bool
-    lowering: str
+    convolution: convolutions.Convolve
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -135,7 +136,7 @@ class _Design(NamedTuple):
 
     def convolve(self, params: Any, x: Array, stride: int = 1) -> Array:
         """A convolution without bias."""
-        return convolutions.CONVOLUTIONS[self.lowering](x, params["kernel"], stride)
+        return self.convolution(x, params["kernel"], stride)
 
 
 def _stem(

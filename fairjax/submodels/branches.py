@@ -299,6 +299,7 @@ def regroup(
 def effective(local: LocalTree) -> Params:
     """The plain parameters base + sum_r tau_r(psi_r) that the network is applied to.
 
+    A client sends the change of this sum: it merges its branches by adding them up.
     A conditional skips layers without an alive branch and the products of dead
     sequences. It saves time under `scan`; under `vmap` it becomes a selection.
     """
@@ -311,10 +312,6 @@ def effective(local: LocalTree) -> Params:
             shift, layer, _run_if(jnp.any(alive > 0), collapse, dict(slots), alive)
         )
     return shift_leaves(local["base"], shift)
-
-
-merge = effective
-"""The parameters that leave the client: merging is taking the sum."""
 
 
 def branch_mask(local: LocalTree) -> Branches:

@@ -1,12 +1,12 @@
 """Depth prefixes: sub-models that end early, and the exits inside them."""
 
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from fairjax.core import axes as unit_axes
 from fairjax.core import require
 from fairjax.core.types import Axes, Size, Submodel, Units
 
@@ -56,8 +56,7 @@ def counts(
     if total < 1:
         require.fail(field, "a model that has what this counts", total)
     if not tier_counts:
-        # The product is rounded first, as in `axes.prefix_sizes`.
-        tier_counts = [max(1, math.ceil(round(share * total, 9))) for share in budget]
+        tier_counts = [unit_axes.prefix_size(share, total) for share in budget]
     if len(tier_counts) != len(budget):
         require.fail(field, f"{len(budget)} values, as tiers.budget", tier_counts)
     for number in tier_counts:

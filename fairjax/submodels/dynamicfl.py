@@ -103,8 +103,8 @@ def branched(
     matrices alike, where the released code counts grown layers of the one and branches
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
-    _check_options(number, branch_form, families, rank, inner, structure, sensitivity)
     require.in_range("submodel.dynamicfl.moved", moved, 0, 1)
+    _check_options(number, branch_form, families, rank, inner, structure, sensitivity)
     assert method.local.to_local is None
     assert method.memory is None
     if not any(number):

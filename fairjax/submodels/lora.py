@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fairjax.core import axes as unit_axes
 from fairjax.core import require, rng
 from fairjax.core.axes import CLASSES
 from fairjax.core.method import Method
@@ -162,7 +163,7 @@ def lora(axes: Axes, budget: tuple[float, ...]) -> Method:
     """
     require.one_of("submodel.lora", RANK, axes.units)
     total = axes.units[RANK]
-    ranks = [max(1, math.ceil(round(share * total, 9))) for share in budget]
+    ranks = [unit_axes.prefix_size(share, total) for share in budget]
 
     def submodel(
         key: Array, round: Array, params: Params, client: ClientView

@@ -13,6 +13,7 @@ from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.types import Axes, ClientView, Params, Size, Submodel, Units
 from fairjax.submodels import depth
+from fairjax.submodels.width import tier_sizes
 
 Dropped = int | tuple[int, ...]
 """Identity blocks that a tier drops: their number, from the end, or positions."""
@@ -76,10 +77,7 @@ def nefl(
     def submodel(
         key: Array, round: Array, params: Params, client: ClientView
     ) -> Submodel:
-        axis_sizes = {
-            name: jnp.asarray([tier[name] for tier in sizes])[client.tier]
-            for name in unit_axes.hidden_axes(axes)
-        }
+        axis_sizes = tier_sizes(sizes, client.tier)
         blocks = {depth.BLOCKS: table[client.tier]} if length else {}
         return Submodel(Units(unit_axes.prefix(axes, axis_sizes).axes, blocks))
 

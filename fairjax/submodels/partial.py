@@ -1,11 +1,10 @@
 """Partial training: a client runs the whole model and trains a few of its blocks."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fairjax.core import axes as unit_axes
 from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.types import Axes, ClientView, Params, Size, Submodel, Units
@@ -52,7 +51,7 @@ def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
     if _BLOCKS not in axes.blocks:
         require.fail("model", f'a block list "{_BLOCKS}"', list(axes.blocks))
     count = axes.blocks[_BLOCKS]
-    num_trained = [max(1, math.ceil(round(share * count, 9))) for share in budget]
+    num_trained = [unit_axes.prefix_size(share, count) for share in budget]
 
     def order(key: Array, round: Array) -> Array:
         """Rank of every block; the first ones are trained."""

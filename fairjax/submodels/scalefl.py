@@ -21,6 +21,7 @@ from fairjax.core.types import (
     Units,
 )
 from fairjax.submodels import depth
+from fairjax.submodels.width import tier_sizes
 
 
 def scalefl(
@@ -81,10 +82,7 @@ def scalefl(
     def submodel(
         key: Array, round: Array, params: Params, client: ClientView
     ) -> Submodel:
-        axis_sizes = {
-            name: jnp.asarray([tier[name] for tier in sizes])[client.tier]
-            for name in unit_axes.hidden_axes(axes)
-        }
+        axis_sizes = tier_sizes(sizes, client.tier)
         blocks = depth.prefix(axes, jnp.asarray(lengths)[client.tier]).blocks
         forward = Units(unit_axes.prefix(axes, axis_sizes).axes, blocks)
         return Submodel(forward, scale=jnp.asarray(width_shares)[client.tier])

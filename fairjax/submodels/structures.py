@@ -89,7 +89,8 @@ def plan(
         alive: 0/1, the alive branches so far.
         slot_exists: the slots that exist.
         number: branches in total; at most all slots become alive.
-        move_share: share in [0, 1] of the carried branches that move.
+        move_share: share in [0, 1] of the alive branches, as far as the budget still
+            allows them, that move.
 
     Edge cases: fewer branches move where too few slots are dead.
 

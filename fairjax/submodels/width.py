@@ -32,7 +32,7 @@ def sizes(axes: Axes, budget: tuple[float, ...]) -> Sizes:
 def tier_sizes(per_tier: Sizes, tier: Int[Array, ""]) -> dict[str, Int[Array, ""]]:
     """The sizes of one tier, whose number may be traced."""
     return {
-        name: jnp.asarray([tier[name] for tier in per_tier], jnp.int32)[tier]
+        name: jnp.asarray([row[name] for row in per_tier], jnp.int32)[tier]
         for name in per_tier[0]
     }
 

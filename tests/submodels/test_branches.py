@@ -193,7 +193,7 @@ def relative(tree, other):
     ],
 )
 def test_expand_and_regroup_change_no_output(name, dtype, bound):
-    """merge(expand(p)) == p, again after two regroups, in training and evaluation."""
+    """The sum of an expanded tree is p, also after two regroups and in evaluation."""
     with jax.enable_x64(dtype is np.float64), jax.numpy_dtype_promotion("standard"):
         model, plain, names, alive = grown(name, dtype, 0)
         x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *MODELS[name][1])))
@@ -209,7 +209,7 @@ def test_expand_and_regroup_change_no_output(name, dtype, bound):
             local["branches"] = jax.tree.map(
                 lambda leaf, on: leaf + 0.3 * on, local["branches"], living
             )
-            trained = branches.merge(local)
+            trained = branches.effective(local)
             sums, outputs = [], []
             for number in (1, 2):
                 local = branches.regroup(
@@ -219,7 +219,7 @@ def test_expand_and_regroup_change_no_output(name, dtype, bound):
                     layers=names,
                     form=EVERY,
                 )
-                sums.append(branches.merge(local))
+                sums.append(branches.effective(local))
             fresh = branches.expand(
                 jax.random.key(0), plain, alive[0], layers=names, form=EVERY
             )
@@ -228,7 +228,7 @@ def test_expand_and_regroup_change_no_output(name, dtype, bound):
             for train in (True, False):
                 answer = lambda p, train=train: model.apply(p, x, train=train).logits  # noqa: E731
                 outputs.append(jax.vmap(answer)(stacked))
-            return branches.merge(fresh), trained, sums, outputs
+            return branches.effective(fresh), trained, sums, outputs
 
         merged, trained, sums, outputs = all_of_it(plain, alive)
         assert relative(merged, plain) < bound
@@ -259,7 +259,7 @@ def test_expand_changes_no_output_at_full_size(name):
         local = branches.expand(
             jax.random.key(2), plain, alive, layers=names, form=EVERY
         )
-        merged = branches.merge(local)
+        merged = branches.effective(local)
         return merged, *(model.apply(p, x, train=True).logits for p in (plain, merged))
 
     merged, before, after = both(plain, alive)
