@@ -175,11 +175,16 @@ def seed_count(seeds: int) -> str:
 def search_note(contest: Contest, results: Mapping[str, Any]) -> str:
     """The number of trials of each side, and the validation scores of ours."""
     run_by_job = runs_by_job(results["runs"])
+
+    def best_score(name: str) -> float:
+        return max(
+            validation(contest, run_by_job[job]) for job in tuning(contest, name)
+        )
+
     best_scores = [
-        f"{entry.title}: {max(validation(contest, run) for run in tuning_runs):.3f}"
+        f"{entry.title}: {best_score(name):.3f}"
         for name, entry in contest.entries.items()
         if entry.role == "ours"
-        for tuning_runs in [[run_by_job[job] for job in tuning(contest, name)]]
     ]
     sides = trials(contest)
     return (
@@ -234,10 +239,11 @@ def sentence(contest: Contest, results: Mapping[str, Any]) -> str:
         ]
         means = np.mean(pairs("poorest", names=eligible), axis=0)
         best = int(np.argmax(means))
+        title = contest.entries[eligible[best]].title
         sentences.append(
             f"The poorest hospitals' own sub-model has, at these hospitals: {listed}. "
-            f"Of all within the budgets {contest.entries[eligible[best]].title} serves "
-            f"them best, with {means[best]:.3f}"
+            f"Among all methods within the budgets {title} serves them best, with "
+            f"{means[best]:.3f}"
         )
         sentences += [line.removesuffix(".") for line in limits(contest, seeds)]
     sides = trials(contest)

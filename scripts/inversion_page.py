@@ -79,7 +79,7 @@ def paired_difference(
     reference = (
         row["victims"][figure + guess]
         if other_row is None
-        else (other_row["victims"][figure])
+        else other_row["victims"][figure]
     )
     values = np.array(row["victims"][figure]) - np.array(reference)
     return float(values.mean()), *reconstruction_figures.interval(values)

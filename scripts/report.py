@@ -21,6 +21,7 @@ from absl import flags
 from fairjax import report
 from fairjax.core import require
 from fairjax.experiment import cli
+from fairjax.experiment.config import renames
 from scripts.tabulate import define_table
 
 
@@ -33,6 +34,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Writes one page and prints its path."""
+    renames.refuse_runs(options.workdir)
     first = pathlib.Path(options.workdir[0])
     is_single = len(options.workdir) == 1
     if is_single and (first / "config.json").exists():

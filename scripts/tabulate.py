@@ -24,6 +24,7 @@ from absl import flags
 
 from fairjax.core import require
 from fairjax.experiment import cli
+from fairjax.experiment.config import renames
 from fairjax.report import comparison
 
 
@@ -60,6 +61,7 @@ def main(options: flags.FlagValues) -> None:
         require.fail("--workdir", "a run or a folder of runs, or --pages", None)
     formats = {"markdown": comparison.markdown, "csv": comparison.table}
     write = formats[require.one_of("--format", options.format, formats)]
+    renames.refuse_runs(options.workdir)
     runs = comparison.read_runs(options.workdir)
     print(write(runs, options.metrics, options.interval).rstrip("\n"))
     for path in runs.unfinished:

@@ -41,7 +41,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def main(options: flags.FlagValues) -> None:
-    """Trains the config, or goes on where the workdir stands.
+    """Trains the config, or continues the run in the workdir.
 
     Args:
         options: the parsed flags.

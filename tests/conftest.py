@@ -66,11 +66,16 @@ ANNOTATED = {
     "core/test_axes.py",
     "core/test_losses.py",
     "experiment/config/test_build.py",
+    "experiment/config/test_schedules.py",
+    "experiment/config/test_tier_changes.py",
     "models/test_models.py",
     "robust/test_aggregators.py",
     "submodels/test_cost.py",
     "submodels/test_heterofl.py",
 }
+
+
+assert all((TESTS / name).is_file() for name in ANNOTATED)
 
 
 @pytest.fixture(autouse=True)

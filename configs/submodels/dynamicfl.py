@@ -33,9 +33,9 @@ PUBLISHED = setting.RECIPE | {
 def get_config(preset: str = ""):
     """Four tiers on the digits; presets "published", "smoke" and those below.
 
-    "preconditioned" trains without branches as linear families would, at no cost.
-    Ablations: "matched" has the gradient of the branches without branches; "random" and
-    "fixed" ignore sensitivities; "only_<family>" has branches of one family alone.
+    "preconditioned" trains the plain model by the gradients that branches of linear
+    families would give, at no cost. Ablations: "matched" trains the plain model by the
+    gradients of branches as drawn; "random" and "fixed" ignore sensitivities; "only_<family>" has branches of one family alone.
     """
     c = default.get_config()
     c.data.name = "digits"

@@ -27,7 +27,8 @@ PUBLISHED = {
     "data.partition.val_fraction": 0.0,  # none there
     "model.name": "resnet",
     "model.resnet.channels": (64, 128, 256, 512),
-    "model.resnet.blocks": (2, 2, 2, 2),  # fiarse/model/cifar10/model.py
+    # BetaResNet18_sbn of fiarse/model/cifar10/model.py
+    "model.resnet.blocks": (2, 2, 2, 2),
     "model.resnet.activation": "post",  # fiarse/model/resnet_masked.py, MaskedBasicBlock
     "model.resnet.norm": "batch",  # BetaResNet18_sbn: README.md 21
     # Moments keep their default, "static"; the code takes those of the test batch.

@@ -1,4 +1,4 @@
-"""LoRA with four ranks beside the frozen kernels of a small network.
+"""LoRA with four ranks beside the frozen kernels of a small network; embedded data.
 
     .venv/bin/python scripts/train.py --config=configs/submodels/lora.py --workdir=runs/lora
 

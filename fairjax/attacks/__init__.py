@@ -2,7 +2,8 @@
 
 `ATTACKS` lists the attacks. Each has pure parts, and a driver that knows a run:
 
-    inversion    reconstruction, over victims, hypotheses, exposure, inversion, images
+    inversion    reconstruction_figures, over reconstruction, victims, hypotheses,
+                 exposure, inversion, images
     membership   membership, over shadows, alignment, scores, roc
     audit        audit, over canaries, canary_runs, observables, epsilon_bound
 """

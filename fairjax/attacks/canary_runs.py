@@ -103,7 +103,7 @@ def run_features(
     chunk: int,
     server: bool,
 ) -> Float[Array, "M F"]:
-    """The features of M runs, of all their rounds together.
+    """The features of M runs: those of every round, and the projection summed over all.
 
     Args:
         run_keys: the key of every run, for its cohorts, batches and noise.

@@ -172,10 +172,10 @@ def cosine(
 ) -> Result:
     """Matches the direction of the update with smooth images.
 
-        min over x in [0, 1]:  1 - cos(simulate(x), seen) + variation * TV(x)
+        min over x in [0, 1]:  1 - cos(simulate(x), u) + variation * TV(x)
 
-    by Adam on the sign of the gradient from uniform noise. The learning rate falls to a
-    tenth after 3/8, 5/8 and 7/8 of the iterations.
+    with u the received update, by Adam on the sign of the gradient from uniform noise.
+    The learning rate falls to a tenth after 3/8, 5/8 and 7/8 of the iterations.
 
     With several candidates the iterations are cut into equal phases. The first phase
     takes candidate 0. Every other phase first takes the candidate with the least
@@ -252,10 +252,10 @@ def dlg(
 ) -> Result:
     """Matches the update itself, over images and labels together.
 
-        min over x, z:  |simulate(x, softmax(z)) - seen|^2 / |seen|^2
+        min over x, z:  |simulate(x, softmax(z)) - u|^2 / |u|^2
 
-    by L-BFGS from uniform noise and normal z. The images are clipped to [0, 1] in the
-    end.
+    with u the received update, by L-BFGS from uniform noise and normal z. The images
+    are clipped to [0, 1] in the end.
 
     Args:
         key: of the start.

@@ -1,10 +1,10 @@
 """Scores of membership: higher for a record that was likelier a training record.
 
     loss         -l_i                                                Yeom et al. 2018
-    by class     share of non-members of class y_i with larger losses  Ye et al. 2022
+    class        share of non-members of class y_i with larger losses  Ye et al. 2022
     calibrated   mean of l_i over models without i, minus l_i     Watson et al. 2022
     likelihood   log p(phi_i | with i) - log p(phi_i | without i)   Carlini et al. 2022
-    relative     share of others z with p(i) / E p(i) >= gamma p(z) / E p(z)
+    rmia         share of others z with p(i) / E p(i) >= gamma p(z) / E p(z)
                                                                  Zarifzadeh et al. 2024
     alignment    cosine of an upload and the step along -g_i          Li et al. 2023
 

@@ -102,11 +102,13 @@ def fold_stack(
         functools.partial(_train, state, open_round, spec=spec), open_round.slots
     )
     shared_leaves = jax.vmap(functools.partial(scopes.shared_leaves, state.leaf_copies))
-    stats = open_round.stats._replace(
-        delta=shared_leaves(deltas, cohort.tier),
-        cover=shared_leaves(covers, cohort.tier),
-        incoming=state.params,
-    )
+    stats = open_round.stats
+    if "updates" in rule.reads:
+        stats = stats._replace(
+            delta=shared_leaves(deltas, cohort.tier),
+            cover=shared_leaves(covers, cohort.tier),
+            incoming=state.params,
+        )
     if "validation" in rule.reads:
         assert validation is not None
         stats = stats._replace(

@@ -254,6 +254,10 @@ def _score(
     if "losses" in spec.rule.reads:
         group_stats = layout.stack(per_client, slots)
         losses = inference.mean_loss(group_stats)
+        if "labels" not in spec.rule.reads:
+            # A rule that understates what it reads must not work by chance.
+            unknown = jnp.full_like(group_stats.correct, jnp.nan)
+            group_stats = group_stats._replace(correct=unknown)
     lr_scale = spec.schedule(state.round)
     return CohortStats(slots.client_view.count, losses, group_stats, lr_scale)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int, PyTree
 
+from fairjax.core import require
 from fairjax.core.types import (
     Cohort,
     GroupStats,
@@ -114,6 +115,45 @@ class Rule(NamedTuple):
     def changes_objective(self) -> bool:
         """Whether clients minimise something else than without the rule."""
         return self.wrap is not type(self)._field_defaults["wrap"]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the rule carries something from round to round."""
+        return self.init is not type(self)._field_defaults["init"]
+
+    @property
+    def sends_message(self) -> bool:
+        """Whether clients are told something that the rule makes of the cohort."""
+        return self.broadcast is not type(self)._field_defaults["broadcast"]
+
+
+READS = ("losses", "labels", "updates", "validation")
+"""Words of `Rule.reads`."""
+WEIGHTS_FROM = ("public", "records", "losses", "updates")
+"""Words of `Rule.weights_from`; each includes those before it."""
+
+
+def check(name: str, rule: Rule) -> None:
+    """Refuses a rule whose properties contradict each other.
+
+    Protections decide by the properties, so a misspelt one must not pass for none.
+
+    Args:
+        name: the rule's, for the message.
+        rule: a fairness rule.
+
+    Raises:
+        InputError: an unknown word; weights from losses or updates that the rule does
+            not read; validation without updates.
+    """
+    for word in sorted(rule.reads):
+        require.one_of(f"rule {name}: reads", word, READS)
+    require.one_of(f"rule {name}: weights_from", rule.weights_from, WEIGHTS_FROM)
+    source = rule.weights_from
+    if source in READS and source not in rule.reads:
+        require.fail(f"rule {name}: reads", f"{source!r}, as weights_from", rule.reads)
+    if "validation" in rule.reads and "updates" not in rule.reads:
+        require.fail(f"rule {name}: reads", "'updates' beside 'validation'", rule.reads)
 
 
 class Personal(NamedTuple):

@@ -297,7 +297,7 @@ def _shared(
 
 def records_per_patient(
     train: FederatedData,
-) -> list[Int[np.ndarray, "records_per_patient"]]:
+) -> list[Int[np.ndarray, "patients"]]:
     """Training records of every patient, one array per client.
 
     Args:

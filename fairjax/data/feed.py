@@ -62,7 +62,7 @@ class Prefetcher(Generic[T]):
     """
 
     def __init__(self, make: Callable[[int], T], num_rounds: int):
-        self._make, self._last = make, num_rounds
+        self._make, self._num_rounds = make, num_rounds
         self._worker = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[T]] | None = None
 
@@ -72,7 +72,7 @@ class Prefetcher(Generic[T]):
             self._next = round_index, self._worker.submit(self._make, round_index)
         records = self._next[1].result()
         self._next = None
-        if round_index + 1 < self._last:
+        if round_index + 1 < self._num_rounds:
             future = self._worker.submit(self._make, round_index + 1)
             self._next = round_index + 1, future
         return records

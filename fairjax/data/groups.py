@@ -18,7 +18,7 @@ from fairjax.data.table import Attribute
 MOST_NUMBERS = 12
 """Different numbers that may each be a group; a column with more needs cuts."""
 MOST_VALUES = 100
-"""Different values that may each be a group; every figure of a run has a row each."""
+"""Different values that may each be a group; figures have a row for each group."""
 
 
 class Column(NamedTuple):

@@ -212,6 +212,10 @@ def _refusal(error: Exception, kinds: Mapping[str, str]) -> require.InputError:
         if isinstance(cause, require.InputError):
             return cause
     reason = str(causes[-1]).strip().rpartition("\n")[2].strip()
+    new_name = renames.new_name(reason.strip("\"'"))
+    if new_name is not None:
+        expected = f"{new_name}, its new name; got {reason}"
+        return require.InputError(f"--config: expected {expected}")
     return require.InputError(f"--config: expected a config; got {reason}")
 
 

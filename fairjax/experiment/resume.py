@@ -74,7 +74,7 @@ def load(
 
     Args:
         workdir: the folder of the run.
-        vmapped: as for `build.build`.
+        vmapped: as for `build.run`.
 
     Raises:
         InputError: there is no run, or no valid checkpoint, in `workdir`.

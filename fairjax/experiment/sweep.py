@@ -97,7 +97,7 @@ def points(
 ) -> list[Point]:
     """The runs of a sweep; a config that `train` would refuse is refused here.
 
-    Errors that depend on the data (see `build.build`) appear when a run starts: loading
+    Errors that depend on the data (see `build.run`) appear when a run starts: loading
     the data here would take the accelerator from the runs.
 
     Args:

@@ -36,8 +36,8 @@ from fairjax.experiment.io import workdir as files
 class Result(NamedTuple):
     """What a finished run returns.
 
-    Of several processes the first one gets all of it; the others get the state, and
-    their `metrics` and `summary` are empty.
+    In a run of several processes the first one gets all of it; the others get the
+    state, and their `metrics` and `summary` are empty.
     """
 
     state: RunState

@@ -19,7 +19,7 @@ from fairjax.core import require, trees
 from fairjax.core.types import RunState
 from fairjax.data import pixels
 from fairjax.experiment.compilation import Compile, Step, round_step
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, renames, validate
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.train import Result, train
 
@@ -30,8 +30,8 @@ VARIED = ("seed", *build.VALUES)
 def program_key(config: ConfigDict) -> str:
     """All fields but `VARIED` as text: runs with the same key can share a program."""
     plain = validate.to_plain(config)
-    shared_paths = [path for path in validate.flatten(plain) if path not in VARIED]
-    return repr([(path, validate.flatten(plain)[path]) for path in shared_paths])
+    shared_paths = [path for path in renames.flatten(plain) if path not in VARIED]
+    return repr([(path, renames.flatten(plain)[path]) for path in shared_paths])
 
 
 def train_all(
@@ -199,7 +199,7 @@ def stacked(states: Sequence[RunState]) -> RunState:
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
     """The fields of `build.VALUES` that differ, and always the first one, [R] each."""
     field_values = {
-        path: [validate.flatten(validate.to_plain(config))[path] for config in configs]
+        path: [renames.flatten(validate.to_plain(config))[path] for config in configs]
         for path in build.VALUES
     }
     return {
@@ -221,7 +221,7 @@ def _check(
                     f"the same in all runs of a program, but for {', '.join(VARIED)}"
                 )
                 require.fail(
-                    path, requirement, validate.flatten(validate.to_plain(config))[path]
+                    path, requirement, renames.flatten(validate.to_plain(config))[path]
                 )
         seed = validate.to_plain(config)["data"]["partition"]["seed"]
         if "seed" in differences and seed is None:

@@ -48,7 +48,13 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
             owners[field], fields[field] = name, value
             if field == "weights":
                 fields["weights_from"] = rule.weights_from
-                fields |= {"init": rule.init, "broadcast": rule.broadcast}
+        if rule.has_state or rule.sends_message:
+            if "a state" in owners:
+                rule_names = f"{owners['a state']}+{name}"
+                expected = "one rule that keeps a state or sends a message"
+                require.fail("fairness.rule", expected, rule_names)
+            owners["a state"] = name
+            fields |= {"init": rule.init, "broadcast": rule.broadcast}
 
     def wrap(objective: Objective) -> Objective:
         for _, rule in rules:

@@ -15,8 +15,7 @@ from fairjax.core import require
 from fairjax.report import formats, markup
 from fairjax.report.canvas import Image
 from fairjax.report.markup import Section
-from fairjax.report.run import Run, input_errors
-from fairjax.report.run import read_run as read_run
+from fairjax.report.run import Run, input_errors, read_run
 
 METRICS = (
     "eval/accuracy",

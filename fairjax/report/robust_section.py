@@ -54,8 +54,7 @@ def _krum_note(byzantine: int) -> str:
         f"a round in which fewer than {2 * byzantine + 3} hospitals send finite "
         "changes leaves the model as it is. Whole changes are compared: one that lies "
         "near the others may be far from them in a single coordinate, so no number of "
-        "tolerated "
-        "hospitals is stated for any part of the model."
+        "tolerated hospitals is stated for any part of the model."
     )
 
 

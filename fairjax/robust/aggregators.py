@@ -23,6 +23,8 @@ BY_COORDINATE = ("median", "trimmed_mean")
 """Aggregators with a breakdown point per coordinate."""
 BY_DISTANCE = ("krum", "multi_krum")
 """Aggregators that choose whole changes."""
+UNWEIGHTED = (*BY_COORDINATE, "krum")
+"""Aggregators that count every client once, whatever its weight."""
 
 
 class Stack(NamedTuple):

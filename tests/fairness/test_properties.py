@@ -220,6 +220,10 @@ def test_a_composition_of_one_rule_has_its_properties(name):
     assert composed.reads == rule.reads
     assert composed.weights_from == rule.weights_from
     assert composed.changes_objective == rule.changes_objective
+    assert composed.reads_gradients == rule.reads_gradients == (name == "q_fedavg")
+    assert composed.full_participation == rule.full_participation
+    assert composed.has_state == rule.has_state
+    assert composed.sends_message == rule.sends_message
 
 
 @pytest.mark.parametrize(

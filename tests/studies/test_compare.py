@@ -230,7 +230,7 @@ def test_committed_runs_were_within_the_budgets(name):
     budgets = {run["method"]: run["parameters"] for run in runs}
     for method, parameters in budgets.items():
         role = CONTESTS[name].entries[method].role
-        # Of "exclusive" the poorer tiers train nothing.
+        # In "exclusive" the poorer tiers train nothing.
         if role != "reference" and method != "exclusive":
             for mine, theirs in zip(parameters, budgets["heterofl"], strict=True):
                 # DepthFL's exits are what the plain network has not.

@@ -53,7 +53,7 @@ AGE_CUTS = (30.0, 60.0)
 
 # Codes are those of IDs_mapping.csv. A code that is not listed is unknown: "NULL", "Not
 # Mapped" and the like, and a few rare ones (births, a court).
-_DECEASED_CODES = ("11", "13", "14", "19", "20", "21")
+_DEATH_OR_HOSPICE_CODES = ("11", "13", "14", "19", "20", "21")
 """Discharges by death or to a hospice."""
 
 
@@ -216,7 +216,9 @@ def read_columns(path: pathlib.Path) -> dict[str, np.ndarray]:
         column_index["discharge_disposition_id"],
     )
     included_rows = [
-        r for r in rows if r[specialty] != "?" and r[discharge] not in _DECEASED_CODES
+        r
+        for r in rows
+        if r[specialty] != "?" and r[discharge] not in _DEATH_OR_HOSPICE_CODES
     ]
     cells = np.array(included_rows)
     is_missing = np.isin(cells, ("?", "Unknown/Invalid"))

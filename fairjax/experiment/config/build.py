@@ -25,7 +25,7 @@ from fairjax.core.spec import Spec
 from fairjax.core.types import Cohort, LeafAxes
 from fairjax.data import cohorts, federation, pixels
 from fairjax.experiment import model_selection
-from fairjax.experiment.config import entries, registry, validate
+from fairjax.experiment.config import entries, registry, renames, validate
 from fairjax.experiment.config.build_data import data_facts
 from fairjax.experiment.config.build_model import model_choice
 from fairjax.experiment.config.build_placement import placement
@@ -225,7 +225,7 @@ def identity(run: Run) -> dict[str, Any]:
     """
     fields = {
         path: value
-        for path, value in validate.flatten(run.config).items()
+        for path, value in renames.flatten(run.config).items()
         if path.partition(".")[0] not in ("execution", "checkpoint")
         and path not in ("data.data_dir", "data.path")
         and not (path == "rounds" and validate.is_extendable(run.config))

@@ -59,7 +59,7 @@ def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]
         rule.wrap(objective),
         optimizer,
         local_schedule,
-        c.model[c.model.name].get("moments", "static"),
+        c.model.get(c.model.name, {}).get("moments", "static"),
         dp,
         augment.chain(c.data.augment, image_pixels),
         c.execution.unroll,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fairjax.core.rule import Rule
 from fairjax.experiment.config import default, registry
+from fairjax.robust import aggregators
 
 
 class Condition(NamedTuple):
@@ -17,20 +18,21 @@ class Condition(NamedTuple):
 
     allows: Callable[[Rule], bool]
     reason: str
-    """Why it refuses other rules, as the end of a message."""
+    """Why it refuses other rules: the end of the message."""
 
 
 def _leaves_training_alone(rule: Rule) -> bool:
-    """Clients train and are averaged as without the rule, apart from weights."""
-    return not rule.changes_objective and rule.personal is None and rule.combine is None
+    """Clients train, are told and are averaged as without the rule, but for weights."""
+    return not (
+        rule.changes_objective
+        or rule.sends_message
+        or rule.personal is not None
+        or rule.combine is not None
+    )
 
 
-def follows_counts(rule: Rule) -> bool:
-    """Whether the rule reads nothing of the clients but how many records they have.
-
-    Args:
-        rule: a fairness rule.
-    """
+def _follows_counts(rule: Rule) -> bool:
+    """The rule reads nothing of the clients but how many records they have."""
     is_counted = rule.weights_from in ("public", "records")
     return is_counted and not rule.reads and _leaves_training_alone(rule)
 
@@ -42,49 +44,51 @@ def follows_losses(rule: Rule) -> bool:
         rule: a fairness rule.
     """
     is_by_loss = rule.weights_from == "losses" and rule.reads == {"losses"}
-    return is_by_loss and _leaves_training_alone(rule)
+    return is_by_loss and rule.weights is not None and _leaves_training_alone(rule)
+
+
+def _fits_public_weights(rule: Rule) -> bool:
+    """client_dp takes weights by counts once for all rounds, or noisy losses."""
+    return (_follows_counts(rule) and not rule.has_state) or follows_losses(rule)
 
 
 def _reads_sums_alone(rule: Rule) -> bool:
     return not rule.reads - {"losses", "labels"} and rule.combine is None
 
 
-def _has_default_weights(rule: Rule) -> bool:
+def _weights_may_be_ignored(rule: Rule) -> bool:
+    """The weights follow from counts, and every client may count once instead."""
     is_counted = rule.weights_from in ("public", "records")
     return is_counted and rule.reads <= {"labels"} and rule.combine is None
 
 
-_UNPROTECTED = "other rules read losses, labels or single updates, which it does not "
-_UNPROTECTED += "protect"
-_UNWEIGHTED = "in which weights have no say"
+def _averages(rule: Rule) -> bool:
+    return rule.combine is None
+
+
+_UNPROTECTED = "other rules change what clients train, keep a state, or read losses, "
+_UNPROTECTED += "labels or single updates that it does not protect"
+_COMBINES = "which combines changes itself"
 
 CONDITIONS: dict[str, Condition] = {
-    "client_dp": Condition(
-        lambda rule: follows_counts(rule) or follows_losses(rule), _UNPROTECTED
+    "client_dp": Condition(_fits_public_weights, _UNPROTECTED),
+    "record_dp": Condition(_follows_counts, _UNPROTECTED),
+    "local_dp": Condition(_follows_counts, _UNPROTECTED),
+    "secure_sum": Condition(
+        _reads_sums_alone, "a rule of sums alone with privacy.secure_sum"
     ),
-    "record_dp": Condition(follows_counts, _UNPROTECTED),
-    "local_dp": Condition(follows_counts, _UNPROTECTED),
-    "secure_sum": Condition(_reads_sums_alone, "under which nobody sees an upload"),
-    "median": Condition(_has_default_weights, _UNWEIGHTED),
-    "trimmed_mean": Condition(_has_default_weights, _UNWEIGHTED),
-    "krum": Condition(_has_default_weights, _UNWEIGHTED),
-    "multi_krum": Condition(
-        lambda rule: rule.combine is None, "which combines updates itself"
-    ),
-    "norm_bound": Condition(
-        lambda rule: rule.combine is None, "whose rule combines updates itself"
-    ),
-    "denominator fixed": Condition(
-        lambda rule: rule.combine is None, "which has denominators of its own"
-    ),
+    **{
+        name: Condition(_weights_may_be_ignored, "in which weights have no say")
+        for name in aggregators.UNWEIGHTED
+    },
+    "multi_krum": Condition(_averages, _COMBINES),
+    "norm_bound": Condition(_averages, _COMBINES),
+    "fixed_denominator": Condition(_averages, "which has denominators of its own"),
 }
-"""Setting -> what it asks of a rule; a setting that is not named asks nothing."""
+"""Setting -> what it asks of a rule."""
 
-
-UNWEIGHTED = tuple(
-    name for name, condition in CONDITIONS.items() if condition.reason == _UNWEIGHTED
-)
-"""Aggregators that ignore weights."""
+UNCONDITIONAL = ("none", "mean")
+"""The mechanism and the aggregator that take every rule."""
 
 
 def allows(setting: str, rule: Rule) -> bool:
@@ -92,10 +96,13 @@ def allows(setting: str, rule: Rule) -> bool:
 
     Args:
         setting: a mechanism, "secure_sum", an aggregator, "norm_bound" or
-            "denominator fixed".
+            "fixed_denominator".
         rule: a fairness rule.
+
+    Raises:
+        KeyError: a setting that says nothing of rules; it must not take all of them.
     """
-    return setting not in CONDITIONS or CONDITIONS[setting].allows(rule)
+    return setting in UNCONDITIONAL or CONDITIONS[setting].allows(rule)
 
 
 def default_rules() -> dict[str, Rule]:

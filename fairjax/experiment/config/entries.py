@@ -45,6 +45,7 @@ class ModelEntry(NamedTuple):
     options: type | None = None
     """The dataclass of its options; None: it has none."""
     convolutional: bool = False
+    """It has convolutions, whose lowering the config chooses."""
     residual: bool = False
     """It has residual blocks: each may be dropped or have a step size."""
     exits: bool = False

@@ -28,16 +28,14 @@ def check(c: Any) -> None:
         expected = f"none with rule {c.fairness.rule}, which asks for no attribute"
         require.fail("fairness.group", expected, c.fairness.group)
     _check_client_group(c, rule_names)
-    for name, rule in registry.rules(c).items():
+    for name, rule in registry.rules(c):
         if rule.reads_gradients:
             _check_plain_steps(c, name)
     fairness_rule = registry.rule(c)
     privacy.check_sums(c, fairness_rule)
-    is_fixed = c.fairness.denominator == "fixed"
-    if is_fixed and not compatibility.allows("denominator fixed", fairness_rule):
-        expected = (
-            f"cover with rule {c.fairness.rule}, which has denominators of its own"
-        )
+    condition = compatibility.CONDITIONS["fixed_denominator"]
+    if c.fairness.denominator == "fixed" and not condition.allows(fairness_rule):
+        expected = f"cover with rule {c.fairness.rule}, {condition.reason}"
         require.fail("fairness.denominator", expected, "fixed")
 
 

@@ -48,9 +48,7 @@ def loss_rules(c: Any) -> list[str]:
         c: a config.
     """
     return [
-        name
-        for name, rule in registry.rules(c).items()
-        if compatibility.follows_losses(rule)
+        name for name, rule in registry.rules(c) if compatibility.follows_losses(rule)
     ]
 
 
@@ -64,13 +62,14 @@ def check_rule(c: Any) -> None:
         c: a config.
     """
     mechanism = require.one_of("privacy.mechanism", c.privacy.mechanism, MECHANISMS)
-    for name, rule in registry.rules(c).items():
+    for name, rule in registry.rules(c):
         if compatibility.allows(mechanism, rule):
             continue
         condition = compatibility.CONDITIONS[mechanism]
         choices = compatibility.names_of(condition.allows)
         if name in choices:  # its options are at fault
             _refuse_domain(c, name)
+            choices.remove(name)
         expected = f"one of {', '.join(choices)} with {mechanism}: {condition.reason}"
         require.fail("fairness.rule", expected, name)
 
@@ -81,6 +80,9 @@ def _refuse_domain(c: Any, name: str) -> None:
     if domain not in (None, "client", "tier"):
         expected = "tier with client_dp, which releases losses of tiers alone"
         require.fail(f"fairness.{name}.{option}", expected, domain)
+    if registry.by_patient_group(c, name):
+        expected = "a rule of no patient groups with client_dp, which releases losses "
+        require.fail("fairness.rule", expected + "of tiers alone", name)
 
 
 def check_sums(c: Any, rule: Rule) -> None:
@@ -94,7 +96,7 @@ def check_sums(c: Any, rule: Rule) -> None:
         "privacy.secure_sum", c.privacy.secure_sum, securesum.MODES
     )
     if secure_sum != "off" and not compatibility.allows("secure_sum", rule):
-        expected = "a rule of sums alone with privacy.secure_sum"
+        expected = compatibility.CONDITIONS["secure_sum"].reason
         require.fail("fairness.rule", expected, c.fairness.rule)
 
 
@@ -301,7 +303,7 @@ def check_method(c: Any, method: Method) -> None:
 
 
 def _refuse_masked_loss(c: Any, reason: str) -> None:
-    options = c.submodel[c.submodel.name]
+    options = c.submodel.get(c.submodel.name, {})
     if options.get("masked_loss"):
         where = f"submodel.{c.submodel.name}.masked_loss"
         require.fail(where, f"False with {reason}", True)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from fairjax import models
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
+from fairjax.core.rule import check as check_rule
 from fairjax.core.types import Axes, Model
 from fairjax.experiment.config.entries import (
     NO_GROUPS,
@@ -289,14 +290,20 @@ def domain(c: Any, name: str) -> str | None:
     return None if option is None else c.fairness[name][option]
 
 
-def rules(c: Any, groups: Groups = NO_GROUPS) -> dict[str, Rule]:
-    """{name: rule} of the rules that a config composes.
+def rules(c: Any, groups: Groups = NO_GROUPS) -> list[tuple[str, Rule]]:
+    """(name, rule) of every rule that a config composes, in its order.
 
     Args:
         c: a config.
         groups: the groups of its data.
+
+    Raises:
+        InputError: the properties of a rule contradict each other.
     """
-    return {name: RULES[name].rule(c, groups) for name in c.fairness.rule.split("+")}
+    rules = [(name, RULES[name].rule(c, groups)) for name in c.fairness.rule.split("+")]
+    for name, rule in rules:
+        check_rule(name, rule)
+    return rules
 
 
 def rule(c: Any, groups: Groups = NO_GROUPS) -> Rule:
@@ -306,7 +313,7 @@ def rule(c: Any, groups: Groups = NO_GROUPS) -> Rule:
         c: a config.
         groups: the groups of its data.
     """
-    fairness_rule = compose.compose(list(rules(c, groups).items()))
+    fairness_rule = compose.compose(rules(c, groups))
     if c.fairness.cap:
         fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)
     if c.fairness.warmup:

@@ -1,9 +1,11 @@
 """Old names of config fields, groups and values: they are refused with the new name.
 
-An old name never works silently. Command lines, presets, config files and the
-config.json of an older run all meet the same table.
+An old name never works silently. Command lines, sweeps, presets, config files and the
+config.json of an older run all meet the same table: when the run is continued, loaded,
+reported or compared.
 """
 
+import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -49,6 +51,49 @@ def refuse(fields: Mapping[str, Any], prefix: str = "") -> None:
         new_value = RENAMED.get(f"{path}={value}")
         if new_value is not None:
             raise _error(f"{prefix}{path}", new_value, value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A plain config as {dotted path: value}."""
+    fields: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            fields |= flatten(value, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
+
+
+def refuse_runs(workdirs: Collection[str]) -> None:
+    """Refuses the folder of an older run, or a folder in which there is one.
+
+    Args:
+        workdirs: folders of runs, or of folders of runs.
+
+    Raises:
+        InputError: names the config.json, the field and its new name.
+    """
+    for workdir in map(pathlib.Path, workdirs):
+        for path in [workdir / "config.json", *sorted(workdir.glob("*/config.json"))]:
+            if path.is_file():
+                text = path.read_text(errors="replace")
+                try:
+                    config = require.parse_json(str(path), text, dict)
+                except require.InputError:
+                    continue  # its reader says what is wrong with it
+                refuse(flatten(config), f"{path}: ")
+
+
+def new_name(name: str) -> str | None:
+    """The new name of a field or group by the last part of its old one, if it has one.
+
+    Args:
+        name: such as "ladder" or "fold", as an error of a config file gives it.
+    """
+    for old, new in RENAMED.items():
+        if "=" not in old and old.rpartition(".")[2] == name:
+            return new
+    return None
 
 
 def refuse_preset(name: str, presets: Collection[str]) -> None:

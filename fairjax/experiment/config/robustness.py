@@ -55,10 +55,10 @@ def check(c: Any, fairness_rule: Rule) -> None:
         expected = f"cover with robust.aggregator {aggregator}, which is no sum over "
         expected += "all hospitals"
         require.fail("fairness.denominator", expected, "fixed")
-    if aggregator not in compatibility.UNWEIGHTED:
+    if aggregator not in aggregators.UNWEIGHTED:
         return
     condition = compatibility.CONDITIONS[aggregator]
-    for name, rule in registry.rules(c).items():
+    for name, rule in registry.rules(c):
         if not condition.allows(rule):
             choices = compatibility.names_of(condition.allows)
             expected = f"one of {', '.join(choices)} with robust.aggregator "
@@ -86,10 +86,10 @@ def _check_rule(c: Any, fairness_rule: Rule, field: str, neutral: Any) -> None:
     if not c.robust.finite_guard:
         expected = f"True with {field} {value}, in which a NaN has no place"
         require.fail("robust.finite_guard", expected, False)
-    if not compatibility.allows("norm_bound", fairness_rule):
-        expected = (
-            f"{neutral} with rule {c.fairness.rule}, which combines changes itself"
-        )
+    # A direction is refused beside every aggregator, also one without weights.
+    condition = compatibility.CONDITIONS["norm_bound"]
+    if not condition.allows(fairness_rule):
+        expected = f"{neutral} with rule {c.fairness.rule}, {condition.reason}"
         require.fail(field, expected, value)
 
 

@@ -46,7 +46,7 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> None:
     """
     c: Any = config
     c.lock()
-    fields = flatten(to_plain(config))
+    fields = renames.flatten(to_plain(config))
     renames.refuse(fields)
     _check_magnitudes(fields)
     _check_run(c)
@@ -289,7 +289,7 @@ def from_plain(config: dict[str, Any], where: str = "") -> ConfigDict:
     Raises:
         InputError: a field or value has the name of an older version.
     """
-    renames.refuse(flatten(config), where)
+    renames.refuse(renames.flatten(config), where)
     return ConfigDict(_convert_sequences(config, list, tuple))
 
 
@@ -326,17 +326,6 @@ def is_extendable(config: dict[str, Any]) -> bool:
 
 def differences(config_a: dict[str, Any], config_b: dict[str, Any]) -> list[str]:
     """Dotted paths of the fields in which two plain configs differ."""
-    a, b = flatten(config_a), flatten(config_b)
+    a, b = renames.flatten(config_a), renames.flatten(config_b)
     missing = object()
     return sorted(p for p in a.keys() | b if a.get(p, missing) != b.get(p, missing))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A plain config as {dotted path: value}."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= flatten(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -46,7 +46,7 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
             require.fail("--workdir", "an empty folder or that of a run", str(workdir))
         return
     saved_config = require.parse_json(str(path), path.read_text(errors="replace"), dict)
-    renames.refuse(validate.flatten(saved_config), f"{path}: ")
+    renames.refuse(renames.flatten(saved_config), f"{path}: ")
     differing_fields = [
         field
         for field in validate.differences(config, saved_config)
@@ -61,7 +61,7 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
             else f"{saved_config['rounds']}, on which the schedule of {workdir} rests"
         )
         require.fail("rounds", reason, config["rounds"])
-    common_fields = validate.flatten(config).keys() & validate.flatten(saved_config)
+    common_fields = renames.flatten(config).keys() & renames.flatten(saved_config)
     if unmatched_fields := [
         field for field in differing_fields if field not in common_fields
     ]:

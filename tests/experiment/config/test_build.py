@@ -29,6 +29,7 @@ from fairjax.data import cohorts
 from fairjax.experiment.config import build, registry, validate
 from fairjax.experiment.config import default as schema
 from fairjax.experiment.resume import init_state
+from tests import private_configs
 
 BATCHINGS = ("vmap", "scan", "chunk")
 SMALL = {
@@ -61,11 +62,7 @@ AXES = {
 }
 
 
-def changed(**fields):
-    config = default.get_config()
-    names = {name.replace("__", "."): value for name, value in fields.items()}
-    config.update_from_flattened_dict(names)
-    return config
+changed = functools.partial(private_configs.changed, {})
 
 
 def cover(axes, number):

@@ -6,6 +6,7 @@ alone, and their groups of the config from the dataclasses.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,13 @@ from fairjax.core.method import Method
 from fairjax.core.rule import Rule
 from fairjax.core.types import Size, Submodel, Units
 from fairjax.experiment import cli, resume
-from fairjax.experiment.config import build, compatibility, registry, validate
+from fairjax.experiment.config import (
+    build,
+    compatibility,
+    privacy,
+    registry,
+    validate,
+)
 from fairjax.experiment.config.options import fields as option_fields
 from fairjax.experiment.config.options.fields import option
 from fairjax.robust import aggregators
@@ -156,7 +163,7 @@ def test_an_aggregator_takes_the_rule_if_it_has_a_use_for_its_weights(aggregator
         robust__num_byzantine=0,
         data__partition__num_clients=8,
     )
-    if aggregator not in compatibility.UNWEIGHTED:
+    if aggregator not in aggregators.UNWEIGHTED:
         two_rounds(config)
         return
     with pytest.raises(ValueError, match=r"^fairness\.rule: .*; got 'nash'"):
@@ -173,6 +180,122 @@ def test_a_mechanism_that_protects_no_losses_refuses_the_rule(mechanism):
         build.run(config)
     config.fairness.rule = "size"
     two_rounds(config)
+
+
+def by_counts(cohort, stats):
+    return simplex.record_weights(stats, cohort.valid)
+
+
+def stateless(weigh):
+    return lambda state, cohort, stats: (weigh(cohort, stats), state)
+
+
+LOSSES = frozenset({"losses"})
+UNDERSTATED = {
+    "a message that tells who came": Rule(
+        stateless(by_counts), broadcast=lambda state, cohort, stats: cohort.valid
+    ),
+    "a state that client_dp does not carry": Rule(
+        stateless(by_counts), init=lambda params, counts, tiers: counts
+    ),
+    "no weights from losses": Rule(None, LOSSES, "losses"),
+    "an objective": Rule(wrap=lambda objective: lambda *args: objective(*args)),
+    "a direction": Rule(combine=lambda state, cohort, stats, weights: (0, 0, state)),
+}
+
+
+@pytest.mark.parametrize("name", UNDERSTATED)
+def test_client_dp_takes_no_rule_by_what_it_omits(name, monkeypatch):
+    entry = registry.RuleEntry(lambda c, groups: UNDERSTATED[name])
+    monkeypatch.setitem(registry.RULES, "understated", entry)
+    config = config_of(**CLIENT_DP | {"fairness__rule": "understated"})
+    with pytest.raises(ValueError, match=r"^fairness\.rule: .*; got 'understated'"):
+        build.run(config)
+
+
+def test_client_dp_takes_no_rule_of_patient_groups(monkeypatch):
+    entry = registry.RuleEntry(lambda c, groups: nash(bound=10.0), patient_group=True)
+    monkeypatch.setitem(registry.RULES, "by_patients", entry)
+    config = config_of(**CLIENT_DP | {"fairness__rule": "by_patients"})
+    with pytest.raises(ValueError, match=r"patient groups with client_dp"):
+        validate.check(config)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(reads=frozenset({"loss"})), 'Did you mean "losses"'),
+        (Rule(weights_from="loses"), 'Did you mean "losses"'),
+        (Rule(weights_from="updates"), "'updates', as weights_from"),
+        (Rule(reads=frozenset({"validation"})), "beside 'validation'"),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"robust__norm_bound": 2.0}])
+def test_properties_that_contradict_each_other_are_refused(
+    rule, message, fields, monkeypatch
+):
+    monkeypatch.setitem(registry.RULES, "odd", registry.RuleEntry(lambda c, g: rule))
+    with pytest.raises(ValueError, match=rf"^rule odd: .*{message}"):
+        validate.check(config_of(fairness__rule="odd", **fields))
+
+
+def test_every_setting_has_a_row_and_no_other_takes_a_rule():
+    settings = {*privacy.MECHANISMS, *aggregators.AGGREGATORS}
+    assert settings <= {*compatibility.CONDITIONS, *compatibility.UNCONDITIONAL}
+    with pytest.raises(KeyError):
+        compatibility.allows("clientdp", Rule())
+
+
+def test_a_rule_sees_the_updates_only_if_it_reads_them():
+    """An aggregator holds the stack; a rule by counts beside it does not."""
+    seen = []
+
+    def weigh(state, cohort, stats):
+        seen.append(stats)
+        return simplex.record_weights(stats, cohort.valid), state
+
+    run = build.run(small(clients_per_round=0, robust__aggregator="median"))
+    for reads in (frozenset(), frozenset({"updates"})):
+        spec = dataclasses.replace(run.spec, rule=Rule(weigh, reads))
+        step = functools.partial(round.step, spec=spec, layout=run.layout)
+        state = resume.init_state(dataclasses.replace(run, spec=spec))
+        cohort = run.draw(state.key, state.round)
+        jax.eval_shape(step, state, run.splits.train, cohort)
+        assert (seen[-1].delta is None) == ("updates" not in reads)
+
+
+def test_a_rule_that_does_not_read_labels_sees_no_correct_predictions():
+    seen = []
+
+    def weigh(state, cohort, stats):
+        seen.append(stats.group_stats.correct)
+        return simplex.record_weights(stats, cohort.valid), state
+
+    run = build.run(small(clients_per_round=0))
+    for reads in (LOSSES, LOSSES | {"labels"}):
+        spec = dataclasses.replace(run.spec, rule=Rule(weigh, reads, "losses"))
+        state = resume.init_state(dataclasses.replace(run, spec=spec))
+        cohort = run.draw(state.key, state.round)
+        round.step(state, run.splits.train, cohort, spec=spec, layout=run.layout)
+        assert bool(np.all(np.isnan(seen[-1]))) == ("labels" not in reads)
+
+
+@pytest.mark.parametrize("mechanism", ["record_dp", "local_dp"])
+def test_a_method_that_reads_labels_is_refused_where_they_are_protected(
+    mechanism, monkeypatch
+):
+    def labelled(axes, share):
+        return largest(axes, (1.0,), share=share)._replace(reads_labels=True)
+
+    entry = registry.METHODS["largest"]._replace(
+        method=lambda c, axes: labelled(axes, 0.5)
+    )
+    monkeypatch.setitem(registry.METHODS, "largest", entry)
+    fields = {"privacy__mechanism": mechanism, "privacy__noise_multiplier": 1.0}
+    with pytest.raises(
+        ValueError, match=r"^submodel\.name: .* labels with " + mechanism
+    ):
+        build.run(config_of(fairness__rule="size", **fields))
 
 
 @pytest.mark.parametrize("bound", [10.0, 3.0])

@@ -141,6 +141,14 @@ REFUSED = {
             {"fairness.rule": "term+cvar"},
             r"one rule that gives weights; got 'term\+cvar'",
         ),
+        (
+            {"fairness.rule": "term+term"},
+            r"one rule that gives weights; got 'term\+term'",
+        ),
+        (
+            {"fairness.rule": "ditto+ditto"},
+            r"one rule that gives a personal model; got 'ditto\+ditto'",
+        ),
         ({"fairness.rule": "tern"}, "term"),
         ({"fairness.rule": "term+logit_ajust"}, "logit_adjust"),
     ],

@@ -110,7 +110,7 @@ def old_config():
 
 
 def test_the_config_of_an_older_run(capsys, tmp_path):
-    """Both doors: the run goes on, and its newest checkpoint is read."""
+    """It is refused when the run is loaded, continued, reported and compared."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(old_config()))
     with pytest.raises(require.InputError, match=r"^submodel\.ladder\.blocks: "):
@@ -124,7 +124,26 @@ def test_the_config_of_an_older_run(capsys, tmp_path):
     assert (
         f"{path}: submodel.ladder.blocks: expected submodel.mixed.blocks, its" in line
     )
+    for script in ("report", "tabulate"):
+        for folder in (tmp_path, tmp_path.parent):
+            line = exit_line(script, capsys, f"--workdir={folder}")
+            assert f"{path}: submodel.ladder.blocks: expected" in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [("c.submodel.ladder.kinds = ()", "submodel.mixed"), ("c.cohort // 2", "clients")],
+)
+def test_a_config_file_that_reads_an_old_name(line, new, capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import default\n\n\ndef get_config():\n"
+        f"    c = default.get_config()\n    {line}\n    return c\n"
+    )
+    flags = [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+    assert f"--config: expected {new}" in exit_line("train", capsys, *flags)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_value_in_the_config_of_an_older_run():
@@ -170,4 +189,3 @@ def test_a_preset_with_an_old_field_value_or_name():
 def test_names_that_only_begin_alike_pass():
     fields = {"cohorts": 1, "robust.folds": 2, "submodel.name": "mixed"}
     renames.refuse(fields)
-    assert len(renames.RENAMED) == 15

@@ -1,20 +1,17 @@
 """Learning rates over rounds: formulas, refusals, and which runs may be extended."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from fairjax.core import require
 from fairjax.experiment.config import build, registry, validate
+from tests import private_configs
 
-
-def changed(**fields):
-    config = default.get_config()
-    names = {name.replace("__", "."): value for name, value in fields.items()}
-    config.update_from_flattened_dict(names)
-    return config
+changed = functools.partial(private_configs.changed, {})
 
 
 RATES = {"decay_rate": 0.5, "milestones": (4, 7)}

@@ -168,7 +168,9 @@ class DynamicFL:
         '"fixed" (the first ones of every layer all the time); "auto": fixed for vit, '
         "else sensitivity",
     )
-    sensitivity: str = option("product", '|g psi|, "gradient" g^2 or "signed"')
+    sensitivity: str = option(
+        "product", '"product": |g psi|; "gradient": g^2; "signed": g psi'
+    )
     moved: float = option(0.25, "share of the branches that move between rounds")
     skip: tuple[str, ...] = option(
         ("attention", "patch"), "layers without branches, by a part of their path"
