@@ -31,7 +31,7 @@ PURE = {
     "experiment/model_selection.py",
     "experiment/rows.py",
 }
-"""Files of an edge that touch nothing. Those of experiment/config know configs alone."""
+"""Files of an edge that touch nothing; experiment/config knows configs alone."""
 CONFIGS = {
     "experiment/cli.py",
     "experiment/config/build.py",

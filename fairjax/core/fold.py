@@ -144,7 +144,7 @@ def _train(
     update = functools.partial(
         update,
         submodel=submodel,
-        examples=participants.examples_of(open_round.records, slot, spec),
+        examples=participants.examples_of(open_round.records, open_round.group, slot),
         client=slot.client_view,
         round=state.round,
         lr_scale=open_round.stats.lr_scale,

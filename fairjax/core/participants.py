@@ -43,6 +43,8 @@ class OpenRound(NamedTuple):
     """A round before training: what each client is sent, and what `close` needs."""
 
     records: FederatedData
+    group: Int[Array, "E"] | None
+    """Patient group of every record by the rule's attribute; None without one."""
     cohort: Cohort
     """The cohort without clients that take no part."""
     slots: Slot
@@ -112,9 +114,8 @@ def slots_of(state: RunState, data: FederatedData, cohort: Cohort) -> Slot:
     )
 
 
-def examples_of(records: Any, slot: Slot, spec: Spec) -> ClientData:
+def examples_of(records: Any, group: Int[Array, "E"] | None, slot: Slot) -> ClientData:
     """One client's records, as rows of the flat ones, which are JAX arrays."""
-    group = None if spec.attribute is None else records.group[:, spec.attribute]
     return ClientData(
         records.x,
         records.y,

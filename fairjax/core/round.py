@@ -221,14 +221,19 @@ def open(
     records = jax.tree.map(jnp.asarray, data)
     cohort = participants.accepted_cohort(spec.local.method, records, cohort)
     slots = participants.slots_of(state, records, cohort)
-    stats = _score(state, records, slots, spec=spec, layout=layout)
+    # Once for the cohort: a scan over clients would cut the column for each of them.
+    group = None if spec.attribute is None else records.group[:, spec.attribute]
+    open_round = OpenRound(
+        records, group, cohort, slots, CohortStats(slots.client_view.count), state.rule
+    )
+    stats = _score(state, open_round, spec=spec, layout=layout)
     # Where the server sees losses with noise only, no message may carry plain ones.
     visible_stats = stats
     if spec.protection.weights is not None:
         visible_stats = stats._replace(loss=None, group_stats=None)
     message = spec.rule.broadcast(state.rule, cohort, visible_stats)
     slots = slots._replace(message=message)
-    open_round = OpenRound(records, cohort, slots, stats, state.rule)
+    open_round = open_round._replace(slots=slots, stats=stats)
     if spec.needs_stack:
         return open_round
     weights, denominator_weights, rule_state = fold.weigh(
@@ -239,27 +244,30 @@ def open(
 
 
 def _score(
-    state: RunState, records: FederatedData, slots: Slot, *, spec: Spec, layout: Layout
+    state: RunState, open_round: OpenRound, *, spec: Spec, layout: Layout
 ) -> CohortStats:
     """Losses of the cohort's sub-models at the incoming model, if the rule asks."""
 
     def per_client(slot: Slot, tier: int | None) -> GroupStats:
         params, submodel = participants.download(state, slot.client_view, spec=spec)
-        examples = participants.examples_of(records, slot, spec)
+        records, group = open_round.records, open_round.group
+        examples = participants.examples_of(records, group, slot)
         return inference.score(
             params, submodel, examples, local=spec.local, groups=spec.groups
         )
 
     group_stats = losses = None
     if "losses" in spec.rule.reads:
-        group_stats = layout.stack(per_client, slots)
+        group_stats = layout.stack(per_client, open_round.slots)
         losses = inference.mean_loss(group_stats)
         if "labels" not in spec.rule.reads:
             # A rule that understates what it reads must not work by chance.
             unknown = jnp.full_like(group_stats.correct, jnp.nan)
             group_stats = group_stats._replace(correct=unknown)
     lr_scale = spec.schedule(state.round)
-    return CohortStats(slots.client_view.count, losses, group_stats, lr_scale)
+    return open_round.stats._replace(
+        loss=losses, group_stats=group_stats, lr_scale=lr_scale
+    )
 
 
 # -------------------------------------------------------------------------------- close

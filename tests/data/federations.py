@@ -1,7 +1,9 @@
 """Tables with distinguishable records, and federations of them."""
 
 import numpy as np
+import pytest
 
+from fairjax.core import require
 from fairjax.data import federation
 from fairjax.data.table import FREE, TEST, TRAIN, VAL, Attribute, Table
 
@@ -72,3 +74,11 @@ def grouped(**columns) -> Table:
     rng = np.random.default_rng(0)
     index = np.stack([rng.integers(-1, 2, 240), rng.integers(-1, 3, 240)], 1)
     return table(group=index, groups=(SEX, AGE), **columns)
+
+
+def refused(reader, *args, **options) -> str:
+    """The one-line message that refuses an input."""
+    with pytest.raises(require.InputError) as refusal:
+        reader(*args, **options)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
