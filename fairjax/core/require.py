@@ -29,7 +29,21 @@ class InputError(ValueError):
     """A value from outside that cannot be used.
 
     The scripts print it as one line and exit with code 2.
+
+    Attributes:
+        where: the name of the value; None if the text says it. A pure function names
+            its own argument, and whoever read the argument from a config, a file or a
+            command line raises `at` the name by which the user knows it.
+        text: the line without `where`.
     """
+
+    def __init__(self, text: str, where: str | None = None) -> None:
+        super().__init__(text if where is None else f"{where}: {text}")
+        self.text, self.where = text, where
+
+    def at(self, where: str) -> "InputError":
+        """The same refusal of a value that the user knows by another name."""
+        return InputError(self.text, where)
 
 
 def fail(where: str, expected: str, got: Any) -> NoReturn:
@@ -37,7 +51,7 @@ def fail(where: str, expected: str, got: Any) -> NoReturn:
     line = repr(got).replace("\n", "")  # an array's repr may have several
     if len(line) > _LENGTH:
         line = f"{line[: _LENGTH - 50]} .. {line[-46:]}"
-    raise InputError(f"{where}: expected {expected}; got {line}")
+    raise InputError(f"expected {expected}; got {line}", where)
 
 
 def printable_line(text: str, length: int) -> str:
@@ -76,10 +90,8 @@ def one_of(where: str, value: Any, choices: Iterable[str]) -> str:
     choices = list(choices)
     if value not in choices:
         listing = [*choices[:_NAMES], ".."] if len(choices) > _NAMES else choices
-        raise InputError(
-            f"{where}: expected one of {', '.join(listing)}; got {value!r}"
-            f"{suggestion(value, choices)}"
-        )
+        text = f"expected one of {', '.join(listing)}; got {value!r}"
+        raise InputError(text + suggestion(value, choices), where)
     return value
 
 
@@ -177,7 +189,8 @@ def same_structure(
         expected_leaf = expected.get(path, "nothing")
         got_leaf = got.get(path, "nothing")
         if expected_leaf != got_leaf:
-            raise InputError(f"{where}{path}: expected {expected_leaf}; got {got_leaf}")
+            text = f"expected {expected_leaf}; got {got_leaf}"
+            raise InputError(text, f"{where}{path}")
 
 
 def finite(where: str, tree: Any) -> None:
@@ -209,7 +222,7 @@ def parse_json(where: str, text: str, kind: type[Kind]) -> Kind:
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: expected JSON; got {error}") from error
+        raise InputError(f"expected JSON; got {error}", where) from error
     if not isinstance(value, kind):
         expected = "a JSON object" if kind is dict else "a JSON list"
         fail(where, expected, type(value).__name__)
