@@ -330,9 +330,8 @@ def check(where: str, params: PyTree[_Like], axes: Axes) -> None:
             position beyond its block list.
     """
     if jax.tree.structure(params) != jax.tree.structure(axes.tree, is_leaf=_is_leaf):
-        raise require.InputError(
-            f"{where}: expected axes for every parameter, no others"
-        )
+        text = "expected axes for every parameter, no others"
+        raise require.InputError(text, where)
 
     def per_leaf(path: tuple, leaf: LeafAxes, param: _Like) -> None:
         leaf_path = f"{where}{jax.tree_util.keystr(path)}"

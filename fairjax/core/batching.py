@@ -52,25 +52,24 @@ def local_schedule(
         >>> local_schedule(np.array([5, 8]), batch_size=4, epochs=2).steps
         4
     """
-    require.positive("local.batch_size", batch_size)
+    require.positive("batch_size", batch_size)
     if (epochs is None) == (steps is None):
-        require.fail(
-            "local", "either epochs or steps", {"epochs": epochs, "steps": steps}
-        )
+        got = {"epochs": epochs, "steps": steps}
+        require.fail("epochs", "either epochs or steps", got)
     counts = np.asarray(counts, np.int64)
     units = counts if units is None else np.asarray(units, np.int64)
     per_epoch = -(-units // batch_size)
     if steps is None:
         assert epochs is not None
-        field = "epochs"
-        require.positive("local.epochs", epochs)
+        where = "epochs"
+        require.positive("epochs", epochs)
         max_steps, passes = int(epochs * per_epoch.max()), np.full_like(units, epochs)
     else:
-        field = "steps"
-        require.positive("local.steps", steps)
+        where = "steps"
+        require.positive("steps", steps)
         max_steps, passes = steps, -(-steps // per_epoch)
     length = int((passes * counts).max())
-    require.in_range(f"records of a round by local.{field}", length, 1, 2**31 - 1)
+    require.in_range(f"{where} in records of a round", length, 1, 2**31 - 1)
     return LocalSchedule(
         batch_size=batch_size,
         steps=max_steps,

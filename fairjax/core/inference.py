@@ -95,7 +95,8 @@ def score(
         submodel: the client's sub-model.
         examples: the client's records.
         local: the local problem.
-        max_records: records of the largest client; None: as `local.schedule` says.
+        max_records: records of the largest client; None: as the schedule of `local`
+            says.
         groups: G of the attribute in `examples.group`; 0 without one.
     """
     size = local.schedule.batch_size

@@ -87,7 +87,7 @@ def chunked(size: int, reason: str = "") -> Layout:
     Raises:
         InputError: `size` is not above 0.
     """
-    require.positive("execution.chunk", size)
+    require.positive("size", size)
 
     def stack(per_client: PerClient, slots: Any) -> Any:
         return jax.lax.map(lambda slot: per_client(slot, None), slots, batch_size=size)
@@ -274,14 +274,12 @@ def make_mesh(devices: int) -> Mesh | None:
             several processes.
     """
     device_count = jax.device_count()
-    require.in_range("execution.devices", devices, 0)
+    require.in_range("devices", devices, 0)
     if devices > device_count:
-        require.fail(
-            "execution.devices", f"at most the {device_count} that there are", devices
-        )
+        require.fail("devices", f"at most the {device_count} that there are", devices)
     if jax.process_count() > 1 and devices not in (0, device_count):
         expected = f"0: all {device_count} devices of {jax.process_count()} processes"
-        require.fail("execution.devices", expected, devices)
+        require.fail("devices", expected, devices)
     count = devices or device_count
     if count == 1:
         return None
@@ -319,7 +317,7 @@ def choose_batching(
     Raises:
         InputError: an unknown batching, or a chunk that is not above 0.
     """
-    require.one_of("execution.batching", batching, BATCHINGS)
+    require.one_of("batching", batching, BATCHINGS)
     if batching == "auto":
         if backend == "cpu" and convolutional:
             return scanned("scan: on CPU, convolutions")
@@ -332,6 +330,7 @@ def choose_batching(
         return vmapped("vmap: asked for")
     if batching == "scan":
         return scanned("scan: asked for")
+    require.positive("chunk", chunk)
     return chunked(min(chunk, clients), f"chunks of {min(chunk, clients)}: asked for")
 
 
@@ -346,9 +345,9 @@ def choose_form(form: str, *, obstacle: str | None, parameters: int) -> tuple[st
     Raises:
         InputError: an unknown form, or "sliced" where there is an obstacle.
     """
-    require.one_of("execution.form", form, FORMS)
+    require.one_of("form", form, FORMS)
     if form == "sliced" and obstacle:
-        require.fail("execution.form", f"masked: {obstacle}", form)
+        require.fail("form", f"masked: {obstacle}", form)
     if form != "auto":
         return form, f"{form}: asked for"
     if obstacle:

@@ -27,7 +27,7 @@ def afl(*, rate: float) -> Rule:
     Source: Mohri, Sivek and Suresh, "Agnostic federated learning", ICML 2019,
     arXiv:1902.00146, algorithm 1.
     """
-    require.in_range("fairness.afl.rate", rate, 0)
+    require.in_range("rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
         share = counts.astype(jnp.float32)

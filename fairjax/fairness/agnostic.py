@@ -61,8 +61,8 @@ def agnostic(
     Interspeech 2021, algorithm 1; Mohri, Sivek and Suresh, "Agnostic federated
     learning", ICML 2019, arXiv:1902.00146.
     """
-    require.in_range("fairness.agnostic.rate", rate, 0)
-    require.one_of("fairness.agnostic.domain", domain, DOMAINS)
+    require.in_range("rate", rate, 0)
+    require.one_of("domain", domain, DOMAINS)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
         number = {

@@ -42,9 +42,7 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
                 continue
             if field in owners:
                 rule_names = f"{owners[field]}+{name}"
-                require.fail(
-                    "fairness.rule", f"one rule that gives {description}", rule_names
-                )
+                require.fail("rules", f"one rule that gives {description}", rule_names)
             owners[field], fields[field] = name, value
             if field == "weights":
                 fields["weights_from"] = rule.weights_from
@@ -52,7 +50,7 @@ def compose(rules: Sequence[tuple[str, Rule]]) -> Rule:
             if "a state" in owners:
                 rule_names = f"{owners['a state']}+{name}"
                 expected = "one rule that keeps a state or sends a message"
-                require.fail("fairness.rule", expected, rule_names)
+                require.fail("rules", expected, rule_names)
             owners["a state"] = name
             fields |= {"init": rule.init, "broadcast": rule.broadcast}
 
@@ -76,11 +74,7 @@ Shares = Callable[[CohortStats, Bool[Array, "K"]], Float[Array, "K"]]
 
 
 def with_cap(
-    rule: Rule,
-    cap: float,
-    *,
-    shares: Shares = simplex.record_weights,
-    field: str = "fairness.cap",
+    rule: Rule, cap: float, *, shares: Shares = simplex.record_weights
 ) -> Rule:
     """The rule with no client above `cap` times its share of the cohort.
 
@@ -93,13 +87,12 @@ def with_cap(
         rule: a rule that gives weights.
         cap: from 1.
         shares: p.
-        field: name of the setting in messages.
 
     Raises:
         InputError: `cap` is below 1, or the rule gives no weights or a direction.
     """
-    require.in_range(field, cap, 1)
-    inner = _require_weights(rule, field, cap)
+    require.in_range("cap", cap, 1)
+    inner = _require_weights(rule, "cap", cap)
 
     def weigh(
         state: PyTree, cohort: Cohort, stats: CohortStats
@@ -148,8 +141,8 @@ def with_warmup(rule: Rule, rounds: int) -> Rule:
     Raises:
         InputError: `rounds` is negative, or the rule gives no weights or a direction.
     """
-    require.in_range("fairness.warmup", rounds, 0)
-    inner = _require_weights(rule, "fairness.warmup", rounds)
+    require.in_range("rounds", rounds, 0)
+    inner = _require_weights(rule, "rounds", rounds)
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _WarmupState:
         return _WarmupState(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
@@ -185,10 +178,10 @@ def _at_least_records(rule: Rule) -> str:
     return "records" if rule.weights_from == "public" else rule.weights_from
 
 
-def _require_weights(rule: Rule, field: str, value: float | int) -> Any:
+def _require_weights(rule: Rule, where: str, value: float | int) -> Any:
     if rule.weights is None or rule.combine is not None:
         requirement = (
             "0 without a rule that gives weights, and for one that gives a direction"
         )
-        require.fail(field, requirement, value)
+        require.fail(where, requirement, value)
     return rule.weights

@@ -48,7 +48,7 @@ def fairfed(*, beta: float) -> Rule:
     Source: Ezzeldin et al., "FairFed: enabling group fairness in federated learning",
     AAAI 2023, arXiv:2110.00857, algorithm 1.
     """
-    require.in_range("fairness.fairfed.beta", beta, 0)
+    require.in_range("beta", beta, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
         share = counts.astype(jnp.float32)

@@ -53,7 +53,7 @@ def fedce(*, mode: str) -> Rule:
     contribution estimation", CVPR 2023, arXiv:2303.16520, section 3 and its port to
     NVFlare, with accuracy instead of the Dice score.
     """
-    require.one_of("fairness.fedce.mode", mode, MODES)
+    require.one_of("mode", mode, MODES)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> _FedCEState:
         clients = len(counts)

@@ -49,8 +49,8 @@ def fedfv(*, alpha: float, tau: int) -> Rule:
     i = tau - 1, ..., 0, that is for conflicts with the cohort itself instead of with
     absent clients.
     """
-    require.in_range("fairness.fedfv.alpha", alpha, 0, 1)
-    require.in_range("fairness.fedfv.tau", tau, 0)
+    require.in_range("alpha", alpha, 0, 1)
+    require.in_range("tau", tau, 0)
 
     def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
         if not tau:

@@ -17,7 +17,7 @@ def fedmgda(*, epsilon: float) -> Rule:
         change = sum_k w_k u_k
 
     with w on the simplex and p_k = n_k / n. The change has at most unit length:
-    `server.learning_rate` sets its scale and has to be tuned anew. epsilon = 0 is
+    the server's learning rate sets its scale and has to be tuned anew. epsilon = 0 is
     FedAvg of normalised changes. At epsilon = 1 the change has an inner product of at
     least |change|^2 with every u_k, so that no client is made worse, to first order. A
     coordinate is not divided by the weights that cover it, which would turn the
@@ -32,7 +32,7 @@ def fedmgda(*, epsilon: float) -> Rule:
     Source: Hu et al., "Federated learning meets multi-objective optimization", IEEE
     Transactions on Network Science and Engineering 2022, arXiv:2006.11489, algorithm 1.
     """
-    require.in_range("fairness.fedmgda.epsilon", epsilon, 0, 1)
+    require.in_range("epsilon", epsilon, 0, 1)
 
     def weigh(
         state: PyTree, cohort: Cohort, stats: CohortStats

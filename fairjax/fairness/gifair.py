@@ -37,8 +37,8 @@ def gifair(*, c: float, groups: str, client_groups: Sequence[int] = ()) -> Rule:
     individual fairness in federated learning", INFORMS Journal on Data Science 2023,
     eqs. (2) and (4).
     """
-    require.in_range("fairness.gifair.c", c, 0, 1, open_high=True)
-    require.one_of("fairness.gifair.groups", groups, GROUPINGS)
+    require.in_range("c", c, 0, 1, open_high=True)
+    require.one_of("groups", groups, GROUPINGS)
 
     def weigh(cohort: Cohort, stats: CohortStats) -> Float[Array, "K"]:
         loss, valid = simplex.loss(stats), simplex.has_finite_loss(stats, cohort.valid)

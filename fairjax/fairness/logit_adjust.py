@@ -30,7 +30,7 @@ def logit_adjust(*, tau: float) -> Rule:
     learning with label distribution skew via logits calibration", ICML 2022,
     arXiv:2209.00189.
     """
-    require.in_range("fairness.logit_adjust.tau", tau, 0)
+    require.in_range("tau", tau, 0)
 
     def wrap(objective: Objective) -> Objective:
         def adjusted_objective(

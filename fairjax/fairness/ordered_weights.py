@@ -53,7 +53,7 @@ def cvar(*, alpha: float) -> Rule:
     Journal of Risk 2000; in federated learning Laguel et al., "A superquantile approach
     to federated learning with heterogeneous devices", CISS 2021.
     """
-    require.in_range("fairness.cvar.alpha", alpha, 0, 1, open_low=True)
+    require.in_range("alpha", alpha, 0, 1, open_low=True)
     return stateless(
         lambda cohort, stats: _distort_weights(
             cohort, stats, lambda share: jnp.minimum(share / alpha, 1)
@@ -78,7 +78,7 @@ def ordered(*, power: float) -> Rule:
     Source: ordered weighted averaging, Yager 1988; the distortion is the proportional
     hazards transform, Wang 1995.
     """
-    require.in_range("fairness.ordered.power", power, 0, 1, open_low=True)
+    require.in_range("power", power, 0, 1, open_low=True)
     return stateless(
         lambda cohort, stats: _distort_weights(
             cohort, stats, lambda share: share**power

@@ -28,7 +28,7 @@ def ditto(*, strength: float) -> Rule:
     Source: Li et al., "Ditto: fair and robust federated learning through
     personalization", ICML 2021, arXiv:2012.04221, algorithm 1.
     """
-    require.in_range("fairness.ditto.strength", strength, 0)
+    require.in_range("strength", strength, 0)
     return Rule(
         personal=Personal(lambda objective: objectives.proximal(objective, strength))
     )
@@ -71,7 +71,7 @@ def with_local_leaves(method: Method, rule: Rule) -> Method:
         scope_leaves = jax.tree.structure(params).flatten_up_to(scopes)
         paths = trees.leaves_by_path(params)
         if not any(map(is_local_leaf, paths)):
-            require.fail("fairness.rule", "a model with leaves that it keeps", "none")
+            require.fail("rule", "a model with leaves that it keeps", "none")
         new_scopes = [
             "client" if is_local_leaf(path) else scope
             for path, scope in zip(paths, scope_leaves, strict=True)

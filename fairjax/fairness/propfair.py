@@ -29,8 +29,8 @@ def propfair(*, bound: float, epsilon: float) -> Rule:
     Source: Zhang et al., "Proportional fairness in federated learning", 2022,
     arXiv:2202.01666, eq. (3.7) and its code.
     """
-    require.positive("fairness.propfair.bound", bound)
-    require.in_range("fairness.propfair.epsilon", epsilon, 0, bound, open_low=True)
+    require.positive("bound", bound)
+    require.in_range("epsilon", epsilon, 0, bound, open_low=True)
 
     def wrap(objective: Objective) -> Objective:
         def fair_objective(

@@ -52,9 +52,9 @@ def q_fedavg(*, q: float, learning_rate: Scalar, weight_decay: Scalar = 0.0) -> 
     arXiv:1905.10497, algorithm 2 and lemma 3; its code adds 1e-10 to every loss. The
     form with decay is ours.
     """
-    require.in_range("fairness.q_fedavg.q", q, 0)
-    require.positive("local.learning_rate with rule q_fedavg", learning_rate)
-    require.in_range("local.weight_decay with rule q_fedavg", weight_decay, 0)
+    require.in_range("q", q, 0)
+    require.positive("learning_rate", learning_rate)
+    require.in_range("weight_decay", weight_decay, 0)
 
     def weigh(
         state: PyTree, cohort: Cohort, stats: CohortStats

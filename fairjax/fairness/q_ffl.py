@@ -29,7 +29,7 @@ def q_ffl(*, q: Scalar) -> Rule:
     Source: Li et al., "Fair resource allocation in federated learning", ICLR 2020,
     arXiv:1905.10497, eq. (2).
     """
-    require.in_range("fairness.q_ffl.q", q, 0)
+    require.in_range("q", q, 0)
 
     def weigh(cohort: Cohort, stats: CohortStats) -> Float[Array, "K"]:
         valid = simplex.has_finite_loss(stats, cohort.valid)

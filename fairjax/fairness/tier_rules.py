@@ -59,7 +59,7 @@ def tier_term(*, t: float) -> Rule:
     Raises:
         InputError: t is negative or not finite.
     """
-    require.in_range("fairness.tier_term.t", t, 0)
+    require.in_range("t", t, 0)
 
     def tilt(domains: Domains) -> Float[Array, "T"]:
         worst = jnp.max(domains.loss, where=domains.present, initial=0)
@@ -81,7 +81,7 @@ def tier_equal(*, strength: float) -> Rule:
     Raises:
         InputError: the strength is outside [0, 1].
     """
-    require.in_range("fairness.tier_equal.strength", strength, 0, 1)
+    require.in_range("strength", strength, 0, 1)
 
     def level(domains: Domains) -> Float[Array, "T"]:
         return -strength * jnp.log(jnp.maximum(jnp.sum(domains.count, axis=0), 1))
@@ -106,7 +106,7 @@ def tier_gap(*, rate: float) -> Rule:
     Raises:
         InputError: the rate is negative or not finite.
     """
-    require.in_range("fairness.tier_gap.rate", rate, 0)
+    require.in_range("rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
         return AscentState(jnp.zeros(tiers), jnp.zeros(tiers))
@@ -142,7 +142,7 @@ def tier_afl(*, rate: float) -> Rule:
     Source: Mohri, Sivek and Suresh, "Agnostic federated learning", ICML 2019,
     arXiv:1902.00146, algorithm 1, with tiers for clients.
     """
-    require.in_range("fairness.tier_afl.rate", rate, 0)
+    require.in_range("rate", rate, 0)
 
     def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
         return AscentState(jnp.ones(tiers), jnp.zeros(tiers))

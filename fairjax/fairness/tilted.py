@@ -28,7 +28,7 @@ def term(*, t: Scalar) -> Rule:
     Source: Li et al., "Tilted empirical risk minimization", ICLR 2021,
     arXiv:2007.01162, lemma 1.
     """
-    require.in_range("fairness.term.t", t, 0)
+    require.in_range("t", t, 0)
 
     def weigh(cohort: Cohort, stats: CohortStats) -> Float[Array, "K"]:
         valid = simplex.has_finite_loss(stats, cohort.valid)

@@ -2,8 +2,8 @@
 
 Conventions. A *contribution* (one client's upload, or one record's gradient) is clipped
 to norm C, and the sum of a sample of contributions is released with Gaussian noise of
-standard deviation sigma C per coordinate. sigma is the noise multiplier here and in the
-config. Two federations are neighbours
+standard deviation sigma C per coordinate. sigma is the noise multiplier. Two
+federations are neighbours
 
     "zero_out"       if one contribution is absent from one of them (its place stays and
                      is empty: sizes are public); the sum moves by at most C;
@@ -105,22 +105,22 @@ def epsilon_by_round(
         InputError: dp-accounting has no such bound: fixed samples by "pld" or for
             "zero_out", Poisson samples for "replace_one" by "rdp".
     """
-    require.one_of("privacy.accountant", accountant, ACCOUNTANTS)
-    require.one_of("privacy.neighbours", mechanism.neighbours, NEIGHBOURS)
-    require.in_range("privacy.delta", delta, 0, 1, open_low=True, open_high=True)
-    require.in_range("privacy.noise_multiplier", mechanism.noise_multiplier, 0)
-    require.in_range("sampling rate", mechanism.sampling_rate, 0, 1, open_low=True)
+    require.one_of("accountant", accountant, ACCOUNTANTS)
+    require.one_of("neighbours", mechanism.neighbours, NEIGHBOURS)
+    require.in_range("delta", delta, 0, 1, open_low=True, open_high=True)
+    require.in_range("noise_multiplier", mechanism.noise_multiplier, 0)
+    require.in_range("sampling_rate", mechanism.sampling_rate, 0, 1, open_low=True)
     if mechanism.fixed is not None:
         if mechanism.neighbours != "replace_one":
             requirement = "replace_one with fixed cohorts"
-            require.fail("privacy.neighbours", requirement, mechanism.neighbours)
+            require.fail("neighbours", requirement, mechanism.neighbours)
         if accountant != "rdp":
             requirement = "rdp with fixed cohorts: PLD has no bound without replacement"
-            require.fail("privacy.accountant", requirement, accountant)
+            require.fail("accountant", requirement, accountant)
     elif mechanism.sampling_rate < 1 and mechanism.neighbours == "replace_one":
         if accountant != "pld":
             requirement = "pld with Poisson cohorts and neighbours replace_one"
-            require.fail("privacy.accountant", requirement, accountant)
+            require.fail("accountant", requirement, accountant)
     if mechanism.noise_multiplier == 0:
         return lambda rounds: math.inf if rounds else 0.0
     epsilon_fn = {"pld": _pld, "rdp": _rdp}[accountant](mechanism)
@@ -239,7 +239,7 @@ def calibrate(
     Raises:
         InputError: no noise multiplier up to 10^6 is enough.
     """
-    require.positive("privacy.epsilon", epsilon)
+    require.positive("epsilon", epsilon)
     settings: dict[str, Any] = {"delta": delta, "accountant": accountant}
 
     def meets_budget(sigma: float) -> bool:
@@ -250,7 +250,7 @@ def calibrate(
     while not meets_budget(high):
         high *= 2
         if high > 1e6:
-            require.fail("privacy.epsilon", "a budget that noise can meet", epsilon)
+            require.fail("epsilon", "a budget that noise can meet", epsilon)
     low = high / 2
     while meets_budget(low):
         low, high = low / 2, low

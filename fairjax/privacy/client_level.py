@@ -86,8 +86,8 @@ def central(
     denominator f~_f. Deviates: a denominator for every coordinate, and clips by tier.
     """
     for bound in clip:
-        clipping.check("privacy.clip", bound)
-    require.in_range("privacy.noise_multiplier", noise_multiplier, 0)
+        clipping.check("clip", bound)
+    require.in_range("noise_multiplier", noise_multiplier, 0)
     sigma, extra_multipliers = noise_multiplier, extra_releases(adaptive, loss_release)
     if extra_multipliers:
         sigma = clipping.update_multiplier(float(noise_multiplier), extra_multipliers)
@@ -214,12 +214,12 @@ def _drop_rare_coordinates(public_sums: Upload, minimum: float) -> Upload:
 def extra_releases(
     adaptive: clipping.Adaptive | None, loss_release: TierLossRelease | None
 ) -> dict[str, float]:
-    """The releases beside the changes: field of the config -> noise multiplier."""
+    """The releases beside the changes: argument that sets one -> noise multiplier."""
     multipliers = {}
     if adaptive is not None:
-        multipliers["privacy.adaptive.count_noise"] = 2 * adaptive.count_noise
+        multipliers["adaptive"] = 2 * adaptive.count_noise
     if loss_release is not None:
-        multipliers["privacy.losses.noise_multiplier"] = loss_release.noise_multiplier
+        multipliers["loss_release"] = loss_release.noise_multiplier
     return multipliers
 
 
@@ -246,8 +246,8 @@ def local(*, clip: Sequence[float], noise_multiplier: Scalar) -> Protection:
         InputError: a clip or the noise multiplier is out of range.
     """
     for bound in clip:
-        clipping.check("privacy.clip", bound)
-    require.in_range("privacy.noise_multiplier", noise_multiplier, 0)
+        clipping.check("clip", bound)
+    require.in_range("noise_multiplier", noise_multiplier, 0)
     bounds = jnp.asarray(clip, jnp.float32)
 
     def protect(

@@ -103,8 +103,8 @@ def update_multiplier(
 
     Args:
         noise_multiplier: sigma.
-        extra_multipliers: field of the config that sets a release's noise -> z_i. The
-            z_i of a count of sensitivity 1/2 with noise sigma_b is 2 sigma_b.
+        extra_multipliers: name of what sets a release's noise -> z_i. The z_i of a
+            count of sensitivity 1/2 with noise sigma_b is 2 sigma_b.
 
     Raises:
         InputError: the other releases alone would spend as much. The message names the

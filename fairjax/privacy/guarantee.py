@@ -135,9 +135,7 @@ class Guarantee:
         consequence = (
             "the run ends" if self.on_budget == "stop" else "the run exceeds it"
         )
-        return (
-            f"privacy.epsilon = {self.budget:g}: {consequence} after round {last_round}"
-        )
+        return f"epsilon = {self.budget:g}: {consequence} after round {last_round}"
 
     def summary(self, rounds: int) -> dict[str, Any]:
         """The guarantee after so many rounds, as summary.json holds it."""

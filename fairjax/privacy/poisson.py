@@ -22,7 +22,7 @@ def capacity(members: int, sampling_rate: float) -> tuple[int, float]:
     """
     from scipy.stats import binom
 
-    require.in_range("sampling rate", sampling_rate, 0, 1)
+    require.in_range("sampling_rate", sampling_rate, 0, 1)
     slots = max(1, int(binom.isf(OVERFLOW, members, sampling_rate))) if members else 0
     return slots, float(binom.sf(slots, members, sampling_rate))
 

@@ -61,14 +61,14 @@ def check_capacity(bits: int, clients: int) -> None:
     Raises:
         InputError: the bits are out of range, or too many for n clients.
     """
-    require.in_range("privacy.secure.bits", bits, 2, 24)
+    require.in_range("bits", bits, 2, 24)
     if clients * levels(bits) >= 2**31:
         max_clients = (2**31 - 1) // levels(bits)
         requirement = (
             f"bits such that {clients} clients stay below 2^31; "
             f"{bits} carry {max_clients}"
         )
-        require.fail("privacy.secure.bits", requirement, bits)
+        require.fail("bits", requirement, bits)
 
 
 def quantise(
@@ -307,10 +307,10 @@ def secure(
     Raises:
         InputError: an argument is out of range.
     """
-    require.one_of("privacy.secure_sum", mode, MODES[1:])
-    require.positive("privacy.secure.bound", bound)
-    require.in_range("privacy.secure.bits", bits, 2, 24)
-    require.in_range("privacy.secure.minimum", minimum, 2)
+    require.one_of("mode", mode, MODES[1:])
+    require.positive("bound", bound)
+    require.in_range("bits", bits, 2, 24)
+    require.in_range("minimum", minimum, 2)
     secure_sum, bounds = SecureSum(mode, bits, minimum), (bound, 1.0)
 
     def protect(

@@ -29,8 +29,7 @@ _NOT_COVERED = (
     "validation and test records, and that the selected round was chosen by them",
     "the choice of the best of several runs or of a sweep: what all of them spend adds "
     "up",
-    "what another run spent of the same records, if this one starts from its model "
-    "(model.init_from)",
+    "what another run spent of the same records, if this one starts from its model",
     "the seed, from which all noise can be computed, and what hospitals keep to "
     "themselves: both are in the workdir",
 )

@@ -90,7 +90,7 @@ def trimmed_mean(*, beta: float) -> Aggregator:
     statistical rates", ICML 2018, arXiv:1803.01498, option II. Restricting it to the
     holders of a coordinate is ours.
     """
-    require.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
+    require.in_range("beta", beta, 0, 0.5, open_high=True)
 
     def estimate(values: Array, holders: Array) -> Array:
         num_trimmed = trim_count(beta, holders)
@@ -177,7 +177,7 @@ def krum(*, num_byzantine: int) -> Aggregator:
     Source: Blanchard et al., "Machine learning with adversaries: Byzantine tolerant
     gradient descent", NeurIPS 2017. The distance under masks is ours.
     """
-    require.in_range("robust.num_byzantine", num_byzantine, 0)
+    require.in_range("num_byzantine", num_byzantine, 0)
 
     def aggregator(stack: Stack) -> tuple[Upload, Array]:
         selection = _select_closest(
@@ -203,7 +203,7 @@ def multi_krum(*, num_byzantine: int) -> Aggregator:
     gradient descent", NeurIPS 2017. Its Multi-Krum averages m changes uniformly; the
     choice m = n - f - 2 and the weights are ours.
     """
-    require.in_range("robust.num_byzantine", num_byzantine, 0)
+    require.in_range("num_byzantine", num_byzantine, 0)
 
     def aggregator(stack: Stack) -> tuple[Upload, Array]:
         num_selected = jnp.sum(stack.valid, dtype=jnp.int32) - num_byzantine - 2

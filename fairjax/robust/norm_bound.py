@@ -46,7 +46,7 @@ def with_norm_bound(inner: Protection, *, factor: float, tiers: int) -> Protecti
     Source: norm clipping as a defence, Sun et al., "Can you really backdoor federated
     learning?", 2019, arXiv:1911.07963; the running median by tier is ours.
     """
-    require.positive("robust.norm_bound", factor)
+    require.positive("factor", factor)
 
     def protect(
         key: Key[Array, ""],

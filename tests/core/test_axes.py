@@ -170,7 +170,9 @@ def test_axes_that_do_not_fit_are_refused_by_name(leaf, message):
 
 def test_axes_must_describe_every_leaf():
     missing = AXES._replace(tree={k: v for k, v in AXES.tree.items() if k != "norm"})
-    with pytest.raises(require.InputError, match="axes for every parameter"):
+    with pytest.raises(
+        require.InputError, match=r"^model x: expected axes for every parameter"
+    ):
         axes.check("model x", params(), missing)
     axes.check("model x", params(), AXES)
 

@@ -64,11 +64,17 @@ def test_plan_by_steps_has_room_for_every_client():
 
 
 @pytest.mark.parametrize(
-    "given_",
-    [{}, {"epochs": 1, "steps": 1}, {"epochs": 0}, {"steps": -1}],
+    ("given_", "message"),
+    [
+        ({}, "epochs: expected either epochs or steps"),
+        ({"epochs": 1, "steps": 1}, "epochs: expected either epochs or steps"),
+        ({"epochs": 0}, "epochs: expected a finite number > 0"),
+        ({"steps": -1}, "steps: expected a finite number > 0"),
+        ({"epochs": 2**31}, "epochs in records of a round: expected a finite number"),
+    ],
 )
-def test_plan_refuses_unclear_lengths(given_):
-    with pytest.raises(require.InputError):
+def test_plan_refuses_unclear_lengths(given_, message):
+    with pytest.raises(require.InputError, match=f"^{message}"):
         batching.local_schedule(np.array([3]), batch_size=4, **given_)
 
 

@@ -117,11 +117,13 @@ def test_a_chunk_never_exceeds_the_cohort():
 
 
 def test_names_and_sizes_that_mean_nothing_are_refused():
-    with pytest.raises(require.InputError, match=r'execution\.batching: .*"scan"'):
+    with pytest.raises(require.InputError, match=r'^batching: .*"scan"'):
         chosen("scna", chunk=1)
     for size in (0, -2):
-        with pytest.raises(require.InputError, match=r"execution\.chunk: .* > 0"):
+        with pytest.raises(require.InputError, match=r"^size: .* > 0"):
             layout.chunked(size)
+        with pytest.raises(require.InputError, match=r"^chunk: .* > 0"):
+            chosen("chunk", chunk=size)
 
 
 def test_a_sliced_layout_names_the_tier_of_every_slot():
@@ -151,5 +153,5 @@ def test_the_form_is_chosen_and_explained(asked, obstacle, parameters, form, rea
 
 
 def test_what_cannot_be_sliced_is_refused_when_asked_for():
-    with pytest.raises(require.InputError, match=r"execution\.form: .*no size"):
+    with pytest.raises(require.InputError, match=r"^form: .*no size"):
         layout.choose_form("sliced", obstacle="no size", parameters=1)

@@ -95,7 +95,7 @@ def test_clients_that_fit_perfectly_fall_back_to_their_sizes():
 
 @pytest.mark.parametrize("q", [-1.0, -1e-9, math.nan, math.inf])
 def test_q_must_be_a_number_from_zero_up(q):
-    with pytest.raises(require.InputError, match=r"fairness\.q_ffl\.q: .* >= 0"):
+    with pytest.raises(require.InputError, match=r"^q: expected .* >= 0"):
         q_ffl(q=q)
 
 

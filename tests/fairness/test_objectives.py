@@ -122,15 +122,22 @@ def test_weights_and_objectives_compose():
 
 def test_two_weights_are_refused():
     rules = [("term", term(t=2.0)), ("cvar", cvar(alpha=0.5))]
-    with pytest.raises(require.InputError, match=r"one rule that gives weights"):
+    with pytest.raises(
+        require.InputError, match=r"^rules: expected one rule that gives weights"
+    ):
         compose.compose(rules)
 
 
 @pytest.mark.parametrize(
-    "wrapper", [lambda r: compose.with_cap(r, 2.0), lambda r: compose.with_warmup(r, 2)]
+    ("wrapper", "name"),
+    [
+        (lambda r: compose.with_cap(r, 2.0), "cap"),
+        (lambda r: compose.with_warmup(r, 2), "rounds"),
+    ],
 )
-def test_a_wrapper_of_weights_refuses_a_rule_without(wrapper):
-    with pytest.raises(require.InputError, match="a rule that gives weights"):
+def test_a_wrapper_of_weights_refuses_a_rule_without(wrapper, name):
+    message = f"^{name}: expected .* a rule that gives weights"
+    with pytest.raises(require.InputError, match=message):
         wrapper(logit_adjust(tau=1.0))
 
 

@@ -22,7 +22,7 @@ def test_two_directions_are_refused():
         ("fedfv", fedfv(alpha=0.1, tau=0)),
     ]
     with pytest.raises(
-        require.InputError, match=r"one rule that gives .*fedmgda\+fedfv"
+        require.InputError, match=r"^rules: .*one rule that gives .*fedmgda\+fedfv"
     ):
         compose.compose(rules)
 

@@ -127,7 +127,7 @@ def test_every_round_draws_masks_of_its_own():
 def test_no_sum_that_is_let_in_wraps(n, bits, seed):
     top = securesum.levels(bits)
     if n * top >= 2**31:
-        with pytest.raises(require.InputError, match="bits"):
+        with pytest.raises(require.InputError, match=r"^bits: expected"):
             securesum.check_capacity(bits, n)
         return
     securesum.check_capacity(bits, n)
@@ -231,7 +231,7 @@ def test_a_cohort_below_the_minimum_changes_nothing():
     [("mode", "off"), ("bound", 0.0), ("bits", 25), ("minimum", 1)],
 )
 def test_settings_out_of_range_are_refused(field, value):
-    with pytest.raises(require.InputError):
+    with pytest.raises(require.InputError, match=f"^{field}: expected"):
         securesum.secure(
             aggregate.OPEN, **({"mode": "masked"} | SECURE | {field: value})
         )

@@ -38,7 +38,7 @@ def test_it_is_said_of_whom_an_epsilon_is_and_of_what(mechanism, unit, whom, cov
 def test_what_an_epsilon_does_not_cover_is_named(mechanism):
     words = said(mechanism=mechanism, unit="client")["does_not_cover"]
     excluded = "; ".join(words)
-    for what in ("metrics", "selected round", "sweep", "init_from", "seed"):
+    for what in ("metrics", "selected round", "sweep", "another run", "seed"):
         assert what in excluded
     # Others do not draw their cohorts in secret.
     assert ("who came in a round" in excluded) == (mechanism == "client_dp")
