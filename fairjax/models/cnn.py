@@ -65,12 +65,12 @@ def cnn(
         InputError: no stages, or channels that are not whole norm groups; from
             `resize`, stages that are not a prefix, or fewer than all without exits.
     """
-    unit, field = group_size or 1, "model.cnn.channels"
+    unit = group_size or 1
     if not channels:
-        require.fail(field, "at least one stage", channels)
+        require.fail("channels", "at least one stage", channels)
     for width in channels:
         if width % unit:
-            require.fail(field, f"multiples of group_size {unit}", width)
+            require.fail("channels", f"multiples of group_size {unit}", width)
     stages = range(len(channels))
     heads = tuple(
         f"exit{i}" if exits else residual.HEAD if i == stages[-1] else None
@@ -94,9 +94,9 @@ def cnn(
         )
 
     def resize(size: Size) -> Model:
-        positions = residual.remaining_blocks(field, tuple(stages), size)
+        positions = residual.remaining_blocks("channels", tuple(stages), size)
         if positions != tuple(stages[: len(positions) if exits else None]):
-            require.fail(field, "a prefix of the stages, and exits", positions)
+            require.fail("channels", "a prefix of the stages, and exits", positions)
         unit_counts = units | dict(size.axes)
         return cnn(
             classes=classes,

@@ -140,7 +140,7 @@ def remaining_blocks(
     """The blocks of a network at another size, as positions in the plain network.
 
     Args:
-        field: config field of the blocks, for the error.
+        field: the model's argument that gives the blocks, for the error.
         blocks: positions of the network's blocks in the plain network.
         size: the new size, relative to this network.
 

@@ -48,9 +48,9 @@ def resmlp(
     Source: the network of our CPU experiments; learnable steps of NeFL (Kang et al.
     2023).
     """
-    require.one_of("model.resmlp.norm", norm, NORMS)
-    for field, value in {"width": width, "hidden": hidden, "depth": depth}.items():
-        require.count(f"model.resmlp.{field}", value)
+    require.one_of("norm", norm, NORMS)
+    for name, value in {"width": width, "hidden": hidden, "depth": depth}.items():
+        require.count(name, value)
     units = {"stream": width, "classes": classes}
     units |= {f"hidden{i}": hidden for i in range(depth)}
     design = _Design(classes, norm, exits, steps)
@@ -134,8 +134,7 @@ def _network(
     """The network of one size."""
 
     def resize(size: Size) -> Model:
-        field = "model.resmlp.depth"
-        positions = residual.remaining_blocks(field, block_positions, size)
+        positions = residual.remaining_blocks("depth", block_positions, size)
         return _network(design, units | dict(size.axes), positions)
 
     architecture = residual.Architecture(

@@ -97,15 +97,15 @@ def _check_options(
     unit: int,
 ) -> None:
     """Refuses options of `resnet` that no network has."""
-    require.one_of("model.resnet.norm", norm, NORMS)
-    require.one_of("model.resnet.activation", activation, ACTIVATIONS)
-    require.count("model.resnet.group_size", unit)
+    require.one_of("norm", norm, NORMS)
+    require.one_of("activation", activation, ACTIVATIONS)
+    require.count("group_size", unit)
     if len(channels) != len(blocks) or not all(count > 0 for count in blocks):
-        require.fail("model.resnet.blocks", "blocks for every stage", blocks)
+        require.fail("blocks", "blocks for every stage", blocks)
     for width in channels:
         if width % unit:
             requirement = f"multiples of group_size {unit}"
-            require.fail("model.resnet.channels", requirement, width)
+            require.fail("channels", requirement, width)
 
 
 class _Design(NamedTuple):
@@ -286,9 +286,8 @@ def _network(
     names = _names(design, block_positions)
 
     def resize(size: Size) -> Model:
-        field = "model.resnet.blocks"
-        positions = residual.remaining_blocks(field, block_positions, size)
-        _check_remaining(field, positions, design.blocks, design.exits)
+        positions = residual.remaining_blocks("blocks", block_positions, size)
+        _check_remaining(positions, design.blocks, design.exits)
         return _network(design, units | dict(size.axes), positions)
 
     block = _pre_block if design.activation == "pre" else _post_block
@@ -311,7 +310,7 @@ def _network(
 
 
 def _check_remaining(
-    field: str, block_positions: tuple[int, ...], blocks: tuple[int, ...], exits: bool
+    block_positions: tuple[int, ...], blocks: tuple[int, ...], exits: bool
 ) -> None:
     """Refuses positions that leave a gap in the network, or none of its heads."""
     positions = stages(blocks)
@@ -322,10 +321,10 @@ def _check_remaining(
     for stage in positions[1 : deepest_stage + 1]:
         if stage[0] not in block_positions:
             requirement = f"block {stage[0]}, which projects for those behind it"
-            require.fail(field, requirement, block_positions)
+            require.fail("blocks", requirement, block_positions)
     if not exits and deepest_stage < len(blocks) - 1:
-        require.fail(field, "a block of the last stage, or exits", block_positions)
+        require.fail("blocks", "a block of the last stage, or exits", block_positions)
     if exits and not any(stage[-1] in block_positions for stage in positions):
         require.fail(
-            field, "the last block of some stage, where an exit is", block_positions
+            "blocks", "the last block of some stage, where an exit is", block_positions
         )

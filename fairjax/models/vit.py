@@ -61,10 +61,10 @@ def vit(
     2021 (DeiT); steps of NeFL (Kang et al. 2023). Deviates: the mean over tokens
     instead of a class token, and no dropout.
     """
-    for field, value in {"depth": depth, "heads": heads, "patch": patch}.items():
-        require.count(f"model.vit.{field}", value)
+    for name, value in {"depth": depth, "heads": heads, "patch": patch}.items():
+        require.count(name, value)
     if width % heads:
-        require.fail("model.vit.width", f"a multiple of the {heads} heads", width)
+        require.fail("width", f"a multiple of the {heads} heads", width)
     units = {"stream": width, "classes": classes}
     units |= {f"heads{i}": heads for i in range(depth)}
     units |= {f"ffn{i}": ratio * width for i in range(depth)}
@@ -86,7 +86,7 @@ class _Design(NamedTuple):
         patch = self.patch
         if shape[1] % patch or shape[2] % patch:
             requirement = f"images of whole {patch} x {patch} patches"
-            require.fail("model.vit.patch", requirement, shape[1:3])
+            require.fail("patch", requirement, shape[1:3])
         return shape[1] // patch, shape[2] // patch
 
 
@@ -175,8 +175,7 @@ def _network(
     """The network of one size."""
 
     def resize(size: Size) -> Model:
-        field = "model.vit.depth"
-        positions = residual.remaining_blocks(field, block_positions, size)
+        positions = residual.remaining_blocks("depth", block_positions, size)
         return _network(design, units | dict(size.axes), positions)
 
     architecture = residual.Architecture(

@@ -44,7 +44,7 @@ def counts(
     """Every tier's number of blocks or exits: as given, or ceil(budget * total).
 
     Args:
-        field: the option's name, for the error.
+        field: the method's argument that gives the numbers, for the error.
         tier_counts: one number per tier; (): by budget.
         budget: share of every tier, in (0, 1].
         total: number in the plain model.
@@ -58,7 +58,7 @@ def counts(
     if not tier_counts:
         tier_counts = [unit_axes.prefix_size(share, total) for share in budget]
     if len(tier_counts) != len(budget):
-        require.fail(field, f"{len(budget)} values, as tiers.budget", tier_counts)
+        require.fail(field, f"{len(budget)} values, one per tier", tier_counts)
     for number in tier_counts:
         require.in_range(field, number, 1, total)
     return tuple(tier_counts)

@@ -65,11 +65,11 @@ def depthfl(
     by width is `fedavg`'s. Deviates: clients are weighted by the fairness rule (there
     each counts once: rule "uniform"); FedDyn's state on the server, see `feddyn`.
     """
-    num_exits = depth.counts("submodel.depthfl.stages", stages, budget, len(axes.exits))
-    require.positive("submodel.depthfl.ramp", ramp)
+    num_exits = depth.counts("stages", stages, budget, len(axes.exits))
+    require.positive("ramp", ramp)
     if exclusive is not None:
         last = len(budget) - 1
-        require.in_range("submodel.depthfl.exclusive", exclusive, 0, last)
+        require.in_range("exclusive", exclusive, 0, last)
         num_exits = (num_exits[exclusive],) * len(budget)
     lengths = [axes.exits[number - 1] + 1 for number in num_exits]
 

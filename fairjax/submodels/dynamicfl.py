@@ -103,7 +103,7 @@ def branched(
     matrices alike, where the released code counts grown layers of the one and branches
     of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
     """
-    require.in_range("submodel.dynamicfl.moved", moved, 0, 1)
+    require.in_range("moved", moved, 0, 1)
     _check_options(number, branch_form, families, rank, inner, structure, sensitivity)
     assert method.local.to_local is None
     assert method.memory is None
@@ -165,7 +165,7 @@ def _init_memory(growth: _Growth, params: Params) -> Any:
     if not np.any(branches.existing_slots(params, growth.layers, growth.form)):
         requirement = f"a family that fits one of {', '.join(growth.layers)}"
         families = growth.form.families
-        require.fail("submodel.dynamicfl.families", requirement, families)
+        require.fail("families", requirement, families)
     return {"alive": jnp.zeros(growth.shape), "sensitivity": jnp.zeros(growth.shape)}
 
 
@@ -274,17 +274,16 @@ def _check_options(
     sensitivity: str,
 ) -> None:
     """Refuses options of `branched` that are out of range or do not fit together."""
-    section = "submodel.dynamicfl"
     for family in families:
-        require.one_of(f"{section}.families", family, FAMILIES)
-    require.count(f"{section}.rank", rank)
-    require.in_range(f"{section}.inner", inner, 0, 1, open_low=True)
-    require.one_of(f"{section}.structure", structure, structures.STRUCTURES)
-    require.one_of(f"{section}.sensitivity", sensitivity, structures.SENSITIVITIES)
-    require.one_of(f"{section}.branch_form", branch_form, FORMS)
+        require.one_of("families", family, FAMILIES)
+    require.count("rank", rank)
+    require.in_range("inner", inner, 0, 1, open_low=True)
+    require.one_of("structure", structure, structures.STRUCTURES)
+    require.one_of("sensitivity", sensitivity, structures.SENSITIVITIES)
+    require.one_of("branch_form", branch_form, FORMS)
     check_form(branch_form, families, structure, sensitivity)
     for count in number:
-        require.in_range("tiers.branches", count, 0)
+        require.in_range("number", count, 0)
 
 
 def check_form(
@@ -304,14 +303,14 @@ def check_form(
     """
     if branch_form != "preconditioned":
         return
-    section, condition = "submodel.dynamicfl", "with branch_form preconditioned"
+    condition = "with branch_form preconditioned"
     for family in families:
         if family not in ONE_MAP:
             requirement = f"families linear in their parameters {condition}: "
             requirement += ", ".join(ONE_MAP)
-            require.fail(f"{section}.families", requirement, family)
+            require.fail("families", requirement, family)
     if structure == "sensitivity" and sensitivity != "gradient":
         requirement = (
             f"gradient {condition}, or structure random or fixed: no branch has values"
         )
-        require.fail(f"{section}.sensitivity", requirement, sensitivity)
+        require.fail("sensitivity", requirement, sensitivity)

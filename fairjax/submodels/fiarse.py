@@ -56,7 +56,7 @@ def fiarse(budget: tuple[float, ...], *, layerwise: bool) -> Method:
     ) -> Submodel:
         layers = _layers(params)
         if not layers:
-            require.fail("model", 'layers with a "kernel"', jax.tree.structure(params))
+            require.fail("params", 'layers with a "kernel"', jax.tree.structure(params))
         joint_threshold = None
         if not layerwise:
             joint_threshold = _threshold(jax.tree.leaves(layers), budget, client)

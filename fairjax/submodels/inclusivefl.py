@@ -59,10 +59,9 @@ def inclusivefl(
     records: "size"); changes of local training are averaged, where the released code
     steps one AdamW per tier along gradients.
     """
-    section = "submodel.inclusivefl"
-    require.in_range(f"{section}.beta", beta, 0, 1)
-    counts = depth.counts(f"{section}.stages", stages, budget, len(axes.exits))
-    require.non_decreasing(f"{section}.stages", counts)
+    require.in_range("beta", beta, 0, 1)
+    counts = depth.counts("stages", stages, budget, len(axes.exits))
+    require.non_decreasing("stages", counts)
     distillation = _distillation(axes, counts)
     block_scopes = _block_scopes(distillation)
     if beta:
@@ -147,7 +146,7 @@ def _check_shapes(distillation: _Distillation, beta: float) -> None:
         for name in names:
             if table[name][1] != table[names[0]][1]:
                 requirement = f"0 where {names[0]} and {name} differ in shape"
-                require.fail("submodel.inclusivefl.beta", requirement, beta)
+                require.fail("beta", requirement, beta)
 
 
 def _share_between_tiers(

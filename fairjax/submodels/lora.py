@@ -65,7 +65,7 @@ def adapt(model: Model, rank: int, alpha: float, *, head: bool = True) -> Model:
     2022, arXiv:2106.09685, section 4; kernels with more than two dimensions as stated
     here.
     """
-    require.count("submodel.lora.rank", rank)
+    require.count("rank", rank)
     return _add_factors(model, rank, alpha / rank, head)
 
 
@@ -161,7 +161,7 @@ def lora(axes: Axes, budget: tuple[float, ...]) -> Method:
     (arXiv:2402.11505) and raFLoRA (arXiv:2602.13486) are other methods: they average
     products of factors and take an SVD.
     """
-    require.one_of("submodel.lora", RANK, axes.units)
+    require.one_of("axes", RANK, axes.units)
     total = axes.units[RANK]
     ranks = [unit_axes.prefix_size(share, total) for share in budget]
 

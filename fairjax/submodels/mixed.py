@@ -86,19 +86,19 @@ def _check_tiers(
     budget: tuple[float, ...], kinds: tuple[str, ...], number: tuple[int, ...]
 ) -> None:
     """Refuses kinds and branches that do not fit the tiers."""
-    requirement = f"{len(budget)} values, as tiers.budget"
+    requirement = f"{len(budget)} values, one per tier"
     if len(kinds) != len(budget):
-        require.fail("submodel.mixed.kinds", requirement, kinds)
+        require.fail("kinds", requirement, kinds)
     for kind in kinds:
-        require.one_of("submodel.mixed.kinds", kind, KINDS)
+        require.one_of("kinds", kind, KINDS)
     if len(number) != len(budget):
-        require.fail("tiers.branches", requirement, number)
+        require.fail("number", requirement, number)
     for tier, (kind, count) in enumerate(zip(kinds, number, strict=True)):
         if count and kind != "plain" and budget[tier] < 1:
             requirement = (
                 f"0 for tier {tier}, of kind {kind!r} and below the plain model"
             )
-            require.fail("tiers.branches", requirement, number)
+            require.fail("number", requirement, number)
 
 
 def _sizes(
@@ -107,7 +107,7 @@ def _sizes(
     """Units that every tier has of the axes that width tiers narrow."""
     hidden = unit_axes.hidden_axes(axes)
     for name in cut:
-        require.one_of("submodel.mixed.cut", name, hidden)
+        require.one_of("cut", name, hidden)
     return [
         {
             name: unit_axes.prefix_sizes(axes, share)[name]
@@ -129,8 +129,8 @@ def _lengths(
     """Length of every tier's prefix of blocks; None without depth tiers."""
     if "depth" not in kinds:
         return None
-    field, total = "submodel.mixed.blocks", axes.blocks.get(depth.BLOCKS, 0)
-    counts = depth.counts(field, blocks, budget, total)
+    total = axes.blocks.get(depth.BLOCKS, 0)
+    counts = depth.counts("blocks", blocks, budget, total)
     lengths = [
         count if kind == "depth" else total
         for kind, count in zip(kinds, counts, strict=True)
@@ -141,7 +141,7 @@ def _lengths(
     if axes.exits:
         min_length = axes.exits[0] + 1
     for length in lengths:
-        require.in_range(field, length, min_length, total)
+        require.in_range("blocks", length, min_length, total)
     return lengths
 
 
@@ -174,7 +174,7 @@ def fit(
         x: inputs whose shape and dtype count.
 
     Returns:
-        A share per budget, for `tiers.budget`.
+        A share per budget, for a method's argument `budget`.
 
     Raises:
         InputError: an unknown resource, or a budget below the smallest sub-model's

@@ -60,10 +60,10 @@ def nefl(
     """
     shares = width or budget
     drops = dropped or (0,) * len(budget)
-    for field, values in {"width": shares, "dropped": drops}.items():
+    for name, values in {"width": shares, "dropped": drops}.items():
         if len(values) != len(budget):
-            requirement = f"{len(budget)} values, as tiers.budget"
-            require.fail(f"submodel.nefl.{field}", requirement, values)
+            requirement = f"{len(budget)} values, one per tier"
+            require.fail(name, requirement, values)
     sizes = [unit_axes.prefix_sizes(axes, math.sqrt(share)) for share in shares]
     length = axes.blocks.get(depth.BLOCKS, 0)
     dropped_blocks = [_dropped_blocks(axes, length, choice) for choice in drops]
@@ -91,7 +91,7 @@ def nefl(
 
 def _dropped_blocks(axes: Axes, length: int, choice: Dropped) -> tuple[int, ...]:
     """Positions of the blocks that a tier drops."""
-    field = "submodel.nefl.dropped"
+    field = "dropped"
     identity = [block for block in range(length) if block not in axes.reshaping_blocks]
     # One block at least remains.
     max_drops = min(len(identity), max(length - 1, 0))

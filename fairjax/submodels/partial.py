@@ -49,7 +49,7 @@ def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
     """
     require.one_of("mode", mode, MODES)
     if _BLOCKS not in axes.blocks:
-        require.fail("model", f'a block list "{_BLOCKS}"', list(axes.blocks))
+        require.fail("axes", f'a block list "{_BLOCKS}"', list(axes.blocks))
     count = axes.blocks[_BLOCKS]
     num_trained = [unit_axes.prefix_size(share, count) for share in budget]
 

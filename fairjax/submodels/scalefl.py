@@ -68,7 +68,7 @@ def scalefl(
     """
     width_shares = width or tuple(math.sqrt(share) for share in budget)
     if len(width_shares) != len(budget):
-        require.fail("submodel.scalefl.width", f"{len(budget)} values, per tier", width)
+        require.fail("width", f"{len(budget)} values, one per tier", width)
     sizes = [
         {
             name: max(1, math.floor(round(share * full_size, 9)))
@@ -76,7 +76,7 @@ def scalefl(
         }
         for share in width_shares
     ]
-    num_exits = depth.counts("submodel.scalefl.exits", exits, budget, len(axes.exits))
+    num_exits = depth.counts("exits", exits, budget, len(axes.exits))
     lengths = [axes.exits[number - 1] + 1 for number in num_exits]
 
     def submodel(

@@ -415,9 +415,7 @@ def test_an_mlp_is_its_layers():
 
 @pytest.mark.parametrize("channels", [(6,), (8, 10), (2, 8)])
 def test_channels_must_be_whole_norm_groups(channels):
-    with pytest.raises(
-        require.InputError, match=r"model\.cnn\.channels: .*group_size 4"
-    ):
+    with pytest.raises(require.InputError, match=r"^channels: .*group_size 4"):
         cnn(classes=2, channels=channels, group_size=4, lowering="xla")
     cnn(classes=2, channels=channels, group_size=0, lowering="xla")
 

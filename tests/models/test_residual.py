@@ -207,11 +207,11 @@ def test_moments_that_are_given_replace_those_of_the_batch():
 @pytest.mark.parametrize(
     ("options", "blocks", "message"),
     [
-        ({}, (0, 1, 3), "block 2, which projects"),
-        ({}, (0, 1), "last stage, or exits"),
-        ({"exits": True}, (0, 2), "last block of some stage"),
-        ({}, (), "some of the 4 blocks"),
-        ({}, (0, 1, 2, 4), "some of the 4 blocks"),
+        ({}, (0, 1, 3), "^blocks: .* block 2, which projects"),
+        ({}, (0, 1), "^blocks: .* last stage, or exits"),
+        ({"exits": True}, (0, 2), "^blocks: .* last block of some stage"),
+        ({}, (), "^blocks: .* some of the 4 blocks"),
+        ({}, (0, 1, 2, 4), "^blocks: .* some of the 4 blocks"),
     ],
 )
 def test_blocks_that_cannot_go_are_refused(options, blocks, message):
@@ -224,30 +224,32 @@ def test_blocks_that_cannot_go_are_refused(options, blocks, message):
 )
 def test_stages_of_a_plain_network_go_from_the_end_alone(exits, blocks):
     size = Size({}, {"blocks": blocks})
-    with pytest.raises(require.InputError, match="a prefix of the stages, and exits"):
+    with pytest.raises(
+        require.InputError, match=r"^channels: .* a prefix of the stages, and"
+    ):
         small_cnn(exits=exits).resize(size)
 
 
 def test_a_plain_network_without_exits_has_no_list_of_blocks():
     assert not small_cnn().axes.blocks
     assert small_cnn(exits=True).axes.reshaping_blocks == (1, 2)
-    with pytest.raises(require.InputError, match="at least one stage"):
+    with pytest.raises(require.InputError, match=r"^channels: .* at least one stage"):
         small_cnn(channels=())
 
 
 def test_names_and_sizes_that_do_not_fit_are_refused():
     for build, message in [
-        (lambda: small_resnet(norm="layer"), r"model\.resnet\.norm: "),
-        (lambda: small_resnet(activation="mid"), r"model\.resnet\.activation: "),
-        (lambda: small_resnet(channels=(8, 10)), r"channels: .* group_size 4"),
-        (lambda: small_resnet(blocks=(2,)), r"model\.resnet\.blocks: "),
-        (lambda: small_vit(heads=3), r"model\.vit\.width: .* 3 heads"),
-        (lambda: small_resmlp(norm="group"), r"model\.resmlp\.norm: "),
-        (lambda: small_resmlp(norm="none", depth=0), r"model\.resmlp\.depth: "),
+        (lambda: small_resnet(norm="layer"), "^norm: "),
+        (lambda: small_resnet(activation="mid"), "^activation: "),
+        (lambda: small_resnet(channels=(8, 10)), "^channels: .* group_size 4"),
+        (lambda: small_resnet(blocks=(2,)), "^blocks: "),
+        (lambda: small_vit(heads=3), "^width: .* 3 heads"),
+        (lambda: small_resmlp(norm="group"), "^norm: "),
+        (lambda: small_resmlp(norm="none", depth=0), "^depth: "),
     ]:
         with pytest.raises(require.InputError, match=message):
             build()
-    with pytest.raises(require.InputError, match="whole 2 x 2 patches"):
+    with pytest.raises(require.InputError, match=r"^patch: .* whole 2 x 2 patches"):
         small_vit().init(jax.random.key(0), jnp.zeros((1, 4, 5, 1)))
 
 

@@ -208,7 +208,7 @@ def test_the_bill_is_the_kept_weights_and_a_bitmap():
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(require.InputError, match='layers with a "kernel"'):
+    with pytest.raises(require.InputError, match=r'^params: .* layers with a "kernel"'):
         fiarse(BUDGET, layerwise=False).submodel(
             jax.random.key(0), jnp.asarray(0), {"w": jnp.ones(3)}, fakes.member()
         )

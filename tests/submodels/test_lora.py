@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fairjax.core import axes as unit_axes
-from fairjax.core import layout, round
+from fairjax.core import layout, require, round
 from fairjax.core.types import Axes, Cohort, LeafAxes, Model, Outputs
 from fairjax.fairness import weights
 from fairjax.submodels.lora import adapt, lora
@@ -162,3 +163,10 @@ def test_equal_ranks_are_the_plain_mean_and_others_are_counted_per_rank():
     np.testing.assert_allclose(mixed[:2], (poor[:2] + rich[:2]) / 2, atol=1e-6)
     np.testing.assert_allclose(mixed[2:], rich[2:], atol=1e-6)
     np.testing.assert_allclose(both, (full + rich) / 2, atol=1e-6)
+
+
+def test_a_model_without_factors_and_a_rank_of_none_are_refused():
+    with pytest.raises(require.InputError, match=r"^rank: expected a whole number"):
+        adapt(PLAIN, 0, 1.0)
+    with pytest.raises(require.InputError, match=r"^axes: expected one of .*'rank'"):
+        lora(PLAIN.axes, BUDGET)

@@ -107,12 +107,12 @@ def test_one_tier_of_full_size_is_fedavg():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropped": (2, 0)}, r"submodel\.nefl\.dropped"),
-        ({"dropped": (1,)}, r"submodel\.nefl\.dropped"),
-        ({"dropped": (1.0, 0)}, r"submodel\.nefl\.dropped"),
-        ({"dropped": ((0,), 0)}, r"submodel\.nefl\.dropped: .* positions among \[1\]"),
-        ({"dropped": ((1, 1), 0)}, r"submodel\.nefl\.dropped: .* each once"),
-        ({"width": (0.5,)}, r"submodel\.nefl\.width"),
+        ({"dropped": (2, 0)}, "^dropped: "),
+        ({"dropped": (1,)}, "^dropped: "),
+        ({"dropped": (1.0, 0)}, "^dropped: "),
+        ({"dropped": ((0,), 0)}, r"^dropped: .* positions among \[1\]"),
+        ({"dropped": ((1, 1), 0)}, "^dropped: .* each once"),
+        ({"width": (0.5,)}, "^width: "),
     ],
 )
 def test_what_cannot_be_dropped_is_refused(options, message):

@@ -114,7 +114,9 @@ def test_a_client_receives_all_and_sends_what_it_trained():
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(require.InputError, match='expected a block list "blocks"'):
+    with pytest.raises(
+        require.InputError, match=r'^axes: expected a block list "blocks"'
+    ):
         partial(fakes.small_mlp().axes, BUDGET, mode="top")
     with pytest.raises(require.InputError, match='mean "rolling"'):
         partial(MODEL.axes, BUDGET, mode="roling")

@@ -77,7 +77,9 @@ def test_a_tier_trains_what_it_keeps_of_both():
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(require.InputError, match=r"submodel\.scalefl\.width"):
+    with pytest.raises(
+        require.InputError, match=r"^width: expected 2 values, one per tier"
+    ):
         scaled(width=(0.5,))
-    with pytest.raises(require.InputError, match=r"submodel\.scalefl\.exits"):
+    with pytest.raises(require.InputError, match=r"^exits: "):
         scaled(exits=(1, 3))
