@@ -240,7 +240,7 @@ def _train_and_score(
         lambda state: run.draw(state.key, state.round),
         spec=spec,
         layout=run.layout,
-        rounds=run.config["rounds"],
+        rounds=run.config.rounds,
     )
     members = evaluate.representatives(run)
     tiers = jnp.asarray(run.tiers)

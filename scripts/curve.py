@@ -99,7 +99,7 @@ def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
             lambda state: run.draw(state.key, state.round),
             spec=spec,
             layout=layout.vmapped(),
-            rounds=run.config["rounds"],
+            rounds=run.config.rounds,
         )
         full, _ = deployed.evaluate(
             end, val, data, jnp.asarray(run.tiers), members, spec=spec

@@ -17,7 +17,6 @@ import scipy.special
 
 from configs import default
 from fairjax.experiment import summary
-from fairjax.experiment.config import validate
 from fairjax.experiment.io import preemption
 from fairjax.experiment.io.workdir import provenance
 
@@ -33,12 +32,12 @@ Figure = Callable[[Any], float]
 def changes(config: Any) -> dict[str, Any]:
     """The fields, with values, in which a config differs from configs/default.py."""
     fields, defaults = (
-        validate.to_plain(config),
-        validate.to_plain(default.get_config()),
+        conversion.to_plain(config),
+        conversion.to_plain(default.get_config()),
     )
     return {
         path: functools.reduce(operator.getitem, path.split("."), fields)
-        for path in validate.differences(fields, defaults)
+        for path in conversion.differences(fields, defaults)
     }
 
 

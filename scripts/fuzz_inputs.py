@@ -17,7 +17,8 @@ from fairjax import report
 from fairjax.data import assignment, augment, datasets, federation
 from fairjax.experiment import cli
 from fairjax.experiment import train as training
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, optimizers, registry, schema, validate
+from fairjax.experiment.config.options import data as data_options
 from fairjax.experiment.io import checkpoint
 from fairjax.experiment.io import workdir as files
 from scripts import experiment, train
@@ -85,13 +86,13 @@ WORDS = (
         *registry.MODELS,
         *registry.METHODS,
         *registry.RULES,
-        *registry.OPTIMIZERS,
-        *registry.SERVERS,
+        *optimizers.OPTIMIZERS,
+        *optimizers.SERVERS,
     ),
     *(
-        *registry.SCHEDULES,
-        *registry.NORMALISATIONS,
-        *registry.ASSIGNMENTS,
+        *optimizers.SCHEDULES,
+        *data_options.NORMALISATIONS,
+        *schema.ASSIGNMENTS,
         *assignment.PARTITIONS,
     ),
     *(*datasets.DATASETS, *augment.AUGMENTS, "client_dp", "record_dp", "local_dp"),
@@ -146,7 +147,7 @@ def overrides(rng: Random, folder: pathlib.Path) -> Attempt:
 
 def _read_attempt(rng: Random, name: str, path: pathlib.Path, **roles: Any) -> Attempt:
     """Reads a file as a run would, and assigns its records to clients."""
-    clients, normalise = int(rng.integers(1, 5)), pick(rng, registry.NORMALISATIONS)
+    clients, normalise = int(rng.integers(1, 5)), pick(rng, data_options.NORMALISATIONS)
 
     def main(_: Any) -> None:
         table = datasets.load(name, path=str(path), **roles)

@@ -16,7 +16,7 @@ import configs.trend
 from configs import default
 from fairjax.core import require
 from fairjax.experiment import cli
-from fairjax.experiment.config import registry, validate
+from fairjax.experiment.config import optimizers, registry, validate
 from scripts import experiment, pages, results, standings, trend
 from scripts.contests import CONTESTS
 
@@ -141,7 +141,12 @@ def test_the_results_hold_what_the_configs_promise():
 
 
 def test_every_name_of_the_tables_is_in_the_readme():
-    for table in (registry.MODELS, registry.METHODS, registry.RULES, registry.SERVERS):
+    for table in (
+        registry.MODELS,
+        registry.METHODS,
+        registry.RULES,
+        optimizers.SERVERS,
+    ):
         for name in table:
             assert f"`{name}`" in README
 

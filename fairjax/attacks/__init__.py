@@ -102,8 +102,7 @@ def load_target(
     if (pathlib.Path(workdir) / "config.json").exists():
         expected = "none with the folder of a run, which has its own"
         require.fail("--config", expected, str(workdir))
-    validate.check(config, overridden)
-    run = build.run(config, vmapped=True)
+    run = build.checked_run(validate.check(config, overridden), vmapped=True)
     return run, init_state(run)
 
 

@@ -101,7 +101,7 @@ def audit(run: build.Run, settings: Audit) -> list[dict[str, Any]]:
     mechanisms = run.guarantee.parties.values()
     replace_one = any(mechanism.neighbours == "replace_one" for mechanism in mechanisms)
     program = _feature_program(run, settings, setting)
-    key = rng.fold_in(jax.random.key(run.config["seed"]), Role.ATTACK, 2)
+    key = rng.fold_in(jax.random.key(run.config.seed), Role.ATTACK, 2)
     run_keys = jax.random.split(key, (2, settings.runs))
     confidence = 1 - (1 - settings.confidence) / len(settings.canary)
     rows = []

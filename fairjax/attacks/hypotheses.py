@@ -8,7 +8,7 @@ where clients have branches of their own, every set of branches.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from fairjax.core import require, scopes
 from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
 from fairjax.core.types import RunState
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, conversion, registry
+from fairjax.experiment.config.options.methods import DynamicFL
 from fairjax.submodels import branches, structures
 
 MAX_STRUCTURES = 4096
@@ -77,18 +78,13 @@ def candidates(
 
 def has_secret_branches(run: build.Run) -> bool:
     """Whether the clients' branches follow from what the clients remember."""
-    return any(run.branches) and registry.uses_branch_memory(
-        validate.from_plain(run.config)
-    )
+    return any(run.branches) and registry.uses_branch_memory(run.config)
 
 
 def static_method(run: build.Run) -> Method:
     """The method without its planner: a client keeps the branches of its memory."""
-    config: Any = validate.from_plain(run.config)
-    config.submodel.dynamicfl.moved = 0.0
-    return registry.METHODS[config.submodel.name].method(
-        config, run.spec.local.model.axes
-    )
+    config = conversion.replaced(run.config, {"submodel.dynamicfl.moved": 0.0})
+    return registry.method(config, run.spec.local.model.axes)
 
 
 def search_space(run: build.Run, state: RunState) -> Guesses:
@@ -99,10 +95,9 @@ def search_space(run: build.Run, state: RunState) -> Guesses:
     """
     if not has_secret_branches(run):
         return Guesses(jnp.arange(len(run.budget), dtype=jnp.int32), None)
-    config: Any = validate.from_plain(run.config)
-    options = config.submodel.dynamicfl
+    options: DynamicFL = run.config.submodel.options["dynamicfl"]
     layers = branches.layers(run.spec.local.model.axes, options.skip)
-    form = branches.Form(tuple(options.families), options.rank)
+    form = branches.Form(options.families, options.rank)
     branch_mask = branches.existing_slots(state.params, layers, form)
     branch_counts = [
         min(number * len(layers), branch_mask.sum()) for number in run.branches

@@ -89,7 +89,7 @@ def attack(
     by_name = _scores(run, state, candidates, settings)
     tiers = np.asarray(run.tiers_at(state.round - 1))
     owner_tier = tiers[candidates.owner]
-    key = rng.fold_in(jax.random.key(run.config["seed"]), Role.ATTACK, _RESAMPLES)
+    key = rng.fold_in(jax.random.key(run.config.seed), Role.ATTACK, _RESAMPLES)
     segments = [None, *range(len(run.budget))]
     segment_masks = np.stack(
         [owner_tier >= 0 if t is None else owner_tier == t for t in segments]
@@ -274,7 +274,7 @@ def _shadow_scores(
 ) -> tuple[Float[Array, "M E"], Float[Array, "M E"], Bool[Array, "M E"]]:
     """(losses, margins, membership) of the shadow models."""
     start = setting.start
-    initial_params = None if run.config["model"]["init_from"] is None else start.params
+    initial_params = None if run.config.model.init_from is None else start.params
 
     def init_state(key: Array) -> RunState:
         return round.init(
@@ -299,7 +299,7 @@ def _shadow_scores(
         )
         return _losses(logits, setting.y), scores.margin(logits, setting.y), membership
 
-    seed = rng.fold_in(jax.random.key(run.config["seed"]), Role.ATTACK, _SHADOWS)
+    seed = rng.fold_in(jax.random.key(run.config.seed), Role.ATTACK, _SHADOWS)
     program = jax.jit(layout.on_devices(train_shadows, run.mesh))
     return program(jax.random.split(seed, settings.shadows))
 

@@ -172,13 +172,13 @@ def _check_settings(run: build.Run, settings: Inversion) -> Inversion:
         require.fail("data.name", expected, list(train.x.shape[1:]))
     if not len(public.y):
         require.fail("data", "public images, in the test split", "none")
-    privacy = run.config["privacy"]
-    if privacy["mechanism"] == "client_dp":
+    privacy = run.config.privacy
+    if privacy.mechanism == "client_dp":
         expected = "another than client_dp, whose server is trusted with every upload"
         require.fail("privacy.mechanism", expected, "client_dp")
-    if privacy["secure_sum"] != "off":
+    if privacy.secure_sum != "off":
         expected = "off: uploads that are masked are read by nobody"
-        require.fail("privacy.secure_sum", expected, privacy["secure_sum"])
+        require.fail("privacy.secure_sum", expected, privacy.secure_sum)
     require.one_of("--variant", settings.variant, VARIANTS)
     require.one_of("--observable", settings.observable, victims.OBSERVABLES)
     tiers = settings.tier or tuple(range(len(run.budget)))

@@ -128,13 +128,13 @@ def rows(
         (rows, {file name: picture of the victims}).
     """
     results = invert(run, state, settings)
-    privacy = run.config["privacy"]
+    privacy = run.config.privacy
     common = {
         "variant": settings.variant,
         "observable": settings.observable,
         "round": int(state.round),
-        "mechanism": privacy["mechanism"],
-        "noise_multiplier": privacy["noise_multiplier"],
+        "mechanism": privacy.mechanism,
+        "noise_multiplier": privacy.noise_multiplier,
         "images": settings.images,
         "records": settings.records,
         "steps": attacked_problem(run, settings).schedule.steps,

@@ -94,15 +94,15 @@ def local_problem(
         records: r.
         steps: local steps under observable "steps".
     """
-    c, local = run.config["local"], run.spec.local
+    c, local = run.config.local, run.spec.local
     counts = np.asarray([records])
     if observable == "round":
-        has_steps = c["steps"] is not None
+        has_steps = c.steps is not None
         plan = batching.local_schedule(
             counts,
-            batch_size=c["batch_size"],
-            epochs=None if has_steps else c["epochs"],
-            steps=c["steps"],
+            batch_size=c.batch_size,
+            epochs=None if has_steps else c.epochs,
+            steps=c.steps,
         )
     else:
         steps = steps if observable == "steps" else 1

@@ -65,7 +65,7 @@ from fairjax.core import (
 from fairjax.core.participants import CohortResult, OpenRound, Slot
 from fairjax.core.protocols import Layout
 from fairjax.core.rng import Role
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.spec import RoundInfo, Spec
 from fairjax.core.types import (
     Block,
@@ -104,6 +104,7 @@ def init(
     # Copies: a caller that donates the state must not lose the arrays it gave.
     start = jax.tree.map(jnp.array, params)
     clients = len(counts)
+    facts = FederationFacts(jnp.asarray(counts), tiers, spec.groups)
 
     def per_client(tree: Any) -> Any:
         return jax.tree.map(
@@ -114,7 +115,7 @@ def init(
         round=jnp.zeros((), jnp.int32),
         params=start,
         server=spec.server.init(start),
-        rule=spec.rule.init(start, jnp.asarray(counts), tiers),
+        rule=spec.rule.init(start, facts),
         memory=None if method.memory is None else per_client(method.memory.init(start)),
         leaf_copies=scopes.init(method, start, clients, tiers),
         personal=None if spec.rule.personal is None else per_client(start),

@@ -39,6 +39,17 @@ class CohortStats(NamedTuple):
     any."""
 
 
+class FederationFacts(NamedTuple):
+    """What a rule knows of the whole federation when a run begins."""
+
+    count: Int[Array, "N"]
+    """Number of training records of each client."""
+    num_tiers: int
+    """T."""
+    num_groups: int = 0
+    """G, the values of the patient attribute that the run evaluates; 0: none."""
+
+
 class Rule(NamedTuple):
     """One fairness rule: how the cohort's deltas are weighted or combined.
 
@@ -86,10 +97,8 @@ class Rule(NamedTuple):
     holds for plain SGD steps along the loss alone."""
     full_participation: bool = False
     """The rule means something only if every client is in every round's cohort."""
-    init: Callable[[Params, Int[Array, "N"], int], PyTree] = (
-        lambda params, counts, tiers: ()
-    )
-    """(plain model, training records of every client, T) -> state."""
+    init: Callable[[Params, FederationFacts], PyTree] = lambda params, facts: ()
+    """(plain model, facts of the federation) -> state."""
     broadcast: Callable[[PyTree, Cohort, CohortStats], PyTree[Array]] = (
         lambda state, cohort, stats: None
     )

@@ -107,7 +107,7 @@ def _evaluate_baselines(
         chunk=1,
         backend=jax.default_backend(),
         parameters=size,
-        convolutional=registry.MODELS[run.config["model"]["name"]].convolutional,
+        convolutional=registry.MODELS[run.config.model.name].convolutional,
         clients=len(tiers),
     )
 

@@ -106,6 +106,6 @@ def _input_fn(run: build.Run, state: RunState) -> Callable[[RunState], Federated
         )
 
     prefetcher = feed.Prefetcher(
-        records, run.guarantee.affordable_rounds(run.config["rounds"])
+        records, run.guarantee.affordable_rounds(run.config.rounds)
     )
     return lambda state: prefetcher(int(distributed.local_copy(state.round)))

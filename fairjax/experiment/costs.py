@@ -158,7 +158,7 @@ def privacy_of(run: build.Run, rounds: int) -> dict[str, Any]:
 def privacy_notes(run: build.Run, rounds: int) -> list[str]:
     """What the run's guarantee is easily taken for and does not cover, in sentences."""
     notes = run.guarantee.notes(rounds)
-    origin = run.config["model"]["init_from"]
+    origin = run.config.model.init_from
     if origin is None or not run.guarantee.parties:
         return notes
     folder, source_info = pathlib.Path(origin), {}

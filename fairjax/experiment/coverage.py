@@ -139,11 +139,11 @@ def _holder_limits(run: build.Run) -> tuple[float, Int[np.ndarray, "T"]]:
     """(clients that must train a coordinate, most clients of each tier in a cohort)."""
     min_holders, population = 1.0, run.spec.protection.population
     if run.guarantee.secure_sum != "off":
-        min_holders = float(run.config["privacy"]["secure"]["minimum"])
+        min_holders = float(run.config.privacy.secure.minimum)
         if population is not None:
             min_holders /= population.sampling_rate
     max_per_tier = np.full(len(run.budget), len(run.splits.clients))
-    if run.config["execution"]["slots"] == "stratified" and run.slots is not None:
+    if run.config.execution.slots == "stratified" and run.slots is not None:
         max_per_tier = np.asarray(run.slots)
     return min_holders, max_per_tier
 
@@ -189,7 +189,7 @@ def _distinct_rounds(
 
     signatures, repeats = set(), 0
     last_change = max((number for number, _, _ in run.changes), default=0)
-    for number in range(run.guarantee.affordable_rounds(run.config["rounds"])):
+    for number in range(run.guarantee.affordable_rounds(run.config.rounds)):
         tiers = run.tiers_at(number)
         arguments = start.params, jnp.asarray(number, jnp.int32), tiers
         submodels, eligible = jax.device_get(cohort_submodels(*arguments))

@@ -173,7 +173,7 @@ def evaluator(
     def evaluate_state(state: RunState):
         tiers = run.tiers_at(state.round - 1)
         full, per_tier = program(state, data, train, tiers, tier_clients)
-        min_records = run.config["min_test_records"]
+        min_records = run.config.min_test_records
         figures = metrics.summary(
             full, per_tier, np.asarray(tiers), min_records=min_records
         )
@@ -192,8 +192,8 @@ def robustness_summary(
         start: its first state, from which the rings of coordinates follow.
         state: its last state.
     """
-    robust_config, rings = run.config["robust"], []
-    if robust_config["aggregator"] in aggregators.BY_COORDINATE:
+    robust_config, rings = run.config.robust, []
+    if robust_config.aggregator in aggregators.BY_COORDINATE:
         clients = len(run.splits.clients)
         rings = robustness.rings(
             run.config, start.params, holder_counts(run, start), clients, run.cohort
@@ -202,8 +202,8 @@ def robustness_summary(
     # Both are sums in float32.
     refused_clients = np.flatnonzero(accepted < selected * (1 - 1e-5))
     return {
-        "aggregator": robust_config["aggregator"],
-        "norm_bound": robust_config["norm_bound"],
+        "aggregator": robust_config.aggregator,
+        "norm_bound": robust_config.norm_bound,
         "rings": [ring._asdict() | {"tiers": list(ring.tiers)} for ring in rings],
         "faults": [
             {"name": fault.name, "hospitals": int(fault.clients.sum())}

@@ -217,7 +217,7 @@ def open_hooks(
         contextlib.ExitStack() as profiling,
     ):
         stop, logs = StopRequest(stop_requested), (rounds_file, clients_file)
-        every = run.config["checkpoint"]["every"]
+        every = run.config.checkpoint.every
         round_hooks: list[Hook] = [MetricsLog(*logs)]
         if resumed.best_checkpoints is not None:
             keep_best = KeepBest(resumed.best_checkpoints, best_rows, run.criterion)

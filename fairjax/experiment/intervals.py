@@ -180,9 +180,7 @@ def resampled_figures(
     chunk = min(MAX_CHUNK, max(MIN_CHUNK, MAX_ELEMENTS // largest))
     inputs = (logits, records.y, records.views[view], threshold)
     clusters = (patient, offset.astype(np.int32), count)
-    key = rng.fold_in(
-        jax.random.key(run.config["seed"]), Role.EVALUATE, int(state.round)
-    )
+    key = rng.fold_in(jax.random.key(run.config.seed), Role.EVALUATE, int(state.round))
 
     def chunk_figures(numbers: Int[np.ndarray, "R"]) -> Figures:
         figures = _figures(

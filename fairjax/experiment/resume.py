@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fairjax.core import require, round
 from fairjax.core.types import Params, RunState
 from fairjax.experiment import best_round
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, conversion, paths, registry
 from fairjax.experiment.io import checkpoint
 from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ def initial_state(run: build.Run) -> RunState:
         InputError: `model.init_from` has no run or no valid checkpoint, or its run has
             the same classes in another order.
     """
-    init_from = run.config["model"]["init_from"]
+    init_from = run.config.model.init_from
     if init_from is None:
         return init_state(run)
     source_run, state = load(init_from)
@@ -48,13 +48,17 @@ def init_state(run: build.Run, params: Params | None = None) -> RunState:
     x = jnp.asarray(run.splits.train.x[:1])
     init_fn = functools.partial(
         round.init,
-        jax.random.key(run.config["seed"]),
+        jax.random.key(run.config.seed),
         x,
         counts=run.splits.train.count,
         tiers=len(run.budget),
         spec=run.spec,
     )
-    state = init_fn()
+    with (
+        paths.naming({"rule": "fairness.rule"}),
+        registry.naming_options(run.config),
+    ):
+        state = init_fn()
     if params is None:
         return state
     require.same_structure(
@@ -89,7 +93,7 @@ def load(
     try:
         # The devices that it was trained on may not be here.
         config["execution"]["devices"] = 1 if jax.process_count() == 1 else 0
-        run = build.run(validate.from_plain(config, f"{path}: "), vmapped=vmapped)
+        run = build.run(conversion.from_plain(config, f"{path}: "), vmapped=vmapped)
     except (AttributeError, KeyError, TypeError) as error:
         description = "the config of a run of this version; got one of "
         description += (
@@ -141,14 +145,14 @@ def open_run(
     valid_step = checkpoint.restore_latest(steps, start, meta)
     state = start if valid_step is None else valid_step.state
     damaged_rounds = best_round.damaged_rounds(run, state, workdir)
-    files.write_json(workdir / "config.json", run.config)
+    files.write_json(workdir / "config.json", conversion.to_plain(run.config))
     files.write_json(workdir / "provenance.json", files.provenance())
     if valid_step is not None:
         checkpoint.set_aside(steps, valid_step.skipped_steps)
     checkpoint.set_aside(workdir / "selected", damaged_rounds)
     for name in ("metrics.jsonl", "clients.jsonl"):
         files.truncate(workdir / name, int(state.round))
-    keep = run.config["checkpoint"]["keep"]
+    keep = run.config.checkpoint.keep
     checkpoints = stack.enter_context(Checkpoints(steps, keep=keep, run_meta=meta))
     best_checkpoints = stack.enter_context(best_round.open_checkpoints(run, workdir))
     return OpenRun(workdir, state, checkpoints, best_checkpoints)

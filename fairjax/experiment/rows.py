@@ -42,7 +42,7 @@ def of_round(
     rows_of_clients = []
     if evaluation is not None:
         tiers = np.asarray(run.tiers_at(number - 1))
-        min_records = run.config["min_test_records"]
+        min_records = run.config.min_test_records
         row |= evaluation_row(evaluation, tiers, min_records=min_records)
         rows_of_clients = [*client_rows(run, number, tiers, cohort, info, evaluation)]
     row["time/round_s"] = round_s

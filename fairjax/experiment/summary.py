@@ -69,7 +69,7 @@ def summarise(
     criterion = model_selection.effective_criterion(rows, run.criterion)
     content["final"] = final(run, evaluate_fn, state, best_state)
     content["final"] |= {"selected_by": criterion}
-    if run.config["baselines"]:
+    if run.config.baselines:
         evaluation = evaluate_fn(state)[0]
         content["baselines"] = baselines.baselines(
             run, forecast.start, state, evaluation
@@ -118,13 +118,13 @@ def run_summary(
 
 
 def _data_summary(run: build.Run) -> dict[str, Any]:
-    splits, config = run.splits, run.config["data"]
+    splits, config = run.splits, run.config.data
     return {
-        "name": config["name"],
+        "name": config.name,
         "rows": splits.rows,
         "hash": splits.hash,
-        "normalise": config["normalise"],
-        "partition": config["partition"]["name"],
+        "normalise": config.normalise,
+        "partition": config.partition.name,
         "clients": len(splits.clients),
         "classes": list(splits.classes),
         "positive": splits.positive,
@@ -154,7 +154,7 @@ def _compared_tiers(run: build.Run, state: RunState) -> list[int]:
         np.asarray(run.splits.test.count),
         np.asarray(run.tiers_at(state.round - 1)),
     )
-    min_records = run.config["min_test_records"]
+    min_records = run.config.min_test_records
     _, is_compared = clients.has_enough_records(
         test_counts, tiers, len(run.budget), min_records
     )
@@ -316,7 +316,7 @@ def _model_entry(
     client_entries = [
         _client_entry(figures, client) for client in range(len(figures.tiers))
     ]
-    min_records = run.config["min_test_records"]
+    min_records = run.config.min_test_records
     client_headlines = headlines.Headlines(
         client_entries, figures.client_quality, len(run.budget), min_records
     )

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fairjax import report
 from fairjax.core import require
 from fairjax.experiment import cli, vmapped
-from fairjax.experiment.config import validate
+from fairjax.experiment.config import conversion, validate
 from fairjax.experiment.io import preemption
 from fairjax.experiment.io import workdir as files
 
@@ -116,11 +116,10 @@ def points(
     for fields in settings:
         flags = [*base, *(f"--config.{name}={value}" for name, value in fields.items())]
         options = cli.parse(define, ["train.py", *flags, f"--workdir={workdir}"])
-        validate.check(options.config, cli.override_paths(options))
-        plain = validate.to_plain(options.config)
+        checked = validate.check(options.config, cli.override_paths(options))
         name = folder(options.config, list(fields))
-        files.check(workdir / name, plain)
-        key = json.dumps(plain)
+        files.check(workdir / name, checked.config)
+        key = json.dumps(conversion.to_plain(checked.config))
         if key in points_by_config:
             require.fail(
                 "sweep", "every config once", f"{points_by_config[key].name} and {name}"

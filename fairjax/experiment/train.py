@@ -28,7 +28,7 @@ from fairjax.experiment import (
     rows,
     summary,
 )
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, conversion, validate
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.io import workdir as files
 
@@ -83,17 +83,18 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     with distributed.collective_section():
-        validate.check(config, override_paths)
+        checked = validate.check(config, override_paths)
         if distributed.first():
-            files.check(workdir, validate.to_plain(config))
-        run = build.run(config)
+            files.check(workdir, checked.config)
+        run = build.checked_run(checked)
         start = (
             resume.initial_state(run)
             if params is None
             else resume.init_state(run, params)
         )
     distributed.require_equal(
-        "config and data", json.dumps([run.config, run.splits.hash])
+        "config and data",
+        json.dumps([conversion.to_plain(run.config), run.splits.hash]),
     )
     if not distributed.first():
         return Result(_run_worker(run, start), {}, {}, workdir)
@@ -135,7 +136,7 @@ def _run_rounds(
         was left).
     """
     config, state = run.config, resumed.state
-    first, last = int(state.round), run.guarantee.affordable_rounds(config["rounds"])
+    first, last = int(state.round), run.guarantee.affordable_rounds(config.rounds)
     _print_privacy(run, last)
     start_time = time.perf_counter()
     evaluate_fn = evaluate.compile_evaluation(run, state)
@@ -163,7 +164,7 @@ def _run_rounds(
             state, (cohort, info) = distributed.local_copy((device_state, outputs))
             round_s = time.perf_counter() - start_time
             step_seconds += round_s
-            is_evaluated = number % config["eval_every"] == 0 or number == last
+            is_evaluated = number % config.eval_every == 0 or number == last
             evaluation = None
             if is_evaluated:
                 evaluation = jax.device_get(evaluate_fn(state)[0])
@@ -186,7 +187,7 @@ def _run_worker(run: build.Run, state: RunState) -> RunState:
         pass  # the first process opens its folder
     state = distributed.replicate(distributed.broadcast(state), run.mesh)
     round_indices = range(
-        int(state.round), run.guarantee.affordable_rounds(run.config["rounds"])
+        int(state.round), run.guarantee.affordable_rounds(run.config.rounds)
     )
     if round_indices:
         step, _ = compilation.compile_round(run, state)
@@ -203,9 +204,9 @@ def _run_worker(run: build.Run, state: RunState) -> RunState:
 
 
 def _print_privacy(run: build.Run, last: int) -> None:
-    warning = run.guarantee.budget_warning(run.config["rounds"])
+    warning = run.guarantee.budget_warning(run.config.rounds)
     if warning is not None:
-        print(warning)
+        print(f"privacy.{warning}")
     for note in costs.privacy_notes(run, last):
         print(f"privacy: {note}")
 

@@ -19,7 +19,7 @@ from fairjax.core import require, trees
 from fairjax.core.types import RunState
 from fairjax.data import pixels
 from fairjax.experiment.compilation import Compile, Step, round_step
-from fairjax.experiment.config import build, renames, validate
+from fairjax.experiment.config import build, conversion, renames
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.train import Result, train
 
@@ -29,9 +29,13 @@ VARIED = ("seed", *build.VALUES)
 
 def program_key(config: ConfigDict) -> str:
     """All fields but `VARIED` as text: runs with the same key can share a program."""
-    plain = validate.to_plain(config)
-    shared_paths = [path for path in renames.flatten(plain) if path not in VARIED]
-    return repr([(path, renames.flatten(plain)[path]) for path in shared_paths])
+    values = _flat(config)
+    return repr([(path, values[path]) for path in values if path not in VARIED])
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """{dotted path: value} of all fields."""
+    return renames.flatten(conversion.to_plain(config))
 
 
 def train_all(
@@ -199,8 +203,7 @@ def stacked(states: Sequence[RunState]) -> RunState:
 def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
     """The fields of `build.VALUES` that differ, and always the first one, [R] each."""
     field_values = {
-        path: [renames.flatten(validate.to_plain(config))[path] for config in configs]
-        for path in build.VALUES
+        path: [_flat(config)[path] for config in configs] for path in build.VALUES
     }
     return {
         path: jnp.asarray(values, jnp.float32)
@@ -212,18 +215,18 @@ def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
 def _check(
     configs: Sequence[ConfigDict], run: build.Run, values: Mapping[str, Any]
 ) -> None:
-    first = validate.to_plain(configs[0])
+    first = conversion.typed(configs[0])
     for config in configs[1:]:
-        differences = validate.differences(first, validate.to_plain(config))
+        differences = conversion.differences(
+            conversion.to_plain(first), conversion.to_plain(config)
+        )
         for path in differences:
             if path not in VARIED:
                 requirement = (
                     f"the same in all runs of a program, but for {', '.join(VARIED)}"
                 )
-                require.fail(
-                    path, requirement, renames.flatten(validate.to_plain(config))[path]
-                )
-        seed = validate.to_plain(config)["data"]["partition"]["seed"]
+                require.fail(path, requirement, _flat(config)[path])
+        seed = conversion.typed(config).data.partition.seed
         if "seed" in differences and seed is None:
             requirement = "a number, so that runs of other seeds share their records"
             require.fail("data.partition.seed", requirement, None)
@@ -232,12 +235,10 @@ def _check(
         requirement = (
             "the same in all runs where more than changes is noised, or summed in "
         )
-        require.fail(
-            noise, requirement + "secret", first["privacy"]["noise_multiplier"]
-        )
+        require.fail(noise, requirement + "secret", first.privacy.noise_multiplier)
     if run.mesh is not None:
-        devices = first["execution"]["devices"]
+        devices = first.execution.devices
         require.fail("execution.devices", "1 for runs that share a program", devices)
     if run.records == "host":
         requirement = "device for runs that share a program"
-        require.fail("execution.records", requirement, first["execution"]["records"])
+        require.fail("execution.records", requirement, first.execution.records)

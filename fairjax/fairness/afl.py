@@ -1,10 +1,10 @@
 """Agnostic federated learning: adversarial weights over clients."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort
 from fairjax.fairness.weights import LOSSES, gap_to_max
 
@@ -29,8 +29,8 @@ def afl(*, rate: float) -> Rule:
     """
     require.in_range("rate", rate, 0)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
-        share = counts.astype(jnp.float32)
+    def init(params: PyTree, facts: FederationFacts) -> Float[Array, "N"]:
+        share = facts.count.astype(jnp.float32)
         return share / jnp.sum(share)
 
     def weigh(

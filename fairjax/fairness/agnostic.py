@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Batch, Cohort, Context, Objective, OutputsAt
 from fairjax.fairness.domains import (
     AscentState,
@@ -22,9 +22,7 @@ from fairjax.fairness.weights import LOSSES
 DOMAINS = ("tier", "client", "client_group", "group")
 
 
-def agnostic(
-    *, rate: float, domain: str, groups: int = 0, client_groups: Sequence[int] = ()
-) -> Rule:
+def agnostic(*, rate: float, domain: str, client_groups: Sequence[int] = ()) -> Rule:
     """Exponentiated gradient ascent on the domains.
 
         minimise over the model, maximise over lambda    sum_d lambda_d F_d,
@@ -51,7 +49,6 @@ def agnostic(
     Args:
         rate: step size of the ascent, from 0.
         domain: "tier", "client", "client_group" or "group" (of patients).
-        groups: G, for "group".
         client_groups: group of every client, for "client_group".
 
     Raises:
@@ -64,12 +61,12 @@ def agnostic(
     require.in_range("rate", rate, 0)
     require.one_of("domain", domain, DOMAINS)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
+    def init(params: PyTree, facts: FederationFacts) -> AscentState:
         number = {
-            "tier": tiers,
-            "client": len(counts),
+            "tier": facts.num_tiers,
+            "client": len(facts.count),
             "client_group": max(client_groups, default=-1) + 1,
-            "group": groups + 1,
+            "group": facts.num_groups + 1,
         }
         return AscentState(jnp.zeros(number[domain]), jnp.zeros(number[domain]))
 

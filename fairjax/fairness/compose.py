@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort, Objective, Params
 
 _EXCLUSIVE = {
@@ -119,8 +119,8 @@ def tier_rule(rule: Rule, records: Sequence[int]) -> Rule:
         records: training records of every tier.
     """
 
-    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
-        return rule.init(params, jnp.asarray(records), tiers)
+    def init(params: Params, facts: FederationFacts) -> PyTree:
+        return rule.init(params, facts._replace(count=jnp.asarray(records)))
 
     return rule._replace(init=init, full_participation=False)
 
@@ -144,8 +144,8 @@ def with_warmup(rule: Rule, rounds: int) -> Rule:
     require.in_range("rounds", rounds, 0)
     inner = _require_weights(rule, "rounds", rounds)
 
-    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> _WarmupState:
-        return _WarmupState(jnp.zeros((), jnp.int32), rule.init(params, counts, tiers))
+    def init(params: Params, facts: FederationFacts) -> _WarmupState:
+        return _WarmupState(jnp.zeros((), jnp.int32), rule.init(params, facts))
 
     def weigh(
         state: _WarmupState, cohort: Cohort, stats: CohortStats

@@ -1,10 +1,10 @@
 """FairFed: weights by how far a client's group gap is from that of all clients."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness.weights import LOSSES
 
@@ -50,8 +50,8 @@ def fairfed(*, beta: float) -> Rule:
     """
     require.in_range("beta", beta, 0)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> Float[Array, "N"]:
-        share = counts.astype(jnp.float32)
+    def init(params: PyTree, facts: FederationFacts) -> Float[Array, "N"]:
+        share = facts.count.astype(jnp.float32)
         return share / jnp.sum(share)
 
     def weigh(

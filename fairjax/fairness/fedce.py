@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import aggregate, require, simplex, trees
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort, Masks, Params
 from fairjax.fairness.update_stack import gram
 
@@ -55,8 +55,8 @@ def fedce(*, mode: str) -> Rule:
     """
     require.one_of("mode", mode, MODES)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> _FedCEState:
-        clients = len(counts)
+    def init(params: PyTree, facts: FederationFacts) -> _FedCEState:
+        clients = len(facts.count)
         zero, all_ones = jnp.zeros(clients), jnp.ones(clients)
         return _FedCEState(
             zero, all_ones, all_ones / clients, jnp.zeros(clients, jnp.int32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort, Masks, Params
 from fairjax.fairness.update_stack import gram, nonzero, sum_leaves, weighted_sum
 
@@ -52,13 +52,13 @@ def fedfv(*, alpha: float, tau: int) -> Rule:
     require.in_range("alpha", alpha, 0, 1)
     require.in_range("tau", tau, 0)
 
-    def init(params: Params, counts: Int[Array, "N"], tiers: int) -> PyTree:
+    def init(params: Params, facts: FederationFacts) -> PyTree:
         if not tau:
             return ()
         updates = jax.tree.map(
-            lambda leaf: jnp.zeros((len(counts), *leaf.shape), leaf.dtype), params
+            lambda leaf: jnp.zeros((len(facts.count), *leaf.shape), leaf.dtype), params
         )
-        initial_age = jnp.full(len(counts), tau + 1, jnp.int32)
+        initial_age = jnp.full(len(facts.count), tau + 1, jnp.int32)
         return _UpdateMemory(updates, initial_age, jnp.zeros((), jnp.int32))
 
     def weigh(

@@ -7,10 +7,10 @@ rules are ours; `tier_afl` applies a published algorithm to tiers.
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import Cohort
 from fairjax.fairness.afl import ascend
 from fairjax.fairness.domains import (
@@ -40,10 +40,8 @@ def _stateless_tier_rule(
     return Rule(weigh, LOSSES, weights_from, init=_initial_scale)
 
 
-def _initial_scale(
-    params: PyTree, counts: Int[Array, "N"], tiers: int
-) -> Float[Array, "T"]:
-    return jnp.zeros(tiers)
+def _initial_scale(params: PyTree, facts: FederationFacts) -> Float[Array, "T"]:
+    return jnp.zeros(facts.num_tiers)
 
 
 def tier_term(*, t: float) -> Rule:
@@ -108,8 +106,8 @@ def tier_gap(*, rate: float) -> Rule:
     """
     require.in_range("rate", rate, 0)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
-        return AscentState(jnp.zeros(tiers), jnp.zeros(tiers))
+    def init(params: PyTree, facts: FederationFacts) -> AscentState:
+        return AscentState(jnp.zeros(facts.num_tiers), jnp.zeros(facts.num_tiers))
 
     def weigh(
         state: AscentState, cohort: Cohort, stats: CohortStats
@@ -144,8 +142,8 @@ def tier_afl(*, rate: float) -> Rule:
     """
     require.in_range("rate", rate, 0)
 
-    def init(params: PyTree, counts: Int[Array, "N"], tiers: int) -> AscentState:
-        return AscentState(jnp.ones(tiers), jnp.zeros(tiers))
+    def init(params: PyTree, facts: FederationFacts) -> AscentState:
+        return AscentState(jnp.ones(facts.num_tiers), jnp.zeros(facts.num_tiers))
 
     def weigh(
         state: AscentState, cohort: Cohort, stats: CohortStats

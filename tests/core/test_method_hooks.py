@@ -330,7 +330,7 @@ def by_length() -> Rule:
         weigh,
         frozenset({"updates"}),
         "updates",
-        init=lambda params, counts, tiers: jnp.zeros(len(counts)),
+        init=lambda params, facts: jnp.zeros(len(facts.count)),
     )
 
 

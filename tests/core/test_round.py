@@ -14,7 +14,7 @@ from fairjax.core import aggregate, client, layout, rng, round
 from fairjax.core.rng import Role
 from fairjax.core.types import ClientData, ClientView
 from fairjax.evaluation import deployed
-from fairjax.experiment.config import registry
+from fairjax.experiment.config import optimizers
 from fairjax.fairness import weights
 from fairjax.fairness.q_ffl import q_ffl
 from fairjax.submodels.heterofl import heterofl
@@ -355,7 +355,7 @@ def test_a_schedule_scales_the_local_rate_by_rounds_finished():
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
 def test_a_schedule_scales_the_servers_updates_and_leaves_its_state(name):
     servers = {"sgd": 1.0, "momentum": 0.5, "adam": 0.1}
-    server = fakes.relaxed(registry.SERVERS[name](servers[name]))
+    server = fakes.relaxed(optimizers.SERVERS[name](servers[name]))
     data = fakes.federation()
     plain = fakes.spec(server=server)
     halved = dataclasses.replace(

@@ -13,7 +13,7 @@ import pytest
 
 from fairjax.core import require
 from fairjax.experiment import cli, sweep
-from fairjax.experiment.config import validate
+from fairjax.experiment.config import conversion
 from fairjax.experiment.io import preemption
 from scripts import sweep as script
 from scripts import train
@@ -201,7 +201,7 @@ def leave(point, workdir, rounds=None):
     """Writes the files of a run after `rounds` rounds; None: after all rounds."""
     folder = workdir / point.name
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(validate.to_plain(point.config)))
+    (folder / "config.json").write_text(json.dumps(conversion.to_plain(point.config)))
     done = point.config.rounds if rounds is None else rounds
     rows = [{"round": number} for number in range(1, done + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

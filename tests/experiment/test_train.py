@@ -14,7 +14,7 @@ import rich.console
 from fairjax import report
 from fairjax.core import require, trees
 from fairjax.experiment import compilation, model_selection, summary
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, conversion
 from fairjax.experiment.evaluate import evaluate
 from fairjax.experiment.io import preemption, progress
 from fairjax.experiment.resume import init_state, load
@@ -200,8 +200,8 @@ def test_tiers_that_are_not_admitted_have_no_opportunity(tmp_path):
 def test_the_config_file_rebuilds_the_run(finished):
     result, _ = finished
     config = json.loads((result.workdir / "config.json").read_text())
-    assert config == validate.to_plain(small())
-    assert validate.to_plain(validate.from_plain(config)) == config
+    assert config == conversion.to_plain(small())
+    assert conversion.to_plain(conversion.from_plain(config)) == config
 
 
 def test_a_log_function_gets_every_row(finished):

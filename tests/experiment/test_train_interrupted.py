@@ -14,7 +14,7 @@ from fairjax.core import require
 from fairjax.experiment import compilation, costs, evaluate, hooks, summary
 from fairjax.experiment import rows as round_rows
 from fairjax.experiment import train as train_module
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, conversion
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
@@ -35,7 +35,7 @@ def lighten(patch, run, step, measured):
     """Makes runs of `four` share compiled programs and skip the final figures."""
 
     def built(config, **_):
-        return dataclasses.replace(run, config=validate.to_plain(config))
+        return dataclasses.replace(run, config=conversion.to_plain(config))
 
     patch.setattr(build, "run", built)
     results = {
@@ -222,7 +222,7 @@ def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path):
     )
     with pytest.raises(require.InputError, match=message):
         train(small(), tmp_path)
-    path.write_text(json.dumps(validate.to_plain(small()) | {"newer": 1}))
+    path.write_text(json.dumps(conversion.to_plain(small()) | {"newer": 1}))
     with pytest.raises(require.InputError, match=r"not the same fields: newer$"):
         train(small(), tmp_path)
 

@@ -11,7 +11,7 @@ from configs import default
 from fairjax.core import require
 from fairjax.experiment import vmapped
 from fairjax.experiment.compilation import round_step
-from fairjax.experiment.config import build, validate
+from fairjax.experiment.config import build, conversion
 from fairjax.experiment.resume import init_state
 from fairjax.experiment.train import train
 from tests import fakes
@@ -57,7 +57,7 @@ def test_every_run_of_a_program_is_what_it_would_be_alone(tmp_path):
         )
         assert fakes.gap(one.state.params, other.state.params) < 1e-5
         saved = json.loads((other.workdir / "config.json").read_text())
-        assert saved == validate.to_plain(config)
+        assert saved == conversion.to_plain(config)
     params = [each.state.params for each in ended]
     assert all(fakes.gap(a, b) > 1e-3 for a, b in itertools.combinations(params, 2))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis.extra.numpy import arrays
 
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl
@@ -127,7 +127,7 @@ def jitted(rule):
     """The weights of every round, from a fresh state, with the same losses."""
 
     def run(count, loss, valid, client, tier, counts):
-        state, each = rule.init({}, counts, T), []
+        state, each = rule.init({}, FederationFacts(counts, T)), []
         for _ in range(ROUNDS):
             got, state = rule.weights(
                 state, Cohort(client, tier, valid), scores(count, loss)

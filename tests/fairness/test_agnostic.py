@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import softmax
 
 from fairjax.core import inference, layout, round
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import GroupStats
 from fairjax.fairness import compose
 from fairjax.fairness.agnostic import agnostic
@@ -16,7 +16,7 @@ from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 
 GROUPS, RATE, LEARNING, ROUNDS, STEPS = 2, 0.7, 0.1, 3, 2
-RULE = agnostic(rate=RATE, domain="group", groups=GROUPS)
+RULE = agnostic(rate=RATE, domain="group")
 
 
 def federation():
@@ -101,7 +101,7 @@ def test_it_is_the_published_algorithm():
     got = np.concatenate([last["head"]["kernel"], last["head"]["bias"][None]])
     np.testing.assert_allclose(got, expected, atol=1e-5)
     # The effect of the groups' losses is far above that tolerance.
-    plain = agnostic(rate=0.0, domain="group", groups=GROUPS)
+    plain = agnostic(rate=0.0, domain="group")
     _, flat, _ = trained(plain, batch_size=max(fakes.COUNTS))
     assert fakes.gap(last, flat) > 1e-2
 
@@ -116,7 +116,7 @@ def test_the_message_to_a_client_has_mean_one_over_its_records():
         jnp.asarray(count.sum((1, 2)), int), inference.mean_loss(cells), cells
     )
     who = fakes.cohort()
-    state = RULE.init({}, jnp.ones(4, int), 3)
+    state = RULE.init({}, FederationFacts(jnp.ones(4, int), 3, 2))
     np.testing.assert_allclose(RULE.broadcast(state, who, known), 1, rtol=1e-6)
     for _ in range(3):
         _, state = RULE.weights(state, who, known)
@@ -132,7 +132,7 @@ def test_a_message_has_no_effect_during_warm_up():
     waiting = compose.with_warmup(RULE, 2)
     rounds = [
         trained(rule, batch_size=8, rounds=2)[1]
-        for rule in (waiting, agnostic(rate=0.0, domain="group", groups=GROUPS))
+        for rule in (waiting, agnostic(rate=0.0, domain="group"))
     ]
     assert fakes.gap(*rounds) < 1e-6
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic
@@ -67,7 +67,7 @@ def long_run(name):
             return rule.weights(state, present_cohort(valid), stats(loss))[1], None
 
         keys = jax.random.split(jax.random.key(seed), ROUNDS)
-        start = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+        start = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
         state, _ = jax.lax.scan(once, start, keys)
         return rule.weights(state, present_cohort(jnp.ones(N, bool)), stats(loss))[0]
 
@@ -117,7 +117,7 @@ losses = arrays(np.float32, N, elements=st.floats(0, 4, width=32))
 @given(st.sampled_from(sorted(RULES)), cohorts, losses)
 def test_masses_of_absent_domains_stay(name, visits, loss):
     rule, step = RULES[name], stepping(name)
-    state = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
     for valid in visits:
         before, (_, state) = state, step(state, valid, loss)
     domain_of = np.arange(N) if name == "agnostic_client" else DOMAIN
@@ -139,7 +139,7 @@ def test_if_all_are_present_the_step_is_the_published_one_to_the_bit():
     step = jax.jit(
         lambda state, loss: rule.weights(state, present_cohort(True), stats(loss))[1]
     )
-    state = rule.init({}, jnp.asarray(COUNT, jnp.int32), 3)
+    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
     scale = np.zeros(N, np.float32)
     for _ in range(5):
         # These losses make sums over records exact.
@@ -176,7 +176,7 @@ def test_fairfed_leaves_an_absent_client_its_share_of_all():
             correct=scores.group_stats.count * right
         )
     )
-    before = rule.init({}, jnp.asarray(COUNT, jnp.int32), 1)
+    before = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 1))
     _, after = rule.weights(before, present_cohort(jnp.arange(N) < 3), scores)
     assert after[0] == 0
     np.testing.assert_allclose((after / after.sum())[3:], before[3:], rtol=1e-5)
@@ -192,7 +192,7 @@ def test_fedce_takes_means_over_the_rounds_of_a_client():
         cover=jax.tree.map(jnp.ones_like, changes),
         errors=lambda _: jnp.ones(N),
     )
-    state, got = rule.init({}, jnp.full(N, 10), 1), jnp.zeros(N)
+    state, got = rule.init({}, FederationFacts(jnp.full(N, 10), 1)), jnp.zeros(N)
     for number in range(6):
         valid = jnp.ones(N, bool).at[0].set(number in (0, 5))
         got, state = rule.weights(state, present_cohort(valid), scores)

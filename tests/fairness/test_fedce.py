@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fairjax.core.rule import FederationFacts
 from fairjax.core.types import (
     Cohort,
 )
@@ -23,7 +24,7 @@ def test_fedce_is_its_published_rule(mode):
     clients, rounds = 4, 3
     rule = fedce(mode=mode)
     who = full_cohort(clients)
-    state = rule.init({}, jnp.full(clients, 10), 1)
+    state = rule.init({}, FederationFacts(jnp.full(clients, 10), 1))
     w, cosines, errors = np.full(clients, 1 / clients), [], [np.ones(clients)]
     for number in range(rounds):
         changes, covers = stack(number, clients)
@@ -59,7 +60,7 @@ def contributions(mode):
     rule = fedce(mode=mode)
 
     def run(changes, covers, error, valid, client):
-        state = rule.init({}, jnp.full(K, 10), 1)
+        state = rule.init({}, FederationFacts(jnp.full(K, 10), 1))
         scores = known(changes, covers)._replace(errors=lambda others: error)
         who, each = Cohort(client, jnp.zeros(K, jnp.int32), valid), []
         for _ in range(2):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from fairjax.core import require, simplex
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort, GroupStats
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic
@@ -187,7 +187,7 @@ def test_the_projection_against_a_solver(seed):
 
 def test_afl_weighs_by_lambda_and_then_climbs():
     rule, count = afl(rate=0.1), [1, 1, 1, 1, 4]
-    state = rule.init({}, jnp.asarray(count), T)
+    state = rule.init({}, FederationFacts(jnp.asarray(count), T))
     loss = [1.0, 2.0, 0.0, 0.5, 1.0]
     first, state = once(rule, count, loss, state=state)
     np.testing.assert_allclose(first, np.array(count) / 8, rtol=1e-6)
@@ -204,7 +204,7 @@ def test_afl_weighs_by_lambda_and_then_climbs():
 
 def test_agnostic_is_exponentiated_gradient_on_its_domains():
     rule, count = agnostic(rate=0.5, domain="tier"), np.array([1, 2, 3, 4, 5])
-    state = rule.init({}, jnp.asarray(count), T)
+    state = rule.init({}, FederationFacts(jnp.asarray(count), T))
     loss = np.array([1.0, 2.0, 0.5, 3.0, 0.1])
     lam = np.array([3, 8, 4]) / 15
     mean = [(1 + 4) / 3, (1.5 + 0.5) / 8, 3]
@@ -218,13 +218,15 @@ def test_agnostic_is_exponentiated_gradient_on_its_domains():
 
 def test_agnostic_by_patient_group_weighs_clients_by_their_patients():
     """Client 3 has all patients of group 1; the unknown ones of 4 are a domain too."""
-    rule = agnostic(rate=1.0, domain="group", groups=2)
+    rule = agnostic(rate=1.0, domain="group")
     count = np.zeros((K, 3, 2))
     count[[0, 1, 2], 0, 0], count[3, 1, 1], count[4, 2, 0] = 10, 10, 10
     loss = count * np.array([1.0, 3.0, 2.0])[:, None]
     group_stats = GroupStats(*map(jnp.float32, (count, loss, count)))
     known = CohortStats(jnp.full(K, 10), jnp.ones(K), group_stats)
-    _, state = rule.weights(rule.init({}, jnp.full(K, 10), T), cohort(), known)
+    _, state = rule.weights(
+        rule.init({}, FederationFacts(jnp.full(K, 10), T)), cohort(), known
+    )
     got, _ = rule.weights(state, cohort(), known)
     expected = np.exp([1, 1, 1, 3, 2])
     np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-5)
@@ -247,7 +249,7 @@ def test_client_groups_are_tiers_by_another_name(make_rule):
     )
     got = []
     for rule, tier in zip(rules, (tiers[order], np.zeros(K, np.int32)), strict=True):
-        state = rule.init({}, jnp.ones(K, int), T)
+        state = rule.init({}, FederationFacts(jnp.ones(K, int), T))
         turned = cohort(client=order, tier=tier)
         for loss in ([1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]):
             weight, state = rule.weights(state, turned, scores(count, np.float32(loss)))
@@ -283,7 +285,9 @@ def test_tier_gap_raises_a_tier_as_long_as_it_is_behind():
     rule, count = tier_gap(rate=2.0), np.array([2, 2, 2, 4, 2])
     loss = np.array([1.0, 1.0, 0.25, 0.0, 0.25])
     accuracy = np.array([0.5, 0.8, 1.0])
-    first, state = once(rule, count, loss, state=rule.init({}, jnp.asarray(count), T))
+    first, state = once(
+        rule, count, loss, state=rule.init({}, FederationFacts(jnp.asarray(count), T))
+    )
     raw = np.exp(2 * (1 - accuracy))
     np.testing.assert_allclose(by_tier(first), raw / raw.sum(), rtol=1e-5)
     second, state = once(rule, count, loss, state=state)
@@ -295,7 +299,9 @@ def test_tier_gap_raises_a_tier_as_long_as_it_is_behind():
 def test_tier_afl_by_hand():
     rule, count = tier_afl(rate=0.1), np.array([1, 1, 3, 2, 3])
     loss = np.array([2.0, 2.0, 1.0, 0.0, 1.0])
-    first, state = once(rule, count, loss, state=rule.init({}, jnp.asarray(count), T))
+    first, state = once(
+        rule, count, loss, state=rule.init({}, FederationFacts(jnp.asarray(count), T))
+    )
     np.testing.assert_allclose(by_tier(first), [0.2, 0.6, 0.2], rtol=1e-6)
     second, _ = once(rule, count, loss, state=state)
     np.testing.assert_allclose(by_tier(second), [0.3, 0.6, 0.1], rtol=1e-5)
@@ -315,7 +321,7 @@ def test_fairfed_by_hand():
     known = CohortStats(jnp.full(3, 20), jnp.ones(3), cells)
     who = Cohort(jnp.arange(3), jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
     rule = fairfed(beta=0.5)
-    state = rule.init({}, jnp.full(3, 20), 1)
+    state = rule.init({}, FederationFacts(jnp.full(3, 20), 1))
     # All clients together: 20 of 30 in group 0, 10 of 20 in group 1; accuracy 40 / 60.
     gap, accuracy = 20 / 30 - 10 / 20, 40 / 60
     deviation = np.array([abs(gap - 0.5), abs(gap), abs(accuracy - 0.75)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from fairjax.core import simplex
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.fairness import compose
 from fairjax.fairness.afl import afl
 from fairjax.fairness.tilted import term
@@ -99,7 +99,7 @@ def test_weights_are_finite_at_extreme_losses(rule, dtype):
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_the_state_is_finite_at_the_largest_losses(rule):
     """Also if the sum of two finite losses is infinite."""
-    made, state = RULES[rule], RULES[rule].init({}, jnp.full(K, 3), T)
+    made, state = RULES[rule], RULES[rule].init({}, FederationFacts(jnp.full(K, 3)), T)
     for loss in ([3e38, 3e38, 1.0, 0.0, 3e38], [0.0] * 5, [3e38] * 5):
         given = scores(np.full(K, 3), jnp.asarray(loss, jnp.float32) / 3)
         got, state = made.weights(state, cohort(), given)
@@ -126,7 +126,7 @@ def test_every_rule_is_fedavg_at_its_neutral_setting(rule, count, loss, valid, d
 def test_a_rule_declares_whether_it_reads_losses(rule):
     made = RULES[rule]
     without_losses = CohortStats(jnp.ones(K, jnp.int32))
-    state = made.init({}, jnp.ones(K, jnp.int32), T)
+    state = made.init({}, FederationFacts(jnp.ones(K, jnp.int32), T))
     if not made.reads:
         np.testing.assert_allclose(
             made.weights(state, cohort(), without_losses)[0].sum(), 1
@@ -141,7 +141,7 @@ def test_a_rule_declares_whether_it_reads_losses(rule):
 def test_rules_run_under_vmap(rule):
     """Several runs in one program, each with its own losses."""
     losses = jnp.asarray([[1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]])
-    state = RULES[rule].init({}, jnp.full(K, 3), T)
+    state = RULES[rule].init({}, FederationFacts(jnp.full(K, 3)), T)
 
     def one(loss):
         return RULES[rule].weights(state, cohort(), scores([3] * K, loss))[0]
@@ -185,10 +185,10 @@ def test_a_cap_holds_and_moves_as_little_as_it_must(count, loss, cap):
 
 def test_warm_up_weights_by_records_and_keeps_the_state():
     rule, count = compose.with_warmup(afl(rate=0.1), 2), [1, 2, 3, 4, 5]
-    state = rule.init({}, jnp.asarray(count), T)
+    state = rule.init({}, FederationFacts(jnp.asarray(count), T))
     loss = [1.0, 2.0, 0.0, 0.5, 1.0]
     plain = afl(rate=0.1)
-    inner, expected = plain.init({}, jnp.asarray(count), T), []
+    inner, expected = plain.init({}, FederationFacts(jnp.asarray(count), T)), []
     for _ in range(2):
         got, inner = once(plain, count, loss, state=inner)
         expected.append(got)

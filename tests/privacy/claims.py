@@ -14,7 +14,7 @@ from configs import default
 from fairjax.attacks import audit, canaries
 from fairjax.core import require
 from fairjax.experiment import resume
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, compatibility, registry, schema, validate
 from fairjax.privacy import securesum
 from fairjax.robust import aggregators
 from fairjax.submodels import fedavg
@@ -75,7 +75,7 @@ DIMENSIONS = {
     "rule": tuple(registry.RULES),
     "fold": aggregators.AGGREGATORS,
     "secure_sum": securesum.MODES,
-    "denominator": registry.DENOMINATORS,
+    "denominator": schema.DENOMINATORS,
 }
 """The dimensions beside "variant", which is the mechanism's own."""
 Case = tuple[str, ...]
@@ -155,12 +155,8 @@ def config_of(path, case: Case):
 @functools.cache
 def _weighing() -> frozenset[str]:
     """Rules that read losses; client_dp accepts them with a cap alone."""
-    config = default.get_config()
-    made = {
-        name: entry.rule(config, registry.NO_GROUPS)
-        for name, entry in registry.RULES.items()
-    }
-    return frozenset(name for name, rule in made.items() if "losses" in rule.reads)
+    rules = compatibility.default_rules()
+    return frozenset(name for name, rule in rules.items() if "losses" in rule.reads)
 
 
 def accepted(path, case: Case) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairjax.core import layout, round, trees
 from fairjax.core.protocols import Population
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.core.types import ClientView, Cohort, Upload
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl
@@ -189,7 +189,7 @@ def test_a_rule_weighs_tiers_and_is_fedavg_at_its_neutral_setting(name):
     for on in (0, 1):
         rule = compose.tier_rule(SHOWN[name](on), tuple(RECORDS.tolist()))
         assert not rule.full_participation
-        state = rule.init({}, jnp.ones(N, jnp.int32), T)
+        state = rule.init({}, FederationFacts(jnp.ones(N, jnp.int32), T))
         for _ in range(2):
             factors, state = means().factors(rule, state, worst_last)
             factors = np.asarray(factors)
@@ -216,7 +216,7 @@ def test_a_tier_without_hospitals_gets_nothing_and_takes_nothing():
     shown = means(expected=(2.0, 0.0, 2.0), records=np.array([30, 0, 10], np.int32))
     for rule in (term(t=1.0), tier_term(t=1.0)):
         rule = compose.tier_rule(rule, (30, 0, 10))
-        state = rule.init({}, jnp.ones(N, jnp.int32), T)
+        state = rule.init({}, FederationFacts(jnp.ones(N, jnp.int32), T))
         factors, _ = shown.factors(rule, state, jnp.asarray([0.5, BOUND / 2, 0.5]))
         np.testing.assert_allclose(factors, [1, 0, 1], rtol=1e-6)
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from fairjax.core import require
-from fairjax.experiment.config import validate
+from fairjax.experiment.config import conversion
 from scripts import fuzz, fuzz_inputs
 from scripts.experiment import fill
 from tests.workdirs import fake_final, fake_run
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     """The files of a run, made up."""
-    names, config = ["a", "b", "c"], validate.to_plain(default.get_config())
+    names, config = ["a", "b", "c"], conversion.to_plain(default.get_config())
     workdir = tmp_path_factory.mktemp("fuzz") / "run"
     final = fake_final(names, (3, 2))
     fake_run(workdir, names, final=final, config=config | {"rounds": 3})

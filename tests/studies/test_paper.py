@@ -9,7 +9,7 @@ from configs import default
 from configs.paper import setting
 from fairjax.core import require
 from fairjax.experiment import compilation, resume
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, conversion, registry, validate
 
 FILES = ("blood_cells", "cancer_slides", "chest_xray", "cifar10")
 PRESETS = setting.presets("bloodmnist/224")
@@ -42,9 +42,8 @@ def test_every_preset_passes_its_checks(preset):
 @pytest.mark.parametrize("size", ["", "vit_tiny+"])
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_fits_the_networks(size, method):
-    config = config_of("blood_cells", size + method)
-    family, model = registry.METHODS[method], registry.model(config, 8)
-    assert family.method(config, family.model(config, model).axes).submodel is not None
+    c = conversion.typed(config_of("blood_cells", size + method))
+    assert registry.method(c, registry.model(c, 8).axes).submodel is not None
 
 
 def test_every_method_has_a_preset():

@@ -25,11 +25,19 @@ from fairjax.core.spec import Spec
 from fairjax.core.types import Cohort, LeafAxes
 from fairjax.data import cohorts, federation, pixels
 from fairjax.experiment import model_selection
-from fairjax.experiment.config import entries, registry, renames, validate
+from fairjax.experiment.config import (
+    conversion,
+    entries,
+    registry,
+    renames,
+    validate,
+)
 from fairjax.experiment.config.build_data import data_facts
 from fairjax.experiment.config.build_model import model_choice
 from fairjax.experiment.config.build_placement import placement
 from fairjax.experiment.config.build_round import round_spec, spec_with_values
+from fairjax.experiment.config.schema import Config
+from fairjax.experiment.config.validate import CheckedConfig
 from fairjax.models import convolutions
 from fairjax.privacy.guarantee import Guarantee
 from fairjax.privacy.records import DPSGD
@@ -51,7 +59,7 @@ UNSELECTED = "no round: there are no validation records"
 class Run:
     """Everything a run needs, resolved."""
 
-    config: dict[str, Any]
+    config: Config
     splits: federation.Splits
     tiers: Int[np.ndarray, "N"]
     """Tier of every client before the first round."""
@@ -129,7 +137,7 @@ class Run:
                 self.tiers_at(finished) if self.changes else self.tiers,
                 self.cohort,
                 slots=self.slots,
-                scheme=self.config["execution"]["slots"],
+                scheme=self.config.execution.slots,
             )
         return injected.drop_absent(fault_key, self.faults, cohort)
 
@@ -143,21 +151,31 @@ def run(config: ConfigDict, *, vmapped: bool = False) -> Run:
             for that.
 
     Raises:
-        InputError: as `validate.check`, and for what only the data can tell: an
-            unreadable file, more clients than records, a cohort above the number of
-            clients.
+        InputError: as `validate.check` and `checked_run`.
     """
-    validate.check(config)
-    c: Any = config
+    return checked_run(validate.check(config), vmapped=vmapped)
+
+
+def checked_run(checked: CheckedConfig, *, vmapped: bool = False) -> Run:
+    """Loads the data of a config and turns names into functions.
+
+    Args:
+        checked: the config, from `validate.check`.
+        vmapped: as for `run`.
+
+    Raises:
+        InputError: what only the data can tell: an unreadable file, more clients than
+            records, a cohort above the number of clients.
+    """
+    given, c = checked.config, checked.config
     if vmapped:
-        c = config.copy_and_resolve_references()
         backend = jax.default_backend()
-        c.execution.conv = convolutions.lowering(
-            c.execution.conv, backend, vmapped=True
-        )
+        conv = convolutions.lowering(c.execution.conv, backend, vmapped=True)
+        c = conversion.replaced(c, {"execution.conv": conv})
+        checked = checked._replace(config=c)
     facts = data_facts(c)
     chosen_model = model_choice(c, facts.splits)
-    spec, guarantee = round_spec(c, facts, chosen_model.model)
+    spec, guarantee = round_spec(checked, facts, chosen_model.model)
     place = placement(c, facts, chosen_model, spec, guarantee.draw)
     criterion, criterion_reason = model_selection.resolve(
         c.selection_metric, len(facts.splits.classes)
@@ -170,13 +188,13 @@ def run(config: ConfigDict, *, vmapped: bool = False) -> Run:
         "execution.pixels": chosen_model.reason,
     }
     return Run(
-        config=validate.to_plain(config),
+        config=given,
         splits=facts.splits,
         tiers=facts.tiers,
         client_groups=facts.client_groups,
         group_of=facts.group_of,
         changes=place.changes,
-        budget=tuple(c.tiers.budget),
+        budget=c.tiers.budget,
         branches=registry.branches_of(c),
         cohort=facts.cohort,
         criterion=criterion,
@@ -198,7 +216,7 @@ def run(config: ConfigDict, *, vmapped: bool = False) -> Run:
     )
 
 
-def _conditional_choices(c: Any, classes: tuple[str, ...]) -> dict[str, str]:
+def _conditional_choices(c: Config, classes: tuple[str, ...]) -> dict[str, str]:
     """Choices that only runs with two classes, or with convolutions, have."""
     choices = {}
     if len(classes) == 2:
@@ -225,7 +243,7 @@ def identity(run: Run) -> dict[str, Any]:
     """
     fields = {
         path: value
-        for path, value in renames.flatten(run.config).items()
+        for path, value in renames.flatten(conversion.to_plain(run.config)).items()
         if path.partition(".")[0] not in ("execution", "checkpoint")
         and path not in ("data.data_dir", "data.path")
         and not (path == "rounds" and validate.is_extendable(run.config))

@@ -1,7 +1,7 @@
 """First stage of a run: the data, who owns which records, and who is of which tier."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from fairjax.core.types import FederatedData
 from fairjax.data import datasets, federation
 from fairjax.data.tiers import assign_tiers
 from fairjax.experiment.config import registry, robustness
+from fairjax.experiment.config.schema import Config
 from fairjax.robust import faults as injected
 from fairjax.robust.faults import Fault
 
@@ -34,7 +35,7 @@ class DataFacts(NamedTuple):
     """Group of every client."""
 
 
-def data_facts(c: Any) -> DataFacts:
+def data_facts(c: Config) -> DataFacts:
     """Loads the data of a checked config, and injects the faults that change them.
 
     Raises:
@@ -52,14 +53,14 @@ def data_facts(c: Any) -> DataFacts:
     tiers = assign_tiers(
         np.asarray(train.count),
         np.asarray(train.labels),
-        proportions=tuple(c.tiers.proportions),
+        proportions=c.tiers.proportions,
         assignment=c.tiers.assignment,
         seed=_data_seed(c),
         correlation=c.tiers.correlation,
     )
     tiers = injected.claimed_tiers(tiers, faults, len(c.tiers.budget) - 1)
     attribute = _attribute(c, splits)
-    client_groups, group_of = _client_groups(c, splits)
+    client_groups = _client_groups(c, splits)
     return DataFacts(
         splits,
         tiers,
@@ -67,7 +68,7 @@ def data_facts(c: Any) -> DataFacts:
         tuple(faults),
         attribute,
         client_groups,
-        group_of,
+        registry.client_groups(c),
     )
 
 
@@ -85,12 +86,12 @@ def patients(train: FederatedData) -> Int[np.ndarray, "N"] | None:
     )
 
 
-def _data_seed(c: Any) -> int:
+def _data_seed(c: Config) -> int:
     """The seed for data partition, tier assignment and fault selection."""
     return c.seed if c.data.partition.seed is None else c.data.partition.seed
 
 
-def _splits(c: Any) -> federation.Splits:
+def _splits(c: Config) -> federation.Splits:
     table = datasets.load(
         c.data.name,
         data_dir=c.data.data_dir,
@@ -120,7 +121,7 @@ def _splits(c: Any) -> federation.Splits:
     )
 
 
-def _attribute(c: Any, splits: federation.Splits) -> int | None:
+def _attribute(c: Config, splits: federation.Splits) -> int | None:
     """Column of the patient attribute that the rule reads; None if it reads none."""
     group_rules = [
         rule_name
@@ -149,11 +150,9 @@ def _attribute(c: Any, splits: federation.Splits) -> int | None:
     return list(num_values).index(c.fairness.group)
 
 
-def _client_groups(
-    c: Any, splits: federation.Splits
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(names of the groups of clients, group of every client)."""
-    group_by_client, clients = tuple(c.fairness.client_group), splits.clients
+def _client_groups(c: Config, splits: federation.Splits) -> tuple[str, ...]:
+    """Names of the groups of clients, in order; () without groups."""
+    group_by_client, clients = c.fairness.client_group, splits.clients
     if group_by_client and len(group_by_client) != len(clients):
         preview = ", ".join(clients[:4]) + (", ..." if len(clients) > 4 else "")
         expected = f"{len(clients)} groups, one per hospital ({preview})"
@@ -163,5 +162,4 @@ def _client_groups(
     ):
         expected = "no column of that name, which groups of hospitals have"
         require.fail("data.group", expected, "client_group")
-    client_groups = tuple(sorted(set(group_by_client)))
-    return client_groups, tuple(map(client_groups.index, group_by_client))
+    return tuple(sorted(set(group_by_client)))

@@ -1,6 +1,6 @@
 """Second stage of a run: the network that travels, and how it reads images."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -9,6 +9,7 @@ from fairjax.core.types import Model
 from fairjax.data import federation, pixels
 from fairjax.experiment.config import registry
 from fairjax.experiment.config.build_data import sample_shape
+from fairjax.experiment.config.schema import Config
 from fairjax.models import adapt
 
 MAX_PARAMETERS = 2**34
@@ -25,7 +26,7 @@ class ModelChoice(NamedTuple):
     """The form of the inputs and why it was chosen."""
 
 
-def model_choice(c: Any, splits: federation.Splits) -> ModelChoice:
+def model_choice(c: Config, splits: federation.Splits) -> ModelChoice:
     """The model of a checked config for its data.
 
     Raises:
@@ -48,10 +49,11 @@ def model_choice(c: Any, splits: federation.Splits) -> ModelChoice:
         expected = f"one of {', '.join(choices)} for submodel.name {c.submodel.name}"
         require.fail("model.name", expected, c.model.name)
     model = registry.model(c, len(splits.classes))
-    model = adapt.computing_in(c.execution.dtype, entry.model(c, model))
+    model = adapt.computing_in(c.execution.dtype, model)
     image_pixels, reason = byte_pixels(c, splits)
     model = pixels.with_uint8_inputs(image_pixels, model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
+    with registry.naming_options(c):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
     where = f"parameters of model {c.model.name}"
     require.in_range(where, parameters, 1, MAX_PARAMETERS)
@@ -59,7 +61,9 @@ def model_choice(c: Any, splits: federation.Splits) -> ModelChoice:
     return ModelChoice(model, image_pixels, reason)
 
 
-def byte_pixels(c: Any, splits: federation.Splits) -> tuple[pixels.Pixels | None, str]:
+def byte_pixels(
+    c: Config, splits: federation.Splits
+) -> tuple[pixels.Pixels | None, str]:
     """(how the device reads images kept as bytes, reason); None: as float32.
 
     Raises:

@@ -16,9 +16,10 @@ from fairjax.core.rule import Rule
 from fairjax.core.spec import Spec
 from fairjax.core.types import FederatedData, Model
 from fairjax.data import cohorts, pixels
-from fairjax.experiment.config import registry
+from fairjax.experiment.config import paths, registry
 from fairjax.experiment.config.build_data import DataFacts, sample_shape
 from fairjax.experiment.config.build_model import ModelChoice
+from fairjax.experiment.config.schema import Config, Execution
 from fairjax.privacy.guarantee import PoissonCohort
 
 
@@ -38,7 +39,7 @@ class Placement(NamedTuple):
 
 
 def placement(
-    c: Any,
+    c: Config,
     facts: DataFacts,
     model_choice: ModelChoice,
     spec: Spec,
@@ -53,27 +54,30 @@ def placement(
     splits, model = facts.splits, model_choice.model
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    client_layout = layout.choose_batching(
-        c.execution.batching,
-        chunk=c.execution.chunk,
-        backend=jax.default_backend(),
-        parameters=parameters,
-        convolutional=registry.MODELS[c.model.name].convolutional,
-        clients=facts.cohort if draw is None else draw.slots,
-    )
-    form, form_reason = layout.choose_form(
-        c.execution.form,
-        obstacle=_slicing_obstacle(spec),
-        parameters=parameters,
-    )
-    changes = tuple(sorted(tuple(change) for change in c.tiers.changes))
+    with paths.naming(paths.fields_of(Execution, "execution")):
+        client_layout = layout.choose_batching(
+            c.execution.batching,
+            chunk=c.execution.chunk,
+            backend=jax.default_backend(),
+            parameters=parameters,
+            convolutional=registry.MODELS[c.model.name].convolutional,
+            clients=facts.cohort if draw is None else draw.slots,
+        )
+        form, form_reason = layout.choose_form(
+            c.execution.form,
+            obstacle=_slicing_obstacle(spec),
+            parameters=parameters,
+        )
+        mesh = layout.make_mesh(c.execution.devices)
+    if form == "sliced":
+        _check_slices(c, spec)
+    changes = tuple(sorted(c.tiers.changes))
     for _, client_index, _ in changes:
         last_client = len(facts.tiers) - 1
         require.in_range("tiers.changes hospital", client_index, 0, last_client)
     slots = None
     if form == "sliced" or c.execution.slots == "stratified":
         slots = _slots(c, facts, changes) if draw is None else draw.by_tier
-    mesh = layout.make_mesh(c.execution.devices)
     memory = _memory(c)
     train = pixels.to_uint8(model_choice.pixels, splits.train)
     records, records_reason = _records(
@@ -114,6 +118,16 @@ def _on_devices(
     return layout.sliced(client_layout, slots) if slots else client_layout
 
 
+def _check_slices(c: Config, spec: Spec) -> None:
+    """Refuses options with which the model has no sub-model of some tier's size."""
+    model, method = spec.local.model, spec.local.method
+    assert model.resize is not None
+    assert method.size is not None
+    with registry.naming_options(c):
+        for tier in range(len(c.tiers.budget)):
+            model.resize(method.size(tier))
+
+
 def _slicing_obstacle(spec: Spec) -> str | None:
     """Why the method's sub-models of this model cannot be sliced; None if they can."""
     model, method = spec.local.model, spec.local.method
@@ -129,7 +143,7 @@ def _slicing_obstacle(spec: Spec) -> str | None:
 
 
 def _slots(
-    c: Any, facts: DataFacts, changes: tuple[tuple[int, int, int], ...]
+    c: Config, facts: DataFacts, changes: tuple[tuple[int, int, int], ...]
 ) -> tuple[int, ...]:
     """Slots of every tier, enough for it after any of the changes."""
     tiers = facts.tiers
@@ -149,7 +163,7 @@ def _slots(
     return tuple(max(column) for column in zip(*phase_slots, strict=True))
 
 
-def _memory(c: Any) -> float:
+def _memory(c: Config) -> float:
     """MiB of a device that the run may take; infinity without a limit."""
     if c.execution.memory:
         return c.execution.memory
@@ -158,7 +172,7 @@ def _memory(c: Any) -> float:
 
 
 def _records(
-    c: Any,
+    c: Config,
     memory: float,
     train: FederatedData,
     model: Model,

@@ -1,8 +1,6 @@
 """Third stage of a run: the round, from its rule and method to its protection."""
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,34 +14,48 @@ from fairjax.core.rule import Rule
 from fairjax.core.spec import Spec
 from fairjax.core.types import Model, Objective
 from fairjax.data import augment
-from fairjax.experiment.config import mechanisms, privacy, registry, robustness
+from fairjax.experiment.config import (
+    conversion,
+    mechanisms,
+    optimizers,
+    paths,
+    privacy,
+    registry,
+    robustness,
+)
 from fairjax.experiment.config.build_data import DataFacts, patients, sample_shape
 from fairjax.experiment.config.build_model import byte_pixels
 from fairjax.experiment.config.calibration import RunFacts
+from fairjax.experiment.config.schema import Config, Local
+from fairjax.experiment.config.validate import CheckedConfig
 from fairjax.fairness import compose, personal
 from fairjax.privacy.guarantee import Guarantee
 from fairjax.robust import faults as injected
 
 
-def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]:
-    """What a round of a checked config does, and its privacy guarantee.
+def round_spec(
+    checked: CheckedConfig, facts: DataFacts, model: Model
+) -> tuple[Spec, Guarantee]:
+    """What a round of a config does, and its privacy guarantee.
 
-    The fields in `build.VALUES` may be traced.
+    Args:
+        checked: the config and its rules; the fields in `build.VALUES` may be traced.
+        facts: what the data say.
+        model: the network that travels.
 
     Raises:
         InputError: rule, method, mechanism and data do not fit together.
     """
+    c, rule = checked.config, checked.rule
     splits, num_groups = facts.splits, 0
     if facts.attribute is not None:
         num_groups = len(splits.groups[facts.attribute].values)
-    rule = registry.rule(c, registry.Groups(num_groups, facts.group_of))
-    method = personal.with_local_leaves(
-        registry.METHODS[c.submodel.name].method(c, model.axes), rule
-    )
+    with paths.naming({"rule": "fairness.rule"}):
+        method = personal.with_local_leaves(registry.method(c, model.axes), rule)
     privacy.check_method(c, method)
     objective, optimizer = _objective(c, method), _optimizer(c)
-    server = registry.SERVERS[c.server.optimizer](c.server.learning_rate)
-    run_facts = _run_facts(facts, model, method, rule)
+    server = optimizers.SERVERS[c.server.optimizer](c.server.learning_rate)
+    run_facts = _run_facts(checked, facts, model, method)
     local_schedule = _local_schedule(c, run_facts)
     if "validation" in rule.reads and not np.all(splits.val.count):
         expected = f"above 0 for rule {c.fairness.rule}: every hospital validates"
@@ -59,7 +71,7 @@ def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]
         rule.wrap(objective),
         optimizer,
         local_schedule,
-        c.model.get(c.model.name, {}).get("moments", "static"),
+        getattr(registry.options_of(c.model), "moments", "static"),
         dp,
         augment.chain(c.data.augment, image_pixels),
         c.execution.unroll,
@@ -69,8 +81,8 @@ def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]
         rule=rule,
         protection=robustness.protection(c, guarantee.protection, facts.cohort),
         server=method.server.optimizer(server, facts.cohort / len(splits.clients)),
-        schedule=registry.schedule(c.local, c.rounds),
-        server_schedule=registry.schedule(c.server, c.rounds),
+        schedule=optimizers.schedule(c.local, c.rounds),
+        server_schedule=optimizers.schedule(c.server, c.rounds),
         finite_guard=c.robust.finite_guard,
         transmission=injected.upload_faults(facts.faults, robustness.deadline(c)),
         denominator=c.fairness.denominator,
@@ -82,24 +94,23 @@ def round_spec(c: Any, facts: DataFacts, model: Model) -> tuple[Spec, Guarantee]
 
 
 def spec_with_values(
-    c: Any, values: Mapping[str, Any], facts: DataFacts, model: Model
+    c: Config, values: Mapping[str, Any], facts: DataFacts, model: Model
 ) -> Spec:
     """The round of a checked config with some numbers replaced.
 
     Args:
-        c: a checked config, which stays as it is.
+        c: a checked config.
         values: {field in `build.VALUES`: value, traced or not}.
         facts: those of the run.
         model: the run's.
     """
-    c, values = c.copy_and_resolve_references(), dict(values)
     # The accountant needs a number: it keeps the config's, and the noise alone changes.
+    values = dict(values)
     sigma = values.pop("privacy.noise_multiplier", None)
-    with c.unlocked(), c.ignore_type():
-        for path, value in values.items():
-            *groups, field = path.split(".")
-            functools.reduce(operator.getitem, groups, c)[field] = value
-    spec, guarantee = round_spec(c, facts, model)
+    c = conversion.replaced(c, values)
+    rules = registry.rules(c)
+    checked = CheckedConfig(c, rules, registry.composed(c, rules))
+    spec, guarantee = round_spec(checked, facts, model)
     if sigma is None:
         return spec
     assert guarantee.with_noise is not None
@@ -111,7 +122,7 @@ def spec_with_values(
     )
 
 
-def _objective(c: Any, method: Method) -> Objective:
+def _objective(c: Config, method: Method) -> Objective:
     """The method's objective, or cross-entropy, with the proximal term if any."""
     if method.objective is not None and c.local.class_weights != "none":
         expected = f"none while submodel {c.submodel.name} sets the objective"
@@ -124,9 +135,9 @@ def _objective(c: Any, method: Method) -> Objective:
     return objective
 
 
-def _optimizer(c: Any) -> optax.GradientTransformation:
+def _optimizer(c: Config) -> optax.GradientTransformation:
     """The local optimiser, behind the clip of the gradient's norm if any."""
-    optimizer = registry.OPTIMIZERS[c.local.optimizer](c)
+    optimizer = optimizers.OPTIMIZERS[c.local.optimizer](c)
     if c.local.max_grad_norm:
         optimizer = optax.chain(
             optax.clip_by_global_norm(c.local.max_grad_norm), optimizer
@@ -134,7 +145,9 @@ def _optimizer(c: Any) -> optax.GradientTransformation:
     return optimizer
 
 
-def _run_facts(facts: DataFacts, model: Model, method: Method, rule: Rule) -> RunFacts:
+def _run_facts(
+    checked: CheckedConfig, facts: DataFacts, model: Model, method: Method
+) -> RunFacts:
     splits = facts.splits
     return RunFacts(
         facts.tiers,
@@ -145,24 +158,29 @@ def _run_facts(facts: DataFacts, model: Model, method: Method, rule: Rule) -> Ru
         len(splits.classes),
         model,
         method,
-        rule,
+        checked.rule,
         sample_shape(splits),
+        bool(privacy.loss_rules(checked.rules)),
     )
 
 
-def _local_schedule(c: Any, run_facts: RunFacts) -> batching.LocalSchedule:
+def _local_schedule(c: Config, run_facts: RunFacts) -> batching.LocalSchedule:
     """Steps and batches of every client; epochs go over patients if they are units."""
     has_steps = c.local.steps is not None
-    return batching.local_schedule(
-        run_facts.counts,
-        batch_size=c.local.batch_size,
-        epochs=None if has_steps else c.local.epochs,
-        steps=c.local.steps,
-        units=mechanisms.protected_patients(c, run_facts),
-    )
+    units = mechanisms.protected_patients(c, run_facts)
+    with paths.naming(paths.fields_of(Local, "local")):
+        return batching.local_schedule(
+            run_facts.counts,
+            batch_size=c.local.batch_size,
+            epochs=None if has_steps else c.local.epochs,
+            steps=c.local.steps,
+            units=units,
+        )
 
 
-def _defended_rule(c: Any, rule: Rule, guarantee: Guarantee, facts: DataFacts) -> Rule:
+def _defended_rule(
+    c: Config, rule: Rule, guarantee: Guarantee, facts: DataFacts
+) -> Rule:
     """The rule as privacy shows it clients, with the weight cap and false claims."""
     if guarantee.tier_records:
         rule = compose.tier_rule(rule, guarantee.tier_records)

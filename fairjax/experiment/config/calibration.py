@@ -16,6 +16,7 @@ from fairjax.core import axes, require, scopes
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
 from fairjax.core.types import ClientView, Model
+from fairjax.experiment.config.schema import Config
 from fairjax.privacy import accounting
 from fairjax.privacy.accounting import Mechanism
 
@@ -38,9 +39,11 @@ class RunFacts(NamedTuple):
     rule: Rule
     x: jax.ShapeDtypeStruct
     """A batch of inputs."""
+    weights_follow_losses: bool = False
+    """Whether a rule turns losses into weights, see `compatibility.follows_losses`."""
 
 
-def check_delta(c: Any, num_units: int, noun: str) -> None:
+def check_delta(c: Config, num_units: int, noun: str) -> None:
     """Refuses a delta of 1 / n or more, for n units that are protected.
 
     Args:
@@ -53,7 +56,7 @@ def check_delta(c: Any, num_units: int, noun: str) -> None:
         require.fail("privacy.delta", expected, c.privacy.delta)
 
 
-def accounting_settings(c: Any) -> dict[str, Any]:
+def accounting_settings(c: Config) -> dict[str, Any]:
     """Delta and accountant of a checked config."""
     accountant = c.privacy.accountant
     if accountant == "auto":
@@ -65,7 +68,7 @@ def accounting_settings(c: Any) -> dict[str, Any]:
 
 
 def noise_multiplier(
-    c: Any,
+    c: Config,
     settings: dict[str, Any],
     parties: Callable[[float], dict[str, Mechanism]],
     shared: Mapping[tuple[int, ...], int] | None = None,
@@ -80,6 +83,7 @@ def noise_multiplier(
     """
     if c.privacy.noise_multiplier is not None:
         return c.privacy.noise_multiplier
+    assert c.privacy.epsilon is not None  # `privacy.check` asks for one of the two
     return accounting.calibrate(
         lambda sigma: list(parties(sigma).values()),
         c.rounds,
@@ -89,7 +93,7 @@ def noise_multiplier(
     )
 
 
-def public_facts(c: Any, *facts: str) -> tuple[str, ...]:
+def public_facts(c: Config, *facts: str) -> tuple[str, ...]:
     """What has to be public for a guarantee to hold.
 
     Args:
@@ -106,7 +110,7 @@ def public_facts(c: Any, *facts: str) -> tuple[str, ...]:
     return tuple(all_facts)
 
 
-def upload_size(c: Any, facts: RunFacts) -> int:
+def upload_size(c: Config, facts: RunFacts) -> int:
     """Coordinates of an upload: the plain model and all tiers' copies."""
 
     def upload(x: jax.Array) -> Any:

@@ -17,8 +17,9 @@ from fairjax.core import require, simplex
 from fairjax.core.protocols import Population, Protection
 from fairjax.core.rule import CohortStats
 from fairjax.core.types import ClientView, Cohort, Scalar
-from fairjax.experiment.config import calibration, privacy
+from fairjax.experiment.config import calibration
 from fairjax.experiment.config.calibration import RunFacts
+from fairjax.experiment.config.schema import Config
 from fairjax.privacy import client_level, poisson, securesum
 from fairjax.privacy import clip as clipping
 from fairjax.privacy.accounting import Mechanism
@@ -105,7 +106,7 @@ class _Mechanisms(NamedTuple):
         )
 
 
-def client_dp(c: Any, facts: RunFacts) -> Guarantee:
+def client_dp(c: Config, facts: RunFacts) -> Guarantee:
     """Clipped updates and noise on their sum, by a trusted server.
 
     Args:
@@ -118,7 +119,7 @@ def client_dp(c: Any, facts: RunFacts) -> Guarantee:
     """
     p, clients = c.privacy, len(facts.tiers)
     calibration.check_delta(c, clients, "hospitals")
-    clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
+    clips = p.tier_clip or (p.clip,) * len(c.tiers.budget)
     weight = _weights(facts)
     settings = calibration.accounting_settings(c)
     sampling = _sampling(c, facts)
@@ -180,7 +181,7 @@ def _weights(facts: RunFacts) -> Float[np.ndarray, "N"]:
         return np.asarray(weights) * int(np.sum(cohort.valid))
 
 
-def _sampling(c: Any, facts: RunFacts) -> _Sampling:
+def _sampling(c: Config, facts: RunFacts) -> _Sampling:
     p, clients = c.privacy, len(facts.tiers)
     rate = 1.0 if p.sampling == "full" else c.clients_per_round / clients
     if rate == 1 and p.sampling != "full":
@@ -212,7 +213,7 @@ def _sampling(c: Any, facts: RunFacts) -> _Sampling:
 
 
 def _adaptive(
-    c: Any, sampling_rate: float, weight: Float[np.ndarray, "N"]
+    c: Config, sampling_rate: float, weight: Float[np.ndarray, "N"]
 ) -> clipping.Adaptive | None:
     """The clip that follows a quantile; None for a fixed clip."""
     options = c.privacy.adaptive
@@ -228,14 +229,14 @@ def _adaptive(
     )
 
 
-def _losses(c: Any, facts: RunFacts, weight: Float[np.ndarray, "N"]) -> _Losses:
+def _losses(c: Config, facts: RunFacts, weight: Float[np.ndarray, "N"]) -> _Losses:
     clients, options = len(facts.tiers), c.privacy.losses
     by_tier = functools.partial(np.bincount, facts.tiers, minlength=len(c.tiers.budget))
     tier_records = by_tier(np.where(weight > 0, facts.counts, 0)).astype(np.int32)
     # Integers before the division: whole numbers stay whole.
     expected_clients = by_tier(weight > 0) * (c.clients_per_round or clients) / clients
     return _Losses(
-        bool(privacy.loss_rules(c)),
+        facts.weights_follow_losses,
         expected_clients,
         tier_records,
         options.bound,
@@ -243,7 +244,7 @@ def _losses(c: Any, facts: RunFacts, weight: Float[np.ndarray, "N"]) -> _Losses:
     )
 
 
-def _secure_sum(c: Any, losses: _Losses) -> securesum.SecureSum | None:
+def _secure_sum(c: Config, losses: _Losses) -> securesum.SecureSum | None:
     """The secure sum of a cohort, which must be over enough clients of every tier.
 
     Losses are summed by tier, so a rule by losses needs enough clients in each.

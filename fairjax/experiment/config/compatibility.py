@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fairjax.core.rule import Rule
-from fairjax.experiment.config import default, registry
+from fairjax.experiment.config import conversion, default, registry
 from fairjax.robust import aggregators
 
 
@@ -107,9 +107,9 @@ def allows(setting: str, rule: Rule) -> bool:
 
 def default_rules() -> dict[str, Rule]:
     """{name: rule} of every rule of the registry, with its default options."""
-    c = default.get_config()
+    c = conversion.typed(default.get_config())
     return {
-        name: entry.rule(c, registry.NO_GROUPS)
+        name: entry.rule(c.fairness.options.get(name), c)
         for name, entry in registry.RULES.items()
     }
 

@@ -8,18 +8,28 @@ import jax
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
 from fairjax.core.types import Axes, Model
+from fairjax.experiment.config.schema import Config
 from fairjax.models import convolutions
+
+
+def keywords(options: Any) -> dict[str, Any]:
+    """An entry's options as keyword arguments; {} for an entry that has none.
+
+    Args:
+        options: an object of the entry's dataclass, or None.
+    """
+    return {} if options is None else dict(vars(options))
 
 
 class MethodEntry(NamedTuple):
     """A published method and what it needs of the model."""
 
-    method: Callable[[Any, Axes], Method]
-    """(config, axes of the model) -> method."""
+    method: Callable[[Any, Config, Axes], Method]
+    """(its options, config, axes of the model) -> method."""
     options: type | None = None
     """The dataclass of its options; None: it has none."""
-    model: Callable[[Any, Model], Model] = lambda c, model: model
-    """(config, model) -> the network that travels; LoRA adds its factors."""
+    model: Callable[[Any, Model], Model] = lambda options, model: model
+    """(its options, model) -> the network that travels; LoRA adds its factors."""
     blocks: bool = False
     """Needs a list of residual blocks of one shape."""
     exits: bool = False
@@ -30,10 +40,12 @@ class MethodEntry(NamedTuple):
     """Its tiers may have branches; it then takes the options of dynamicfl too."""
     public_masks: bool = True
     """Its masks follow from public facts, and not from what clients trained."""
+    tier_options: tuple[str, ...] = ()
+    """The options that name a tier, or None."""
     gradient_option: str | None = None
     """The option with which its gradients are not those of the loss alone."""
-    depends_on_rounds: Callable[[Any], bool] = lambda c: False
-    """Options -> whether the method depends on the number of rounds, as a
+    depends_on_rounds: Callable[[Any], bool] = lambda options: False
+    """Its options -> whether the method depends on the number of rounds, as a
     `registry.Schedule` may."""
 
 
@@ -55,27 +67,27 @@ class ModelEntry(NamedTuple):
     moving_branches: bool = True
     """Branches may move between its layers, not only when a budget changes."""
 
-    def make(self, c: Any, name: str, classes: int, method: MethodEntry) -> Model:
+    def make(self, options: Any, c: Config, classes: int, method: MethodEntry) -> Model:
         """The model as its options and the method ask.
 
         Args:
+            options: the model's.
             c: a config.
-            name: the group of the config with the model's options.
             classes: C.
             method: the method that gives its sub-models.
         """
-        options = dict(c.model[name]) if self.options is not None else {}
-        options.pop("moments", None)
+        arguments = keywords(options)
+        arguments.pop("moments", None)
         if self.convolutional:
-            options["lowering"] = lowering(c)
+            arguments["lowering"] = lowering(c)
         if self.exits:
-            options["exits"] = method.exits
+            arguments["exits"] = method.exits
         if self.residual:
-            options["steps"] = method.steps
-        return self.build(classes=classes, **options)
+            arguments["steps"] = method.steps
+        return self.build(classes=classes, **arguments)
 
 
-def lowering(c: Any) -> str:
+def lowering(c: Config) -> str:
     """The lowering of convolutions that the config asks for, on this machine.
 
     Args:
@@ -89,23 +101,11 @@ def lowering(c: Any) -> str:
     )
 
 
-class Groups(NamedTuple):
-    """Groups that a rule may tell apart besides tiers and clients."""
-
-    num_patient_groups: int = 0
-    """G, the values of the patient attribute fairness.group."""
-    client_groups: tuple[int, ...] = ()
-    """Group of every client, by fairness.client_group."""
-
-
-NO_GROUPS = Groups()
-
-
 class RuleEntry(NamedTuple):
     """A fairness rule and what its options say that it reads."""
 
-    rule: Callable[[Any, Groups], Rule]
-    """(config, groups) -> rule."""
+    rule: Callable[[Any, Config], Rule]
+    """(its options, config) -> rule."""
     options: type | None = None
     """The dataclass of its options; None: it has none."""
     domain_option: str | None = None

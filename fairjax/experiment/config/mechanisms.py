@@ -14,16 +14,18 @@ from jaxtyping import Int
 from fairjax.core import aggregate, require
 from fairjax.core.protocols import Protection
 from fairjax.core.types import Scalar
-from fairjax.experiment.config import calibration
+from fairjax.experiment.config import calibration, paths
 from fairjax.experiment.config.calibration import RunFacts
 from fairjax.experiment.config.client_dp import client_dp
+from fairjax.experiment.config.options.privacy import Privacy, Secure
+from fairjax.experiment.config.schema import Config
 from fairjax.privacy import client_level, poisson, securesum
 from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.guarantee import Guarantee
 from fairjax.privacy.records import DPSGD
 
 
-def build(c: Any, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
+def build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
     """The guarantee of a checked config on its data, and its DP-SGD settings.
 
     The settings belong into the local problem, their one place in a run; they are None
@@ -37,6 +39,21 @@ def build(c: Any, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
         InputError: the model, the method or the data do not allow the mechanism, or the
             budget is below what one round spends.
     """
+    with paths.naming(_ARGUMENTS):
+        return _build(c, facts)
+
+
+_ARGUMENTS = {
+    **paths.fields_of(Privacy, "privacy"),
+    "adaptive": "privacy.adaptive.count_noise",
+    "loss_release": "privacy.losses.noise_multiplier",
+    "mode": "privacy.secure_sum",
+    **paths.fields_of(Secure, "privacy.secure"),
+}
+"""{argument of a mechanism, an accountant or a secure sum: config field}."""
+
+
+def _build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
     mechanism = c.privacy.mechanism
     if mechanism == "none":
         sampling = "fixed" if 0 < c.clients_per_round < len(facts.tiers) else "full"
@@ -56,7 +73,7 @@ def build(c: Any, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
     return _with_secure_sum(c, facts, guarantee), dp
 
 
-def protected_patients(c: Any, facts: RunFacts) -> Int[np.ndarray, "N"] | None:
+def protected_patients(c: Config, facts: RunFacts) -> Int[np.ndarray, "N"] | None:
     """Patients of every client, if they are the protected unit; else None.
 
     Args:
@@ -74,7 +91,7 @@ def protected_patients(c: Any, facts: RunFacts) -> Int[np.ndarray, "N"] | None:
     return facts.patients
 
 
-def _with_secure_sum(c: Any, facts: RunFacts, guarantee: Guarantee) -> Guarantee:
+def _with_secure_sum(c: Config, facts: RunFacts, guarantee: Guarantee) -> Guarantee:
     """The guarantee with secure sums, where the config asks for them."""
     p = c.privacy
     if p.secure_sum == "off":
@@ -91,9 +108,7 @@ def _with_secure_sum(c: Any, facts: RunFacts, guarantee: Guarantee) -> Guarantee
     securesum.check_capacity(p.secure.bits, max_cohort)
     protection = guarantee.protection
     if guarantee.mechanism != "client_dp":  # its integers stay within the clip already
-        protection = securesum.secure(
-            protection, mode=p.secure_sum, **p.secure.to_dict()
-        )
+        protection = securesum.secure(protection, mode=p.secure_sum, **vars(p.secure))
     with_noise = guarantee.with_noise if guarantee.mechanism == "client_dp" else None
     return dataclasses.replace(
         guarantee, protection=protection, secure_sum=p.secure_sum, with_noise=with_noise
@@ -144,7 +159,7 @@ class _Batches(NamedTuple):
         }
 
 
-def _batches(c: Any, counts: Int[np.ndarray, "N"]) -> _Batches:
+def _batches(c: Config, counts: Int[np.ndarray, "N"]) -> _Batches:
     size = c.local.batch_size
     per_epoch = -(-counts // size)
     steps = per_epoch * c.local.epochs
@@ -156,7 +171,7 @@ def _batches(c: Any, counts: Int[np.ndarray, "N"]) -> _Batches:
     return _Batches(counts, steps, epochs, size, is_poisson, capacities)
 
 
-def record_dp(c: Any, facts: RunFacts) -> tuple[Guarantee, DPSGD]:
+def record_dp(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD]:
     """DP-SGD inside every client, for its records or its patients.
 
     Args:
@@ -223,7 +238,7 @@ def record_dp(c: Any, facts: RunFacts) -> tuple[Guarantee, DPSGD]:
 # ----------------------------------------------------------------------------- local_dp
 
 
-def local_dp(c: Any, facts: RunFacts) -> Guarantee:
+def local_dp(c: Config, facts: RunFacts) -> Guarantee:
     """Clipping and noise on every upload.
 
     Args:
@@ -236,7 +251,7 @@ def local_dp(c: Any, facts: RunFacts) -> Guarantee:
     p = c.privacy
     calibration.check_delta(c, len(facts.tiers), "hospitals")
     settings = calibration.accounting_settings(c)
-    clips = tuple(p.tier_clip) or (p.clip,) * len(c.tiers.budget)
+    clips = p.tier_clip or (p.clip,) * len(c.tiers.budget)
     num_coordinates = calibration.upload_size(c, facts)
 
     def parties(sigma: float) -> dict[str, Mechanism]:

@@ -5,16 +5,15 @@ are refused, and nothing is estimated for them. `mechanisms` builds the guarante
 config that passes.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
 from fairjax.experiment.config import compatibility, registry
-from fairjax.privacy import accounting, securesum
-from fairjax.privacy import clip as clipping
+from fairjax.experiment.config.options.privacy import MECHANISMS
+from fairjax.experiment.config.schema import Config
 
-MECHANISMS = ("none", "client_dp", "record_dp", "local_dp")
 UNITS = {
     "client_dp": ("client",),
     "record_dp": ("record", "patient"),
@@ -23,9 +22,6 @@ UNITS = {
 """Mechanism -> units that it may protect, the default first."""
 LABELS_PROTECTED = ("record_dp", "local_dp")
 """Mechanisms under which a client's labels may not shape what it sends openly."""
-SAMPLINGS = ("poisson", "fixed", "full")
-BATCHES = ("poisson", "shuffled")
-ON_BUDGET = ("stop", "warn")
 FIELD_MECHANISMS = {
     "mechanism": MECHANISMS,
     "secure_sum": MECHANISMS,
@@ -41,18 +37,16 @@ FIELD_MECHANISMS = {
 """Field -> mechanisms that read it; all but "none" read a field that is absent here."""
 
 
-def loss_rules(c: Any) -> list[str]:
-    """The rules of a config that weight tiers by losses under client_dp.
+def loss_rules(rules: Mapping[str, Rule]) -> list[str]:
+    """The rules that weight tiers by losses under client_dp.
 
     Args:
-        c: a config.
+        rules: {name: rule} of a config.
     """
-    return [
-        name for name, rule in registry.rules(c) if compatibility.follows_losses(rule)
-    ]
+    return [name for name, rule in rules.items() if compatibility.follows_losses(rule)]
 
 
-def check_rule(c: Any) -> None:
+def check_rules(c: Config, rules: Mapping[str, Rule]) -> None:
     """Refuses a rule that the mechanism does not allow.
 
     This check runs before those of the rule's denominator and cap. They would otherwise
@@ -60,9 +54,10 @@ def check_rule(c: Any) -> None:
 
     Args:
         c: a config.
+        rules: the rules that it names.
     """
-    mechanism = require.one_of("privacy.mechanism", c.privacy.mechanism, MECHANISMS)
-    for name, rule in registry.rules(c):
+    mechanism = c.privacy.mechanism
+    for name, rule in rules.items():
         if compatibility.allows(mechanism, rule):
             continue
         condition = compatibility.CONDITIONS[mechanism]
@@ -74,7 +69,7 @@ def check_rule(c: Any) -> None:
         require.fail("fairness.rule", expected, name)
 
 
-def _refuse_domain(c: Any, name: str) -> None:
+def _refuse_domain(c: Config, name: str) -> None:
     """Refuses a rule by what it tells apart, where client_dp shows tiers alone."""
     domain, option = registry.domain(c, name), registry.RULES[name].domain_option
     if domain not in (None, "client", "tier"):
@@ -85,56 +80,36 @@ def _refuse_domain(c: Any, name: str) -> None:
         require.fail("fairness.rule", expected + "of tiers alone", name)
 
 
-def check_sums(c: Any, rule: Rule) -> None:
+def check_sums(c: Config, rule: Rule) -> None:
     """Refuses a rule that reads single updates under a secure sum.
 
     Args:
         c: a config.
         rule: the fairness rule of this config.
     """
-    secure_sum = require.one_of(
-        "privacy.secure_sum", c.privacy.secure_sum, securesum.MODES
-    )
-    if secure_sum != "off" and not compatibility.allows("secure_sum", rule):
+    if c.privacy.secure_sum != "off" and not compatibility.allows("secure_sum", rule):
         expected = compatibility.CONDITIONS["secure_sum"].reason
         require.fail("fairness.rule", expected, c.fairness.rule)
 
 
-def check(c: Any) -> None:
+def check(c: Config, rules: Mapping[str, Rule]) -> None:
     """Refuses what no data could make private, by the name of the field.
 
     Args:
         c: a config.
+        rules: the rules that it names.
 
     Raises:
         InputError: names the field, what was expected and what came.
     """
-    p = c.privacy
-    mechanism = require.one_of("privacy.mechanism", p.mechanism, MECHANISMS)
-    clipping.check("privacy.clip", p.clip)
-    for bound in p.tier_clip:
-        clipping.check("privacy.tier_clip", bound)
-    require.in_range("privacy.delta", p.delta, 0, 1, open_low=True, open_high=True)
-    require.one_of("privacy.sampling", p.sampling, SAMPLINGS)
-    require.one_of("privacy.batches", p.batches, BATCHES)
-    require.count("privacy.microbatch", p.microbatch)
-    require.count("privacy.records_per_patient", p.records_per_patient)
-    require.one_of(
-        "privacy.accountant", p.accountant, ("auto", *accounting.ACCOUNTANTS)
-    )
-    if p.neighbours is not None:
-        require.one_of("privacy.neighbours", p.neighbours, accounting.NEIGHBOURS)
-    require.one_of("privacy.on_budget", p.on_budget, ON_BUDGET)
-    if p.noise_multiplier is not None:
-        require.in_range("privacy.noise_multiplier", p.noise_multiplier, 0)
-    if p.epsilon is not None:
-        require.positive("privacy.epsilon", p.epsilon)
+    p, mechanism = c.privacy, c.privacy.mechanism
     _check_denominator(c)
     _check_secure(c)
     if mechanism == "none":
         for field in ("noise_multiplier", "epsilon", "neighbours", "unit"):
-            if p[field] is not None:
-                require.fail(f"privacy.{field}", "a privacy.mechanism for it", p[field])
+            value = getattr(p, field)
+            if value is not None:
+                require.fail(f"privacy.{field}", "a privacy.mechanism for it", value)
         return
     if p.unit is not None and p.unit not in UNITS[mechanism]:
         expected = f"{' or '.join(UNITS[mechanism])} with {mechanism}"
@@ -150,24 +125,29 @@ def check(c: Any) -> None:
             f"True with {mechanism}: a change that is no number has no norm to clip"
         )
         require.fail("robust.finite_guard", expected, False)
-    if c.fairness.warmup and not loss_rules(c):
+    if c.fairness.warmup and not loss_rules(rules):
         expected = f"0 with {mechanism}: its weights are the same in every round"
         require.fail("fairness.warmup", expected, c.fairness.warmup)
     if not registry.METHODS[c.submodel.name].public_masks:
         expected = f"a method with masks that are public with {mechanism}"
         require.fail("submodel.name", expected, c.submodel.name)
-    {"client_dp": _check_client, "record_dp": _check_record, "local_dp": _check_local}[
-        mechanism
-    ](c)
+    if mechanism == "client_dp":
+        _check_client(c)
+        _check_loss_rules(c, rules)
+    elif mechanism == "record_dp":
+        _check_record(c)
+    else:
+        _check_local(c)
 
 
-def check_used(path: str, field: str, c: Any) -> None:
+def check_used(path: str, field: str, c: Config, rules: Mapping[str, Rule]) -> None:
     """Refuses a privacy field that the user set and that nothing reads.
 
     Args:
         path: the field's path.
         field: the first part of the path after "privacy.".
         c: a config.
+        rules: the rules that it names.
     """
     p, mechanism = c.privacy, c.privacy.mechanism
     mechanisms = FIELD_MECHANISMS.get(field, MECHANISMS[1:])
@@ -176,7 +156,7 @@ def check_used(path: str, field: str, c: Any) -> None:
     if path == "privacy.secure.bound" and mechanism == "client_dp":
         expected = "another mechanism than client_dp, whose clip bounds every entry"
         require.fail(path, expected, mechanism)
-    if field == "losses" and mechanism == "client_dp" and not loss_rules(c):
+    if field == "losses" and mechanism == "client_dp" and not loss_rules(rules):
         choices = compatibility.names_of(compatibility.follows_losses)
         expected = f"one of fairness.rule {', '.join(choices)} for this option"
         require.fail(path, expected, c.fairness.rule)
@@ -187,7 +167,7 @@ def check_used(path: str, field: str, c: Any) -> None:
         require.fail(path, expected, mechanism)
 
 
-def _check_denominator(c: Any) -> None:
+def _check_denominator(c: Config) -> None:
     if c.privacy.mechanism == "client_dp" and c.fairness.denominator != "fixed":
         expected = (
             "fixed with client_dp: divided by who came, a sum moves by more than the "
@@ -196,18 +176,15 @@ def _check_denominator(c: Any) -> None:
         require.fail("fairness.denominator", expected, c.fairness.denominator)
 
 
-def _check_secure(c: Any) -> None:
+def _check_secure(c: Config) -> None:
     p = c.privacy
-    require.one_of("privacy.secure_sum", p.secure_sum, securesum.MODES)
-    require.positive("privacy.secure.bound", p.secure.bound)
-    require.in_range("privacy.secure.minimum", p.secure.minimum, 2)
-    if p.secure_sum == "off":
-        return
-    if p.mechanism != "client_dp":  # clients of client_dp send no masks
+    if (
+        p.secure_sum != "off" and p.mechanism != "client_dp"
+    ):  # clients of client_dp send no masks
         _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
 
 
-def _check_client(c: Any) -> None:
+def _check_client(c: Config) -> None:
     p = c.privacy
     if c.tiers.changes:
         require.fail("tiers.changes", "none with client_dp", c.tiers.changes)
@@ -226,33 +203,21 @@ def _check_client(c: Any) -> None:
     if p.sampling == "fixed" and p.neighbours == "zero_out":
         expected = "replace_one with privacy.sampling fixed"
         require.fail("privacy.neighbours", expected, p.neighbours)
-    adaptive = p.adaptive
-    if adaptive.quantile is not None:
-        where = "privacy.adaptive"
-        require.in_range(f"{where}.quantile", adaptive.quantile, 0, 1)
-        require.positive(f"{where}.rate", adaptive.rate)
-        if adaptive.count_noise is not None:
-            require.positive(f"{where}.count_noise", adaptive.count_noise)
-    _check_losses(c)
 
 
-def _check_losses(c: Any) -> None:
-    """Checks a rule that reads losses: client_dp shows it those of tiers alone."""
-    require.positive("privacy.losses.bound", c.privacy.losses.bound)
-    if c.privacy.losses.noise_multiplier is not None:
-        where = "privacy.losses.noise_multiplier"
-        require.positive(where, c.privacy.losses.noise_multiplier)
-    rule_names = loss_rules(c)
-    if rule_names and not c.fairness.cap:
-        expected = f"at least 1 with client_dp and {rule_names[0]}: noise alone can "
+def _check_loss_rules(c: Config, rules: Mapping[str, Rule]) -> None:
+    """Checks rules that read losses: client_dp shows them those of tiers alone."""
+    names = loss_rules(rules)
+    if names and not c.fairness.cap:
+        expected = f"at least 1 with client_dp and {names[0]}: noise alone can "
         require.fail(
             "fairness.cap", expected + "make a tier look worst", c.fairness.cap
         )
-    for name in rule_names:
+    for name in names:
         _refuse_domain(c, name)
 
 
-def _check_record(c: Any) -> None:
+def _check_record(c: Config) -> None:
     p = c.privacy
     if p.tier_clip:
         expected = "none with record_dp, which clips records"
@@ -272,7 +237,7 @@ def _check_record(c: Any) -> None:
         require.fail("privacy.batches", expected, p.batches)
 
 
-def _check_local(c: Any) -> None:
+def _check_local(c: Config) -> None:
     _refuse_adaptive_clip(c, "local_dp")
     if c.privacy.neighbours == "zero_out":
         expected = "replace_one with local_dp: that a hospital sent something is seen"
@@ -280,13 +245,13 @@ def _check_local(c: Any) -> None:
     _refuse_masked_loss(c, "local_dp: the mask that is sent names its classes")
 
 
-def _refuse_adaptive_clip(c: Any, mechanism: str) -> None:
+def _refuse_adaptive_clip(c: Config, mechanism: str) -> None:
     if c.privacy.adaptive.quantile is not None:
         expected = f"none with {mechanism}; client_dp has it"
         require.fail("privacy.adaptive.quantile", expected, c.privacy.adaptive.quantile)
 
 
-def check_method(c: Any, method: Method) -> None:
+def check_method(c: Config, method: Method) -> None:
     """Refuses a method whose sub-models follow from labels, where those are protected.
 
     Args:
@@ -302,8 +267,7 @@ def check_method(c: Any, method: Method) -> None:
         require.fail("submodel.name", expected, c.submodel.name)
 
 
-def _refuse_masked_loss(c: Any, reason: str) -> None:
-    options = c.submodel.get(c.submodel.name, {})
-    if options.get("masked_loss"):
+def _refuse_masked_loss(c: Config, reason: str) -> None:
+    if getattr(registry.options_of(c.submodel), "masked_loss", False):
         where = f"submodel.{c.submodel.name}.masked_loss"
         require.fail(where, f"False with {reason}", True)

@@ -5,28 +5,28 @@ model names the dataclass of its options, from which its group of the config is 
 The group has the name of the entry.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 from fairjax import models
+from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
 from fairjax.core.rule import check as check_rule
 from fairjax.core.types import Axes, Model
+from fairjax.experiment.config import paths, schema
 from fairjax.experiment.config.entries import (
-    NO_GROUPS,
-    Groups,
+    Entry,
     MethodEntry,
     ModelEntry,
     RuleEntry,
+    keywords,
 )
 from fairjax.experiment.config.options import methods as method_options
 from fairjax.experiment.config.options import models as model_options
 from fairjax.experiment.config.options import rules as rule_options
+from fairjax.experiment.config.schema import Config
 from fairjax.fairness import compose, personal, weights
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic
@@ -42,7 +42,6 @@ from fairjax.fairness.q_fedavg import q_fedavg
 from fairjax.fairness.q_ffl import q_ffl
 from fairjax.fairness.tier_rules import tier_afl, tier_equal, tier_gap, tier_term
 from fairjax.fairness.tilted import term
-from fairjax.models import convolutions
 from fairjax.submodels import fedavg, partial
 from fairjax.submodels.depthfl import depthfl
 from fairjax.submodels.dynamicfl import dynamicfl
@@ -82,36 +81,76 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def model(c: Any, classes: int) -> Model:
-    """The model of a config, with what its method asks for.
+def model(c: Config, classes: int) -> Model:
+    """The network of a config that travels, with what its method asks for.
 
     Args:
         c: a config.
         classes: C.
+
+    Raises:
+        InputError: an option of the model or the method is out of range.
     """
-    method = METHODS[c.submodel.name]
-    return MODELS[c.model.name].make(c, c.model.name, classes, method)
+    entry, method = MODELS[c.model.name], METHODS[c.submodel.name]
+    with paths.naming(paths.entry_fields("model", c.model.name, entry.options)):
+        model = entry.make(options_of(c.model), c, classes, method)
+    with naming_options(c):
+        return method.model(options_of(c.submodel), model)
 
 
-def _by_budget(name: str, method: Callable[..., Method], options: type) -> MethodEntry:
+def method(c: Config, axes: Axes) -> Method:
+    """The method of a config for a model with these axes.
+
+    Args:
+        c: a config.
+        axes: the model's.
+
+    Raises:
+        InputError: an option is out of range, or the model cannot carry the method.
+    """
+    with naming_options(c):
+        return METHODS[c.submodel.name].method(options_of(c.submodel), c, axes)
+
+
+def naming_options(c: Config) -> AbstractContextManager[None]:
+    """Gives refusals of the model and the method the names of their options.
+
+    Args:
+        c: a config.
+    """
+    model, method = MODELS[c.model.name], METHODS[c.submodel.name]
+    names = paths.entry_fields("model", c.model.name, model.options)
+    if method.branches:
+        options = method_options.DynamicFL
+        names |= paths.entry_fields("submodel", "dynamicfl", options)
+    names |= paths.entry_fields("submodel", c.submodel.name, method.options)
+    return paths.naming(names)
+
+
+def options_of(group: schema.Model | schema.Submodel) -> Any:
+    """The options of the model or method that a config names; None if it has none."""
+    return group.options.get(group.name)
+
+
+def _by_budget(method: Callable[..., Method], options: type) -> MethodEntry:
     """A method that takes the model's axes, the tiers' budgets and its own options."""
     return MethodEntry(
-        lambda c, axes: method(axes, tuple(c.tiers.budget), **c.submodel[name]), options
+        lambda options, c, axes: method(axes, c.tiers.budget, **keywords(options)),
+        options,
     )
 
 
-def _heterofl(c: Any, axes: Axes) -> Method:
-    options = c.submodel.heterofl
+def _heterofl(options: method_options.HeteroFL, c: Config, axes: Axes) -> Method:
     return heterofl(
         axes,
-        tuple(c.tiers.budget),
+        c.tiers.budget,
         scaler=options.scaler,
         masked_loss=options.masked_loss,
-        redraw=tuple(c.tiers.proportions) if options.dynamic else None,
+        redraw=c.tiers.proportions if options.dynamic else None,
     )
 
 
-def branches_of(c: Any) -> tuple[int, ...]:
+def branches_of(c: Config) -> tuple[int, ...]:
     """Branches per layer of every tier.
 
     Args:
@@ -119,28 +158,28 @@ def branches_of(c: Any) -> tuple[int, ...]:
     """
     tiers = len(c.tiers.budget)
     if c.tiers.branches or c.submodel.name != "dynamicfl":
-        return tuple(c.tiers.branches) or (0,) * tiers
+        return c.tiers.branches or (0,) * tiers
     return tuple(range(tiers))
 
 
-def structure_of(c: Any) -> str:
+def structure_of(c: Config) -> str:
     """What decides which branches are alive, with "auto" resolved.
 
     Args:
         c: a config.
     """
-    structure = c.submodel.dynamicfl.structure
+    structure = c.submodel.options["dynamicfl"].structure
     if structure == "auto":
         return "sensitivity" if MODELS[c.model.name].moving_branches else "fixed"
     return structure
 
 
-def _dynamicfl(c: Any) -> dict[str, Any]:
-    options = {**c.submodel.dynamicfl, "structure": structure_of(c)}
-    return {"number": branches_of(c), **options}
+def _dynamicfl(c: Config) -> dict[str, Any]:
+    options = keywords(c.submodel.options["dynamicfl"])
+    return {"number": branches_of(c), **options, "structure": structure_of(c)}
 
 
-def uses_branch_memory(c: Any) -> bool:
+def uses_branch_memory(c: Config) -> bool:
     """Whether clients remember their branches between rounds.
 
     Args:
@@ -150,53 +189,49 @@ def uses_branch_memory(c: Any) -> bool:
 
 
 METHODS: dict[str, MethodEntry] = {
-    "fedavg": _by_budget("fedavg", fedavg.fedavg, method_options.FedAvg),
-    "heterofl": MethodEntry(_heterofl, method_options.HeteroFL),
-    "federated_dropout": _by_budget(
-        "federated_dropout", federated_dropout, method_options.FederatedDropout
+    "fedavg": _by_budget(fedavg.fedavg, method_options.FedAvg)._replace(
+        tier_options=("tier",)
     ),
-    "fedrolex": _by_budget("fedrolex", fedrolex, method_options.FedRolex),
-    "fjord": _by_budget("fjord", fjord, method_options.FjORD),
+    "heterofl": MethodEntry(_heterofl, method_options.HeteroFL),
+    "federated_dropout": _by_budget(federated_dropout, method_options.FederatedDropout),
+    "fedrolex": _by_budget(fedrolex, method_options.FedRolex),
+    "fjord": _by_budget(fjord, method_options.FjORD),
     "fiarse": MethodEntry(
-        lambda c, axes: fiarse(tuple(c.tiers.budget), **c.submodel.fiarse),
+        lambda options, c, axes: fiarse(c.tiers.budget, **keywords(options)),
         method_options.FIARSE,
         public_masks=False,
     ),
-    "partial": _by_budget("partial", partial.partial, method_options.Partial)._replace(
+    "partial": _by_budget(partial.partial, method_options.Partial)._replace(
         blocks=True
     ),
-    "depthfl": _by_budget("depthfl", depthfl, method_options.DepthFL)._replace(
-        exits=True, gradient_option="feddyn"
+    "depthfl": _by_budget(depthfl, method_options.DepthFL)._replace(
+        exits=True, tier_options=("exclusive",), gradient_option="feddyn"
     ),
-    "inclusivefl": _by_budget(
-        "inclusivefl", inclusivefl, method_options.InclusiveFL
-    )._replace(blocks=True, exits=True),
+    "inclusivefl": _by_budget(inclusivefl, method_options.InclusiveFL)._replace(
+        blocks=True, exits=True
+    ),
     "scalefl": MethodEntry(
-        lambda c, axes: scalefl(
-            axes, tuple(c.tiers.budget), c.rounds, **c.submodel.scalefl
+        lambda options, c, axes: scalefl(
+            axes, c.tiers.budget, c.rounds, **keywords(options)
         ),
         method_options.ScaleFL,
         exits=True,
-        depends_on_rounds=lambda options: (
-            options["gamma"] > 0 and options["warmup"] > 0
-        ),
+        depends_on_rounds=lambda options: options.gamma > 0 and options.warmup > 0,
     ),
-    "nefl": _by_budget("nefl", nefl, method_options.NeFL)._replace(
-        blocks=True, steps=True
-    ),
+    "nefl": _by_budget(nefl, method_options.NeFL)._replace(blocks=True, steps=True),
     "lora": MethodEntry(
-        lambda c, axes: lora(axes, tuple(c.tiers.budget)),
+        lambda options, c, axes: lora(axes, c.tiers.budget),
         method_options.LoRA,
-        lambda c, model: adapt(model, **c.submodel.lora),
+        lambda options, model: adapt(model, **keywords(options)),
     ),
     "dynamicfl": MethodEntry(
-        lambda c, axes: dynamicfl(axes, **_dynamicfl(c)),
+        lambda options, c, axes: dynamicfl(axes, **_dynamicfl(c)),
         method_options.DynamicFL,
         branches=True,
     ),
     "mixed": MethodEntry(
-        lambda c, axes: mixed(
-            axes, tuple(c.tiers.budget), **c.submodel.mixed, **_dynamicfl(c)
+        lambda options, c, axes: mixed(
+            axes, c.tiers.budget, **keywords(options), **_dynamicfl(c)
         ),
         method_options.Mixed,
         branches=True,
@@ -204,62 +239,66 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
-def _by_options(name: str, rule: Callable[..., Rule], options: type) -> RuleEntry:
+def _by_options(rule: Callable[..., Rule], options: type) -> RuleEntry:
     """A rule that takes its own options alone."""
-    return RuleEntry(lambda c, groups: rule(**c.fairness[name]), options)
+    return RuleEntry(lambda options, c: rule(**keywords(options)), options)
 
 
 RULES: dict[str, RuleEntry] = {
-    "size": RuleEntry(lambda c, groups: weights.size()),
-    "uniform": RuleEntry(lambda c, groups: weights.uniform()),
-    "q_ffl": _by_options("q_ffl", q_ffl, rule_options.QFFL),
-    "term": _by_options("term", term, rule_options.Term),
-    "cvar": _by_options("cvar", cvar, rule_options.CVaR),
-    "ordered": _by_options("ordered", ordered, rule_options.Ordered),
+    "size": RuleEntry(lambda options, c: weights.size()),
+    "uniform": RuleEntry(lambda options, c: weights.uniform()),
+    "q_ffl": _by_options(q_ffl, rule_options.QFFL),
+    "term": _by_options(term, rule_options.Term),
+    "cvar": _by_options(cvar, rule_options.CVaR),
+    "ordered": _by_options(ordered, rule_options.Ordered),
     "gifair": RuleEntry(
-        lambda c, groups: gifair(
-            **c.fairness.gifair, client_groups=groups.client_groups
-        ),
+        lambda options, c: gifair(**keywords(options), client_groups=client_groups(c)),
         rule_options.GIFAIR,
         domain_option="groups",
     ),
-    "afl": _by_options("afl", afl, rule_options.AFL),
+    "afl": _by_options(afl, rule_options.AFL),
     "agnostic": RuleEntry(
-        lambda c, groups: agnostic(
-            **c.fairness.agnostic,
-            groups=groups.num_patient_groups,
-            client_groups=groups.client_groups,
+        lambda options, c: agnostic(
+            **keywords(options), client_groups=client_groups(c)
         ),
         rule_options.Agnostic,
         domain_option="domain",
     ),
-    "tier_afl": _by_options("tier_afl", tier_afl, rule_options.TierAFL),
-    "tier_term": _by_options("tier_term", tier_term, rule_options.TierTerm),
-    "tier_equal": _by_options("tier_equal", tier_equal, rule_options.TierEqual),
-    "tier_gap": _by_options("tier_gap", tier_gap, rule_options.TierGap),
-    "fairfed": _by_options("fairfed", fairfed, rule_options.FairFed)._replace(
+    "tier_afl": _by_options(tier_afl, rule_options.TierAFL),
+    "tier_term": _by_options(tier_term, rule_options.TierTerm),
+    "tier_equal": _by_options(tier_equal, rule_options.TierEqual),
+    "tier_gap": _by_options(tier_gap, rule_options.TierGap),
+    "fairfed": _by_options(fairfed, rule_options.FairFed)._replace(
         patient_group=True, binary=True
     ),
-    "fedce": _by_options("fedce", fedce, rule_options.FedCE),
+    "fedce": _by_options(fedce, rule_options.FedCE),
     "q_fedavg": RuleEntry(
-        lambda c, groups: q_fedavg(
-            **c.fairness.q_fedavg,
+        lambda options, c: q_fedavg(
+            **keywords(options),
             learning_rate=c.local.learning_rate,
             weight_decay=c.local.weight_decay,
         ),
         rule_options.QFedAvg,
     ),
-    "fedmgda": _by_options("fedmgda", fedmgda, rule_options.FedMGDA),
-    "fedfv": _by_options("fedfv", fedfv, rule_options.FedFV),
-    "propfair": _by_options("propfair", propfair, rule_options.PropFair),
-    "logit_adjust": _by_options("logit_adjust", logit_adjust, rule_options.LogitAdjust),
-    "ditto": _by_options("ditto", personal.ditto, rule_options.Ditto),
-    "fedbn": RuleEntry(lambda c, groups: personal.fedbn()),
-    "private_head": RuleEntry(lambda c, groups: personal.private_head()),
+    "fedmgda": _by_options(fedmgda, rule_options.FedMGDA),
+    "fedfv": _by_options(fedfv, rule_options.FedFV),
+    "propfair": _by_options(propfair, rule_options.PropFair),
+    "logit_adjust": _by_options(logit_adjust, rule_options.LogitAdjust),
+    "ditto": _by_options(personal.ditto, rule_options.Ditto),
+    "fedbn": RuleEntry(lambda options, c: personal.fedbn()),
+    "private_head": RuleEntry(lambda options, c: personal.private_head()),
 }
 
 
-def by_patient_group(c: Any, name: str) -> bool:
+TABLES: dict[str, Mapping[str, Entry]] = {
+    "model": MODELS,
+    "submodel": METHODS,
+    "fairness": RULES,
+}
+"""Group of a config -> the table whose entries' options stand in it."""
+
+
+def by_patient_group(c: Config, name: str) -> bool:
     """Whether a rule, as configured, reads a patient attribute.
 
     Args:
@@ -269,7 +308,7 @@ def by_patient_group(c: Any, name: str) -> bool:
     return RULES[name].patient_group or domain(c, name) == "group"
 
 
-def by_client_group(c: Any, name: str) -> bool:
+def by_client_group(c: Config, name: str) -> bool:
     """Whether a rule, as configured, reads groups of clients.
 
     Args:
@@ -279,7 +318,7 @@ def by_client_group(c: Any, name: str) -> bool:
     return domain(c, name) == "client_group"
 
 
-def domain(c: Any, name: str) -> str | None:
+def domain(c: Config, name: str) -> str | None:
     """What a rule, as configured, tells apart; None for rules without such an option.
 
     Args:
@@ -287,119 +326,65 @@ def domain(c: Any, name: str) -> str | None:
         name: the rule's.
     """
     option = RULES[name].domain_option
-    return None if option is None else c.fairness[name][option]
+    return None if option is None else getattr(c.fairness.options[name], option)
 
 
-def rules(c: Any, groups: Groups = NO_GROUPS) -> list[tuple[str, Rule]]:
-    """(name, rule) of every rule that a config composes, in its order.
+def client_groups(c: Config) -> tuple[int, ...]:
+    """The number of every client's group; groups are numbered by their sorted names.
 
     Args:
         c: a config.
-        groups: the groups of its data.
+    """
+    names = sorted(set(c.fairness.client_group))
+    return tuple(map(names.index, c.fairness.client_group))
+
+
+def rules(c: Config) -> dict[str, Rule]:
+    """{name: rule} of every rule that a config composes, in its order.
+
+    Args:
+        c: a config.
 
     Raises:
-        InputError: the properties of a rule contradict each other.
+        InputError: a name is unknown or there twice, an option is out of range, or the
+            properties of a rule contradict each other.
     """
-    rules = [(name, RULES[name].rule(c, groups)) for name in c.fairness.rule.split("+")]
-    for name, rule in rules:
-        check_rule(name, rule)
-    return rules
+    built: dict[str, Rule] = {}
+    for name in c.fairness.rule.split("+"):
+        require.one_of("fairness.rule", name, RULES)
+        if name in built:
+            require.fail("fairness.rule", "every rule once", c.fairness.rule)
+        built[name] = _rule(c, name)
+        check_rule(name, built[name])
+    return built
 
 
-def rule(c: Any, groups: Groups = NO_GROUPS) -> Rule:
-    """The rule of a config, `a+b` composed, with its cap and warm-up.
+def _rule(c: Config, name: str) -> Rule:
+    entry = RULES[name]
+    with paths.naming(paths.entry_fields("fairness", name, entry.options)):
+        return entry.rule(c.fairness.options.get(name), c)
+
+
+def composed(c: Config, rules: Mapping[str, Rule]) -> Rule:
+    """The rule of a config: its rules as one, with its cap and warm-up.
 
     Args:
         c: a config.
-        groups: the groups of its data.
+        rules: its rules, see `rules`.
+
+    Raises:
+        InputError: two of the rules set the same thing, or there is nothing that the
+            cap or the warm-up would act on.
     """
-    fairness_rule = compose.compose(rules(c, groups))
-    if c.fairness.cap:
-        fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)
-    if c.fairness.warmup:
-        fairness_rule = compose.with_warmup(fairness_rule, c.fairness.warmup)
+    names = {
+        "rules": "fairness.rule",
+        "cap": "fairness.cap",
+        "rounds": "fairness.warmup",
+    }
+    with paths.naming(names):
+        fairness_rule = compose.compose(list(rules.items()))
+        if c.fairness.cap:
+            fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)
+        if c.fairness.warmup:
+            fairness_rule = compose.with_warmup(fairness_rule, c.fairness.warmup)
     return fairness_rule
-
-
-def _sgd(c: Any) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(c.local.weight_decay)
-    sgd = optax.sgd(c.local.learning_rate, momentum=c.local.momentum or None)
-    return optax.chain(decay, sgd) if c.local.weight_decay else sgd
-
-
-OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "sgd": _sgd,
-    "adam": lambda c: optax.adamw(
-        c.local.learning_rate, weight_decay=c.local.weight_decay
-    ),
-}
-
-SERVERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
-    # beta2 and epsilon (tau) as in Reddi et al., "Adaptive federated optimization",
-    # ICLR 2021, arXiv:2003.00295, section 5.
-    "adam": lambda learning_rate: optax.adam(learning_rate, b2=0.99, eps=1e-3),
-    "yogi": lambda learning_rate: optax.yogi(learning_rate, b2=0.99, eps=1e-3),
-}
-
-
-class Schedule(NamedTuple):
-    """How a learning rate changes over rounds."""
-
-    make_schedule: Callable[[Any, int], optax.Schedule]
-    """(config group, rounds from the schedule's first to the run's last) -> factor over
-    the rounds since the schedule's first one."""
-    options: tuple[str, ...] = ()
-    """Fields of the group that the schedule reads."""
-    depends_on_rounds: bool = False
-    """Whether it depends on the number of rounds: a run with it cannot be extended."""
-
-
-SCHEDULES: dict[str, Schedule] = {
-    "constant": Schedule(lambda c, rounds: optax.constant_schedule(1.0)),
-    "linear": Schedule(
-        lambda c, rounds: optax.linear_schedule(1.0, 0.0, rounds),
-        depends_on_rounds=True,
-    ),
-    "cosine": Schedule(
-        lambda c, rounds: optax.cosine_decay_schedule(1.0, rounds),
-        depends_on_rounds=True,
-    ),
-    "steps": Schedule(
-        lambda c, rounds: optax.piecewise_constant_schedule(
-            1.0, {number - c.warmup: c.decay_rate for number in c.milestones}
-        ),
-        ("milestones", "decay_rate"),
-    ),
-    "exponential": Schedule(
-        lambda c, rounds: optax.exponential_decay(1.0, 1, c.decay_rate), ("decay_rate",)
-    ),
-}
-
-
-def schedule(c: Any, rounds: int) -> Callable[[Array], Any]:
-    """Rounds finished -> factor on the learning rate of a group, local or server.
-
-    Over the first `warmup` = W rounds the factor is (r + 1) / (W + 1) > 0, so that
-    every round trains. The schedule begins with the round after them.
-
-    Args:
-        c: the group.
-        rounds: number of rounds of the whole run.
-    """
-    if c.schedule == "constant" and not c.warmup:
-        return lambda round: 1.0
-    lr_schedule = SCHEDULES[c.schedule].make_schedule(c, max(rounds - c.warmup, 1))
-    if c.warmup:
-        warmup_schedule = optax.linear_schedule(1 / (c.warmup + 1), 1.0, c.warmup)
-        lr_schedule = optax.join_schedules([warmup_schedule, lr_schedule], [c.warmup])
-    return lambda round: lr_schedule(round.astype(jnp.float32))
-
-
-NORMALISATIONS = ("pooled", "client", "none")
-ASSIGNMENTS = ("random", "by_size", "by_label")
-CLASS_WEIGHTS = ("none", "balanced")
-DENOMINATORS = ("cover", "fixed")
-SLOTS = ("padded", "stratified")
-CONVOLUTIONS = ("auto", *convolutions.CONVOLUTIONS)

@@ -6,6 +6,7 @@ for instance, reads single uploads, which a secure sum hides. Some aggregators i
 the weights of a rule.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,42 +16,35 @@ from fairjax.core import require, simplex
 from fairjax.core.protocols import Protection
 from fairjax.core.rule import Rule
 from fairjax.core.types import Params
-from fairjax.experiment.config import compatibility, registry
+from fairjax.experiment.config import compatibility, paths
+from fairjax.experiment.config.options.robust import Robust
+from fairjax.experiment.config.schema import Config
 from fairjax.fairness import compose, weights
 from fairjax.robust import aggregators, breakdown, norm_bound
 from fairjax.robust import faults as injected
 from fairjax.robust.faults import Deadline, Fault
 
 
-def check(c: Any, fairness_rule: Rule) -> None:
+def check(c: Config, rules: Mapping[str, Rule], fairness_rule: Rule) -> None:
     """Refuses what no data could make hold, by the name of the field.
 
     Args:
         c: a config.
-        fairness_rule: the fairness rule of this config.
+        rules: the rules that it names.
+        fairness_rule: these rules as one.
 
     Raises:
         InputError: names the field, what was expected and what came.
     """
-    r = c.robust
-    aggregator = require.one_of(
-        "robust.aggregator", r.aggregator, aggregators.AGGREGATORS
-    )
-    require.in_range("robust.norm_bound", r.norm_bound, 0)
+    r, aggregator = c.robust, c.robust.aggregator
     if r.weight_cap:
         require.in_range("robust.weight_cap", r.weight_cap, 1)
-    require.in_range("robust.num_byzantine", r.num_byzantine, 0)
-    beta = r.trimmed_mean.beta
-    require.in_range("robust.trimmed_mean.beta", beta, 0, 0.5, open_high=True)
-    for name, strength in r.strength.items():
-        require.in_range(f"robust.strength.{name}", strength, 0)
-    require.positive("robust.deadline.most", r.deadline.most)
-    require.in_range("robust.deadline.spread", r.deadline.spread, 0)
     _check_faults(c, fairness_rule)
     for field, neutral in (("aggregator", "mean"), ("norm_bound", 0.0)):
-        if r[field] != neutral:
-            _check_privacy(c, f"robust.{field}", neutral)
-            _check_rule(c, fairness_rule, f"robust.{field}", neutral)
+        value = getattr(r, field)
+        if value != neutral:
+            _check_privacy(c, f"robust.{field}", value, neutral)
+            _check_rule(c, fairness_rule, f"robust.{field}", value, neutral)
     if aggregator != "mean" and c.fairness.denominator == "fixed":
         expected = f"cover with robust.aggregator {aggregator}, which is no sum over "
         expected += "all hospitals"
@@ -58,7 +52,7 @@ def check(c: Any, fairness_rule: Rule) -> None:
     if aggregator not in aggregators.UNWEIGHTED:
         return
     condition = compatibility.CONDITIONS[aggregator]
-    for name, rule in registry.rules(c):
+    for name, rule in rules.items():
         if not condition.allows(rule):
             choices = compatibility.names_of(condition.allows)
             expected = f"one of {', '.join(choices)} with robust.aggregator "
@@ -66,8 +60,7 @@ def check(c: Any, fairness_rule: Rule) -> None:
             require.fail("fairness.rule", expected, name)
 
 
-def _check_privacy(c: Any, field: str, neutral: Any) -> None:
-    value = _value(c, field)
+def _check_privacy(c: Config, field: str, value: Any, neutral: Any) -> None:
     if c.privacy.secure_sum != "off":
         expected = (
             f"{neutral} with privacy.secure_sum, under which nobody sees an upload"
@@ -81,8 +74,9 @@ def _check_privacy(c: Any, field: str, neutral: Any) -> None:
         require.fail(field, expected, value)
 
 
-def _check_rule(c: Any, fairness_rule: Rule, field: str, neutral: Any) -> None:
-    value = _value(c, field)
+def _check_rule(
+    c: Config, fairness_rule: Rule, field: str, value: Any, neutral: Any
+) -> None:
     if not c.robust.finite_guard:
         expected = f"True with {field} {value}, in which a NaN has no place"
         require.fail("robust.finite_guard", expected, False)
@@ -93,26 +87,8 @@ def _check_rule(c: Any, fairness_rule: Rule, field: str, neutral: Any) -> None:
         require.fail(field, expected, value)
 
 
-def _value(c: Any, field: str) -> Any:
-    for key in field.split("."):
-        c = c[key]
-    return c
-
-
-def _check_faults(c: Any, fairness_rule: Rule) -> None:
+def _check_faults(c: Config, fairness_rule: Rule) -> None:
     where = "robust.faults"
-    for entry in c.robust.faults:
-        if not isinstance(entry, tuple) or len(entry) != 3:
-            require.fail(where, "(name, share of hospitals, rate) for each", entry)
-        name, share, rate = entry
-        if not isinstance(name, str):
-            require.fail(where, "a name first", name)
-        require.one_of(where, name, injected.FAULTS)
-        require.in_range(f"{where} share of {name}", share, 0, 1, open_low=True)
-        require.in_range(f"{where} rate of {name}", rate, 0, 1, open_low=True)
-        if name in injected.PERMANENT and rate != 1:
-            expected = f"1 for {name}, which is in every round"
-            require.fail(f"{where} rate of {name}", expected, rate)
     fault_names = [entry[0] for entry in c.robust.faults]
     for name in fault_names:
         if fault_names.count(name) > 1:
@@ -130,7 +106,7 @@ def _check_faults(c: Any, fairness_rule: Rule) -> None:
         require.fail("fairness.rule", expected, c.fairness.rule)
 
 
-def check_used(path: str, c: Any) -> None:
+def check_used(path: str, c: Config) -> None:
     """Refuses a robust field that the user set and that nothing reads.
 
     Args:
@@ -163,7 +139,7 @@ def check_used(path: str, c: Any) -> None:
 # ----------------------------------------------------------------------------- defences
 
 
-def protection(c: Any, inner: Protection, cohort: int) -> Protection:
+def protection(c: Config, inner: Protection, cohort: int) -> Protection:
     """What stands between updates and model: privacy, an aggregator, a norm bound.
 
     Args:
@@ -175,6 +151,16 @@ def protection(c: Any, inner: Protection, cohort: int) -> Protection:
         InputError: the cohort is too small for the Byzantine clients that the
             aggregator is to bear.
     """
+    names = {
+        "beta": "robust.trimmed_mean.beta",
+        "num_byzantine": "robust.num_byzantine",
+        "factor": "robust.norm_bound",
+    }
+    with paths.naming(names):
+        return _protection(c, inner, cohort)
+
+
+def _protection(c: Config, inner: Protection, cohort: int) -> Protection:
     r = c.robust
     if r.aggregator in aggregators.BY_DISTANCE and cohort < 2 * r.num_byzantine + 3:
         expected = (
@@ -185,7 +171,7 @@ def protection(c: Any, inner: Protection, cohort: int) -> Protection:
         inner = aggregators.with_aggregator(inner, aggregators.median())
     elif r.aggregator == "trimmed_mean":
         inner = aggregators.with_aggregator(
-            inner, aggregators.trimmed_mean(**r.trimmed_mean)
+            inner, aggregators.trimmed_mean(beta=r.trimmed_mean.beta)
         )
     elif r.aggregator in aggregators.BY_DISTANCE:
         make = aggregators.krum if r.aggregator == "krum" else aggregators.multi_krum
@@ -196,7 +182,7 @@ def protection(c: Any, inner: Protection, cohort: int) -> Protection:
     return inner
 
 
-def rule(c: Any, fairness_rule: Rule) -> Rule:
+def rule(c: Config, fairness_rule: Rule) -> Rule:
     """A fairness rule whose weights no client can raise above the cap.
 
     A rule without weights averages by sizes, and the cap holds for these too.
@@ -210,13 +196,13 @@ def rule(c: Any, fairness_rule: Rule) -> Rule:
         return fairness_rule
     if fairness_rule.weights is None:
         fairness_rule = fairness_rule._replace(weights=weights.size().weights)
-    field = "robust.weight_cap"
-    return compose.with_cap(
-        fairness_rule, r.weight_cap, shares=simplex.uniform_weights, field=field
-    )
+    with paths.naming({"cap": "robust.weight_cap"}):
+        return compose.with_cap(
+            fairness_rule, r.weight_cap, shares=simplex.uniform_weights
+        )
 
 
-def _is_weight_sensitive(r: Any) -> bool:
+def _is_weight_sensitive(r: Robust) -> bool:
     """Whether a defence is in force that a large weight can defeat."""
     return r.aggregator == "multi_krum" or (r.aggregator == "mean" and r.norm_bound > 0)
 
@@ -235,7 +221,7 @@ class Ring(NamedTuple):
 
 
 def rings(
-    c: Any,
+    c: Config,
     params: Params,
     holders: PyTree[Int[np.ndarray, "T ..."]],
     clients: int,
@@ -244,18 +230,17 @@ def rings(
     """The coverage rings of a round, the one that most tiers train first.
 
     Args:
-        c: a plain or a checked config.
+        c: a checked config.
         params: the plain model.
         holders: how many clients of every tier train a coordinate, [T, ...] a leaf.
         clients: N.
         cohort: K.
     """
-    r = c["robust"]
     coverage_rings = []
     for tiers, parameters, hospitals in breakdown.rings(params, holders):
         cohort_holders = hospitals * cohort // clients
         breakdown_point = breakdown.breakdown(
-            r["aggregator"], cohort_holders, beta=r["trimmed_mean"]["beta"]
+            c.robust.aggregator, cohort_holders, beta=c.robust.trimmed_mean.beta
         )
         coverage_rings.append(
             Ring(tiers, parameters, hospitals, cohort_holders, breakdown_point)
@@ -266,7 +251,7 @@ def rings(
 # ------------------------------------------------------------------------------- faults
 
 
-def faults(c: Any, clients: int, seed: int) -> list[Fault]:
+def faults(c: Config, clients: int, seed: int) -> list[Fault]:
     """The faults of a checked config.
 
     Args:
@@ -279,13 +264,13 @@ def faults(c: Any, clients: int, seed: int) -> list[Fault]:
             name,
             injected.faulty_clients(share, clients, seed),
             float(rate),
-            float(c.robust.strength.get(name, 1.0)),
+            float(getattr(c.robust.strength, name, 1.0)),
         )
         for name, share, rate in c.robust.faults
     ]
 
 
-def deadline(c: Any) -> Deadline:
+def deadline(c: Config) -> Deadline:
     """The deadline that stragglers of a checked config may miss."""
     late = c.robust.deadline
     return Deadline(max_time=late.most, log_std=late.spread)

@@ -1,52 +1,38 @@
-"""Checks of the submodel fields, and of the tiers' branches."""
-
-from typing import Any
+"""Checks of the submodel fields beside others: tiers, branches, the optimiser."""
 
 from fairjax.core import require
-from fairjax.experiment.config import registry
-from fairjax.submodels import dynamicfl, families, fedavg, partial, structures
-from fairjax.submodels.mixed import KINDS
+from fairjax.experiment.config import paths, registry
+from fairjax.experiment.config.options.methods import DynamicFL
+from fairjax.experiment.config.schema import Config
+from fairjax.submodels import dynamicfl
 
 
-def check(c: Any) -> None:
-    """Refuses options of methods that no model could make hold.
+def option_owners(c: Config) -> list[str]:
+    """The method of a config, and the one whose options it takes beside its own.
 
     Args:
-        c: the group `submodel` of a config.
+        c: a config.
     """
-    require.one_of("submodel.fedavg.mode", c.fedavg.mode, fedavg.MODES)
-    if c.fedrolex.overlap is not None:
-        require.in_range("submodel.fedrolex.overlap", c.fedrolex.overlap, 0, 1)
-    require.one_of("submodel.partial.mode", c.partial.mode, partial.MODES)
-    require.positive("submodel.depthfl.ramp", c.depthfl.ramp)
-    require.in_range("submodel.depthfl.feddyn", c.depthfl.feddyn, 0)
-    require.in_range("submodel.inclusivefl.beta", c.inclusivefl.beta, 0, 1)
-    require.in_range("submodel.scalefl.gamma", c.scalefl.gamma, 0)
-    require.positive("submodel.scalefl.temperature", c.scalefl.temperature)
-    require.in_range("submodel.scalefl.warmup", c.scalefl.warmup, 0, 1)
-    for name in ("scalefl", "nefl"):
-        for share in c[name].width:
-            where = f"submodel.{name}.width"
-            require.in_range(where, share, 0, 1, open_low=True)
-    require.count("submodel.lora.rank", c.lora.rank)
-    require.positive("submodel.lora.alpha", c.lora.alpha)
-    for family in c.dynamicfl.families:
-        require.one_of("submodel.dynamicfl.families", family, families.FAMILIES)
-    require.count("submodel.dynamicfl.rank", c.dynamicfl.rank)
-    inner = c.dynamicfl.inner
-    require.in_range("submodel.dynamicfl.inner", inner, 0, 1, open_low=True)
-    for field, choices in {
-        "branch_form": dynamicfl.FORMS,
-        "structure": ("auto", *structures.STRUCTURES),
-        "sensitivity": tuple(structures.SENSITIVITIES),
-    }.items():
-        require.one_of(f"submodel.dynamicfl.{field}", c.dynamicfl[field], choices)
-    require.in_range("submodel.dynamicfl.moved", c.dynamicfl.moved, 0, 1)
-    for kind in c.mixed.kinds:
-        require.one_of("submodel.mixed.kinds", kind, KINDS)
+    name = c.submodel.name
+    shares_branches = registry.METHODS[name].branches and name != "dynamicfl"
+    return [name, "dynamicfl"] if shares_branches else [name]
 
 
-def check_branches(c: Any) -> None:
+def check_tiers(c: Config) -> None:
+    """Refuses options that name a tier which is not there.
+
+    Args:
+        c: a config.
+    """
+    for name, entry in registry.METHODS.items():
+        for option in entry.tier_options:
+            tier = getattr(c.submodel.options[name], option)
+            if tier is not None:
+                where = f"submodel.{name}.{option}"
+                require.in_range(where, tier, 0, len(c.tiers.budget) - 1)
+
+
+def check_branches(c: Config) -> None:
     """Refuses branches that the tiers or the method cannot have.
 
     Args:
@@ -58,8 +44,6 @@ def check_branches(c: Any) -> None:
     if len(numbers) != len(c.tiers.budget):
         expected = f"{len(c.tiers.budget)} values, as tiers.budget"
         require.fail("tiers.branches", expected, numbers)
-    for number in numbers:
-        require.in_range("tiers.branches", number, 0)
     require.non_decreasing("tiers.branches", numbers)
     if any(numbers) and not registry.METHODS[c.submodel.name].branches:
         branching_methods = [
@@ -71,7 +55,7 @@ def check_branches(c: Any) -> None:
         require.fail("tiers.branches", expected, numbers)
 
 
-def check_form(c: Any) -> None:
+def check_form(c: Config) -> None:
     """Refuses what the form of branches does not allow.
 
     In the form "preconditioned" a plain model trains by gradients that equal those of
@@ -82,9 +66,10 @@ def check_form(c: Any) -> None:
     """
     if not registry.METHODS[c.submodel.name].branches:
         return
-    options = c.submodel.dynamicfl
+    options: DynamicFL = c.submodel.options["dynamicfl"]
     form, structure = options.branch_form, registry.structure_of(c)
-    dynamicfl.check_form(form, options.families, structure, options.sensitivity)
+    with paths.naming(paths.fields_of(DynamicFL, "submodel.dynamicfl")):
+        dynamicfl.check_form(form, options.families, structure, options.sensitivity)
     if form != "preconditioned":
         return
     condition = "with submodel.dynamicfl.branch_form preconditioned"

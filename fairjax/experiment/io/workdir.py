@@ -18,17 +18,18 @@ from typing import Any, TextIO
 import jax
 
 from fairjax.core import require
-from fairjax.experiment.config import renames, validate
+from fairjax.experiment.config import conversion, renames, validate
+from fairjax.experiment.config.schema import Config
 
 _LOCK, _NEW = ".lock", ".new"
 
 
-def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+def check(workdir: pathlib.Path, config: Config) -> None:
     """Refuses a workdir that belongs to another config or a longer run, or to no run.
 
     Args:
         workdir: may be missing.
-        config: the plain config of the run.
+        config: of the run.
 
     Raises:
         InputError: names the fields that differ.
@@ -47,21 +48,22 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         return
     saved_config = require.parse_json(str(path), path.read_text(errors="replace"), dict)
     renames.refuse(renames.flatten(saved_config), f"{path}: ")
+    plain = conversion.to_plain(config)
     differing_fields = [
         field
-        for field in validate.differences(config, saved_config)
+        for field in conversion.differences(plain, saved_config)
         if not field.startswith("checkpoint.") and field != "execution.devices"
     ]
     if differing_fields == ["rounds"] and isinstance(saved_config.get("rounds"), int):
-        if config["rounds"] > saved_config["rounds"] and validate.is_extendable(config):
+        if config.rounds > saved_config["rounds"] and validate.is_extendable(config):
             return
         reason = (
             f"at least the {saved_config['rounds']} that {workdir} was run for"
             if validate.is_extendable(config)
             else f"{saved_config['rounds']}, on which the schedule of {workdir} rests"
         )
-        require.fail("rounds", reason, config["rounds"])
-    common_fields = renames.flatten(config).keys() & renames.flatten(saved_config)
+        require.fail("rounds", reason, config.rounds)
+    common_fields = renames.flatten(plain).keys() & renames.flatten(saved_config)
     if unmatched_fields := [
         field for field in differing_fields if field not in common_fields
     ]:

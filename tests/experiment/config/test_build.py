@@ -26,7 +26,7 @@ from configs import (
 from fairjax.core import require, round
 from fairjax.core.types import LeafAxes
 from fairjax.data import cohorts
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, conversion, optimizers, registry, validate
 from fairjax.experiment.config import default as schema
 from fairjax.experiment.resume import init_state
 from tests import private_configs
@@ -55,9 +55,9 @@ AXES = {
     "submodel.name": ("fedavg", "heterofl"),
     # One rule of every kind; tests/fairness has all rules.
     "fairness.rule": ("size", "term", "fedmgda", "ditto"),
-    "local.optimizer": tuple(registry.OPTIMIZERS),
-    "server.optimizer": tuple(registry.SERVERS),
-    "local.schedule": tuple(registry.SCHEDULES),
+    "local.optimizer": tuple(optimizers.OPTIMIZERS),
+    "server.optimizer": tuple(optimizers.SERVERS),
+    "local.schedule": tuple(optimizers.SCHEDULES),
     "execution.batching": BATCHINGS,
 }
 
@@ -188,7 +188,7 @@ def test_groups_of_a_csv_reach_the_splits(tmp_path):
             "data.partition.num_clients": 4,
         }
     )
-    splits = build.run(validate.from_plain(validate.to_plain(config))).splits
+    splits = build.run(conversion.from_plain(conversion.to_plain(config))).splits
     assert [attribute.name for attribute in splits.groups] == ["sex", "age"]
     assert splits.groups[1].values[1] == "40 to under 60"
     everybody = np.concatenate(
@@ -213,8 +213,7 @@ def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
 )
 def test_transformers_of_the_paper_have_their_sizes(preset, expected):
     config = vit.get_config(preset)
-    validate.check(config)
-    model = registry.model(config, 8)
+    model = registry.model(validate.check(config).config, 8)
     image = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -232,27 +231,31 @@ def test_a_config_survives_its_json():
     config = changed(
         local__steps=3, tiers__budget=(0.5, 1.0), tiers__proportions=(1.0, 1.0)
     )
-    again = validate.from_plain(validate.to_plain(config))
+    again = conversion.from_plain(conversion.to_plain(config))
     assert isinstance(again, ConfigDict)
     assert again.to_dict() == config.to_dict()
 
 
 def test_differences_name_the_fields():
-    ours = validate.to_plain(changed(seed=3, local__momentum=0.5))
-    theirs = validate.to_plain(default.get_config())
+    ours = conversion.to_plain(changed(seed=3, local__momentum=0.5))
+    theirs = conversion.to_plain(default.get_config())
     del theirs["data"]["name"]
-    assert validate.differences(ours, theirs) == ["data.name", "local.momentum", "seed"]
-    assert validate.differences(ours, ours) == []
+    assert conversion.differences(ours, theirs) == [
+        "data.name",
+        "local.momentum",
+        "seed",
+    ]
+    assert conversion.differences(ours, ours) == []
 
 
 def test_tuples_in_tuples_survive_json():
     fields = {"tiers__changes": ((3, 1, 0),), "robust__faults": (("nan", 0.5, 1.0),)}
     config = changed(**fields)
-    stored = json.loads(json.dumps(validate.to_plain(config)))
-    assert stored == validate.to_plain(config)
-    assert validate.differences(stored, validate.to_plain(config)) == []
-    assert validate.from_plain(stored).tiers.changes == fields["tiers__changes"]
-    validate.check(validate.from_plain(stored))
+    stored = json.loads(json.dumps(conversion.to_plain(config)))
+    assert stored == conversion.to_plain(config)
+    assert conversion.differences(stored, conversion.to_plain(config)) == []
+    assert conversion.from_plain(stored).tiers.changes == fields["tiers__changes"]
+    validate.check(conversion.from_plain(stored))
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,10 @@ def largest(axes, budget, *, share):
 
 @pytest.fixture(autouse=True)
 def strangers(monkeypatch):
-    entry = registry.RuleEntry(lambda c, groups: nash(**c.fairness.nash), Nash)
+    entry = registry.RuleEntry(lambda options, c: nash(**vars(options)), Nash)
     monkeypatch.setitem(registry.RULES, "nash", entry)
     entry = registry.MethodEntry(
-        lambda c, axes: largest(axes, tuple(c.tiers.budget), **c.submodel.largest),
+        lambda options, c, axes: largest(axes, c.tiers.budget, **vars(options)),
         Largest,
     )
     monkeypatch.setitem(registry.METHODS, "largest", entry)
@@ -196,7 +196,7 @@ UNDERSTATED = {
         stateless(by_counts), broadcast=lambda state, cohort, stats: cohort.valid
     ),
     "a state that client_dp does not carry": Rule(
-        stateless(by_counts), init=lambda params, counts, tiers: counts
+        stateless(by_counts), init=lambda params, facts: facts.count
     ),
     "no weights from losses": Rule(None, LOSSES, "losses"),
     "an objective": Rule(wrap=lambda objective: lambda *args: objective(*args)),
@@ -206,7 +206,7 @@ UNDERSTATED = {
 
 @pytest.mark.parametrize("name", UNDERSTATED)
 def test_client_dp_takes_no_rule_by_what_it_omits(name, monkeypatch):
-    entry = registry.RuleEntry(lambda c, groups: UNDERSTATED[name])
+    entry = registry.RuleEntry(lambda options, c: UNDERSTATED[name])
     monkeypatch.setitem(registry.RULES, "understated", entry)
     config = config_of(**CLIENT_DP | {"fairness__rule": "understated"})
     with pytest.raises(ValueError, match=r"^fairness\.rule: .*; got 'understated'"):
@@ -214,7 +214,7 @@ def test_client_dp_takes_no_rule_by_what_it_omits(name, monkeypatch):
 
 
 def test_client_dp_takes_no_rule_of_patient_groups(monkeypatch):
-    entry = registry.RuleEntry(lambda c, groups: nash(bound=10.0), patient_group=True)
+    entry = registry.RuleEntry(lambda options, c: nash(bound=10.0), patient_group=True)
     monkeypatch.setitem(registry.RULES, "by_patients", entry)
     config = config_of(**CLIENT_DP | {"fairness__rule": "by_patients"})
     with pytest.raises(ValueError, match=r"patient groups with client_dp"):
@@ -234,7 +234,9 @@ def test_client_dp_takes_no_rule_of_patient_groups(monkeypatch):
 def test_properties_that_contradict_each_other_are_refused(
     rule, message, fields, monkeypatch
 ):
-    monkeypatch.setitem(registry.RULES, "odd", registry.RuleEntry(lambda c, g: rule))
+    monkeypatch.setitem(
+        registry.RULES, "odd", registry.RuleEntry(lambda options, c: rule)
+    )
     with pytest.raises(ValueError, match=rf"^rule odd: .*{message}"):
         validate.check(config_of(fairness__rule="odd", **fields))
 
@@ -288,7 +290,7 @@ def test_a_method_that_reads_labels_is_refused_where_they_are_protected(
         return largest(axes, (1.0,), share=share)._replace(reads_labels=True)
 
     entry = registry.METHODS["largest"]._replace(
-        method=lambda c, axes: labelled(axes, 0.5)
+        method=lambda options, c, axes: labelled(axes, 0.5)
     )
     monkeypatch.setitem(registry.METHODS, "largest", entry)
     fields = {"privacy__mechanism": mechanism, "privacy__noise_multiplier": 1.0}

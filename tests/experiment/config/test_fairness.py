@@ -10,10 +10,10 @@ import pytest
 
 from configs import default, heart_disease
 from fairjax.core import layout, require, round
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort, FederatedData
 from fairjax.experiment import resume
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, conversion, registry, validate
 from fairjax.fairness import personal
 from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
@@ -69,10 +69,16 @@ def twice(started, data):
     return state.params, infos
 
 
+def rule_of(config):
+    """The rule of a config, composed of those that it names."""
+    c = conversion.typed(config)
+    return registry.composed(c, registry.rules(c))
+
+
 @functools.cache
 def named(name):
     """`stepping` by a rule's name, compiled once for all tests."""
-    return stepping(registry.rule(config(name), GROUPS), DATA)
+    return stepping(rule_of(config(name)), DATA)
 
 
 def federation():
@@ -86,13 +92,12 @@ def federation():
 
 
 DATA = federation()
-GROUPS = registry.Groups(num_patient_groups=2)
 
 
 @functools.cache
 def plain():
     """The model of FedAvg."""
-    return after(registry.rule(config("size")), DATA)[0]
+    return after(rule_of(config("size")), DATA)[0]
 
 
 @pytest.mark.parametrize("name", registry.RULES)
@@ -112,23 +117,23 @@ def test_every_rule_trains_beside_sub_models(name):
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_the_neutral_setting_is_fedavg_in_a_round(name):
-    params, _ = after(registry.rule(config(name, NEUTRAL[name]), GROUPS), DATA)
+    params, _ = after(rule_of(config(name, NEUTRAL[name])), DATA)
     assert fakes.gap(params, plain()) < 1e-5
 
 
 def test_a_composed_rule_gives_weights_and_adjusts():
-    both = after(registry.rule(config("tier_term+logit_adjust")), DATA)
-    weights = after(registry.rule(config("tier_term")), DATA)
-    objective = after(registry.rule(config("logit_adjust")), DATA)
+    both = after(rule_of(config("tier_term+logit_adjust")), DATA)
+    weights = after(rule_of(config("tier_term")), DATA)
+    objective = after(rule_of(config("logit_adjust")), DATA)
     np.testing.assert_allclose(both[1][0].weights, weights[1][0].weights, rtol=1e-5)
     assert fakes.gap(both[0], weights[0]) > 1e-4
     assert fakes.gap(both[0], objective[0]) > 1e-5
 
 
 def test_cap_and_warm_up_come_from_the_config():
-    free = registry.rule(config("term", {"t": 40.0}))
+    free = rule_of(config("term", {"t": 40.0}))
     c = config("term", {"t": 40.0}, **{"fairness.cap": 1.5, "fairness.warmup": 1})
-    first, second = after(registry.rule(c), DATA)[1]
+    first, second = after(rule_of(c), DATA)[1]
     share = np.asarray(fakes.COUNTS) / sum(fakes.COUNTS)
     np.testing.assert_allclose(first.weights, share, rtol=1e-5)
     assert np.all(second.weights <= 1.5 * share * (1 + 1e-5))
@@ -143,11 +148,11 @@ REFUSED = {
         ),
         (
             {"fairness.rule": "term+term"},
-            r"one rule that gives weights; got 'term\+term'",
+            r"every rule once; got 'term\+term'",
         ),
         (
             {"fairness.rule": "ditto+ditto"},
-            r"one rule that gives a personal model; got 'ditto\+ditto'",
+            r"every rule once; got 'ditto\+ditto'",
         ),
         ({"fairness.rule": "tern"}, "term"),
         ({"fairness.rule": "term+logit_ajust"}, "logit_adjust"),
@@ -228,7 +233,7 @@ def test_q_fedavg_reads_the_decay_of_the_config():
     c = heart_disease.get_config()
     c.fairness.rule = "q_fedavg"
     validate.check(c)
-    rule, d, w = registry.rule(c), jnp.asarray([[0.3, 0.4]]), jnp.asarray([3.0, 4.0])
+    rule, d, w = rule_of(c), jnp.asarray([[0.3, 0.4]]), jnp.asarray([3.0, 4.0])
     known = CohortStats(
         jnp.ones(1, int),
         jnp.ones(1),
@@ -260,7 +265,9 @@ def test_every_client_has_a_group_in_the_clients_order():
     run = build.run(c)
     assert run.client_groups == ("east", "north", "south")
     assert run.group_of == (2, 1, 2, 0)
-    assert run.spec.rule.init({}, jnp.ones(4, int), 4).scale.shape == (3,)
+    assert run.spec.rule.init({}, FederationFacts(jnp.ones(4, int), 4)).scale.shape == (
+        3,
+    )
     c.fairness.client_group = ("south", "north", "south")
     what = r"^fairness\.client_group: .*4 groups, one per hospital \(hospital_0, "
     with pytest.raises(require.InputError, match=what):
@@ -351,7 +358,7 @@ def started(name):
     if name != "fedbn":
         return named(name)
     model = resmlp(classes=3, width=4, hidden=4, depth=1, norm="layer")
-    return stepping(registry.rule(config(name)), DATA, model=model)
+    return stepping(rule_of(config(name)), DATA, model=model)
 
 
 @pytest.mark.parametrize("name", registry.RULES)

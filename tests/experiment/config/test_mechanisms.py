@@ -15,6 +15,7 @@ from fairjax.experiment.config import (
     build,
     calibration,
     compatibility,
+    conversion,
     mechanisms,
     validate,
 )
@@ -31,7 +32,7 @@ from tests.private_configs import BY_LOSS, CLIENT, PATIENT, RECORD, changed
 def of_a_hundred(**fields):
     """The guarantee of a config for a hundred clients of five records, without data."""
     config = changed(CLIENT, **{"clients_per_round": 10, "rounds": 100, **fields})
-    validate.check(config)
+    checked = validate.check(config)
     model = fakes.small_mlp()
     facts = calibration.RunFacts(
         tiers=np.arange(100, dtype=np.int32) % 4,
@@ -45,7 +46,7 @@ def of_a_hundred(**fields):
         rule=weights.size(),
         x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
     )
-    guarantee, _ = mechanisms.build(config, facts)
+    guarantee, _ = mechanisms.build(checked.config, facts)
     return guarantee
 
 
@@ -270,7 +271,7 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
     assert 3.99 < max(spent) <= 4
     assert min(spent) < 3.95
     assert not validate.is_extendable(run.config)
-    assert validate.is_extendable(validate.to_plain(changed(RECORD)))
+    assert validate.is_extendable(conversion.typed(changed(RECORD)))
 
 
 # ----------------------------------------------------------------------------- patients
@@ -282,7 +283,7 @@ def of_patients(shared, **fields):
     Each client has 50 records.
     """
     config = changed(PATIENT, local__batch_size=4, **fields)
-    validate.check(config)
+    checked = validate.check(config)
     model = fakes.small_mlp()
     facts = calibration.RunFacts(
         tiers=np.zeros(3, np.int32),
@@ -296,7 +297,7 @@ def of_patients(shared, **fields):
         rule=weights.size(),
         x=jax.ShapeDtypeStruct((1, 6), jnp.float32),
     )
-    return mechanisms.build(config, facts)
+    return mechanisms.build(checked.config, facts)
 
 
 def test_patients_are_drawn_and_counted_in_place_of_records():

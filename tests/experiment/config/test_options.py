@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference
 from configs import default
 from fairjax.core.rule import Rule
 from fairjax.experiment import cli
-from fairjax.experiment.config import compatibility, registry
+from fairjax.experiment.config import compatibility, conversion, registry
 from fairjax.experiment.config.options import fields
 
 TABLES = {
@@ -67,15 +67,17 @@ def test_a_group_of_the_schema_belongs_to_an_entry():
 
 @pytest.mark.parametrize("name", registry.RULES)
 def test_a_rule_takes_its_options(name):
-    rule = registry.RULES[name].rule(default.get_config(), registry.NO_GROUPS)
+    c = conversion.typed(default.get_config())
+    rule = registry.RULES[name].rule(c.fairness.options.get(name), c)
     assert isinstance(rule, Rule)
 
 
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_a_model_takes_its_options(name):
     entry = registry.MODELS[name]
-    c = default.get_config()
-    model = entry.make(c, name, 2, registry.METHODS["fedavg"])
+    c = conversion.typed(default.get_config())
+    options = c.model.options.get(name)
+    model = entry.make(options, c, 2, registry.METHODS["fedavg"])
     shape = (1, 5) if entry.tabular else (1, 32, 32, 3)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     assert jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), x))
@@ -84,11 +86,10 @@ def test_a_model_takes_its_options(name):
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_a_method_takes_its_options(name):
     """With a model that has all that any method needs: blocks, exits, step sizes."""
-    c = default.get_config()
-    c.submodel.name, c.model.name = name, "resmlp"
-    entry = registry.METHODS[name]
-    model = entry.model(c, registry.model(c, 2))
-    assert callable(entry.method(c, model.axes).submodel)
+    config = default.get_config()
+    config.submodel.name, config.model.name = name, "resmlp"
+    c = conversion.typed(config)
+    assert callable(registry.method(c, registry.model(c, 2).axes).submodel)
 
 
 @dataclasses.dataclass(frozen=True)

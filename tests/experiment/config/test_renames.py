@@ -10,7 +10,7 @@ from configs import default
 from configs.paper import setting
 from fairjax.core import require
 from fairjax.experiment import cli, resume, sweep
-from fairjax.experiment.config import renames, validate
+from fairjax.experiment.config import conversion, renames
 from scripts import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -103,7 +103,7 @@ def test_a_sweep_refuses_them_in_its_grid_and_in_its_list(
 
 def old_config():
     """The config of a run of an older version, as its config.json holds it."""
-    plain = validate.to_plain(default.get_config())
+    plain = conversion.to_plain(default.get_config())
     plain["cohort"] = plain.pop("clients_per_round")
     plain["submodel"]["ladder"] = plain["submodel"].pop("mixed")
     return plain
@@ -114,7 +114,7 @@ def test_the_config_of_an_older_run(capsys, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(old_config()))
     with pytest.raises(require.InputError, match=r"^submodel\.ladder\.blocks: "):
-        validate.from_plain(old_config())
+        conversion.from_plain(old_config())
     with pytest.raises(require.InputError) as refused:
         resume.load(tmp_path)
     assert str(refused.value).startswith(f"{path}: submodel.ladder.blocks: expected")
@@ -147,10 +147,10 @@ def test_a_config_file_that_reads_an_old_name(line, new, capsys, tmp_path):
 
 
 def test_a_value_in_the_config_of_an_older_run():
-    plain = validate.to_plain(default.get_config())
+    plain = conversion.to_plain(default.get_config())
     plain["submodel"]["name"] = "ladder"
     with pytest.raises(require.InputError, match=r"^run: submodel\.name: expected"):
-        validate.from_plain(plain, "run: ")
+        conversion.from_plain(plain, "run: ")
 
 
 def test_a_field_that_a_config_file_sets(capsys, tmp_path):

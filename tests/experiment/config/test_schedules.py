@@ -5,10 +5,10 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from fairjax.core import require
-from fairjax.experiment.config import build, registry, validate
+from fairjax.experiment.config import build, conversion, optimizers, validate
+from fairjax.experiment.config.schema import Server
 from tests import private_configs
 
 changed = functools.partial(private_configs.changed, {})
@@ -32,10 +32,10 @@ def numpy_factor(name, warmup, rounds):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
-@pytest.mark.parametrize("name", registry.SCHEDULES)
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
 def test_a_schedule_is_its_formula_in_every_round(name, warmup):
     fields = {"schedule": name, "warmup": warmup, **RATES}
-    factor = registry.schedule(ConfigDict(fields), 10)
+    factor = optimizers.schedule(Server(**fields), 10)
     got = [float(factor(jnp.asarray(number))) for number in range(11)]
     np.testing.assert_allclose(got, numpy_factor(name, warmup, 10), atol=1e-6)
 
@@ -57,14 +57,14 @@ def test_the_schedules_of_a_config_are_those_of_its_round():
 def test_a_run_is_extended_where_no_schedule_rests_on_its_rounds(group):
     can = {
         name: validate.is_extendable(
-            validate.to_plain(changed(**{f"{group}__schedule": name}))
+            conversion.typed(changed(**{f"{group}__schedule": name}))
         )
-        for name in registry.SCHEDULES
+        for name in optimizers.SCHEDULES
     }
     assert [name for name in can if not can[name]] == ["linear", "cosine"]
-    for name in registry.SCHEDULES:
+    for name in optimizers.SCHEDULES:
         made = [
-            registry.schedule(ConfigDict({"schedule": name, "warmup": 2, **RATES}), n)
+            optimizers.schedule(Server(schedule=name, warmup=2, **RATES), n)
             for n in (8, 16)
         ]
         short, long = (
@@ -78,7 +78,7 @@ def test_a_method_that_begins_by_a_share_of_the_rounds_is_not_extended():
     def can(**options):
         fields = {f"submodel__scalefl__{name}": v for name, v in options.items()}
         config = changed(submodel__name="scalefl", **fields)
-        return validate.is_extendable(validate.to_plain(config))
+        return validate.is_extendable(conversion.typed(config))
 
     assert not can()
     assert can(gamma=0.0)

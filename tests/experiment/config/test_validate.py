@@ -7,7 +7,8 @@ import pytest
 
 from configs import default
 from fairjax.core import require
-from fairjax.experiment.config import privacy, registry, validate
+from fairjax.experiment.config import registry, schema, validate
+from fairjax.experiment.config.options import privacy
 from fairjax.privacy import securesum
 
 FIELDS = (
@@ -72,11 +73,11 @@ def follow(config):
 @pytest.mark.parametrize("mechanism", privacy.MECHANISMS)
 def test_who_follows_refusals_arrives_and_is_asked_for_nothing_twice(mechanism):
     """All rules, denominators and sums; aggregators and caps with some of them."""
-    cases = itertools.product(registry.RULES, registry.DENOMINATORS, ("off", "masked"))
+    cases = itertools.product(registry.RULES, schema.DENOMINATORS, ("off", "masked"))
     cases = [(*case, "mean", 0.0) for case in cases]
     cases += itertools.product(
         ("size", "term", "fedmgda", "ditto"),
-        registry.DENOMINATORS,
+        schema.DENOMINATORS,
         ("off", securesum.MODES[-1]),
         ("median", "krum"),
         (0.0, 2.0),
@@ -87,7 +88,7 @@ def test_who_follows_refusals_arrives_and_is_asked_for_nothing_twice(mechanism):
 
 
 @pytest.mark.parametrize("rule", ["fedmgda", "fedfv", "q_fedavg", "size+fedmgda"])
-@pytest.mark.parametrize("denominator", registry.DENOMINATORS)
+@pytest.mark.parametrize("denominator", schema.DENOMINATORS)
 def test_a_rule_that_client_dp_cannot_have_is_refused_before_its_denominator(
     rule, denominator
 ):

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from fairjax.experiment.config.options.fields import option
+from fairjax.core import require
+from fairjax.core.problem import MOMENTS
+from fairjax.experiment.config.options.fields import between, one_of, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +12,7 @@ class MLP:
     """Options of `mlp`."""
 
     hidden: tuple[int, ...] = option(
-        (32,), "units per hidden layer; () is logistic regression"
+        (32,), "units per hidden layer; () is logistic regression", check=require.count
     )
 
 
@@ -18,24 +20,34 @@ class MLP:
 class CNN:
     """Options of `cnn`."""
 
-    channels: tuple[int, ...] = option((16, 32), "channels per stage")
-    group_size: int = option(4, "channels per norm group; 0: no norm")
+    channels: tuple[int, ...] = option(
+        (16, 32), "channels per stage", check=require.count
+    )
+    group_size: int = option(4, "channels per norm group; 0: no norm", check=between(0))
 
 
 @dataclasses.dataclass(frozen=True)
 class LeNet:
     """Options of `lenet`."""
 
-    channels: tuple[int, ...] = option((6, 16), "channels per 5 x 5 convolution")
-    hidden: tuple[int, ...] = option((120, 84), "units per dense layer")
+    channels: tuple[int, ...] = option(
+        (6, 16), "channels per 5 x 5 convolution", check=require.count
+    )
+    hidden: tuple[int, ...] = option(
+        (120, 84), "units per dense layer", check=require.count
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoConv:
     """Options of `two_conv`."""
 
-    channels: tuple[int, ...] = option((32, 64), "channels per 3 x 3 convolution")
-    hidden: tuple[int, ...] = option((128,), "units per dense layer")
+    channels: tuple[int, ...] = option(
+        (32, 64), "channels per 3 x 3 convolution", check=require.count
+    )
+    hidden: tuple[int, ...] = option(
+        (128,), "units per dense layer", check=require.count
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +63,7 @@ class ResMLP:
         'moments that batch norms use in evaluation: "static", pooled over all '
         'clients; "per_tier", over a tier\'s own clients; "batch", those of the '
         "evaluated batch",
+        check=one_of(MOMENTS),
     )
 
 
@@ -58,14 +71,16 @@ class ResMLP:
 class ResNet:
     """Options of `resnet`."""
 
-    channels: tuple[int, ...] = option((64, 128, 256, 512), "channels per stage")
+    channels: tuple[int, ...] = option(
+        (64, 128, 256, 512), "channels per stage", check=require.count
+    )
     blocks: tuple[int, ...] = option(
-        (2, 2, 2, 2), "per stage: ResNet-18; (3, 4, 6, 3): 34"
+        (2, 2, 2, 2), "per stage: ResNet-18; (3, 4, 6, 3): 34", check=require.count
     )
     activation: str = option("pre", "pre- or post-activation blocks")
     norm: str = option("group", "group, batch or none")
     group_size: int = option(4, "channels per norm group")
-    moments: str = option("static", "as for resmlp")
+    moments: str = option("static", "as for resmlp", check=one_of(MOMENTS))
 
 
 @dataclasses.dataclass(frozen=True)
