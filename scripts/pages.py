@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fairjax.experiment.config import compatibility, registry
 from fairjax.experiment.config.options import fields
+from fairjax.experiment.config.schema import Config
 from scripts import (
     byzantine,
     contest_page,
@@ -30,7 +31,8 @@ from scripts.experiment import fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README, EVIDENCE = "README.md", "results/README.md"
-OPTIONS, COMPATIBILITY = "docs/options.md", "docs/compatibility.md"
+CONFIG, OPTIONS = "docs/config.md", "docs/options.md"
+COMPATIBILITY = "docs/compatibility.md"
 
 
 class Section(NamedTuple):
@@ -98,6 +100,9 @@ SECTIONS = (
 )
 
 CODE_SECTIONS = (
+    CodeSection(
+        CONFIG, "schema.Config", functools.partial(fields.describe_group, Config)
+    ),
     *(
         CodeSection(
             OPTIONS, f"registry.{name}", functools.partial(fields.describe, entries)
@@ -114,7 +119,7 @@ CODE_SECTIONS = (
 
 def updated_pages() -> dict[pathlib.Path, str]:
     """Page -> its text with every section made from its JSON file or from the code."""
-    pages = (README, EVIDENCE, OPTIONS, COMPATIBILITY)
+    pages = (README, EVIDENCE, CONFIG, OPTIONS, COMPATIBILITY)
     texts = {page: (ROOT / page).read_text() for page in pages}
     for page, data, body in SECTIONS:
         content = json.loads((ROOT / data).read_text())

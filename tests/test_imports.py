@@ -3,10 +3,13 @@
 import ast
 import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+from fairjax.experiment.config import default, renames
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "fairjax"
 
@@ -35,6 +38,7 @@ PURE = {
 CONFIGS = {
     "experiment/cli.py",
     "experiment/config/build.py",
+    "experiment/config/conversion.py",
     "experiment/config/default.py",
     "experiment/config/options/fields.py",
     "experiment/config/validate.py",
@@ -193,6 +197,46 @@ def test_below_the_edges_nothing_jits_or_keeps_state():
 def test_a_config_reaches_few_files():
     users = {place(path) for path in files() if "ConfigDict" in path.read_text()}
     assert users == CONFIGS
+
+
+def config_paths():
+    """Dotted paths of all fields and groups of a config."""
+    paths = set()
+    for path in renames.flatten(default.get_config().to_dict()):
+        parts = path.split(".")
+        paths |= {".".join(parts[:n]) for n in range(2, len(parts) + 1)}
+    return paths
+
+
+def test_no_pure_function_names_a_config_field():
+    """It complains in the names of its own arguments; `config.paths` translates."""
+    fields, found = config_paths(), []
+    assert "fairness.q_ffl.q" in fields
+    for path in files():
+        if room(path) in EDGES or room(path) == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = (
+                    set(re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", node.value)) & fields
+                )
+                found += [f"{place(path)}:{node.lineno}: {name}" for name in named]
+    assert not found
+
+
+def test_a_config_is_read_in_its_typed_form():
+    """Nobody takes a config as Any, and no field is read by a key."""
+    for path in files():
+        if room(path) == "report":  # reads the config.json of runs
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arg) and node.arg in {"c", "config"}:
+                annotation = node.annotation and ast.unparse(node.annotation)
+                assert annotation != "Any", f"{place(path)}:{node.lineno}"
+            if isinstance(node, ast.Subscript):
+                assert ast.unparse(node.value) not in {"run.config", "c"} or (
+                    "sweep" in path.name
+                ), f"{place(path)}:{node.lineno}"
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -5,9 +5,11 @@ so a sweep parses, refuses and continues exactly what that command does.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
+import operator
 import pathlib
 import re
 import subprocess
@@ -296,10 +298,8 @@ def _split_values(values: str) -> list[str]:
     return [piece.strip() for piece in pieces]
 
 
-def _value(config: Any, field: str) -> Any:
-    for name in field.split("."):
-        config = config[name]
-    return config
+def _value(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(operator.getitem, field.split("."), config)
 
 
 def _short_path(field: str, paths: Iterable[str]) -> str:

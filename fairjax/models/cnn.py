@@ -62,12 +62,14 @@ def cnn(
         lowering: one of `convolutions.CONVOLUTIONS`.
 
     Raises:
-        InputError: no stages, or channels that are not whole norm groups; from
-            `resize`, stages that are not a prefix, or fewer than all without exits.
+        InputError: no stages, a stage without channels, or channels that are not whole
+            norm groups; from `resize`, stages that are not a prefix, or fewer than all
+            without exits.
     """
     unit = group_size or 1
     if not channels:
         require.fail("channels", "at least one stage", channels)
+    layers.check_sizes(channels=channels)
     for width in channels:
         if width % unit:
             require.fail("channels", f"multiples of group_size {unit}", width)

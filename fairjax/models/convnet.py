@@ -24,11 +24,15 @@ def lenet(
         hidden: width of every dense layer before the head, axes "hidden<i>".
         lowering: one of `convolutions.CONVOLUTIONS`.
 
+    Raises:
+        InputError: a layer without units.
+
     Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning
     Applied to Document Recognition", Proceedings of the IEEE 1998. Deviates: ReLU for
     tanh, maximum for mean pooling, a dense head for the radial units, full connections
     between the convolutions, and SAME padding, so that images of any size pass.
     """
+    layers.check_sizes(channels=channels, hidden=hidden)
     design = _Design(5, "SAME", (True,) * len(channels), lowering)
     return _convnet(classes, channels, hidden, design)
 
@@ -50,10 +54,14 @@ def two_conv(
         hidden: width of every dense layer before the head, axes "hidden<i>".
         lowering: one of `convolutions.CONVOLUTIONS`.
 
+    Raises:
+        InputError: a layer without units.
+
     Source: the CNN of the FedJAX and pfl-research benchmarks (S. Reddi et al.,
     "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295). Deviates: no
     dropout.
     """
+    layers.check_sizes(channels=channels, hidden=hidden)
     design = _Design(3, "VALID", (False, True), lowering)
     return _convnet(classes, channels, hidden, design)
 

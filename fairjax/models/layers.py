@@ -14,7 +14,22 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Shaped
 
+from fairjax.core import require
 from fairjax.core.types import Moments, Submodel
+
+
+def check_sizes(**sizes: int | tuple[int, ...]) -> None:
+    """Refuses layers without units.
+
+    Args:
+        **sizes: whole numbers by the names of a factory's arguments.
+
+    Raises:
+        InputError: names the argument that has a number below 1.
+    """
+    for name, size in sizes.items():
+        for number in size if isinstance(size, tuple) else (size,):
+            require.count(name, number)
 
 
 def pool(x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 I"]:

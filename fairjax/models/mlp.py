@@ -33,7 +33,11 @@ def mlp(*, classes: int, hidden: tuple[int, ...]) -> Model:
         classes: C, the width of the head. The class axis "classes" is never sliced, but
             a client's update can leave out rows of classes without records at it.
         hidden: width of every hidden layer, first to last.
+
+    Raises:
+        InputError: a layer without units.
     """
+    layers.check_sizes(hidden=hidden)
     module = _Mlp(classes, hidden)
     names = [f"hidden{i}" for i in range(len(hidden))]
     tree, input_axis = {}, None

@@ -49,8 +49,7 @@ def resmlp(
     2023).
     """
     require.one_of("norm", norm, NORMS)
-    for name, value in {"width": width, "hidden": hidden, "depth": depth}.items():
-        require.count(name, value)
+    layers.check_sizes(width=width, hidden=hidden, depth=depth)
     units = {"stream": width, "classes": classes}
     units |= {f"hidden{i}": hidden for i in range(depth)}
     design = _Design(classes, norm, exits, steps)

@@ -102,6 +102,7 @@ def _check_options(
     require.count("group_size", unit)
     if len(channels) != len(blocks) or not all(count > 0 for count in blocks):
         require.fail("blocks", "blocks for every stage", blocks)
+    layers.check_sizes(channels=channels)
     for width in channels:
         if width % unit:
             requirement = f"multiples of group_size {unit}"

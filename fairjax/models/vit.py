@@ -53,16 +53,15 @@ def vit(
         steps: s is learnt per block, from 1; else it is 1.
 
     Raises:
-        InputError: a width that is not a whole number of heads; in `init` and `apply`,
-            an image that is not a whole number of patches.
+        InputError: a size below 1, or a width that is not a whole number of heads; in
+            `init` and `apply`, an image that is not a whole number of patches.
 
     Source: A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for
     Image Recognition at Scale", ICLR 2021, arXiv:2010.11929; sizes of Touvron et al.
     2021 (DeiT); steps of NeFL (Kang et al. 2023). Deviates: the mean over tokens
     instead of a class token, and no dropout.
     """
-    for name, value in {"depth": depth, "heads": heads, "patch": patch}.items():
-        require.count(name, value)
+    layers.check_sizes(width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
     if width % heads:
         require.fail("width", f"a multiple of the {heads} heads", width)
     units = {"stream": width, "classes": classes}

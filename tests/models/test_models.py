@@ -62,6 +62,38 @@ HALF = {
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
+@pytest.mark.parametrize(
+    ("factory", "argument", "size"),
+    [
+        (mlp, "hidden", (4, 0)),
+        (cnn, "channels", (0, 4)),
+        (lenet, "channels", (0, 4)),
+        (lenet, "hidden", (0, 4)),
+        (two_conv, "channels", (4, 0)),
+        (two_conv, "hidden", (0,)),
+        (resmlp, "width", 0),
+        (resmlp, "hidden", 0),
+        (resmlp, "depth", 0),
+        (resnet, "channels", (0,)),
+        (resnet, "blocks", (0,)),
+        *[(vit, name, 0) for name in ("width", "depth", "heads", "patch", "ratio")],
+    ],
+)
+def test_a_layer_without_units_is_refused_by_its_argument(factory, argument, size):
+    sizes = {
+        mlp: {"hidden": (4,)},
+        cnn: {"channels": (4,), "group_size": 4, "lowering": "xla"},
+        lenet: {"lowering": "xla"},
+        two_conv: {"lowering": "xla"},
+        resmlp: {"width": 4, "hidden": 4, "depth": 1, "norm": "layer"},
+        resnet: {"channels": (4,), "blocks": (1,), "lowering": "xla"},
+        vit: {"width": 4, "depth": 1, "heads": 2, "patch": 2},
+    }[factory]
+    factory(classes=3, **sizes)
+    with pytest.raises(require.InputError, match=rf"^{argument}: expected "):
+        factory(classes=3, **sizes | {argument: size})
+
+
 def normal(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 

@@ -210,6 +210,9 @@ def _rows(group: type, path: str = "") -> Iterator[list[str]]:
     for field in dataclasses.fields(group):
         kind, _ = field_type(group, field.name)
         if is_group(kind):
+            text = field.metadata["help"]
+            if text:
+                yield [f"`{path}{field.name}`", "group", "", text]
             yield from _rows(kind, f"{path}{field.name}.")
         elif not is_table(field):
             default = "not given" if field.default is None else f"`{field.default!r}`"

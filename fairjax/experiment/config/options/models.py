@@ -54,9 +54,9 @@ class TwoConv:
 class ResMLP:
     """Options of `resmlp`."""
 
-    width: int = option(64, "units of the residual stream")
-    hidden: int = option(64, "units inside a block")
-    depth: int = option(4, "blocks")
+    width: int = option(64, "units of the residual stream", check=require.count)
+    hidden: int = option(64, "units inside a block", check=require.count)
+    depth: int = option(4, "blocks", check=require.count)
     norm: str = option("batch", "batch, layer or none")
     moments: str = option(
         "static",
@@ -87,8 +87,10 @@ class ResNet:
 class ViT:
     """Options of `vit`."""
 
-    width: int = option(192, "units of the residual stream: ViT-tiny")
-    depth: int = option(12, "blocks")
-    heads: int = option(3, "attention heads per block")
-    patch: int = option(16, "side of a patch, pixels")
-    ratio: int = option(4, "feed-forward units per stream channel")
+    width: int = option(
+        192, "units of the residual stream: ViT-tiny", check=require.count
+    )
+    depth: int = option(12, "blocks", check=require.count)
+    heads: int = option(3, "attention heads per block", check=require.count)
+    patch: int = option(16, "side of a patch, pixels", check=require.count)
+    ratio: int = option(4, "feed-forward units per stream channel", check=require.count)
