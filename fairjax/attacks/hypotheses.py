@@ -21,8 +21,7 @@ from fairjax.core import require, scopes
 from fairjax.core.method import Method
 from fairjax.core.problem import LocalProblem
 from fairjax.core.types import RunState
-from fairjax.experiment.config import build, conversion, registry
-from fairjax.experiment.config.options.methods import DynamicFL
+from fairjax.experiment.config import build, conversion, lookup, registry
 from fairjax.submodels import branches, structures
 
 MAX_STRUCTURES = 4096
@@ -78,13 +77,15 @@ def candidates(
 
 def has_secret_branches(run: build.Run) -> bool:
     """Whether the clients' branches follow from what the clients remember."""
-    return any(run.branches) and registry.uses_branch_memory(run.config)
+    return any(run.branches) and lookup.uses_branch_memory(run.config)
 
 
 def static_method(run: build.Run) -> Method:
     """The method without its planner: a client keeps the branches of its memory."""
-    config = conversion.replaced(run.config, {"submodel.dynamicfl.moved": 0.0})
-    return registry.method(config, run.spec.local.model.axes)
+    config = conversion.replaced(
+        run.config, {f"submodel.{registry.BRANCHES}.moved": 0.0}
+    )
+    return lookup.method(config, run.spec.local.model.axes)
 
 
 def search_space(run: build.Run, state: RunState) -> Guesses:
@@ -95,7 +96,7 @@ def search_space(run: build.Run, state: RunState) -> Guesses:
     """
     if not has_secret_branches(run):
         return Guesses(jnp.arange(len(run.budget), dtype=jnp.int32), None)
-    options: DynamicFL = run.config.submodel.options["dynamicfl"]
+    options = lookup.branch_options(run.config)
     layers = branches.layers(run.spec.local.model.axes, options.skip)
     form = branches.Form(options.families, options.rank)
     branch_mask = branches.existing_slots(state.params, layers, form)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fairjax.core import require, round
 from fairjax.core.types import Params, RunState
 from fairjax.experiment import best_round
-from fairjax.experiment.config import build, conversion, paths, registry
+from fairjax.experiment.config import build, conversion, lookup, paths
 from fairjax.experiment.io import checkpoint
 from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
@@ -56,7 +56,7 @@ def init_state(run: build.Run, params: Params | None = None) -> RunState:
     )
     with (
         paths.naming({"rule": "fairness.rule"}),
-        registry.naming_options(run.config),
+        lookup.naming_options(run.config),
     ):
         state = init_fn()
     if params is None:

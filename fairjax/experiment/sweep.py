@@ -5,11 +5,9 @@ so a sweep parses, refuses and continues exactly what that command does.
 """
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
-import operator
 import pathlib
 import re
 import subprocess
@@ -299,7 +297,10 @@ def _split_values(values: str) -> list[str]:
 
 
 def _value(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(operator.getitem, field.split("."), config)
+    value: Any = config
+    for name in field.split("."):
+        value = value[name]
+    return value
 
 
 def _short_path(field: str, paths: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from configs import default
 from configs.paper import setting
 from fairjax.core import require
 from fairjax.experiment import compilation, resume
-from fairjax.experiment.config import build, conversion, registry, validate
+from fairjax.experiment.config import build, conversion, lookup, registry, validate
 
 FILES = ("blood_cells", "cancer_slides", "chest_xray", "cifar10")
 PRESETS = setting.presets("bloodmnist/224")
@@ -43,7 +43,7 @@ def test_every_preset_passes_its_checks(preset):
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_fits_the_networks(size, method):
     c = conversion.typed(config_of("blood_cells", size + method))
-    assert registry.method(c, registry.model(c, 8).axes).submodel is not None
+    assert lookup.method(c, lookup.model(c, 8).axes).submodel is not None
 
 
 def test_every_method_has_a_preset():

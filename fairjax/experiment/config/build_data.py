@@ -12,7 +12,7 @@ from fairjax.core import require
 from fairjax.core.types import FederatedData
 from fairjax.data import datasets, federation
 from fairjax.data.tiers import assign_tiers
-from fairjax.experiment.config import registry, robustness
+from fairjax.experiment.config import lookup, registry, robustness
 from fairjax.experiment.config.schema import Config
 from fairjax.robust import faults as injected
 from fairjax.robust.faults import Fault
@@ -126,7 +126,7 @@ def _attribute(c: Config, splits: federation.Splits) -> int | None:
     group_rules = [
         rule_name
         for rule_name in c.fairness.rule.split("+")
-        if registry.by_patient_group(c, rule_name)
+        if lookup.by_patient_group(c, rule_name)
     ]
     if not group_rules:
         return None

@@ -7,7 +7,7 @@ import jax
 from fairjax.core import axes, require
 from fairjax.core.types import Model
 from fairjax.data import federation, pixels
-from fairjax.experiment.config import registry
+from fairjax.experiment.config import lookup, registry
 from fairjax.experiment.config.build_data import sample_shape
 from fairjax.experiment.config.schema import Config
 from fairjax.models import adapt
@@ -48,11 +48,11 @@ def model_choice(c: Config, splits: federation.Splits) -> ModelChoice:
     if c.model.name not in choices:
         expected = f"one of {', '.join(choices)} for submodel.name {c.submodel.name}"
         require.fail("model.name", expected, c.model.name)
-    model = registry.model(c, len(splits.classes))
+    model = lookup.model(c, len(splits.classes))
     model = adapt.computing_in(c.execution.dtype, model)
     image_pixels, reason = byte_pixels(c, splits)
     model = pixels.with_uint8_inputs(image_pixels, model)
-    with registry.naming_options(c):
+    with lookup.naming_options(c):
         shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
     where = f"parameters of model {c.model.name}"

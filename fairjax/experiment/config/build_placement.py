@@ -16,7 +16,7 @@ from fairjax.core.rule import Rule
 from fairjax.core.spec import Spec
 from fairjax.core.types import FederatedData, Model
 from fairjax.data import cohorts, pixels
-from fairjax.experiment.config import paths, registry
+from fairjax.experiment.config import lookup, paths, registry
 from fairjax.experiment.config.build_data import DataFacts, sample_shape
 from fairjax.experiment.config.build_model import ModelChoice
 from fairjax.experiment.config.schema import Config, Execution
@@ -123,7 +123,7 @@ def _check_slices(c: Config, spec: Spec) -> None:
     model, method = spec.local.model, spec.local.method
     assert model.resize is not None
     assert method.size is not None
-    with registry.naming_options(c):
+    with lookup.naming_options(c):
         for tier in range(len(c.tiers.budget)):
             model.resize(method.size(tier))
 

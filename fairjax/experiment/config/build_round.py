@@ -16,11 +16,11 @@ from fairjax.core.types import Model, Objective
 from fairjax.data import augment
 from fairjax.experiment.config import (
     conversion,
+    lookup,
     mechanisms,
     optimizers,
     paths,
     privacy,
-    registry,
     robustness,
 )
 from fairjax.experiment.config.build_data import DataFacts, patients, sample_shape
@@ -51,7 +51,7 @@ def round_spec(
     if facts.attribute is not None:
         num_groups = len(splits.groups[facts.attribute].values)
     with paths.naming({"rule": "fairness.rule"}):
-        method = personal.with_local_leaves(registry.method(c, model.axes), rule)
+        method = personal.with_local_leaves(lookup.method(c, model.axes), rule)
     privacy.check_method(c, method)
     objective, optimizer = _objective(c, method), _optimizer(c)
     server = optimizers.SERVERS[c.server.optimizer](c.server.learning_rate)
@@ -71,7 +71,7 @@ def round_spec(
         rule.wrap(objective),
         optimizer,
         local_schedule,
-        getattr(registry.options_of(c.model), "moments", "static"),
+        getattr(lookup.options_of(c.model), "moments", "static"),
         dp,
         augment.chain(c.data.augment, image_pixels),
         c.execution.unroll,
@@ -108,8 +108,8 @@ def spec_with_values(
     values = dict(values)
     sigma = values.pop("privacy.noise_multiplier", None)
     c = conversion.replaced(c, values)
-    rules = registry.rules(c)
-    checked = CheckedConfig(c, rules, registry.composed(c, rules))
+    rules = lookup.rules(c)
+    checked = CheckedConfig(c, rules, lookup.composed(c, rules))
     spec, guarantee = round_spec(checked, facts, model)
     if sigma is None:
         return spec

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fairjax.core import require
 from fairjax.core.rule import Rule
-from fairjax.experiment.config import compatibility, privacy, registry
+from fairjax.experiment.config import compatibility, lookup, privacy, registry
 from fairjax.experiment.config.schema import Config
 
 
@@ -16,7 +16,7 @@ def check_rules(c: Config, rules: Mapping[str, Rule]) -> None:
         rules: the rules that it names, see `registry.rules`.
     """
     privacy.check_rules(c, rules)
-    group_rules = [name for name in rules if registry.by_patient_group(c, name)]
+    group_rules = [name for name in rules if lookup.by_patient_group(c, name)]
     if c.fairness.group is not None and not group_rules:
         expected = f"none with rule {c.fairness.rule}, which asks for no attribute"
         require.fail("fairness.group", expected, c.fairness.group)
@@ -60,7 +60,7 @@ def _check_client_group(c: Config, rules: Mapping[str, Rule]) -> None:
     where, group_by_client = "fairness.client_group", c.fairness.client_group
     if group_by_client and len(set(group_by_client)) < 2:
         require.fail(where, "at least two groups", group_by_client)
-    client_group_rules = [name for name in rules if registry.by_client_group(c, name)]
+    client_group_rules = [name for name in rules if lookup.by_client_group(c, name)]
     if client_group_rules and not group_by_client:
         name = client_group_rules[0]
         expected = f"a group's name for every hospital with rule {name} by them"

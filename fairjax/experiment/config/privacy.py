@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
-from fairjax.experiment.config import compatibility, registry
+from fairjax.experiment.config import compatibility, lookup, registry
 from fairjax.experiment.config.options.privacy import MECHANISMS
 from fairjax.experiment.config.schema import Config
 
@@ -71,11 +71,11 @@ def check_rules(c: Config, rules: Mapping[str, Rule]) -> None:
 
 def _refuse_domain(c: Config, name: str) -> None:
     """Refuses a rule by what it tells apart, where client_dp shows tiers alone."""
-    domain, option = registry.domain(c, name), registry.RULES[name].domain_option
+    domain, option = lookup.domain(c, name), registry.RULES[name].domain_option
     if domain not in (None, "client", "tier"):
         expected = "tier with client_dp, which releases losses of tiers alone"
         require.fail(f"fairness.{name}.{option}", expected, domain)
-    if registry.by_patient_group(c, name):
+    if lookup.by_patient_group(c, name):
         expected = "a rule of no patient groups with client_dp, which releases losses "
         require.fail("fairness.rule", expected + "of tiers alone", name)
 
@@ -268,6 +268,6 @@ def check_method(c: Config, method: Method) -> None:
 
 
 def _refuse_masked_loss(c: Config, reason: str) -> None:
-    if getattr(registry.options_of(c.submodel), "masked_loss", False):
+    if getattr(lookup.options_of(c.submodel), "masked_loss", False):
         where = f"submodel.{c.submodel.name}.masked_loss"
         require.fail(where, f"False with {reason}", True)

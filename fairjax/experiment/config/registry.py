@@ -6,16 +6,12 @@ The group has the name of the entry.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from fairjax import models
-from fairjax.core import require
 from fairjax.core.method import Method
 from fairjax.core.rule import Rule
-from fairjax.core.rule import check as check_rule
-from fairjax.core.types import Axes, Model
-from fairjax.experiment.config import paths, schema
+from fairjax.core.types import Axes
 from fairjax.experiment.config.entries import (
     Entry,
     MethodEntry,
@@ -27,7 +23,7 @@ from fairjax.experiment.config.options import methods as method_options
 from fairjax.experiment.config.options import models as model_options
 from fairjax.experiment.config.options import rules as rule_options
 from fairjax.experiment.config.schema import Config
-from fairjax.fairness import compose, personal, weights
+from fairjax.fairness import personal, weights
 from fairjax.fairness.afl import afl
 from fairjax.fairness.agnostic import agnostic
 from fairjax.fairness.fairfed import fairfed
@@ -81,57 +77,6 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def model(c: Config, classes: int) -> Model:
-    """The network of a config that travels, with what its method asks for.
-
-    Args:
-        c: a config.
-        classes: C.
-
-    Raises:
-        InputError: an option of the model or the method is out of range.
-    """
-    entry, method = MODELS[c.model.name], METHODS[c.submodel.name]
-    with paths.naming(paths.entry_fields("model", c.model.name, entry.options)):
-        model = entry.make(options_of(c.model), c, classes, method)
-    with naming_options(c):
-        return method.model(options_of(c.submodel), model)
-
-
-def method(c: Config, axes: Axes) -> Method:
-    """The method of a config for a model with these axes.
-
-    Args:
-        c: a config.
-        axes: the model's.
-
-    Raises:
-        InputError: an option is out of range, or the model cannot carry the method.
-    """
-    with naming_options(c):
-        return METHODS[c.submodel.name].method(options_of(c.submodel), c, axes)
-
-
-def naming_options(c: Config) -> AbstractContextManager[None]:
-    """Gives refusals of the model and the method the names of their options.
-
-    Args:
-        c: a config.
-    """
-    model, method = MODELS[c.model.name], METHODS[c.submodel.name]
-    names = paths.entry_fields("model", c.model.name, model.options)
-    if method.branches:
-        options = method_options.DynamicFL
-        names |= paths.entry_fields("submodel", "dynamicfl", options)
-    names |= paths.entry_fields("submodel", c.submodel.name, method.options)
-    return paths.naming(names)
-
-
-def options_of(group: schema.Model | schema.Submodel) -> Any:
-    """The options of the model or method that a config names; None if it has none."""
-    return group.options.get(group.name)
-
-
 def _by_budget(method: Callable[..., Method], options: type) -> MethodEntry:
     """A method that takes the model's axes, the tiers' budgets and its own options."""
     return MethodEntry(
@@ -150,6 +95,10 @@ def _heterofl(options: method_options.HeteroFL, c: Config, axes: Axes) -> Method
     )
 
 
+BRANCHES = "dynamicfl"
+"""The method whose options say what branches are like, for other methods too."""
+
+
 def branches_of(c: Config) -> tuple[int, ...]:
     """Branches per layer of every tier.
 
@@ -157,7 +106,7 @@ def branches_of(c: Config) -> tuple[int, ...]:
         c: a config.
     """
     tiers = len(c.tiers.budget)
-    if c.tiers.branches or c.submodel.name != "dynamicfl":
+    if c.tiers.branches or c.submodel.name != BRANCHES:
         return c.tiers.branches or (0,) * tiers
     return tuple(range(tiers))
 
@@ -168,24 +117,15 @@ def structure_of(c: Config) -> str:
     Args:
         c: a config.
     """
-    structure = c.submodel.options["dynamicfl"].structure
+    structure = c.submodel.options[BRANCHES].structure
     if structure == "auto":
         return "sensitivity" if MODELS[c.model.name].moving_branches else "fixed"
     return structure
 
 
 def _dynamicfl(c: Config) -> dict[str, Any]:
-    options = keywords(c.submodel.options["dynamicfl"])
+    options = keywords(c.submodel.options[BRANCHES])
     return {"number": branches_of(c), **options, "structure": structure_of(c)}
-
-
-def uses_branch_memory(c: Config) -> bool:
-    """Whether clients remember their branches between rounds.
-
-    Args:
-        c: a config.
-    """
-    return METHODS[c.submodel.name].branches and structure_of(c) != "fixed"
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -237,6 +177,16 @@ METHODS: dict[str, MethodEntry] = {
         branches=True,
     ),
 }
+
+
+def client_groups(c: Config) -> tuple[int, ...]:
+    """The number of every client's group; groups are numbered by their sorted names.
+
+    Args:
+        c: a config.
+    """
+    names = sorted(set(c.fairness.client_group))
+    return tuple(map(names.index, c.fairness.client_group))
 
 
 def _by_options(rule: Callable[..., Rule], options: type) -> RuleEntry:
@@ -296,95 +246,3 @@ TABLES: dict[str, Mapping[str, Entry]] = {
     "fairness": RULES,
 }
 """Group of a config -> the table whose entries' options stand in it."""
-
-
-def by_patient_group(c: Config, name: str) -> bool:
-    """Whether a rule, as configured, reads a patient attribute.
-
-    Args:
-        c: a config.
-        name: the rule's.
-    """
-    return RULES[name].patient_group or domain(c, name) == "group"
-
-
-def by_client_group(c: Config, name: str) -> bool:
-    """Whether a rule, as configured, reads groups of clients.
-
-    Args:
-        c: a config.
-        name: the rule's.
-    """
-    return domain(c, name) == "client_group"
-
-
-def domain(c: Config, name: str) -> str | None:
-    """What a rule, as configured, tells apart; None for rules without such an option.
-
-    Args:
-        c: a config.
-        name: the rule's.
-    """
-    option = RULES[name].domain_option
-    return None if option is None else getattr(c.fairness.options[name], option)
-
-
-def client_groups(c: Config) -> tuple[int, ...]:
-    """The number of every client's group; groups are numbered by their sorted names.
-
-    Args:
-        c: a config.
-    """
-    names = sorted(set(c.fairness.client_group))
-    return tuple(map(names.index, c.fairness.client_group))
-
-
-def rules(c: Config) -> dict[str, Rule]:
-    """{name: rule} of every rule that a config composes, in its order.
-
-    Args:
-        c: a config.
-
-    Raises:
-        InputError: a name is unknown or there twice, an option is out of range, or the
-            properties of a rule contradict each other.
-    """
-    built: dict[str, Rule] = {}
-    for name in c.fairness.rule.split("+"):
-        require.one_of("fairness.rule", name, RULES)
-        if name in built:
-            require.fail("fairness.rule", "every rule once", c.fairness.rule)
-        built[name] = _rule(c, name)
-        check_rule(name, built[name])
-    return built
-
-
-def _rule(c: Config, name: str) -> Rule:
-    entry = RULES[name]
-    with paths.naming(paths.entry_fields("fairness", name, entry.options)):
-        return entry.rule(c.fairness.options.get(name), c)
-
-
-def composed(c: Config, rules: Mapping[str, Rule]) -> Rule:
-    """The rule of a config: its rules as one, with its cap and warm-up.
-
-    Args:
-        c: a config.
-        rules: its rules, see `rules`.
-
-    Raises:
-        InputError: two of the rules set the same thing, or there is nothing that the
-            cap or the warm-up would act on.
-    """
-    names = {
-        "rules": "fairness.rule",
-        "cap": "fairness.cap",
-        "rounds": "fairness.warmup",
-    }
-    with paths.naming(names):
-        fairness_rule = compose.compose(list(rules.items()))
-        if c.fairness.cap:
-            fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)
-        if c.fairness.warmup:
-            fairness_rule = compose.with_warmup(fairness_rule, c.fairness.warmup)
-    return fairness_rule

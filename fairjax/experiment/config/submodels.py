@@ -1,7 +1,7 @@
 """Checks of the submodel fields beside others: tiers, branches, the optimiser."""
 
 from fairjax.core import require
-from fairjax.experiment.config import paths, registry
+from fairjax.experiment.config import lookup, paths, registry
 from fairjax.experiment.config.options.methods import DynamicFL
 from fairjax.experiment.config.schema import Config
 from fairjax.submodels import dynamicfl
@@ -14,8 +14,8 @@ def option_owners(c: Config) -> list[str]:
         c: a config.
     """
     name = c.submodel.name
-    shares_branches = registry.METHODS[name].branches and name != "dynamicfl"
-    return [name, "dynamicfl"] if shares_branches else [name]
+    has_branches = registry.METHODS[name].branches
+    return [name, registry.BRANCHES] if has_branches else [name]
 
 
 def check_tiers(c: Config) -> None:
@@ -66,9 +66,9 @@ def check_form(c: Config) -> None:
     """
     if not registry.METHODS[c.submodel.name].branches:
         return
-    options: DynamicFL = c.submodel.options["dynamicfl"]
+    options = lookup.branch_options(c)
     form, structure = options.branch_form, registry.structure_of(c)
-    with paths.naming(paths.fields_of(DynamicFL, "submodel.dynamicfl")):
+    with paths.naming(paths.fields_of(DynamicFL, f"submodel.{registry.BRANCHES}")):
         dynamicfl.check_form(form, options.families, structure, options.sensitivity)
     if form != "preconditioned":
         return

@@ -19,6 +19,7 @@ from fairjax.core.rule import Rule
 from fairjax.experiment.config import (
     conversion,
     fairness,
+    lookup,
     optimizers,
     privacy,
     registry,
@@ -67,9 +68,9 @@ def check(config: ConfigDict, overridden: Collection[str] = ()) -> CheckedConfig
     _check_local(c)
     for group in RATES:
         _check_rate(c, group)
-    rules = registry.rules(c)
+    rules = lookup.rules(c)
     fairness.check_rules(c, rules)
-    rule = registry.composed(c, rules)
+    rule = lookup.composed(c, rules)
     fairness.check(c, rule)
     privacy.check(c, rules)
     robustness.check(c, rules, rule)
@@ -206,7 +207,7 @@ def is_extendable(c: Config) -> bool:
     """
     is_calibrated = c.privacy.epsilon is not None and c.privacy.noise_multiplier is None
     method = registry.METHODS[c.submodel.name]
-    depends_on_rounds = method.depends_on_rounds(registry.options_of(c.submodel))
+    depends_on_rounds = method.depends_on_rounds(lookup.options_of(c.submodel))
     for rate in (c.local, c.server):
         schedule = optimizers.SCHEDULES[rate.schedule]
         depends_on_rounds |= schedule.depends_on_rounds

@@ -26,7 +26,14 @@ from configs import (
 from fairjax.core import require, round
 from fairjax.core.types import LeafAxes
 from fairjax.data import cohorts
-from fairjax.experiment.config import build, conversion, optimizers, registry, validate
+from fairjax.experiment.config import (
+    build,
+    conversion,
+    lookup,
+    optimizers,
+    registry,
+    validate,
+)
 from fairjax.experiment.config import default as schema
 from fairjax.experiment.resume import init_state
 from tests import private_configs
@@ -213,7 +220,7 @@ def test_every_config_passes_its_checks_and_says_how_to_run_it(config):
 )
 def test_transformers_of_the_paper_have_their_sizes(preset, expected):
     config = vit.get_config(preset)
-    model = registry.model(validate.check(config).config, 8)
+    model = lookup.model(validate.check(config).config, 8)
     image = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -13,7 +13,7 @@ from fairjax.core import layout, require, round
 from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort, FederatedData
 from fairjax.experiment import resume
-from fairjax.experiment.config import build, conversion, registry, validate
+from fairjax.experiment.config import build, conversion, lookup, registry, validate
 from fairjax.fairness import personal
 from fairjax.models import resmlp
 from fairjax.submodels.heterofl import heterofl
@@ -72,7 +72,7 @@ def twice(started, data):
 def rule_of(config):
     """The rule of a config, composed of those that it names."""
     c = conversion.typed(config)
-    return registry.composed(c, registry.rules(c))
+    return lookup.composed(c, lookup.rules(c))
 
 
 @functools.cache

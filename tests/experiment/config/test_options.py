@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference
 from configs import default
 from fairjax.core.rule import Rule
 from fairjax.experiment import cli
-from fairjax.experiment.config import compatibility, conversion, registry
+from fairjax.experiment.config import compatibility, conversion, lookup, registry
 from fairjax.experiment.config.options import fields
 
 TABLES = {
@@ -89,7 +89,7 @@ def test_a_method_takes_its_options(name):
     config = default.get_config()
     config.submodel.name, config.model.name = name, "resmlp"
     c = conversion.typed(config)
-    assert callable(registry.method(c, registry.model(c, 2).axes).submodel)
+    assert callable(lookup.method(c, lookup.model(c, 2).axes).submodel)
 
 
 @dataclasses.dataclass(frozen=True)

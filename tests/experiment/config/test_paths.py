@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fairjax.core import require
-from fairjax.experiment.config import default, paths, registry, validate
+from fairjax.experiment.config import default, lookup, paths, registry, validate
 from fairjax.experiment.config.options import fields
 
 
@@ -67,4 +67,4 @@ def test_every_option_is_refused_under_its_path(group, name, option, kind):
     config[group][name][option] = WRONG[kind]
     where = rf"^{group}\.{name}\.{option}: expected "
     with pytest.raises(require.InputError, match=where):
-        registry.model(validate.check(config).config, 2)
+        lookup.model(validate.check(config).config, 2)
