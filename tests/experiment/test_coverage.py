@@ -65,7 +65,7 @@ def ended(request):
     run = build.run(small(**CASES[request.param]))
     state = start = initial_state(run)
     once = jax.jit(compilation.round_step(run, run.spec))
-    for _ in range(run.config["rounds"]):
+    for _ in range(run.config.rounds):
         state, _ = once(state, run.splits.train, None)
     before, after = (
         trees.leaves_by_path(scopes.top_tier_model(each.leaf_copies, each.params))

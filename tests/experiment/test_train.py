@@ -278,16 +278,16 @@ def test_the_test_split_decides_nothing(tmp_path, monkeypatch):
     fields = {"rounds": 6, "eval_every": 1, "selection_metric": "loss"}
     fields["local__learning_rate"] = 1.0  # so that the last round is not the best
     straight = train(small(**fields), tmp_path / "a")
-    whole = build.run
+    whole = build.checked_run
 
-    def turned(config, **how):
-        run = whole(config, **how)
+    def turned(checked, **how):
+        run = whole(checked, **how)
         test = dataclasses.replace(run.splits.test, y=1 - run.splits.test.y)
         return dataclasses.replace(
             run, splits=dataclasses.replace(run.splits, test=test)
         )
 
-    monkeypatch.setattr(build, "run", turned)
+    monkeypatch.setattr(build, "checked_run", turned)
     other = train(small(**fields), tmp_path / "b")
     for ours, theirs in zip(
         *(rows(each.workdir / "metrics.jsonl") for each in (straight, other)),
