@@ -20,6 +20,7 @@ from fairjax.attacks import (
 from fairjax.attacks.inversion import Result
 from fairjax.core import require
 from fairjax.experiment import cli
+from fairjax.experiment.config import conversion
 from fairjax.experiment.io import workdir
 from scripts import attack as script
 
@@ -222,7 +223,8 @@ def test_what_cannot_be_attacked_is_refused(pictures, tmp_path):
             )
 
     def private(**fields):
-        config = {**run.config, "privacy": run.config["privacy"] | fields}
+        paths = {f"privacy.{field}": value for field, value in fields.items()}
+        config = conversion.replaced(run.config, paths)
         return dataclasses.replace(run, config=config)
 
     refused("privacy.mechanism: .* client_dp", private(mechanism="client_dp"))
