@@ -224,7 +224,7 @@ class Fairness:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """`execution`: how the program runs, which changes no result beyond rounding."""
+    """`execution`: how the program runs on its devices."""
 
     form: str = option(
         "auto",

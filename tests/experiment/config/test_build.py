@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import pathlib
 import re
 
 import jax
@@ -32,9 +31,11 @@ from fairjax.experiment.config import (
     lookup,
     optimizers,
     registry,
+    renames,
     validate,
 )
-from fairjax.experiment.config import default as schema
+from fairjax.experiment.config.options import fields
+from fairjax.experiment.config.schema import Config
 from fairjax.experiment.resume import init_state
 from tests import private_configs
 
@@ -172,14 +173,25 @@ def test_every_three_names_work_together(fields):
 # --------------------------------------------------------------------------- the config
 
 
-def test_every_field_of_the_default_is_explained():
-    text = pathlib.Path(schema.__file__).read_text().split("def preset")[0]
-    groups = re.findall(r"^    c\.([\w.]+) = ConfigDict\(\)", text, re.MULTILINE)
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        match = re.match(r"    c\.([\w.]+) = ", line)
-        if match and match[1] not in groups:
-            assert "  # " in line or lines[number - 1].strip().startswith("#"), line
+def explained(group, path=""):
+    """(path, text) of every field of a dataclass and of the groups in it."""
+    for field in dataclasses.fields(group):
+        kind, _ = fields.field_type(group, field.name)
+        if fields.is_group(kind):
+            yield from explained(kind, f"{path}{field.name}.")
+        elif not fields.is_table(field):
+            yield f"{path}{field.name}", field.metadata["help"]
+
+
+def test_every_field_is_explained():
+    texts = dict(explained(Config))
+    for group, entries in registry.TABLES.items():
+        for name, entry in entries.items():
+            if entry.options is not None:
+                texts |= explained(entry.options, f"{group}.{name}.")
+    assert texts.keys() == renames.flatten(default.get_config().to_dict()).keys()
+    short = {path for path, text in texts.items() if len(text) < len("nats")}
+    assert not short
 
 
 def test_groups_of_a_csv_reach_the_splits(tmp_path):
@@ -225,6 +237,26 @@ def test_transformers_of_the_paper_have_their_sizes(preset, expected):
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count / 1e6 == pytest.approx(expected, abs=0.05)
+
+
+def test_every_rule_and_the_method_are_built_once(monkeypatch):
+    """One value for checks, protections and the round: it follows from the config."""
+    calls = []
+
+    def counted(table, name, field):
+        entry = table[name]
+
+        def factory(*args):
+            calls.append(name)
+            return getattr(entry, field)(*args)
+
+        monkeypatch.setitem(table, name, entry._replace(**{field: factory}))
+
+    counted(registry.RULES, "tier_term", "rule")
+    counted(registry.RULES, "logit_adjust", "rule")
+    counted(registry.METHODS, "heterofl", "method")
+    build.run(changed(fairness__rule="tier_term+logit_adjust"))
+    assert sorted(calls) == ["heterofl", "logit_adjust", "tier_term"]
 
 
 @pytest.mark.parametrize("config", EXAMPLES)
