@@ -26,7 +26,7 @@ TIERS = np.array([0, 0, 1, 2, 1], np.int32)
 CLIENT_GROUPS = (1, 0, 2, 1, 2)
 """Group of every client."""
 BY_CLIENT_GROUP = {"domain": "client_group", "client_groups": CLIENT_GROUPS}
-BY_GROUP = {"domain": "group", "groups": 2}
+BY_GROUP = {"domain": "group"}
 
 ROUNDS = 3
 counts = arrays(np.int32, K, elements=st.integers(1, 2**20))
@@ -127,7 +127,7 @@ def jitted(rule):
     """The weights of every round, from a fresh state, with the same losses."""
 
     def run(count, loss, valid, client, tier, counts):
-        state, each = rule.init({}, FederationFacts(counts, T)), []
+        state, each = rule.init({}, FederationFacts(counts, T, 2)), []
         for _ in range(ROUNDS):
             got, state = rule.weights(
                 state, Cohort(client, tier, valid), scores(count, loss)

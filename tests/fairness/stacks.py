@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairjax.core import layout, round
-from fairjax.core.rule import CohortStats
+from fairjax.core.rule import CohortStats, FederationFacts
 from fairjax.core.types import Cohort
 
 K = 5
@@ -61,7 +61,7 @@ def direction(rule, cohort, scores, state=None, clients=K):
     """(num, den, weights, state) as the round computes them."""
     if state is None:
         like = jax.tree.map(lambda leaf: leaf[0], scores.delta)
-        state = rule.init(like, jnp.full(clients, 10), 1)
+        state = rule.init(like, FederationFacts(jnp.full(clients, 10), 1))
     given, state = rule.weights(state, cohort, scores)
     num, den, state = rule.combine(state, cohort, scores, given)
     return num, den, np.asarray(given), state

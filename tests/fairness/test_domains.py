@@ -26,7 +26,7 @@ DOMAIN_OPTIONS = {
     "tier": {},
     "client": {},
     "client_group": {"client_groups": tuple(DOMAIN.tolist())},
-    "group": {"groups": 2},
+    "group": {},
 }
 RULES = {
     **{
@@ -67,7 +67,7 @@ def long_run(name):
             return rule.weights(state, present_cohort(valid), stats(loss))[1], None
 
         keys = jax.random.split(jax.random.key(seed), ROUNDS)
-        start = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
+        start = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3, 2))
         state, _ = jax.lax.scan(once, start, keys)
         return rule.weights(state, present_cohort(jnp.ones(N, bool)), stats(loss))[0]
 
@@ -117,7 +117,7 @@ losses = arrays(np.float32, N, elements=st.floats(0, 4, width=32))
 @given(st.sampled_from(sorted(RULES)), cohorts, losses)
 def test_masses_of_absent_domains_stay(name, visits, loss):
     rule, step = RULES[name], stepping(name)
-    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
+    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3, 2))
     for valid in visits:
         before, (_, state) = state, step(state, valid, loss)
     domain_of = np.arange(N) if name == "agnostic_client" else DOMAIN
@@ -139,7 +139,7 @@ def test_if_all_are_present_the_step_is_the_published_one_to_the_bit():
     step = jax.jit(
         lambda state, loss: rule.weights(state, present_cohort(True), stats(loss))[1]
     )
-    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3))
+    state = rule.init({}, FederationFacts(jnp.asarray(COUNT, jnp.int32), 3, 2))
     scale = np.zeros(N, np.float32)
     for _ in range(5):
         # These losses make sums over records exact.

@@ -225,7 +225,7 @@ def test_agnostic_by_patient_group_weighs_clients_by_their_patients():
     group_stats = GroupStats(*map(jnp.float32, (count, loss, count)))
     known = CohortStats(jnp.full(K, 10), jnp.ones(K), group_stats)
     _, state = rule.weights(
-        rule.init({}, FederationFacts(jnp.full(K, 10), T)), cohort(), known
+        rule.init({}, FederationFacts(jnp.full(K, 10), T, 2)), cohort(), known
     )
     got, _ = rule.weights(state, cohort(), known)
     expected = np.exp([1, 1, 1, 3, 2])

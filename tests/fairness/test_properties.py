@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairjax.core.rule import CohortStats, Rule
+from fairjax.core.rule import CohortStats, FederationFacts, Rule
 from fairjax.experiment.config import registry
 from fairjax.fairness import compose, weights
 from fairjax.fairness.afl import afl
@@ -112,7 +112,7 @@ def stats(reads=None, **other) -> CohortStats:
 def second_weights(rule: Rule, given: CohortStats) -> np.ndarray:
     """The weights of the second round: the first may follow from the state alone."""
     assert rule.weights is not None
-    state = rule.init({"a": jnp.zeros(6)}, given.count, T)
+    state = rule.init({"a": jnp.zeros(6)}, FederationFacts(given.count, T, 2))
     _, state = rule.weights(state, cohort(), given)
     return np.asarray(rule.weights(state, cohort(), given)[0])
 
@@ -183,7 +183,7 @@ def test_weights_do_follow_from_what_they_say(name):
 
 def first_round(rule: Rule, given: CohortStats) -> None:
     assert rule.weights is not None
-    state = rule.init({"a": jnp.zeros(6)}, given.count, T)
+    state = rule.init({"a": jnp.zeros(6)}, FederationFacts(given.count, T, 2))
     chosen, state = rule.weights(state, cohort(), given)
     if rule.combine is not None:
         rule.combine(state, cohort(), given, chosen)

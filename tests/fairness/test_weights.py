@@ -99,7 +99,10 @@ def test_weights_are_finite_at_extreme_losses(rule, dtype):
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_the_state_is_finite_at_the_largest_losses(rule):
     """Also if the sum of two finite losses is infinite."""
-    made, state = RULES[rule], RULES[rule].init({}, FederationFacts(jnp.full(K, 3)), T)
+    made, state = (
+        RULES[rule],
+        RULES[rule].init({}, FederationFacts(jnp.full(K, 3), T, 2)),
+    )
     for loss in ([3e38, 3e38, 1.0, 0.0, 3e38], [0.0] * 5, [3e38] * 5):
         given = scores(np.full(K, 3), jnp.asarray(loss, jnp.float32) / 3)
         got, state = made.weights(state, cohort(), given)
@@ -126,7 +129,7 @@ def test_every_rule_is_fedavg_at_its_neutral_setting(rule, count, loss, valid, d
 def test_a_rule_declares_whether_it_reads_losses(rule):
     made = RULES[rule]
     without_losses = CohortStats(jnp.ones(K, jnp.int32))
-    state = made.init({}, FederationFacts(jnp.ones(K, jnp.int32), T))
+    state = made.init({}, FederationFacts(jnp.ones(K, jnp.int32), T, 2))
     if not made.reads:
         np.testing.assert_allclose(
             made.weights(state, cohort(), without_losses)[0].sum(), 1
@@ -141,7 +144,7 @@ def test_a_rule_declares_whether_it_reads_losses(rule):
 def test_rules_run_under_vmap(rule):
     """Several runs in one program, each with its own losses."""
     losses = jnp.asarray([[1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]])
-    state = RULES[rule].init({}, FederationFacts(jnp.full(K, 3)), T)
+    state = RULES[rule].init({}, FederationFacts(jnp.full(K, 3), T, 2))
 
     def one(loss):
         return RULES[rule].weights(state, cohort(), scores([3] * K, loss))[0]
