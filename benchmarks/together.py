@@ -89,14 +89,14 @@ def measure() -> list[dict[str, Any]]:
     for case in CASES:
         configs = [config_of(case, seed) for seed in range(RUNS)]
         run = build.run(configs[0])
-        state = resume.init_state(run)
+        state = resume.initial_state(run)
         began = time.perf_counter()
         step, _ = compilation.compile_round(run, state)
         compile_one = time.perf_counter() - began
         single_seconds = seconds_of(step, state)
 
         vmapped_runs = vmapped.VmappedRuns(configs)
-        states = [resume.init_state(build.run(config)) for config in configs]
+        states = [resume.initial_state(build.run(config)) for config in configs]
         began = time.perf_counter()
         program = vmapped_runs.program(states[0])
         compile_all = time.perf_counter() - began

@@ -34,7 +34,7 @@ from fairjax.evaluation import deployed
 from fairjax.experiment import cli, evaluate
 from fairjax.experiment.config import build
 from fairjax.experiment.io.workdir import write_json
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import fill, interval
@@ -82,7 +82,7 @@ def search(seed: int) -> Float[np.ndarray, "epsilons rates clips"]:
     runs = [build.run(config_of(epsilon, seed)) for epsilon in EPSILONS]
     noise = [run.dpsgd.noise_multiplier for run in runs]
     run = runs[0]
-    start, members = init_state(run), evaluate.representatives(run)
+    start, members = initial_state(run), evaluate.representatives(run)
     data, val = jax.tree.map(jnp.asarray, (run.splits.train, run.splits.val))
     assert run.spec.local.dp is not None
     dp = run.spec.local.dp

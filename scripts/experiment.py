@@ -17,6 +17,7 @@ import scipy.special
 
 from configs import default
 from fairjax.experiment import summary
+from fairjax.experiment.config import conversion
 from fairjax.experiment.io import preemption
 from fairjax.experiment.io.workdir import provenance
 

@@ -17,7 +17,14 @@ from fairjax import report
 from fairjax.data import assignment, augment, datasets, federation
 from fairjax.experiment import cli
 from fairjax.experiment import train as training
-from fairjax.experiment.config import build, optimizers, registry, schema, validate
+from fairjax.experiment.config import (
+    build,
+    conversion,
+    optimizers,
+    registry,
+    schema,
+    validate,
+)
 from fairjax.experiment.config.options import data as data_options
 from fairjax.experiment.io import checkpoint
 from fairjax.experiment.io import workdir as files
@@ -266,8 +273,11 @@ def run_attempt(
     for name, text in broken.items():
         (folder / name).write_bytes(text)
 
+    intact = json.loads(content["config.json"])
+    config = conversion.typed(conversion.from_plain(intact))
+
     def resume(_: Any) -> None:
-        files.check(folder, json.loads(content["config.json"]))
+        files.check(folder, config)
         files.rows(folder / "metrics.jsonl")
 
     def read_report(_: Any) -> None:

@@ -32,7 +32,7 @@ from fairjax.core import require
 from fairjax.experiment import cli
 from fairjax.experiment.config import build
 from fairjax.experiment.io.workdir import number, write_json
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.experiment.train import train
 from scripts import experiment
 from scripts.experiment import fill
@@ -51,7 +51,7 @@ def measure(name: str, pictures: pathlib.Path) -> list[dict[str, Any]]:
     part = PARTS[name]
     config = config_of(part)
     run = build.run(config)
-    state = init_state(run)
+    state = initial_state(run)
     if part.rounds:
         config.rounds = part.rounds
         with experiment.temporary() as folder:

@@ -34,7 +34,7 @@ from fairjax.core.types import RunState
 from fairjax.experiment import cli
 from fairjax.experiment.config import build
 from fairjax.experiment.io.workdir import number, write_json
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.experiment.train import train
 from scripts import experiment, inversion_page, inversion_parts
 from scripts.experiment import fill
@@ -109,7 +109,7 @@ def attacked_run(name: str) -> tuple[build.Run, RunState]:
     config = inversion_parts.config_of(part)
     run = build.run(config)
     if not part.rounds:
-        return run, init_state(run)
+        return run, initial_state(run)
     config.rounds = part.rounds
     with experiment.temporary() as folder:
         return run, train(config, f"{folder}/run").state

@@ -76,7 +76,7 @@ def main(name: str, *fields: str) -> None:
     """Times a case."""
     case, run = build_case(name, fields)
     began = time.perf_counter()
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
     step, _ = compilation.compile_round(run, state)
     details: dict[str, Any] = {
         "compile_s": time.perf_counter() - began,

@@ -26,7 +26,7 @@ from fairjax.core import require
 from fairjax.core.types import RunState
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.io import workdir as files
-from fairjax.experiment.resume import init_state, load
+from fairjax.experiment.resume import initial_state, load
 
 Row = dict[str, Any]
 FILE = "attack.json"
@@ -103,7 +103,7 @@ def load_target(
         expected = "none with the folder of a run, which has its own"
         require.fail("--config", expected, str(workdir))
     run = build.checked_run(validate.check(config, overridden), vmapped=True)
-    return run, init_state(run)
+    return run, initial_state(run)
 
 
 def _read_rows(path: pathlib.Path) -> list[Row]:

@@ -18,33 +18,38 @@ from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
 
 
-def initial_state(run: build.Run) -> RunState:
-    """The state of a run before its first round, with the model that the config names.
+def initial_state(run: build.Run, params: Params | None = None) -> RunState:
+    """The state of a run before its first round.
+
+    Args:
+        run: the run.
+        params: the plain model to start from; None: the model of the run that
+            `model.init_from` names, or a drawn one.
 
     Raises:
-        InputError: `model.init_from` has no run or no valid checkpoint, or its run has
+        InputError: `params` have another structure than the run's model, or are not
+            finite; `model.init_from` has no run or no valid checkpoint, or its run has
             the same classes in another order.
     """
-    init_from = run.config.model.init_from
-    if init_from is None:
-        return init_state(run)
-    source_run, state = load(init_from)
+    if params is None and run.config.model.init_from is not None:
+        params = _params_of_run(run, run.config.model.init_from)
+    return _first_state(run, params)
+
+
+def _params_of_run(run: build.Run, workdir: str) -> Params:
+    """The newest plain model of another run, which must have this run's classes."""
+    source_run, state = load(workdir)
     classes, source_classes = run.splits.classes, source_run.splits.classes
     if classes != source_classes and sorted(classes) == sorted(source_classes):
         order = ", ".join(classes)
         require.fail(
             "model.init_from", f"a run of classes {order}", ", ".join(source_classes)
         )
-    return init_state(run, state.params)
+    return state.params
 
 
-def init_state(run: build.Run, params: Params | None = None) -> RunState:
-    """The state of a run before its first round, from `params` or drawn ones.
-
-    Raises:
-        InputError: `params` have another structure than the run's model, or are not
-            finite.
-    """
+def _first_state(run: build.Run, params: Params | None) -> RunState:
+    """The first state from `params` or drawn ones; it reads no other run."""
     x = jnp.asarray(run.splits.train.x[:1])
     init_fn = functools.partial(
         round.init,
@@ -101,7 +106,9 @@ def load(
         )
         raise require.InputError(f"{path}: expected {description}") from error
     valid_step = checkpoint.restore_latest(
-        workdir / "checkpoints", init_state(run), best_round.checkpoint_meta(run)
+        workdir / "checkpoints",
+        _first_state(run, None),
+        best_round.checkpoint_meta(run),
     )
     if valid_step is None:
         require.fail(str(workdir), "a checkpoint", "none")

@@ -87,11 +87,7 @@ def train(
         if distributed.first():
             files.check(workdir, checked.config)
         run = build.checked_run(checked)
-        start = (
-            resume.initial_state(run)
-            if params is None
-            else resume.init_state(run, params)
-        )
+        start = resume.initial_state(run, params)
     distributed.require_equal(
         "config and data",
         json.dumps([conversion.to_plain(run.config), run.splits.hash]),

@@ -108,15 +108,14 @@ def cnn(
             lowering=lowering,
         )
 
-    return Model(init, apply, _axes(module, units), resize)
+    return Model(init, apply, _axes(module, units, exits), resize)
 
 
-def _axes(module: _Cnn, units: dict[str, int]) -> Axes:
-    """The axes of a network with these units."""
-    has_exits = None not in module.heads and module.heads[-1] != residual.HEAD
+def _axes(module: _Cnn, units: dict[str, int], exits: bool) -> Axes:
+    """The axes of a network with these units, and a head behind every stage or one."""
     tree, input_axis = {}, None
     for i, name in enumerate(units):
-        block = (residual.BLOCKS, i) if has_exits else None
+        block = (residual.BLOCKS, i) if exits else None
         tree[name] = {
             "kernel": LeafAxes((None, None, input_axis, name), block),
             "bias": LeafAxes((name,), block),
@@ -131,7 +130,7 @@ def _axes(module: _Cnn, units: dict[str, int]) -> Axes:
             }
         input_axis = name
     axes = Axes(tree, units | {"classes": module.classes}, {})
-    if not has_exits:
+    if not exits:
         return axes
     ends = tuple(range(len(units)))
     blocks = {residual.BLOCKS: len(ends)}

@@ -155,6 +155,28 @@ def remaining_blocks(
     return tuple(blocks[position] for position in positions)
 
 
+def resize_function(
+    network: Callable[[dict[str, int], tuple[int, ...]], Model],
+    field: str,
+    units: dict[str, int],
+    blocks: tuple[int, ...],
+) -> Callable[[Size], Model]:
+    """The `Model.resize` of a network of which any blocks may go.
+
+    Args:
+        network: (units of every axis, positions of the blocks) -> network.
+        field: as for `remaining_blocks`.
+        units: units of every axis.
+        blocks: positions of the network's blocks in the plain network.
+    """
+
+    def resize(size: Size) -> Model:
+        positions = remaining_blocks(field, blocks, size)
+        return network(units | dict(size.axes), positions)
+
+    return resize
+
+
 def deepest_logits(
     exits: Sequence[Float[Array, "B C"]],
     positions: Sequence[int],

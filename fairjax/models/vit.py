@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fairjax.core import require
-from fairjax.core.types import Model, Moments, Size
+from fairjax.core.types import Model, Moments
 from fairjax.models import layers, leaves, residual
 from fairjax.models.layers import Setting
 
@@ -172,11 +172,6 @@ def _network(
     design: _Design, units: dict[str, int], block_positions: tuple[int, ...]
 ) -> Model:
     """The network of one size."""
-
-    def resize(size: Size) -> Model:
-        positions = residual.remaining_blocks("depth", block_positions, size)
-        return _network(design, units | dict(size.axes), positions)
-
     architecture = residual.Architecture(
         partial(_table, design, units, block_positions),
         (1, design.patch, design.patch, 1),
@@ -187,7 +182,10 @@ def _network(
         partial(_block, design),
         _exit_head,
     )
-    return residual.model(architecture, resize)
+    network = partial(_network, design)
+    return residual.model(
+        architecture, residual.resize_function(network, "depth", units, block_positions)
+    )
 
 
 def attention(params: Any, x: Array, size: int) -> Array:

@@ -11,7 +11,7 @@ from fairjax.core import layout, round, trees
 from fairjax.experiment.compilation import compile_round
 from fairjax.experiment.config import build
 from fairjax.experiment.io import distributed
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.submodels.heterofl import heterofl
 from tests import fakes
 from tests.core.test_client import in_float64
@@ -146,7 +146,7 @@ def test_two_rounds_are_those_of_one_device(name):
     for devices in (1, DEVICES):
         run = build.run(small(**FIELDS, **CASES[name], execution__devices=devices))
         assert run.choices["execution.devices"] == f"{devices}: asked for"
-        state = distributed.replicate(init_state(run), run.mesh)
+        state = distributed.replicate(initial_state(run), run.mesh)
         step, _ = compile_round(run, state)
         made = [state]
         for _ in range(2):

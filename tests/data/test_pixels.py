@@ -94,7 +94,7 @@ def test_a_round_on_bytes_is_the_round_on_floats():
     ended = []
     for stored in ("auto", "float32"):
         run = digits(stored)
-        state = resume.init_state(run)
+        state = resume.initial_state(run)
         step, program = compilation.compile_round(run, state)
         kinds = {leaf.dtype for leaf in jax.tree.leaves(program.args_info)}
         assert (jnp.dtype("uint8") in kinds) == (stored == "auto")

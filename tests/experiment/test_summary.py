@@ -20,7 +20,7 @@ from fairjax.data.table import Attribute
 from fairjax.experiment import breakdowns, intervals, summary
 from fairjax.experiment.config import build
 from fairjax.experiment.evaluate import Logits
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from tests.trained import small
 
 METRICS = (
@@ -32,7 +32,7 @@ METRICS = (
 @functools.cache
 def base():
     run = build.run(small())
-    return run, init_state(run)
+    return run, initial_state(run)
 
 
 def drawn(classes=2, seed=0):

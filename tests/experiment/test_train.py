@@ -17,7 +17,7 @@ from fairjax.experiment import compilation, model_selection, summary
 from fairjax.experiment.config import build, conversion
 from fairjax.experiment.evaluate import evaluate
 from fairjax.experiment.io import preemption, progress
-from fairjax.experiment.resume import init_state, load
+from fairjax.experiment.resume import initial_state, load
 from fairjax.experiment.train import train
 from tests import fakes
 from tests.trained import rows, selected_state, small, steps, untimed
@@ -381,7 +381,7 @@ def test_without_validation_records_nothing_is_selected(tmp_path):
 def test_a_run_starts_from_given_parameters_and_from_another_run(finished, tmp_path):
     result, _ = finished
     run = build.run(small())
-    given = init_state(run, result.state.params)
+    given = initial_state(run, result.state.params)
     assert fakes.equal(given.params, result.state.params)
     frozen = {"rounds": 1, "local__learning_rate": 0.0}
     from_run = train(
@@ -467,7 +467,7 @@ def test_a_round_that_takes_too_much_memory_runs_in_chunks_that_do_not(
     capsys, monkeypatch
 ):
     run = build.run(small(clients_per_round=4, execution__memory=1.0))
-    state = init_state(run)
+    state = initial_state(run)
     whole, _ = compilation.compile_round(run, state)
     assert "chunks" not in capsys.readouterr().out
     # The number of clients side by side is halved until the program fits.
@@ -484,5 +484,5 @@ def test_a_round_that_takes_too_much_memory_runs_in_chunks_that_do_not(
 
 def test_what_is_asked_for_is_not_chunked():
     run = build.run(small(execution__batching="vmap", execution__memory=1e-6))
-    _, program = compilation.compile_round(run, init_state(run))
+    _, program = compilation.compile_round(run, initial_state(run))
     assert compilation._peak_memory_mib(program) > 1e-3

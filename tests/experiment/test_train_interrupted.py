@@ -18,7 +18,7 @@ from fairjax.experiment.config import build, conversion
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
-from fairjax.experiment.resume import init_state, load
+from fairjax.experiment.resume import initial_state, load
 from fairjax.experiment.train import train
 from tests.trained import rows, same_states, small, steps, untimed
 
@@ -57,7 +57,7 @@ def lighten(patch, run, step, measured):
 def programs(tmp_path_factory):
     """The shared programs, and the workdir of an uninterrupted run."""
     run = build.run(four())
-    state = init_state(run)
+    state = initial_state(run)
     made = (
         run,
         compilation.compile_round(run, state),
@@ -161,7 +161,7 @@ def test_a_process_that_lends_its_devices_stops_with_the_others(straight, monkey
     run = build.run(four())
     monkeypatch.setattr(distributed, "any_process", lambda told: not told)
     with pytest.raises(preemption.Stopped, match="after round 1"):
-        train_module._run_worker(run, init_state(run))
+        train_module._run_worker(run, initial_state(run))
 
 
 def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_all_processes_stop_at_a_signal_after_the_last_round(tmp_path, monkeypat
     run = build.run(config)
     processes = {
         "the first": lambda: train(config, tmp_path),
-        "another": lambda: train_module._run_worker(run, init_state(run)),
+        "another": lambda: train_module._run_worker(run, initial_state(run)),
     }
     for begin in processes.values():
         answers = iter([False, True])

@@ -12,7 +12,7 @@ from fairjax.core import require
 from fairjax.experiment import vmapped
 from fairjax.experiment.compilation import round_step
 from fairjax.experiment.config import build, conversion
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.experiment.train import train
 from tests import fakes
 from tests.trained import rows, small
@@ -102,7 +102,7 @@ def test_a_spec_with_other_values_is_that_of_the_config(fields):
         names.append("privacy.noise_multiplier")
     other = small(**{**fields, **{n.replace(".", "__"): 0.7 for n in names}})
     run, expected = build.run(config), build.run(other)
-    state = init_state(run)
+    state = initial_state(run)
 
     def traced(values, train):
         return round_step(run, run.with_values(values))(state, train, None)[0]

@@ -173,7 +173,7 @@ def accepted(path, case: Case) -> bool:
 def begins(path, case: Case) -> bool:
     """Whether the case has a first state: a rule may keep leaves that do not exist."""
     try:
-        resume.init_state(build.run(config_of(path, case)))
+        resume.initial_state(build.run(config_of(path, case)))
     except require.InputError:
         return False
     return True

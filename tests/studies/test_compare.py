@@ -10,7 +10,7 @@ from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.costs import tier_costs
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from scripts import compare, contest_page, standings
 from scripts.contests import CONTESTS
 from scripts.standings import Job
@@ -137,7 +137,7 @@ def test_who_is_no_reference_stays_within_the_budgets_of_heterofl(tmp_path):
         config = compare.config_of(BLOOD, Job(method, FIRST, 0, 0.1))
         config.data.name, config.data.path = "npz", str(tmp_path / "cells.npz")
         run = build.run(config)
-        return [bill["parameters"] for bill in tier_costs(run, init_state(run))]
+        return [bill["parameters"] for bill in tier_costs(run, initial_state(run))]
 
     budgets = parameters("heterofl")
     assert budgets == [2176, 6408, 24328]

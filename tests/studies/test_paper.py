@@ -68,7 +68,7 @@ def test_presets_join_in_their_order():
 def test_the_setting_trains_in_small():
     config = config_of("chest_xray", "smoke")
     run = build.run(config)
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
     step, _ = compilation.compile_round(run, state)
     after, (_, info) = step(state)
     moved = jax.tree.map(lambda a, b: abs(a - b).max(), after.params, state.params)

@@ -50,7 +50,7 @@ def costs_rise(costs, config):
 def test_a_config_is_built_and_has_costs(path):
     config = smoke(path)
     run = build.run(config)
-    costs_rise(costs.tier_costs(run, resume.init_state(run)), config)
+    costs_rise(costs.tier_costs(run, resume.initial_state(run)), config)
 
 
 @pytest.mark.usefixtures("unfinal")

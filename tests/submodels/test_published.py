@@ -289,7 +289,7 @@ def test_a_recipe_trains_two_rounds_in_small(name, pictures):
     # optax's Adam does not promote strictly.
     with jax.numpy_dtype_promotion("standard"):
         run = build.run(config)
-        first = resume.init_state(run)
+        first = resume.initial_state(run)
         step, _ = compilation.compile_round(run, first)
     state = first
     for _ in range(2):

@@ -36,7 +36,7 @@ from fairjax.experiment.config import (
 )
 from fairjax.experiment.config.options import fields
 from fairjax.experiment.config.schema import Config
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from tests import private_configs
 
 BATCHINGS = ("vmap", "scan", "chunk")
@@ -112,7 +112,7 @@ def one_round(fields):
         run = build.run(config)
         identity = build.identity(run)
         assert json.loads(json.dumps(identity)) == identity
-        state = init_state(run)
+        state = initial_state(run)
         cohort = cohorts.sample(
             state.key, state.round, jnp.asarray(run.tiers), run.cohort
         )

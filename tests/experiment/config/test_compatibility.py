@@ -105,7 +105,7 @@ def config_of(**fields):
 
 def two_rounds(config):
     run = build.run(config)
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
 
     @jax.jit
     def step(state):
@@ -260,7 +260,7 @@ def test_a_rule_sees_the_updates_only_if_it_reads_them():
     for reads in (frozenset(), frozenset({"updates"})):
         spec = dataclasses.replace(run.spec, rule=Rule(weigh, reads))
         step = functools.partial(round.step, spec=spec, layout=run.layout)
-        state = resume.init_state(dataclasses.replace(run, spec=spec))
+        state = resume.initial_state(dataclasses.replace(run, spec=spec))
         cohort = run.draw(state.key, state.round)
         jax.eval_shape(step, state, run.splits.train, cohort)
         assert (seen[-1].delta is None) == ("updates" not in reads)
@@ -276,7 +276,7 @@ def test_a_rule_that_does_not_read_labels_sees_no_correct_predictions():
     run = build.run(small(clients_per_round=0))
     for reads in (LOSSES, LOSSES | {"labels"}):
         spec = dataclasses.replace(run.spec, rule=Rule(weigh, reads, "losses"))
-        state = resume.init_state(dataclasses.replace(run, spec=spec))
+        state = resume.initial_state(dataclasses.replace(run, spec=spec))
         cohort = run.draw(state.key, state.round)
         round.step(state, run.splits.train, cohort, spec=spec, layout=run.layout)
         assert bool(np.all(np.isnan(seen[-1]))) == ("labels" not in reads)

@@ -438,9 +438,9 @@ def test_clients_keep_leaves_under_every_method(method, rule):
         with pytest.raises(
             require.InputError, match="a model with leaves that it keeps"
         ):
-            resume.init_state(run)
+            resume.initial_state(run)
         return
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
 
     def step(state):
         data = jax.tree.map(jnp.asarray, run.splits.train)

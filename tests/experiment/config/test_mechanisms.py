@@ -19,7 +19,7 @@ from fairjax.experiment.config import (
     mechanisms,
     validate,
 )
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from fairjax.fairness import weights
 from fairjax.privacy import accounting, poisson
 from fairjax.submodels.fedavg import fedavg
@@ -182,7 +182,7 @@ def test_every_rule_by_losses_is_shown_tiers_in_the_round(rule):
     run = build.run(
         changed(BY_LOSS, fairness__rule=f"{rule}+private_head", fairness__warmup=2)
     )
-    state = init_state(run)
+    state = initial_state(run)
     counts = np.bincount(run.tiers, np.asarray(run.splits.train.count), minlength=4)
     assert run.guarantee.tier_records == tuple(counts.astype(int))
 
@@ -391,7 +391,7 @@ def test_patients_of_a_file_are_protected_in_the_round(tmp_path):
     north, south = (set(patient[:64][client[:64] == k]) for k in ("north", "south"))
     both = {(0, 1): len(north & south)}
     assert run.guarantee.shared == run.splits.shared == both
-    state = init_state(run)
+    state = initial_state(run)
 
     def step(state):
         data = jax.tree.map(jnp.asarray, run.splits.train)

@@ -7,7 +7,7 @@ import pytest
 from fairjax.core import require, round
 from fairjax.core.types import Cohort
 from fairjax.experiment.config import build, registry, validate
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 from tests.private_configs import (
     BY_LOSS,
     CLIENT,
@@ -206,7 +206,7 @@ def test_every_method_is_protected_in_the_round(base, name):
         fields["model__name"] = "resmlp"
         fields |= {"model__resmlp__norm": "layer", "model__resmlp__width": 8}
     run = build.run(changed(base, **fields))
-    state = init_state(run)
+    state = initial_state(run)
 
     def step(state):
         data = jax.tree.map(jnp.asarray, run.splits.train)

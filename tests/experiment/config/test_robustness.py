@@ -288,7 +288,7 @@ def test_a_hospital_without_numbers_is_left_out_for_a_whole_run():
     ends = []
     for name in ("nan", "drop_after"):
         run = build.run(small(robust__faults=((name, 0.25, 1.0),), clients_per_round=0))
-        state = resume.init_state(run)
+        state = resume.initial_state(run)
         step, _ = compilation.compile_round(run, state)
         for _ in range(3):
             state, (_, info) = step(state)
@@ -302,7 +302,7 @@ def test_a_hospital_without_numbers_is_left_out_for_a_whole_run():
 
 def test_an_undisturbed_run_has_nobody_to_name():
     run = build.run(small())
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
     step, _ = compilation.compile_round(run, state)
     after = step(state)[0]
     told = evaluate.robustness_summary(run, state, after)
@@ -326,7 +326,7 @@ def test_holders_are_those_of_the_scarcest_coordinate(fields, hospitals):
     labels[richest, 0] = 0
     train = dataclasses.replace(run.splits.train, labels=labels)
     run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, train=train))
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
     told = evaluate.robustness_summary(run, state, state)
     assert [ring["hospitals"] for ring in told["rings"]] == hospitals
 
@@ -345,7 +345,7 @@ def test_holders_of_masks_that_are_drawn_are_counted():
             tiers__branches=(0, 0),
         )
     )
-    state = resume.init_state(run)
+    state = resume.initial_state(run)
     count = evaluate.holder_counts(run, state)["hidden0"]["kernel"].sum(axis=0)
     assert count.min() < 8
     assert count.max() > count.min()

@@ -10,7 +10,7 @@ from configs import default
 from fairjax.core import require, round
 from fairjax.data import cohorts
 from fairjax.experiment.config import build
-from fairjax.experiment.resume import init_state
+from fairjax.experiment.resume import initial_state
 
 
 def test_budgets_may_change_in_mid_run():
@@ -40,7 +40,7 @@ def test_budgets_may_change_in_mid_run():
             state, run.splits.train, cohort, spec=run.spec, layout=run.layout
         )[0]
 
-    state, alive = init_state(run), []
+    state, alive = initial_state(run), []
     first = state.params
     for _ in range(3):
         state = step(state)
