@@ -61,7 +61,7 @@ def upper_bound(
         level: of confidence.
 
     Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated
-    in the case of the binomial", Biometrika 1934.
+    in the case of the binomial", Biometrika 1934, doi:10.1093/biomet/26.4.404.
     """
     count = np.asarray(count, float)
     failures = np.maximum(number - count, 0.5)  # not used where all trials succeed

@@ -16,7 +16,7 @@ def psnr(
     It is infinite for equal images.
 
     Source: Wang and Bovik, "Mean squared error: Love it or leave it?", IEEE Signal
-    Processing Magazine 2009, eq. (2), for a peak of 1.
+    Processing Magazine 2009, doi:10.1109/MSP.2008.930649, eq. (2), for a peak of 1.
     """
     return -10 * jnp.log10(jnp.mean((image - true) ** 2))
 
@@ -37,7 +37,7 @@ def ssim(
 
     Source: Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: From error
     visibility to structural similarity", IEEE Transactions on Image Processing 2004,
-    section III-C, for pixels in [0, 1].
+    doi:10.1109/TIP.2003.819861, section III-C, for pixels in [0, 1].
     """
     offsets = jnp.arange(WINDOW, dtype=image.dtype) - WINDOW // 2
     kernel = jnp.exp(-(offsets**2) / (2 * SIGMA**2))

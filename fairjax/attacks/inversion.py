@@ -194,8 +194,8 @@ def cosine(
         variation: weight of `total_variation`.
         phases: as above; with one candidate there is one phase.
 
-    Source: Geiping et al. 2020, section 4, with the learning-rate schedule of the
-    released code. Deviates: the candidates.
+    Source: Geiping et al. 2020 (see `cosine_distance`), section 4, with the
+    learning-rate schedule of the released code. Deviates: the candidates.
     """
     number = jax.tree.leaves(candidates)[0].shape[0]
     phases = min(phases, iterations) if number > 1 else 1
@@ -267,8 +267,8 @@ def dlg(
         classes: C.
         iterations: of L-BFGS, each with a line search.
 
-    Source: Zhu, Liu and Han 2019, algorithm 1. Deviates: the distance is relative, and
-    the start is uniform noise in the range of pixels.
+    Source: Zhu, Liu and Han 2019 (see `squared_distance`), algorithm 1. Deviates: the
+    distance is relative, and the start is uniform noise in the range of pixels.
     """
     candidate = trees.pick(candidates, 0)
     solver = optax.lbfgs()

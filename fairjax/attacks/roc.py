@@ -76,9 +76,9 @@ def tpr_interval(
         (low, high), between which `tpr_at_fpr` lies; (0, 1) without members or
         non-members.
 
-    Sources: Clopper and Pearson, "The use of confidence or fiducial limits illustrated
-    in the case of the binomial", Biometrika 1934; for the quantile David and Nagaraja,
-    Order Statistics, 2003, section 7.1. The union bound joins the four.
+    Sources: Clopper and Pearson 1934 (see `fairjax.attacks.epsilon_bound.upper_bound`);
+    for the quantile David and Nagaraja, "Order statistics", Wiley 2003,
+    doi:10.1002/0471722162, section 7.1. The union bound joins the four.
     """
     members, nonmembers = len(member_scores), len(nonmember_scores)
     if not members or not nonmembers:

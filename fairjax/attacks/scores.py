@@ -27,7 +27,8 @@ al., "Membership inference attacks from first principles", S&P 2022, arXiv:2112.
 the online attack with the variances of all records pooled, as they advise for few
 shadow models; Zarifzadeh, Liu and Shokri 2024, see `rmia`; Li, Li and Ribeiro,
 "Effective passive membership inference attacks in federated learning against
-overparameterized models", ICLR 2023, the cosine attack.
+overparameterized models", ICLR 2023, https://openreview.net/forum?id=QsCSLPP55Ku, the
+cosine attack.
 """
 
 import jax
@@ -188,10 +189,10 @@ def rmia(
         that no shadow model was trained on (online), and where there is no other record
         to compare with.
 
-    Source: Zarifzadeh, Liu and Shokri 2024, "Low-Cost High-Power Membership Inference
-    Attacks" (ICML, PMLR 235; arXiv:2312.03262), the test and its offline form.
-    Deviates: plain softmax and mean, where their experiments soften the probabilities
-    and trim the mean; equality counts, which their code leaves out.
+    Source: Zarifzadeh, Liu and Shokri, "Low-cost high-power membership inference
+    attacks", ICML 2024, arXiv:2312.03262, the test and its offline form. Deviates:
+    plain softmax and mean, where their experiments soften the probabilities and trim
+    the mean; equality counts, which their code leaves out.
     """
 
     def log_mean(where: Array) -> Array:

@@ -177,9 +177,8 @@ def pathological(
         InputError: `classes_per_client` is more than C, or too few for the clients to
             have all classes.
 
-    Source: "#C = k" of Li et al., "Federated learning on non-IID data silos: an
-    experimental study" (NIID-Bench), ICDE 2022, arXiv:2102.02079. Deviates: their code
-    loses the classes that no client draws.
+    Source: "#C = k" of NIID-Bench (see `dirichlet`). Deviates: their code loses the
+    classes that no client draws.
     """
     classes = int(label.max()) + 1
     field = "data.partition.classes"
@@ -234,8 +233,8 @@ def dirichlet_overlap(
         has it.
 
     Source: the released code of DynamicFL (Zhang et al. 2025, see
-    `submodels.dynamicfl`), on which its figures rest. Deviates: the generator is
-    seeded. Use this law for comparison with those figures alone; `dirichlet` is the
+    `fairjax.submodels.dynamicfl`), on which its figures rest. Deviates: the generator
+    is seeded. Use this law for comparison with those figures alone; `dirichlet` is the
     disjoint law.
     """
     classes = int(label.max()) + 1

@@ -52,8 +52,8 @@ def calibrate(
     Returns:
         The moments that `Model.apply` takes; None for a model without batch norm.
 
-    Source: the static batch normalisation of HeteroFL, Diao, Ding and Tarokh, ICLR
-    2021, arXiv:2010.01264, which runs over all records; the bound is ours.
+    Source: the static batch normalisation of HeteroFL (see
+    `fairjax.submodels.heterofl`), which runs over all records; the bound is ours.
     """
     records = jax.tree.map(jnp.asarray, data)
     params = inference.masked_params(local.method, params, submodel)

@@ -55,8 +55,8 @@ def agnostic(*, rate: float, domain: str, client_groups: Sequence[int] = ()) -> 
         InputError: the rate is negative or not finite, or `domain` is unknown.
 
     Source: Ro et al., "Communication-efficient agnostic federated averaging",
-    Interspeech 2021, algorithm 1; Mohri, Sivek and Suresh, "Agnostic federated
-    learning", ICML 2019, arXiv:1902.00146.
+    Interspeech 2021, arXiv:2104.02748, algorithm 1; Mohri, Sivek and Suresh, "Agnostic
+    federated learning", ICML 2019, arXiv:1902.00146.
     """
     require.in_range("rate", rate, 0)
     require.one_of("domain", domain, DOMAINS)

@@ -89,7 +89,8 @@ def min_norm(
         steps: number of iterations.
 
     Source: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm for
-    linear inverse problems", SIAM Journal on Imaging Sciences 2009 (FISTA).
+    linear inverse problems" (FISTA), SIAM Journal on Imaging Sciences 2009,
+    doi:10.1137/080716542.
     """
     low = jnp.where(valid, jnp.maximum(center - epsilon, 0), 0)
     high = jnp.where(valid, jnp.minimum(center + epsilon, 1), 0)

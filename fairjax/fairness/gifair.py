@@ -35,7 +35,7 @@ def gifair(*, c: float, groups: str, client_groups: Sequence[int] = ()) -> Rule:
 
     Source: Yue, Nouiehed and Al Kontar, "GIFAIR-FL: a framework for group and
     individual fairness in federated learning", INFORMS Journal on Data Science 2023,
-    eqs. (2) and (4).
+    arXiv:2108.02741, eqs. (2) and (4).
     """
     require.in_range("c", c, 0, 1, open_high=True)
     require.one_of("groups", groups, GROUPINGS)

@@ -50,8 +50,9 @@ def cvar(*, alpha: float) -> Rule:
         InputError: alpha is outside (0, 1].
 
     Source: Rockafellar and Uryasev, "Optimization of conditional value-at-risk",
-    Journal of Risk 2000; in federated learning Laguel et al., "A superquantile approach
-    to federated learning with heterogeneous devices", CISS 2021.
+    Journal of Risk 2000, doi:10.21314/JOR.2000.038; in federated learning Laguel et
+    al., "A superquantile approach to federated learning with heterogeneous devices",
+    CISS 2021, doi:10.1109/CISS50987.2021.9400318.
     """
     require.in_range("alpha", alpha, 0, 1, open_low=True)
     return stateless(
@@ -75,8 +76,12 @@ def ordered(*, power: float) -> Rule:
     Raises:
         InputError: power is outside (0, 1].
 
-    Source: ordered weighted averaging, Yager 1988; the distortion is the proportional
-    hazards transform, Wang 1995.
+    Source: ordered weighted averaging, Yager, "On ordered weighted averaging
+    aggregation operators in multicriteria decisionmaking", IEEE Transactions on
+    Systems, Man, and Cybernetics 1988, doi:10.1109/21.87068, with the proportional
+    hazards transform as the distortion, Wang, "Insurance pricing and increased limits
+    ratemaking by proportional hazards transforms", Insurance: Mathematics and Economics
+    1995, volume 17, pages 43 to 54.
     """
     require.in_range("power", power, 0, 1, open_low=True)
     return stateless(

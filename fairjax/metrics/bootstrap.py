@@ -3,9 +3,11 @@
 Means and ranks have percentile intervals (`bounds`). A figure that measures a distance
 cannot be negative and needs another interval (`reach`): resamples give larger distances
 than the records, the more so the smaller the true distance is, and their quantiles
-could exclude the estimate itself. Bias-corrected quantiles (Efron 1987) do not solve
-this. If all resamples lie above the estimate the correction is infinite, and the
-acceleration is a jackknife over clusters, of which there may be only four.
+could exclude the estimate itself. Bias-corrected quantiles (Efron, "Better bootstrap
+confidence intervals", Journal of the American Statistical Association 1987,
+doi:10.1080/01621459.1987.10478410) do not solve this. If all resamples lie above the
+estimate the correction is infinite, and the acceleration is a jackknife over clusters,
+of which there may be only four.
 
 A resample states how often each record counts, [E] whole numbers, and a statistic maps
 these counts to figures. Computations that do not depend on them, above all the sort of
@@ -64,7 +66,8 @@ def clustered(
         How often every patient counts. If patients have several records, each record
         counts as often as its patient: `clustered(...)[patient]`.
 
-    Source: Davison and Hinkley, "Bootstrap methods and their application", 1997, 3.8.
+    Source: Davison and Hinkley, "Bootstrap methods and their application", Cambridge
+    University Press 1997, doi:10.1017/CBO9780511802843, section 3.8.
     """
     num_clients = count.shape[0]
     # One call draws all numbers: threefry is expensive to compile, not to run.
@@ -113,7 +116,8 @@ def bounds(values: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> Interv
 
     A bound is NaN if the figure is known in fewer than half of the resamples.
 
-    Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, 13.3.
+    Source: Efron and Tibshirani, "An introduction to the bootstrap", Chapman and Hall
+    1993, doi:10.1201/9780429246593, section 13.3.
     """
     tails = [(1 - level) / 2, (1 + level) / 2]
     quantiles = jax.tree.map(lambda leaf: _quantiles(leaf, tails), values)
@@ -135,8 +139,11 @@ def reach(distances: PyTree[Float[Array, "R ..."]], level: float = 0.95) -> PyTr
     needed. For the range of group means it is Tukey's simultaneous band of all pairwise
     differences, applied to the largest one. NaN as in `bounds`.
 
-    Source: Tukey 1953, "The problem of multiple comparisons"; by resampling Romano and
-    Wolf 2005, JASA 100, 94-108.
+    Sources: Tukey, "The problem of multiple comparisons", 1953, in volume VIII of The
+    Collected Works of John W. Tukey, Chapman and Hall 1994, and by resampling Romano
+    and Wolf, "Exact and approximate stepdown methods for multiple hypothesis testing",
+    Journal of the American Statistical Association 2005,
+    doi:10.1198/016214504000000539.
     """
     return jax.tree.map(lambda leaf: _quantiles(leaf, [level])[0], distances)
 

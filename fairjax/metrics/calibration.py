@@ -45,7 +45,9 @@ def brier(
         segments: number of segments.
         weight: how often a record counts.
 
-    Source: Brier 1950, Monthly Weather Review 78(1), 1-3.
+    Source: Brier, "Verification of forecasts expressed in terms of probability",
+    Monthly Weather Review 1950,
+    doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
     """
     classes = probabilities.shape[1]
     true = (y[:, None] == jnp.arange(classes)).astype(probabilities.dtype)
@@ -60,7 +62,8 @@ def confidence(
     """The probability whose calibration is measured, and whether it came true.
 
     With two classes it is that of the positive class, as in clinical prediction (Van
-    Calster et al. 2019, BMC Medicine 17, 230). With more it is that of the predicted
+    Calster et al., "Calibration: the Achilles heel of predictive analytics", BMC
+    Medicine 2019, doi:10.1186/s12916-019-1466-7). With more it is that of the predicted
     class (Guo et al., "On calibration of modern neural networks", ICML 2017,
     arXiv:1706.04599).
     """
@@ -143,8 +146,9 @@ def ece(
         that is NaN.
 
     Source: Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities
-    using Bayesian binning", AAAI 2015; bins of equal mass: Nixon et al., "Measuring
-    calibration in deep learning", CVPR workshops 2019, arXiv:1904.01685.
+    using Bayesian binning", AAAI 2015, doi:10.1609/aaai.v29i1.9602; bins of equal mass:
+    Nixon et al., "Measuring calibration in deep learning", CVPR workshops 2019,
+    arXiv:1904.01685.
     """
     plot = reliability(
         probability, outcome, segment, segments, bins=bins, weight=weight
@@ -197,11 +201,13 @@ def line(
 
     Returns:
         The line of every segment. It is NaN if the likelihood has no maximum (one
-        class; classes that a threshold separates, or that touch at one logit alone:
-        Albert and Anderson 1984, Biometrika 71, 1-10), if the maximum was not reached,
-        and if a logit is not finite.
+        class; classes that a threshold separates, or that touch at one logit alone), if
+        the maximum was not reached, and if a logit is not finite.
 
-    Source: Cox 1958, Biometrika 45, 562-565.
+    Sources: Cox, "Two further applications of a model for binary regression",
+    Biometrika 1958, doi:10.1093/biomet/45.3-4.562; for the classes without a maximum
+    Albert and Anderson, "On the existence of maximum likelihood estimates in logistic
+    regression models", Biometrika 1984, doi:10.1093/biomet/71.1.1.
     """
     ranks, plus, minus = rank_classes(logit, positive, segment, weight)
     # Some positive must lie above some negative, and some below.

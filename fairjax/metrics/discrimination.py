@@ -195,7 +195,8 @@ def youden(scores: Float[Array, "E"], positive: Bool[Array, "E"]) -> Float[Array
     threshold that is chosen on the evaluated records makes results too good. NaN with
     one class, or with a score that is NaN.
 
-    Source: Youden 1950, Cancer 3(1), 32-35.
+    Source: Youden, "Index for rating diagnostic tests", Cancer 1950,
+    doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3.
     """
     segment = jnp.zeros(scores.shape, jnp.int32)
     ranks, plus, minus = rank_classes(scores, positive, segment, None)

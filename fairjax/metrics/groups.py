@@ -5,10 +5,11 @@ A group is a segment, so its figures are those of any segment, as in
 estimated, and takes the gaps between them.
 
 Sources: demographic parity, Calders, Kamiran and Pechenizkiy, "Building classifiers
-with independency constraints", ICDM workshops 2009; equalised odds and equal
-opportunity, Hardt, Price and Srebro, "Equality of opportunity in supervised learning",
-NeurIPS 2016, arXiv:1610.02413; the largest pairwise difference, as in Fairlearn (Weerts
-et al. 2023, JMLR 24, 257).
+with independency constraints", ICDM workshops 2009, doi:10.1109/ICDMW.2009.83;
+equalised odds and equal opportunity, Hardt, Price and Srebro, "Equality of opportunity
+in supervised learning", NeurIPS 2016, arXiv:1610.02413; the largest pairwise
+difference, Weerts et al., "Fairlearn: Assessing and improving fairness of AI systems",
+JMLR 2023, arXiv:2303.16626.
 """
 
 from typing import NamedTuple

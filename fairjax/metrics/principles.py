@@ -1,8 +1,8 @@
 """The five principles of fair federated learning, as numbers of one run.
 
-The names are those of Zhang et al. 2025; the operational definitions are ours.
-Everything follows from the rows of metrics.jsonl, the tiers' costs and the final state,
-so a run that was interrupted gives the same numbers.
+The names are those of Zhang et al. 2025 (see `fairjax.submodels.dynamicfl`); the
+operational definitions are ours. Everything follows from the rows of metrics.jsonl, the
+tiers' costs and the final state, so a run that was interrupted gives the same numbers.
 
 Lists have one entry per tier, smallest first; None stands for an unknown value. `rows`
 are all rows of metrics.jsonl, `costs` the costs of `cost.client_cost` with the tier's

@@ -28,9 +28,10 @@ def lenet(
         InputError: a layer without units.
 
     Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning
-    Applied to Document Recognition", Proceedings of the IEEE 1998. Deviates: ReLU for
-    tanh, maximum for mean pooling, a dense head for the radial units, full connections
-    between the convolutions, and SAME padding, so that images of any size pass.
+    Applied to Document Recognition", Proceedings of the IEEE 1998,
+    doi:10.1109/5.726791. Deviates: ReLU for tanh, maximum for mean pooling, a dense
+    head for the radial units, full connections between the convolutions, and SAME
+    padding, so that images of any size pass.
     """
     layers.check_sizes(channels=channels, hidden=hidden)
     design = _Design(5, "SAME", (True,) * len(channels), lowering)

@@ -141,8 +141,9 @@ def apply_scaler(
     taken behind the scaler, evaluation without the scaler would be another function
     than the trained one.
 
-    Source: the Scaler of HeteroFL (Diao et al. 2021), placed before the norm as there.
-    The released code evaluates only the whole model, which has no scaler.
+    Source: the Scaler of HeteroFL (see `fairjax.submodels.heterofl`), placed before the
+    norm as there. The released code evaluates only the whole model, which has no
+    scaler.
     """
     return x if scale is None else x / scale.astype(x.dtype)
 

@@ -45,8 +45,8 @@ def resmlp(
     Raises:
         InputError: an unknown norm, or a size below 1.
 
-    Source: the network of our CPU experiments; learnable steps of NeFL (Kang et al.
-    2023).
+    Source: the network of our CPU experiments; learnable steps of NeFL (see
+    `fairjax.submodels.nefl`).
     """
     require.one_of("norm", norm, NORMS)
     layers.check_sizes(width=width, hidden=hidden, depth=depth)

@@ -75,9 +75,9 @@ def resnet(
 
     Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
     arXiv:1512.03385 ("post"), and "Identity Mappings in Deep Residual Networks", ECCV
-    2016, arXiv:1603.05027 ("pre"); steps of NeFL (Kang et al. 2023); exits as in
-    DepthFL (Kim et al. 2023). Deviates: DepthFL's released code puts convolutions in
-    front of its exits.
+    2016, arXiv:1603.05027 ("pre"); steps of NeFL (see `fairjax.submodels.nefl`); exits
+    as in DepthFL (see `fairjax.submodels.depthfl`). Deviates: DepthFL's released code
+    puts convolutions in front of its exits.
     """
     unit = group_size if norm == "group" else 1
     _check_options(channels, blocks, activation, norm, unit)

@@ -57,9 +57,11 @@ def vit(
             `init` and `apply`, an image that is not a whole number of patches.
 
     Source: A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for
-    Image Recognition at Scale", ICLR 2021, arXiv:2010.11929; sizes of Touvron et al.
-    2021 (DeiT); steps of NeFL (Kang et al. 2023). Deviates: the mean over tokens
-    instead of a class token, and no dropout.
+    Image Recognition at Scale", ICLR 2021, arXiv:2010.11929; sizes of H. Touvron
+    et al., "Training data-efficient image transformers & distillation through
+    attention" (DeiT), ICML 2021, arXiv:2012.12877; steps of NeFL (see
+    `fairjax.submodels.nefl`). Deviates: the mean over tokens instead of a class token,
+    and no dropout.
     """
     layers.check_sizes(width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
     if width % heads:

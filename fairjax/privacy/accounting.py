@@ -190,9 +190,9 @@ def exposures(
         The functions of all mechanisms, then those of all combinations.
 
     Sources: for sequential composition, Dwork et al., "Our data, ourselves: Privacy via
-    distributed noise generation", EUROCRYPT 2006; for concurrent mechanisms, Lyu,
-    "Composition theorems for interactive differential privacy", NeurIPS 2022,
-    arXiv:2207.09397.
+    distributed noise generation", EUROCRYPT 2006, doi:10.1007/11761679_29; for
+    concurrent mechanisms, Lyu, "Composition theorems for interactive differential
+    privacy", NeurIPS 2022, arXiv:2207.09397.
     """
     settings = {"accountant": accountant}
     single_epsilons = [

@@ -110,7 +110,7 @@ def update_multiplier(
         InputError: the other releases alone would spend as much. The message names the
             release that spends most.
 
-    Source: Andrew et al. 2021, theorem 1, for one count.
+    Source: Andrew et al. 2021 (see `Adaptive`), theorem 1, for one count.
     """
     if noise_multiplier == 0:
         return 0.0

@@ -30,8 +30,8 @@ N(0, 1), N(-m, 1). For alpha < 1 the laws change places, with 1/alpha for alpha.
 release of noise multiplier 1/m, of contributions m and -m, dominates the round: this is
 the pair that the accountant composes. With a fixed cohort the round, as a mechanism on
 its sample, is likewise dominated by one Gaussian release, and theorem 27 of Wang, Balle
-and Kasiviswanathan 2019, which `accounting` uses there, reads moments of that release
-alone.
+and Kasiviswanathan 2019 (see `fairjax.privacy.accounting`, which uses it there) reads
+moments of that release alone.
 
 The weights of tiers are a function of what is released. The rule weights the tiers as
 if each were one client with the records of all its clients, which gives

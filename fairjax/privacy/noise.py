@@ -15,15 +15,15 @@ Guarantees: the pair is N(0, I), up to the rounding of floats, in the disc of ra
     `RADIUS` = sqrt(2 * 64 log 2), and lies outside of it with probability 2^-64, as a
     real pair does; there it ends at sqrt(2 * 65 log 2). The rounding of floats is not
     covered: Mironov, "On significance of the least significant bits for differential
-    privacy", CCS 2012.
+    privacy", CCS 2012, doi:10.1145/2382196.2382264.
 
 The bits are those of JAX's generator, which the run's seed fixes. This makes an
 experiment repeatable, and it keeps no secret.
 
 Sources: Box and Muller, "A note on the generation of random normal deviates", Annals of
-Mathematical Statistics 1958; for E, Ahrens and Dieter, "Computer methods for sampling
-from the exponential and normal distributions", Communications of the ACM 1972,
-algorithm SA.
+Mathematical Statistics 1958, doi:10.1214/aoms/1177706645; for E, Ahrens and Dieter,
+"Computer methods for sampling from the exponential and normal distributions",
+Communications of the ACM 1972, doi:10.1145/355604.361593, algorithm SA.
 """
 
 import math

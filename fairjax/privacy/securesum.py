@@ -23,7 +23,7 @@ weights by loss, are sent in the clear (but not under client_dp, see
 only noise helps.
 
 Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine
-learning", CCS 2017, without its cryptography.
+learning", CCS 2017, doi:10.1145/3133956.3133982, without its cryptography.
 """
 
 from collections.abc import Callable

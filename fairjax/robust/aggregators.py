@@ -86,9 +86,8 @@ def trimmed_mean(*, beta: float) -> Aggregator:
     Guarantees: up to floor(beta M_j) Byzantine clients leave every value that is
         averaged between honest ones.
 
-    Source: Yin et al., "Byzantine-robust distributed learning: towards optimal
-    statistical rates", ICML 2018, arXiv:1803.01498, option II. Restricting it to the
-    holders of a coordinate is ours.
+    Source: Yin et al. 2018 (see `median`), option II. Restricting it to the holders of
+    a coordinate is ours.
     """
     require.in_range("beta", beta, 0, 0.5, open_high=True)
 
@@ -175,7 +174,7 @@ def krum(*, num_byzantine: int) -> Aggregator:
         round changes nothing.
 
     Source: Blanchard et al., "Machine learning with adversaries: Byzantine tolerant
-    gradient descent", NeurIPS 2017. The distance under masks is ours.
+    gradient descent", NeurIPS 2017, arXiv:1703.02757. The distance under masks is ours.
     """
     require.in_range("num_byzantine", num_byzantine, 0)
 
@@ -199,9 +198,8 @@ def multi_krum(*, num_byzantine: int) -> Aggregator:
 
     Edge cases: as of `krum`. A chosen client of weight 0 does not enter.
 
-    Source: Blanchard et al., "Machine learning with adversaries: Byzantine tolerant
-    gradient descent", NeurIPS 2017. Its Multi-Krum averages m changes uniformly; the
-    choice m = n - f - 2 and the weights are ours.
+    Source: Blanchard et al. 2017 (see `krum`). Its Multi-Krum averages m changes
+    uniformly; the choice m = n - f - 2 and the weights are ours.
     """
     require.in_range("num_byzantine", num_byzantine, 0)
 

@@ -262,9 +262,10 @@ def regroup(
         layers: from `layers`.
         form: families of the slots.
 
-    Source: Zhang et al. 2025, eqs. 14 and 15: "common" branches absorb redundant ones,
-    and important ones are split. Deviates: the paper subtracts new branches from the
-    branch that is split; here the base gives up their sum, which works for any family.
+    Source: Zhang et al. 2025 (see `fairjax.submodels.dynamicfl`), eqs. 14 and 15:
+    "common" branches absorb redundant ones, and important ones are split. Deviates: the
+    paper subtracts new branches from the branch that is split; here the base gives up
+    their sum, which works for any family.
     """
     shift: dict[str, Array] = {}
     branches: Branches = {}

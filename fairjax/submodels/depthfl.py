@@ -60,10 +60,11 @@ def depthfl(
     Edge cases: with one exit the loss is its cross-entropy alone.
 
     Source: M. Kim, S. Yu, S. Kim and S.-M. Moon, "DepthFL: Depthwise Federated Learning
-    for Heterogeneous Clients", ICLR 2023, eqs. 1 to 3, whose released code has FedDyn
-    on with alpha 0.1; its baselines of exclusive learning by depth, whose counterpart
-    by width is `fedavg`'s. Deviates: clients are weighted by the fairness rule (there
-    each counts once: rule "uniform"); FedDyn's state on the server, see `feddyn`.
+    for Heterogeneous Clients", ICLR 2023, https://openreview.net/forum?id=pf8RIZTMU58,
+    eqs. 1 to 3, whose released code has FedDyn on with alpha 0.1; its baselines of
+    exclusive learning by depth, whose counterpart by width is `fedavg`'s. Deviates:
+    clients are weighted by the fairness rule (there each counts once: rule "uniform");
+    FedDyn's state on the server, see `feddyn`.
     """
     num_exits = depth.counts("stages", stages, budget, len(axes.exits))
     require.positive("ramp", ramp)

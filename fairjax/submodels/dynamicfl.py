@@ -30,9 +30,10 @@ def dynamicfl(axes: Axes, number: tuple[int, ...], **options: Any) -> Method:
         number: branches per layer of every tier, smallest tier first.
         **options: as for `branched`.
 
-    Source: Zhang et al. 2025 (Nature Communications 16:2852, doi
-    10.1038/s41467-025-58055-3). DynamicFL has no tiers below the plain model; for those
-    see `fairjax.submodels.mixed`.
+    Source: Zhang et al., "Towards fairness-aware and privacy-preserving enhanced
+    collaborative learning for healthcare", Nature Communications 2025,
+    doi:10.1038/s41467-025-58055-3. DynamicFL has no tiers below the plain model; for
+    those see `fairjax.submodels.mixed`.
     """
 
     def submodel(
@@ -99,9 +100,10 @@ def branched(
     changes how many branches are alive in the next round; the model that the client
     receives and the update that it sends stay whole.
 
-    Source: Zhang et al. 2025. Deviates: the budget counts branches for convolutions and
-    matrices alike, where the released code counts grown layers of the one and branches
-    of the other; branches carry no batch norm (see `fairjax.submodels.expanded`).
+    Source: Zhang et al. 2025 (see `dynamicfl`). Deviates: the budget counts branches
+    for convolutions and matrices alike, where the released code counts grown layers of
+    the one and branches of the other; branches carry no batch norm (see
+    `fairjax.submodels.expanded`).
     """
     require.in_range("moved", moved, 0, 1)
     _check_options(number, branch_form, families, rank, inner, structure, sensitivity)

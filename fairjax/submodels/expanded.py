@@ -199,7 +199,7 @@ def apply(
     Returns:
         (output, the moments used).
 
-    Source: Ding et al. 2021, Huang et al. 2022.
+    Source: Ding et al. 2021 and Huang et al. 2022 (see `fairjax.submodels.families`).
     """
     outputs, norm_moments = [], {}
     for family, branch in block.items():
@@ -258,8 +258,9 @@ def fold(
         kernel: shape of the plain kernel.
         groups: groups of the convolution.
 
-    Source: transforms I to VI of Ding et al. 2021. Deviates from the released code of
-    DynamicFL, which computes the bias and drops it.
+    Source: transforms I to VI of Ding et al. 2021 (see `fairjax.submodels.families`).
+    Deviates from the released code of DynamicFL (see `fairjax.submodels.dynamicfl`),
+    which computes the bias and drops it.
     """
     terms = [
         tau(family, _fold_branch(family, branch, moments[family]), kernel, groups)
@@ -298,8 +299,9 @@ def average_moments(
     Args:
         batch_moments: the moments from `apply`, stacked: [batches, ...] a leaf.
 
-    Source: the released code of DynamicFL, which runs 20 batches in training mode and
-    averages their means and variances. Deviates: variances have divisor n, there n - 1.
+    Source: the released code of DynamicFL (see `fairjax.submodels.dynamicfl`), which
+    runs 20 batches in training mode and averages their means and variances. Deviates:
+    variances have divisor n, there n - 1.
     """
     return jax.tree.map(lambda leaf: leaf.mean(0), batch_moments)
 
@@ -358,8 +360,9 @@ def expand(
     Returns:
         (block, the moments on `x`).
 
-    Source: Zhang et al. 2025, eq. 15. Deviates: new norms of the released code have
-    scale 1 and bias 0, and so pass on only inputs of mean 0 and variance 1.
+    Source: Zhang et al. 2025 (see `fairjax.submodels.dynamicfl`), eq. 15. Deviates: new
+    norms of the released code have scale 1 and bias 0, and so pass on only inputs of
+    mean 0 and variance 1.
     """
     kernel, dtype = plain["kernel"].shape, plain["kernel"].dtype
     layer = branches.Layer(0, "", kernel, False, dtype, conv.groups)

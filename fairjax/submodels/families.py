@@ -5,7 +5,7 @@ A branch beside a plain kernel W [*space, I, O] has parameters psi of the shapes
 
 Source: X. Ding et al., "Diverse Branch Block: Building a Convolution as an
 Inception-like Unit", CVPR 2021, arXiv:2103.13425, and T. Huang et al., "DyRep:
-Bootstrapping Training with Dynamic Re-parameterization", CVPR 2022.
+Bootstrapping Training with Dynamic Re-parameterization", CVPR 2022, arXiv:2203.12868.
 Deviates: no batch norm inside a branch, see `fairjax.submodels.expanded`.
 """
 
@@ -120,7 +120,7 @@ def tau(
     the output. A sequence whose first map has a bias reads "between" outside the image
     too: its second map is padded with "between", not with 0.
 
-    Source: transforms I to VI of Ding et al. 2021.
+    Source: transforms I to VI of Ding et al. 2021 (see `fairjax.submodels.families`).
     """
     *space, inputs, outputs = kernel
     bias = psi.get("bias")

@@ -47,10 +47,11 @@ def fedavg(
 
     Source: H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks
     from Decentralized Data", AISTATS 2017, arXiv:1602.05629, algorithm 1; the weights
-    are the fairness rule's. The baselines are those of DepthFL (Kim et al. 2023;
-    smallest and exclusive by width; `depthfl` has them by depth) and AdaptiveFL (Jia et
-    al. 2024; decoupled). Deviates: a decoupled tier takes the mean of its clients as it
-    is, without the server optimiser.
+    are the fairness rule's. "smallest" and "exclusive" are baselines of DepthFL (see
+    `fairjax.submodels.depthfl`, which has them by depth), and "decoupled" is one of
+    C. Jia et al., "AdaptiveFL: Adaptive Heterogeneous Federated Learning for
+    Resource-Constrained AIoT Systems", DAC 2024, arXiv:2311.13166. Deviates: a
+    decoupled tier takes the mean of its clients as it is, without the server optimiser.
     """
     require.one_of("mode", mode, MODES)
     per_tier = width.sizes(axes, budget)

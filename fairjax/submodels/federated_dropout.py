@@ -37,10 +37,11 @@ def federated_dropout(
     Source: S. Caldas, J. Konecny, H. B. McMahan and A. Talwalkar, "Expanding the Reach
     of Federated Learning by Reducing Client Resource Requirements", 2018,
     arXiv:1812.07210, where one share holds for all clients; shares per tier and
-    HeteroFL's two options as in the released code of FedRolex (Alam et al. 2022).
-    Deviates: that code draws per convolution and so adds channels of different subsets
-    in residual blocks; clients are weighted by the fairness rule (there each counts
-    once: rule "uniform"), and attention is cut by heads, as in `heterofl`.
+    HeteroFL's two options as in the released code of FedRolex (see
+    `fairjax.submodels.heterofl` and `fairjax.submodels.fedrolex`). Deviates: that code
+    draws per convolution and so adds channels of different subsets in residual blocks;
+    clients are weighted by the fairness rule (there each counts once: rule "uniform"),
+    and attention is cut by heads, as in `heterofl`.
     """
     per_tier = width.sizes(axes, budget)
 

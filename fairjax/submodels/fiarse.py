@@ -157,7 +157,8 @@ def straight_through(
     and 0 along tau. The gain is 1.5 at |w| = tau and falls to 1 for large weights. For
     tau = 0 no weight is masked and the gain is 1.
 
-    Source: Wu et al. 2024, the straight-through gradient of their threshold.
+    Source: Wu et al. 2024 (see `fiarse`), the straight-through gradient of their
+    threshold.
     """
     return jnp.where(jnp.abs(weight) >= tau, weight, jnp.zeros_like(weight))
 

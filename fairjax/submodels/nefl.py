@@ -48,7 +48,7 @@ def nefl(
             position whose block cannot be dropped.
 
     Source: H. Kang et al., "NeFL: Nested Federated Learning for Heterogeneous Clients",
-    2023, arXiv:2308.07761; IEEE TMC 2025. Deviates: clients are weighted by the
+    2023, arXiv:2308.07761, and IEEE TMC 2025. Deviates: clients are weighted by the
     fairness rule (the released code counts each once: rule "uniform"); a block that no
     client of the cohort covers keeps its value (the code zeroes it); tiers do not
     jitter from round to round. Moments of batch norms are a tier's own only under

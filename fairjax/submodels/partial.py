@@ -41,8 +41,9 @@ def partial(axes: Axes, budget: tuple[float, ...], *, mode: str) -> Method:
 
     Source: partly trainable networks of H. Sidahmed et al., "Efficient and Private
     Federated Learning with Partially Trainable Networks" (FedPT), 2021,
-    arXiv:2110.03450; rolling and random blocks after FedRolex (Alam et al. 2022) and
-    Federated Dropout (Caldas et al. 2018), with blocks for units. Deviates: in FedPT
+    arXiv:2110.03450; rolling and random blocks after FedRolex (see
+    `fairjax.submodels.fedrolex`) and Federated Dropout (see
+    `fairjax.submodels.federated_dropout`), with blocks for units. Deviates: in FedPT
     all clients freeze the same layers for the whole run, at values that follow from a
     seed and need not be sent; here every tier freezes as many blocks as its budget
     asks, other clients train them, and so they travel down.

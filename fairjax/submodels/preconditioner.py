@@ -86,7 +86,8 @@ def scale_by_branches(
 
     Edge cases: without an alive branch P(G) is G.
 
-    Source: the chain rule, on the branches of Ding et al. 2021.
+    Source: the chain rule, on the branches of Ding et al. 2021 (see
+    `fairjax.submodels.families`).
     """
 
     def precondition(gradient: Params, _: Any = None) -> Params:

@@ -61,10 +61,11 @@ def scalefl(
         InputError: a model without exits, or options that do not fit the tiers.
 
     Source: F. Ilhan, G. Su and L. Liu, "ScaleFL: Resource-Adaptive Federated Learning
-    with Heterogeneous Clients", CVPR 2023. Deviates: the teacher gets no gradient and
-    the distillation is on (the released code does neither by default); KL is summed
-    over classes and averaged over records (there over both); clients are weighted by
-    the fairness rule (there each counts once: rule "uniform").
+    with Heterogeneous Clients", CVPR 2023, doi:10.1109/CVPR52729.2023.02350. Deviates:
+    the teacher gets no gradient and the distillation is on (the released code does
+    neither by default); KL is summed over classes and averaged over records (there over
+    both); clients are weighted by the fairness rule (there each counts once: rule
+    "uniform").
     """
     width_shares = width or tuple(math.sqrt(share) for share in budget)
     if len(width_shares) != len(budget):

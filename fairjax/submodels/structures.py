@@ -23,8 +23,10 @@ SENSITIVITIES: dict[str, Callable[[Array, Array], Array]] = {
     "signed": lambda gradient, value: jnp.sum(gradient * value),
 }
 """(gradient of a leaf, its values) -> what the leaf adds to its branch's sensitivity.
-"product" is SNIP's (Lee et al. 2019), "gradient" the squared norm, "signed" the sum in
-the paper's released code."""
+"product" is that of Lee, Ajanthan and Torr, "SNIP: Single-shot network pruning based on
+connection sensitivity", ICLR 2019, arXiv:1810.02340, "gradient" the squared norm,
+"signed" the sum in the released code of DynamicFL (see `fairjax.submodels.dynamicfl`).
+"""
 
 
 def branch_sensitivity(
@@ -94,8 +96,9 @@ def plan(
 
     Edge cases: fewer branches move where too few slots are dead.
 
-    Source: the partition into common, important and redundant of Zhang et al. 2025;
-    the paper leaves thresholds, ties and order open, which are as stated here.
+    Source: the partition into common, important and redundant of Zhang et al. 2025 (see
+    `fairjax.submodels.dynamicfl`); the paper leaves thresholds, ties and order open,
+    which are as stated here.
     """
     is_slot = slot_exists.ravel()
     is_alive = (alive > 0).ravel() & is_slot

@@ -65,7 +65,7 @@ def width_method(
         draw_tier: (key, client) -> the client's tier of the round, for which no static
             size is known; None: the client's own.
 
-    Source: Diao, Ding and Tarokh 2021, section 3.
+    Source: HeteroFL (see `fairjax.submodels.heterofl`), section 3.
     """
 
     def submodel(
@@ -96,7 +96,8 @@ def masked_cross_entropy(
     They are set to 0 and not to minus infinity: an absent class keeps its exp(0) in the
     softmax, but sends no gradient.
 
-    Source: the masking trick of Diao, Ding and Tarokh 2021, as in the released code.
+    Source: the masking trick of HeteroFL (see `fairjax.submodels.heterofl`), as in the
+    released code.
     """
     logits = outputs_at(None).logits
     has_class = context.client.labels > 0

@@ -52,8 +52,9 @@ _ZERO_IS_MISSING = ("blood_pressure", "cholesterol")
 _MAY_MISS = _COLUMNS[3:]
 _FLAMBY_COLUMNS = _COLUMNS[:10]
 AGE_CUTS = (45.0, 55.0)
-"""The ages in years from which age is a coronary risk factor of men and of women (NCEP
-ATP III, JAMA 2001;285:2486)."""
+"""The ages in years from which age is a coronary risk factor of men and of women:
+National Cholesterol Education Program, "Executive summary of the third report" (Adult
+Treatment Panel III), JAMA 2001, doi:10.1001/jama.285.19.2486."""
 
 
 class HeartDisease(tfds.core.GeneratorBasedBuilder):
@@ -61,8 +62,8 @@ class HeartDisease(tfds.core.GeneratorBasedBuilder):
 
     `all` has every record. A blood pressure or cholesterol of 0 means "not measured".
     Whether a value was measured is a feature beside the imputed value.
-    `flamby` is the protocol of FLamby (du Terrail et al. 2022). It leaves out slope,
-    vessels and thal and the records that miss a value, and fixes a split per hospital.
+    `flamby` is the protocol of FLamby. It leaves out slope, vessels and thal and the
+    records that miss a value, and fixes a split per hospital.
 
     In both readings, categories are one-hot without their first level, and the label is
     "diagnosis above 0".

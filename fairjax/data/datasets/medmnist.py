@@ -15,8 +15,10 @@ version 3.
 
 Client: the sets name none; a partition simulates clients. The test pictures of
     pathmnist come from another clinic than the others. Some lesions of dermamnist were
-    photographed more than once and are in several splits (Abhishek et al. 2024), so
-    its test figures are too good.
+    photographed more than once and are in several splits, so its test figures are too
+    good (Abhishek, Jain and Hamarneh, "Investigating the quality of DermaMNIST and
+    Fitzpatrick17k dermatological image datasets", Scientific Data 2025,
+    arXiv:2401.14497).
 Licence: CC BY 4.0; dermamnist CC BY-NC 4.0.
 
 The official files, such as bloodmnist.npz or bloodmnist_224.npz, are found in
