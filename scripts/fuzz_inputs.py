@@ -274,7 +274,7 @@ def run_attempt(
         (folder / name).write_bytes(text)
 
     intact = json.loads(content["config.json"])
-    config = conversion.typed(conversion.from_plain(intact))
+    config = conversion.to_typed(conversion.from_plain(intact))
 
     def resume(_: Any) -> None:
         files.check(folder, config)

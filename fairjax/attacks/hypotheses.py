@@ -82,7 +82,7 @@ def has_secret_branches(run: build.Run) -> bool:
 
 def static_method(run: build.Run) -> Method:
     """The method without its planner: a client keeps the branches of its memory."""
-    config = conversion.replaced(
+    config = conversion.with_values(
         run.config, {f"submodel.{registry.BRANCHES}.moved": 0.0}
     )
     return lookup.method(config, run.spec.local.model.axes)

@@ -60,8 +60,8 @@ def _first_state(run: build.Run, params: Params | None) -> RunState:
         spec=run.spec,
     )
     with (
-        paths.naming({"rule": "fairness.rule"}),
-        lookup.naming_options(run.config),
+        paths.field_names({"rule": "fairness.rule"}),
+        lookup.option_names(run.config),
     ):
         state = init_fn()
     if params is None:

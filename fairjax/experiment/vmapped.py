@@ -215,7 +215,7 @@ def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
 def _check(
     configs: Sequence[ConfigDict], run: build.Run, values: Mapping[str, Any]
 ) -> None:
-    first = conversion.typed(configs[0])
+    first = conversion.to_typed(configs[0])
     for config in configs[1:]:
         differences = conversion.differences(
             conversion.to_plain(first), conversion.to_plain(config)
@@ -226,7 +226,7 @@ def _check(
                     f"the same in all runs of a program, but for {', '.join(VARIED)}"
                 )
                 require.fail(path, requirement, _flat(config)[path])
-        seed = conversion.typed(config).data.partition.seed
+        seed = conversion.to_typed(config).data.partition.seed
         if "seed" in differences and seed is None:
             requirement = "a number, so that runs of other seeds share their records"
             require.fail("data.partition.seed", requirement, None)

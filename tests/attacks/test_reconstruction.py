@@ -224,7 +224,7 @@ def test_what_cannot_be_attacked_is_refused(pictures, tmp_path):
 
     def private(**fields):
         paths = {f"privacy.{field}": value for field, value in fields.items()}
-        config = conversion.replaced(run.config, paths)
+        config = conversion.with_values(run.config, paths)
         return dataclasses.replace(run, config=config)
 
     refused("privacy.mechanism: .* client_dp", private(mechanism="client_dp"))

@@ -42,7 +42,7 @@ def test_every_preset_passes_its_checks(preset):
 @pytest.mark.parametrize("size", ["", "vit_tiny+"])
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_fits_the_networks(size, method):
-    c = conversion.typed(config_of("blood_cells", size + method))
+    c = conversion.to_typed(config_of("blood_cells", size + method))
     assert lookup.method(c, lookup.model(c, 8).axes).submodel is not None
 
 

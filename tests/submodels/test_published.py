@@ -186,7 +186,7 @@ def test_a_recipe_has_the_numbers_of_its_source(name):
     assert epochs is None or local.epochs == epochs
     assert (local.momentum, local.weight_decay, local.max_grad_norm) == recipe.sgd
     assert config.rounds == max(recipe.rates)
-    factor = optimizers.schedule(conversion.typed(config).local, config.rounds)
+    factor = optimizers.schedule(conversion.to_typed(config).local, config.rounds)
     for number, rate in recipe.rates.items():
         got = local.learning_rate * float(factor(jnp.asarray(number - 1)))
         np.testing.assert_allclose(got, rate, rtol=1e-4)

@@ -171,7 +171,7 @@ def checked_run(checked: CheckedConfig, *, vmapped: bool = False) -> Run:
     if vmapped:
         backend = jax.default_backend()
         conv = convolutions.lowering(c.execution.conv, backend, vmapped=True)
-        c = conversion.replaced(c, {"execution.conv": conv})
+        c = conversion.with_values(c, {"execution.conv": conv})
         checked = checked._replace(config=c)
     facts = data_facts(c)
     chosen_model = model_choice(c, facts.splits)

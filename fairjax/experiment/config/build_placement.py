@@ -54,7 +54,7 @@ def placement(
     splits, model = facts.splits, model_choice.model
     shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    with paths.naming(paths.fields_of(Execution, "execution")):
+    with paths.field_names(paths.fields_of(Execution, "execution")):
         client_layout = layout.choose_batching(
             c.execution.batching,
             chunk=c.execution.chunk,
@@ -123,7 +123,7 @@ def _check_slices(c: Config, spec: Spec) -> None:
     model, method = spec.local.model, spec.local.method
     assert model.resize is not None
     assert method.size is not None
-    with lookup.naming_options(c):
+    with lookup.option_names(c):
         for tier in range(len(c.tiers.budget)):
             model.resize(method.size(tier))
 

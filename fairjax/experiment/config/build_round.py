@@ -50,7 +50,7 @@ def round_spec(
     splits, num_groups = facts.splits, 0
     if facts.attribute is not None:
         num_groups = len(splits.groups[facts.attribute].values)
-    with paths.naming({"rule": "fairness.rule"}):
+    with paths.field_names({"rule": "fairness.rule"}):
         method = personal.with_local_leaves(lookup.method(c, model.axes), rule)
     privacy.check_method(c, method)
     objective, optimizer = _objective(c, method), _optimizer(c)
@@ -107,9 +107,9 @@ def spec_with_values(
     # The accountant needs a number: it keeps the config's, and the noise alone changes.
     values = dict(values)
     sigma = values.pop("privacy.noise_multiplier", None)
-    c = conversion.replaced(c, values)
+    c = conversion.with_values(c, values)
     rules = lookup.rules(c)
-    checked = CheckedConfig(c, rules, lookup.composed(c, rules))
+    checked = CheckedConfig(c, rules, lookup.composed_rule(c, rules))
     spec, guarantee = round_spec(checked, facts, model)
     if sigma is None:
         return spec
@@ -168,7 +168,7 @@ def _local_schedule(c: Config, run_facts: RunFacts) -> batching.LocalSchedule:
     """Steps and batches of every client; epochs go over patients if they are units."""
     has_steps = c.local.steps is not None
     units = mechanisms.protected_patients(c, run_facts)
-    with paths.naming(paths.fields_of(Local, "local")):
+    with paths.field_names(paths.fields_of(Local, "local")):
         return batching.local_schedule(
             run_facts.counts,
             batch_size=c.local.batch_size,

@@ -107,7 +107,7 @@ def allows(setting: str, rule: Rule) -> bool:
 
 def default_rules() -> dict[str, Rule]:
     """{name: rule} of every rule of the registry, with its default options."""
-    c = conversion.typed(default.get_config())
+    c = conversion.to_typed(default.get_config())
     return {
         name: entry.rule(c.fairness.options.get(name), c)
         for name, entry in registry.RULES.items()

@@ -19,7 +19,7 @@ from fairjax.experiment.config.schema import Config
 Group = TypeVar("Group")
 
 
-def typed(config: ConfigDict) -> Config:
+def to_typed(config: ConfigDict) -> Config:
     """The frozen form of a config.
 
     Args:
@@ -32,7 +32,7 @@ def typed(config: ConfigDict) -> Config:
 
     Example:
         >>> from fairjax.experiment.config import default
-        >>> typed(default.get_config()).data.partition.num_clients
+        >>> to_typed(default.get_config()).data.partition.num_clients
         8
     """
     return _typed_group(Config, config, "")
@@ -65,7 +65,7 @@ def _typed_group(kind: type[Group], group: Any, path: str) -> Group:
     return kind(**values)
 
 
-def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with other values of some fields.
 
     Args:
@@ -74,22 +74,22 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
 
     Example:
         >>> from fairjax.experiment.config import default
-        >>> c = typed(default.get_config())
-        >>> replaced(c, {"fairness.q_ffl.q": 2.0}).fairness.options["q_ffl"].q
+        >>> c = to_typed(default.get_config())
+        >>> with_values(c, {"fairness.q_ffl.q": 2.0}).fairness.options["q_ffl"].q
         2.0
     """
     for path, value in values.items():
-        config = _replaced_at(config, path.split("."), value)
+        config = _with_value_at(config, path.split("."), value)
     return config
 
 
-def _replaced_at(group: Any, path: list[str], value: Any) -> Any:
+def _with_value_at(group: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
     if not hasattr(group, name):  # an entry of a table
-        inner = _replaced_at(group.options[name], rest, value)
+        inner = _with_value_at(group.options[name], rest, value)
         return dataclasses.replace(group, options={**group.options, name: inner})
     if rest:
-        value = _replaced_at(getattr(group, name), rest, value)
+        value = _with_value_at(getattr(group, name), rest, value)
     changed = copy.copy(group)
     object.__setattr__(changed, name, value)  # a traced value is no float
     return changed

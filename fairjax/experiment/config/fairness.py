@@ -13,7 +13,7 @@ def check_rules(c: Config, rules: Mapping[str, Rule]) -> None:
 
     Args:
         c: a config.
-        rules: the rules that it names, see `registry.rules`.
+        rules: the rules that it names, see `lookup.rules`.
     """
     privacy.check_rules(c, rules)
     group_rules = [name for name in rules if lookup.by_patient_group(c, name)]
@@ -31,7 +31,7 @@ def check(c: Config, rule: Rule) -> None:
 
     Args:
         c: a config.
-        rule: its rules as one, see `registry.composed`.
+        rule: its rules as one, see `lookup.composed_rule`.
     """
     privacy.check_sums(c, rule)
     condition = compatibility.CONDITIONS["fixed_denominator"]

@@ -30,9 +30,9 @@ def model(c: Config, classes: int) -> Model:
     """
     entry = registry.MODELS[c.model.name]
     method = registry.METHODS[c.submodel.name]
-    with paths.naming(paths.entry_fields("model", c.model.name, entry.options)):
+    with paths.field_names(paths.entry_fields("model", c.model.name, entry.options)):
         model = entry.make(options_of(c.model), c, classes, method)
-    with naming_options(c):
+    with option_names(c):
         return method.model(options_of(c.submodel), model)
 
 
@@ -46,12 +46,12 @@ def method(c: Config, axes: Axes) -> Method:
     Raises:
         InputError: an option is out of range, or the model cannot carry the method.
     """
-    with naming_options(c):
+    with option_names(c):
         entry = registry.METHODS[c.submodel.name]
         return entry.method(options_of(c.submodel), c, axes)
 
 
-def naming_options(c: Config) -> AbstractContextManager[None]:
+def option_names(c: Config) -> AbstractContextManager[None]:
     """Gives refusals of the model and the method the names of their options.
 
     Args:
@@ -63,7 +63,7 @@ def naming_options(c: Config) -> AbstractContextManager[None]:
     if method.branches:
         names |= paths.entry_fields("submodel", registry.BRANCHES, DynamicFL)
     names |= paths.entry_fields("submodel", c.submodel.name, method.options)
-    return paths.naming(names)
+    return paths.field_names(names)
 
 
 def options_of(group: schema.Model | schema.Submodel) -> Any:
@@ -145,11 +145,11 @@ def rules(c: Config) -> dict[str, Rule]:
 
 def _rule(c: Config, name: str) -> Rule:
     entry = registry.RULES[name]
-    with paths.naming(paths.entry_fields("fairness", name, entry.options)):
+    with paths.field_names(paths.entry_fields("fairness", name, entry.options)):
         return entry.rule(c.fairness.options.get(name), c)
 
 
-def composed(c: Config, rules: Mapping[str, Rule]) -> Rule:
+def composed_rule(c: Config, rules: Mapping[str, Rule]) -> Rule:
     """The rule of a config: its rules as one, with its cap and warm-up.
 
     Args:
@@ -165,7 +165,7 @@ def composed(c: Config, rules: Mapping[str, Rule]) -> Rule:
         "cap": "fairness.cap",
         "rounds": "fairness.warmup",
     }
-    with paths.naming(names):
+    with paths.field_names(names):
         fairness_rule = compose.compose(list(rules.items()))
         if c.fairness.cap:
             fairness_rule = compose.with_cap(fairness_rule, c.fairness.cap)

@@ -39,7 +39,7 @@ def build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
         InputError: the model, the method or the data do not allow the mechanism, or the
             budget is below what one round spends.
     """
-    with paths.naming(_ARGUMENTS):
+    with paths.field_names(_ARGUMENTS):
         return _build(c, facts)
 
 

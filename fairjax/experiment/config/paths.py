@@ -3,7 +3,7 @@
 A pure function refuses a value by the name of its own argument. Here such a refusal
 gets the name of the config field, as the user wrote it:
 
-    with naming({"q": "fairness.q_ffl.q"}):
+    with field_names({"q": "fairness.q_ffl.q"}):
         q_ffl(q=-1.0)  # fairness.q_ffl.q: expected a finite number >= 0; got -1.0
 """
 
@@ -27,7 +27,7 @@ _SHARED = {
 
 
 @contextlib.contextmanager
-def naming(names: Mapping[str, str]) -> Iterator[None]:
+def field_names(names: Mapping[str, str]) -> Iterator[None]:
     """Gives refusals raised inside the names of config fields.
 
     A refusal of something else, or one that has a field's name already, stays as it is.

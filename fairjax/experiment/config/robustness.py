@@ -156,7 +156,7 @@ def protection(c: Config, inner: Protection, cohort: int) -> Protection:
         "num_byzantine": "robust.num_byzantine",
         "factor": "robust.norm_bound",
     }
-    with paths.naming(names):
+    with paths.field_names(names):
         return _protection(c, inner, cohort)
 
 
@@ -196,7 +196,7 @@ def rule(c: Config, fairness_rule: Rule) -> Rule:
         return fairness_rule
     if fairness_rule.weights is None:
         fairness_rule = fairness_rule._replace(weights=weights.size().weights)
-    with paths.naming({"cap": "robust.weight_cap"}):
+    with paths.field_names({"cap": "robust.weight_cap"}):
         return compose.with_cap(
             fairness_rule, r.weight_cap, shares=simplex.uniform_weights
         )

@@ -1,7 +1,7 @@
 """The whole schema as dataclasses: every field with its type, default and meaning.
 
 `default.get_config` makes the config that users change from these classes, and
-`conversion.typed` turns it back into a `Config`, once, for all that reads it. Tuples
+`conversion.to_typed` turns it back into a `Config`, once, for all that reads it. Tuples
 over tiers go from the smallest tier up.
 
 A group of the models, methods or rules has `options`: {name of an entry: its options}.
@@ -17,10 +17,10 @@ from fairjax.core import layout, require
 from fairjax.experiment import model_selection
 from fairjax.experiment.config.options.data import Data
 from fairjax.experiment.config.options.fields import (
-    between,
-    nested,
+    interval,
     one_of,
     option,
+    subgroup,
     table,
 )
 from fairjax.experiment.config.options.privacy import Privacy
@@ -84,19 +84,19 @@ class Tiers:
     budget: tuple[float, ...] = option(
         (0.25, 0.5, 0.75, 1.0),
         "per tier: share of every hidden width; for fiarse share of the parameters",
-        check=between(0, 1, open_low=True),
+        check=interval(0, 1, open_low=True),
     )
     branches: tuple[int, ...] = option(
         (),
         "per tier: branches per layer beside the plain model, for dynamicfl and "
         "mixed; (): 0, 1, 2, .. for dynamicfl (its tiers are whole, whatever "
         "budget says), else 0",
-        check=between(0),
+        check=interval(0),
     )
     proportions: tuple[float, ...] = option(
         (1.0, 1.0, 1.0, 1.0),
         "clients per tier, as a ratio; the richest tier with a share has at least one",
-        check=between(0),
+        check=interval(0),
     )
     assignment: str = option(
         "random",
@@ -109,7 +109,7 @@ class Tiers:
         1.0,
         "correlation between tiers and the size or share that assigns them: 1 is "
         "its strict order, 0 is random",
-        check=between(0, 1),
+        check=interval(0, 1),
     )
     changes: tuple[tuple[int, int, int], ...] = option(
         (),
@@ -131,7 +131,7 @@ class Local:
     )
     batch_size: int = option(16, "records", check=require.positive)
     optimizer: str = option("sgd", "sgd or adam (decoupled weight decay)")
-    learning_rate: float = option(0.2, "at its highest", check=between(0))
+    learning_rate: float = option(0.2, "at its highest", check=interval(0))
     schedule: str = option(
         "constant",
         "over rounds: constant; linear or cosine, to 0 at the end; steps, times "
@@ -147,18 +147,18 @@ class Local:
         0,
         "rounds of linear rise, r / (warmup + 1) in round r, before the schedule "
         "begins",
-        check=between(0),
+        check=interval(0),
     )
-    momentum: float = option(0.0, "for sgd", check=between(0, 1, open_high=True))
+    momentum: float = option(0.0, "for sgd", check=interval(0, 1, open_high=True))
     weight_decay: float = option(
-        0.0, "per step; sgd: added to the gradient", check=between(0)
+        0.0, "per step; sgd: added to the gradient", check=interval(0)
     )
-    fedprox_mu: float = option(0.0, "FedProx mu", check=between(0))
+    fedprox_mu: float = option(0.0, "FedProx mu", check=interval(0))
     max_grad_norm: float = option(
         0.0,
         "largest norm of a gradient over the coordinates that the client trains; "
         "0: none",
-        check=between(0),
+        check=interval(0),
     )
     class_weights: str = option(
         "none",
@@ -172,11 +172,11 @@ class Server:
     """`server`: the optimiser of the server."""
 
     optimizer: str = option("sgd", "sgd, momentum, adam or yogi")
-    learning_rate: float = option(1.0, "sgd at 1 is FedAvg", check=between(0))
+    learning_rate: float = option(1.0, "sgd at 1 is FedAvg", check=interval(0))
     schedule: str = option("constant", "schedule of the server's rate; as for local")
     milestones: tuple[int, ...] = option((), "as for local", check=require.count)
     decay_rate: float | None = option(None, "as for local")
-    warmup: int = option(0, "as for local", check=between(0))
+    warmup: int = option(0, "as for local", check=interval(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Execution:
         "MiB of a device that a run may take; 0: what the device reports, if it "
         "does. With batching auto, a round that needs more runs in chunks that "
         "fit",
-        check=between(0),
+        check=interval(0),
     )
     dtype: str = option(
         "float32",
@@ -284,7 +284,7 @@ class Execution:
     devices: int = option(
         1,
         "devices that a cohort is spread over; 0: all devices of all processes",
-        check=between(0),
+        check=interval(0),
     )
 
 
@@ -293,7 +293,7 @@ class Checkpoint:
     """`checkpoint`: when the run is saved."""
 
     every: int = option(1, "rounds between checkpoints", check=require.positive)
-    keep: int = option(2, "newest checkpoints on disk, at least 2", check=between(2))
+    keep: int = option(2, "newest checkpoints on disk, at least 2", check=interval(2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,10 +303,10 @@ class Config:
     seed: int = option(
         0,
         "for everything random: the data partition, tiers, cohorts, initial weights",
-        check=between(0, 2**31 - 1),
+        check=interval(0, 2**31 - 1),
     )
     rounds: int = option(50, "communication rounds", check=require.positive)
-    clients_per_round: int = option(0, "clients per round; 0: all", check=between(0))
+    clients_per_round: int = option(0, "clients per round; 0: all", check=interval(0))
     eval_every: int = option(
         5,
         "rounds between evaluations; the last round is always evaluated",
@@ -331,17 +331,17 @@ class Config:
         "and fine-tune the model at each client for one: which clients would do "
         "better alone?",
     )
-    data: Data = nested(Data)
-    model: Model = nested(Model)
-    submodel: Submodel = nested(Submodel)
-    tiers: Tiers = nested(Tiers)
-    local: Local = nested(Local)
-    server: Server = nested(Server)
-    fairness: Fairness = nested(Fairness)
-    privacy: Privacy = nested(Privacy)
-    robust: Robust = nested(Robust)
-    execution: Execution = nested(Execution)
-    checkpoint: Checkpoint = nested(Checkpoint)
+    data: Data = subgroup(Data)
+    model: Model = subgroup(Model)
+    submodel: Submodel = subgroup(Submodel)
+    tiers: Tiers = subgroup(Tiers)
+    local: Local = subgroup(Local)
+    server: Server = subgroup(Server)
+    fairness: Fairness = subgroup(Fairness)
+    privacy: Privacy = subgroup(Privacy)
+    robust: Robust = subgroup(Robust)
+    execution: Execution = subgroup(Execution)
+    checkpoint: Checkpoint = subgroup(Checkpoint)
 
 
 Rate = Local | Server

@@ -68,7 +68,7 @@ def check_form(c: Config) -> None:
         return
     options = lookup.branch_options(c)
     form, structure = options.branch_form, registry.structure_of(c)
-    with paths.naming(paths.fields_of(DynamicFL, f"submodel.{registry.BRANCHES}")):
+    with paths.field_names(paths.fields_of(DynamicFL, f"submodel.{registry.BRANCHES}")):
         dynamicfl.check_form(form, options.families, structure, options.sensitivity)
     if form != "preconditioned":
         return

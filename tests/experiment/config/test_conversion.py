@@ -24,13 +24,13 @@ CONFIGS = sorted(
 def test_the_frozen_form_holds_every_value(name):
     config = importlib.import_module(name).get_config()
     plain = conversion.to_plain(config)
-    typed = conversion.typed(config)
+    typed = conversion.to_typed(config)
     assert conversion.to_plain(typed) == plain
     assert conversion.to_plain(conversion.from_plain(plain)) == plain
 
 
 def test_the_frozen_form_cannot_change():
-    typed = conversion.typed(default.get_config())
+    typed = conversion.to_typed(default.get_config())
     with pytest.raises(dataclasses.FrozenInstanceError):
         typed.rounds = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -66,7 +66,7 @@ def test_a_value_of_another_type_is_refused_by_its_path(path, value, expected):
     with config.unlocked(), config.ignore_type(), group.ignore_type():
         group[field] = value
     with pytest.raises(require.InputError) as refusal:
-        conversion.typed(config)
+        conversion.to_typed(config)
     assert str(refusal.value).startswith(f"{path}: expected {expected}")
 
 
@@ -74,20 +74,20 @@ def test_a_whole_number_is_a_float_too():
     config = default.get_config()
     config.local.learning_rate = 1
     config.tiers.budget = (1, 1)
-    assert conversion.typed(config).tiers.budget == (1, 1)
+    assert conversion.to_typed(config).tiers.budget == (1, 1)
 
 
 def test_a_missing_field_is_named():
     plain = conversion.to_plain(default.get_config())
     del plain["privacy"]["secure"]["bits"]
     with pytest.raises(AttributeError, match="bits"):
-        conversion.typed(conversion.from_plain(plain))
+        conversion.to_typed(conversion.from_plain(plain))
 
 
 def test_other_values_of_some_fields():
-    config = conversion.typed(default.get_config())
+    config = conversion.to_typed(default.get_config())
     changes = {"rounds": 7, "privacy.secure.bits": 9, "fairness.q_ffl.q": 0.5}
-    changed = conversion.replaced(config, changes)
+    changed = conversion.with_values(config, changes)
     flat, flat_before = (
         renames.flatten(conversion.to_plain(c)) for c in (changed, config)
     )
@@ -96,11 +96,11 @@ def test_other_values_of_some_fields():
 
 
 def test_a_replaced_value_may_be_traced():
-    config = conversion.typed(default.get_config())
+    config = conversion.to_typed(default.get_config())
 
     @jax.jit
     def double(rate):
-        changed = conversion.replaced(config, {"local.learning_rate": rate})
+        changed = conversion.with_values(config, {"local.learning_rate": rate})
         return 2 * changed.local.learning_rate
 
     assert double(jnp.float32(0.5)) == 1

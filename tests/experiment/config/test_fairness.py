@@ -71,8 +71,8 @@ def twice(started, data):
 
 def rule_of(config):
     """The rule of a config, composed of those that it names."""
-    c = conversion.typed(config)
-    return lookup.composed(c, lookup.rules(c))
+    c = conversion.to_typed(config)
+    return lookup.composed_rule(c, lookup.rules(c))
 
 
 @functools.cache

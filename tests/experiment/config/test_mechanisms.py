@@ -271,7 +271,7 @@ def test_noise_is_calibrated_for_the_hospital_that_is_exposed_most():
     assert 3.99 < max(spent) <= 4
     assert min(spent) < 3.95
     assert not validate.is_extendable(run.config)
-    assert validate.is_extendable(conversion.typed(changed(RECORD)))
+    assert validate.is_extendable(conversion.to_typed(changed(RECORD)))
 
 
 # ----------------------------------------------------------------------------- patients

@@ -67,7 +67,7 @@ def test_a_group_of_the_schema_belongs_to_an_entry():
 
 @pytest.mark.parametrize("name", registry.RULES)
 def test_a_rule_takes_its_options(name):
-    c = conversion.typed(default.get_config())
+    c = conversion.to_typed(default.get_config())
     rule = registry.RULES[name].rule(c.fairness.options.get(name), c)
     assert isinstance(rule, Rule)
 
@@ -75,7 +75,7 @@ def test_a_rule_takes_its_options(name):
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_a_model_takes_its_options(name):
     entry = registry.MODELS[name]
-    c = conversion.typed(default.get_config())
+    c = conversion.to_typed(default.get_config())
     options = c.model.options.get(name)
     model = entry.make(options, c, 2, registry.METHODS["fedavg"])
     shape = (1, 5) if entry.tabular else (1, 32, 32, 3)
@@ -88,7 +88,7 @@ def test_a_method_takes_its_options(name):
     """With a model that has all that any method needs: blocks, exits, step sizes."""
     config = default.get_config()
     config.submodel.name, config.model.name = name, "resmlp"
-    c = conversion.typed(config)
+    c = conversion.to_typed(config)
     assert callable(lookup.method(c, lookup.model(c, 2).axes).submodel)
 
 

@@ -10,7 +10,7 @@ from fairjax.experiment.config.options import fields
 
 
 def refused_as(where, names):
-    with pytest.raises(require.InputError) as refusal, paths.naming(names):
+    with pytest.raises(require.InputError) as refusal, paths.field_names(names):
         raise require.InputError("expected 1; got 2", where)
     return str(refusal.value).removesuffix(": expected 1; got 2")
 
@@ -33,14 +33,17 @@ def test_the_argument_alone_is_renamed(where, expected):
 def test_the_innermost_names_count():
     with (
         pytest.raises(require.InputError, match=r"^group\.inner: expected 1; got 2$"),
-        paths.naming({"a": "outer", "group": "again"}),
-        paths.naming({"a": "group.inner"}),
+        paths.field_names({"a": "outer", "group": "again"}),
+        paths.field_names({"a": "group.inner"}),
     ):
         require.fail("a", "1", 2)
 
 
 def test_a_refusal_without_a_name_stays_as_it_is():
-    with pytest.raises(require.InputError, match=r"^a line$"), paths.naming({"a": "b"}):
+    with (
+        pytest.raises(require.InputError, match=r"^a line$"),
+        paths.field_names({"a": "b"}),
+    ):
         raise require.InputError("a line")
 
 

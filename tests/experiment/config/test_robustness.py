@@ -204,7 +204,7 @@ def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
         ({"robust__aggregator": "median", "robust__norm_bound": 1.0}, 0.97),
         ({}, 0.97),
     ):
-        rule = robustness.rule(conversion.typed(small(**fields)), weights.size())
+        rule = robustness.rule(conversion.to_typed(small(**fields)), weights.size())
         found, _ = rule.weights((), cohort, scores)
         np.testing.assert_allclose(found[3], most, rtol=1e-6)
         np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
@@ -213,7 +213,7 @@ def test_no_claim_buys_more_than_the_cap_where_a_bound_is_in_force():
 def test_the_cap_holds_for_rules_that_leave_weights_to_the_records():
     scores = CohortStats(jnp.asarray([1, 1, 1, 97], jnp.int32))
     config = small(robust__norm_bound=1.0, robust__weight_cap=2.0)
-    rule = robustness.rule(conversion.typed(config), personal.fedbn())
+    rule = robustness.rule(conversion.to_typed(config), personal.fedbn())
     found, _ = rule.weights((), fakes.cohort(), scores)
     np.testing.assert_allclose(found, [1 / 6] * 3 + [0.5], rtol=1e-6)
     assert rule.local_leaves is not None

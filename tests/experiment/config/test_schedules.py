@@ -57,7 +57,7 @@ def test_the_schedules_of_a_config_are_those_of_its_round():
 def test_a_run_is_extended_where_no_schedule_rests_on_its_rounds(group):
     can = {
         name: validate.is_extendable(
-            conversion.typed(changed(**{f"{group}__schedule": name}))
+            conversion.to_typed(changed(**{f"{group}__schedule": name}))
         )
         for name in optimizers.SCHEDULES
     }
@@ -78,7 +78,7 @@ def test_a_method_that_begins_by_a_share_of_the_rounds_is_not_extended():
     def can(**options):
         fields = {f"submodel__scalefl__{name}": v for name, v in options.items()}
         config = changed(submodel__name="scalefl", **fields)
-        return validate.is_extendable(conversion.typed(config))
+        return validate.is_extendable(conversion.to_typed(config))
 
     assert not can()
     assert can(gamma=0.0)

@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("left", [".lock", "config.json.new"])
 def test_what_a_run_left_that_was_killed_as_it_began_is_no_obstacle(tmp_path, left):
     (tmp_path / left).write_text("")
-    config = conversion.typed(default.get_config())
+    config = conversion.to_typed(default.get_config())
     workdir.check(tmp_path, config)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(require.InputError, match="an empty folder or that of a run"):

@@ -5,7 +5,7 @@ from typing import Any
 
 from fairjax.core import require
 from fairjax.data import assignment, augment, datasets
-from fairjax.experiment.config.options.fields import between, nested, one_of, option
+from fairjax.experiment.config.options.fields import interval, one_of, option, subgroup
 
 NORMALISATIONS = ("pooled", "client", "none")
 
@@ -35,7 +35,7 @@ class Partition:
     seed: int | None = option(
         None,
         "seed for data partition, tier assignment and fault selection; not given: seed",
-        check=between(0, 2**31 - 1),
+        check=interval(0, 2**31 - 1),
     )
     shards: int = option(2, "shards per client, for shards", check=require.count)
     classes: int = option(
@@ -50,7 +50,7 @@ class Partition:
     test_fraction: float = option(
         0.25,
         "share of each client's records, if the data fix no test split",
-        check=between(0, 1, open_low=True, open_high=True),
+        check=interval(0, 1, open_low=True, open_high=True),
     )
     val_fraction: float = option(
         0.1, "share of each client's records, if the data fix no validation split"
@@ -100,4 +100,4 @@ class Data:
         "record and step",
         check=one_of(augment.AUGMENTS),
     )
-    partition: Partition = nested(Partition)
+    partition: Partition = subgroup(Partition)

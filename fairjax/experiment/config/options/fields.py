@@ -52,7 +52,7 @@ def option(default: Any, text: str, check: Check | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "check": check})
 
 
-def between(
+def interval(
     low: float,
     high: float = math.inf,
     *,
@@ -113,7 +113,7 @@ def kind_name(kind: Any) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
 
 
-def nested(group: type, text: str = "") -> Any:
+def subgroup(group: type, text: str = "") -> Any:
     """A group of fields inside another one.
 
     Args:
@@ -149,7 +149,7 @@ def config_group(group: type) -> ConfigDict:
     Fields made by `table` are left out, see `add_groups`.
 
     Args:
-        group: a dataclass whose fields are made by `option`, `nested` and `table`.
+        group: a dataclass whose fields are made by `option`, `subgroup` and `table`.
     """
     config: Any = ConfigDict()
     for field in dataclasses.fields(group):

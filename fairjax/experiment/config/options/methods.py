@@ -3,7 +3,7 @@
 import dataclasses
 
 from fairjax.core import require
-from fairjax.experiment.config.options.fields import between, one_of, option
+from fairjax.experiment.config.options.fields import interval, one_of, option
 from fairjax.submodels import dynamicfl, families, fedavg, mixed, partial, structures
 
 
@@ -49,7 +49,7 @@ class FedRolex:
         None,
         "share of a tier's window that stays in the next round; not given: the window "
         "moves on by one unit",
-        check=between(0, 1),
+        check=interval(0, 1),
     )
 
 
@@ -91,7 +91,7 @@ class DepthFL:
         300, "rounds until they teach at full strength", check=require.positive
     )
     ensemble: bool = option(True, "predict with the mean of the exits")
-    feddyn: float = option(0.0, "FedDyn alpha; 0: without", check=between(0))
+    feddyn: float = option(0.0, "FedDyn alpha; 0: without", check=interval(0))
     exclusive: int | None = option(
         None,
         "tier whose depth all clients train that can, while poorer clients take no "
@@ -105,7 +105,7 @@ class InclusiveFL:
 
     stages: tuple[int, ...] = option((), "as for depthfl")
     beta: float = option(
-        0.2, "share of the richer tier in a last block", check=between(0, 1)
+        0.2, "share of the richer tier in a last block", check=interval(0, 1)
     )
 
 
@@ -116,17 +116,17 @@ class ScaleFL:
     width: tuple[float, ...] = option(
         (),
         "share of every width per tier; (): sqrt(budget)",
-        check=between(0, 1, open_low=True),
+        check=interval(0, 1, open_low=True),
     )
     exits: tuple[int, ...] = option((), "exits per tier; (): ceil(budget * exits)")
     gamma: float = option(
-        0.5, "strength of the last exit's teaching; 0: none", check=between(0)
+        0.5, "strength of the last exit's teaching; 0: none", check=interval(0)
     )
     temperature: float = option(
         3.0, "temperature of the distillation", check=require.positive
     )
     warmup: float = option(
-        0.25, "share of the rounds before distillation begins", check=between(0, 1)
+        0.25, "share of the rounds before distillation begins", check=interval(0, 1)
     )
 
 
@@ -137,7 +137,7 @@ class NeFL:
     width: tuple[float, ...] = option(
         (),
         "share of the parameters that narrowing leaves, per tier; (): tiers.budget",
-        check=between(0, 1, open_low=True),
+        check=interval(0, 1, open_low=True),
     )
     dropped: tuple[int | tuple[int, ...], ...] = option(
         (),
@@ -187,7 +187,7 @@ class DynamicFL:
     inner: float = option(
         1.0,
         "inner width of 1x1-KxK, as a share of its inputs; in (0, 1]",
-        check=between(0, 1, open_low=True),
+        check=interval(0, 1, open_low=True),
     )
     structure: str = option(
         "auto",
@@ -202,7 +202,7 @@ class DynamicFL:
         check=one_of(structures.SENSITIVITIES),
     )
     moved: float = option(
-        0.25, "share of the branches that move between rounds", check=between(0, 1)
+        0.25, "share of the branches that move between rounds", check=interval(0, 1)
     )
     skip: tuple[str, ...] = option(
         ("attention", "patch"), "layers without branches, by a part of their path"

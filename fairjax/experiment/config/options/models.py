@@ -4,7 +4,7 @@ import dataclasses
 
 from fairjax.core import require
 from fairjax.core.problem import MOMENTS
-from fairjax.experiment.config.options.fields import between, one_of, option
+from fairjax.experiment.config.options.fields import interval, one_of, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,9 @@ class CNN:
     channels: tuple[int, ...] = option(
         (16, 32), "channels per stage", check=require.count
     )
-    group_size: int = option(4, "channels per norm group; 0: no norm", check=between(0))
+    group_size: int = option(
+        4, "channels per norm group; 0: no norm", check=interval(0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

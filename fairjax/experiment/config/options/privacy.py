@@ -3,7 +3,7 @@
 import dataclasses
 
 from fairjax.core import require
-from fairjax.experiment.config.options.fields import between, nested, one_of, option
+from fairjax.experiment.config.options.fields import interval, one_of, option, subgroup
 from fairjax.privacy import accounting, securesum
 from fairjax.privacy import clip as clipping
 
@@ -18,7 +18,7 @@ class Adaptive:
     """`privacy.adaptive`: a clip that follows a quantile of the updates' norms."""
 
     quantile: float | None = option(
-        None, "not given: the clip is fixed", check=between(0, 1)
+        None, "not given: the clip is fixed", check=interval(0, 1)
     )
     rate: float = option(
         0.2, "step of the clip's logarithm per round", check=require.positive
@@ -64,7 +64,7 @@ class Secure:
         3,
         "clients that must train a coordinate, or it keeps its value; under "
         "client_dp the number in an average cohort, whichever clients take part",
-        check=between(2),
+        check=interval(2),
     )
 
 
@@ -107,7 +107,7 @@ class Privacy:
         "standard deviation of the noise, in clips, if a round released updates "
         "alone; any other release takes a share of it. Not given: what epsilon "
         "asks for",
-        check=between(0),
+        check=interval(0),
     )
     epsilon: float | None = option(
         None, "budget of all rounds; not given: no limit", check=require.positive
@@ -115,7 +115,7 @@ class Privacy:
     delta: float = option(
         1e-05,
         "below 1 / clients; record_dp: 1 / records, or patients, of the largest client",
-        check=between(0, 1, open_low=True, open_high=True),
+        check=interval(0, 1, open_low=True, open_high=True),
     )
     sampling: str = option(
         "poisson",
@@ -152,10 +152,10 @@ class Privacy:
         "stop before the round that would exceed epsilon, or warn",
         check=one_of(ON_BUDGET),
     )
-    adaptive: Adaptive = nested(
+    adaptive: Adaptive = subgroup(
         Adaptive, "for client_dp: the clip follows a quantile of the updates' norms"
     )
-    losses: Losses = nested(
+    losses: Losses = subgroup(
         Losses,
         "for client_dp with a fairness rule that reads losses: the rule sees "
         "noisy mean losses of tiers and weights tiers in place of clients; "
@@ -168,4 +168,4 @@ class Privacy:
         "securesum.py",
         check=one_of(securesum.MODES),
     )
-    secure: Secure = nested(Secure)
+    secure: Secure = subgroup(Secure)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from fairjax.core import require
-from fairjax.experiment.config.options.fields import between, nested, one_of, option
+from fairjax.experiment.config.options.fields import interval, one_of, option, subgroup
 from fairjax.robust import aggregators, faults
 
 
@@ -30,7 +30,7 @@ class TrimmedMean:
     beta: float = option(
         0.1,
         "share that is cut off at either end",
-        check=between(0, 0.5, open_high=True),
+        check=interval(0, 0.5, open_high=True),
     )
 
 
@@ -38,13 +38,13 @@ class TrimmedMean:
 class Strength:
     """`robust.strength`: strength of each fault."""
 
-    sign_flip: float = option(1.0, "times the update, reversed", check=between(0))
-    scaling: float = option(10.0, "times the update", check=between(0))
+    sign_flip: float = option(1.0, "times the update, reversed", check=interval(0))
+    scaling: float = option(10.0, "times the update", check=interval(0))
     gaussian: float = option(
-        1.0, "norm of the noise, in norms of the update", check=between(0)
+        1.0, "norm of the noise, in norms of the update", check=interval(0)
     )
-    inflated_count: float = option(10.0, "times the records", check=between(0))
-    inflated_loss: float = option(10.0, "times the loss", check=between(0))
+    inflated_count: float = option(10.0, "times the records", check=interval(0))
+    inflated_loss: float = option(10.0, "times the loss", check=interval(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Deadline:
         1.5, "usual times of a round; later uploads are dropped", check=require.positive
     )
     spread: float = option(
-        0.5, "standard deviation of the logarithm of their time", check=between(0)
+        0.5, "standard deviation of the logarithm of their time", check=interval(0)
     )
 
 
@@ -80,13 +80,13 @@ class Robust:
     num_byzantine: int = option(
         1,
         "Byzantine clients that a cohort may have, for krum and multi_krum",
-        check=between(0),
+        check=interval(0),
     )
-    trimmed_mean: TrimmedMean = nested(TrimmedMean)
+    trimmed_mean: TrimmedMean = subgroup(TrimmedMean)
     norm_bound: float = option(
         0.0,
         "largest norm of an update, in running medians of its tier's norms; 0: none",
-        check=between(0),
+        check=interval(0),
     )
     weight_cap: float = option(
         3.0,
@@ -103,5 +103,5 @@ class Robust:
         "claims to be in the richest tier",
         check=check_fault,
     )
-    strength: Strength = nested(Strength, "strength of each fault")
-    deadline: Deadline = nested(Deadline, "deadline that stragglers may miss")
+    strength: Strength = subgroup(Strength, "strength of each fault")
+    deadline: Deadline = subgroup(Deadline, "deadline that stragglers may miss")
