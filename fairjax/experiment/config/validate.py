@@ -90,7 +90,7 @@ def _check_magnitudes(values: dict[str, Any]) -> None:
 
 
 def _check_names(c: Config) -> None:
-    """Refuses names that no table has; `registry.rules` refuses those of rules."""
+    """Refuses names that no table has; `lookup.rules` refuses those of rules."""
     require.one_of("model.name", c.model.name, registry.MODELS)
     require.one_of("submodel.name", c.submodel.name, registry.METHODS)
     require.one_of("local.optimizer", c.local.optimizer, optimizers.OPTIMIZERS)
