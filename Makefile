@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test verify bench lint format lock audit clean venv
+.PHONY: demo test verify bench studies lint format lock audit clean venv
 
 demo: venv
 	$(BIN)/python scripts/train.py --config=configs/breast_cancer.py --workdir=runs/demo
@@ -24,6 +24,10 @@ verify: venv
 
 bench: venv
 	for name in peers tiers scale loop precision together branches bootstrap; do $(BIN)/python scripts/bench.py --name=$$name || exit; done
+
+# The commands of all studies; studies/README.md has their findings.
+studies: venv
+	@$(BIN)/python studies/pages.py --commands
 
 lint: venv
 	$(BIN)/ruff check .

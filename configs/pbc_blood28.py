@@ -3,8 +3,8 @@
     export FAIRJAX_DATA_DIR=...   # the folder of pbc_blood28.npz
     .venv/bin/python scripts/train.py --config=configs/pbc_blood28.py --workdir=runs/blood
 
-A run takes about two minutes of one CPU core. scripts/compare.py runs other methods and
-both ratios on three seeds, and results/README.md has their results. MedMNIST's own
+A run takes about two minutes of one CPU core. studies/contests/run.py runs other methods and
+both ratios on three seeds, and studies/README.md has their results. MedMNIST's own
 pictures of these cells are downloaded; --config.data.name=bloodmnist selects them.
 """
 

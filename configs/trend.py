@@ -3,7 +3,7 @@
     .venv/bin/python scripts/train.py --config=configs/trend.py --workdir=runs/trend
 
 A run takes about a minute on 2 CPU cores. It shows that the accuracy of width tiers
-falls steeply with their budget; scripts/trend.py runs all methods on three seeds.
+falls steeply with their budget; studies/trend/run.py runs all methods on three seeds.
 """
 
 from configs import default

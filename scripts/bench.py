@@ -33,7 +33,7 @@ from benchmarks.peers import run as peers
 from fairjax.core import require
 from fairjax.experiment import cli
 from fairjax.experiment.io.workdir import provenance, write_json
-from scripts.experiment import fill
+from studies.experiment import fill
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 BENCHMARKS = {

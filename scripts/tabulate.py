@@ -3,13 +3,10 @@
     python scripts/tabulate.py --workdir=runs/sweep
     python scripts/tabulate.py --workdir=runs/sweep --format=csv --interval=t \
         --metrics=eval/auroc,eval/accuracy/client_worst,tiers.0.bytes_up
-    python scripts/tabulate.py --pages
 
 A folder of runs stands for all of them; --workdir may be repeated. Rows are the values
 of the config fields, other than the seed, in which the runs differ. Columns are keys of
-metrics.jsonl, taken at the last round, or dotted paths into summary.json. With --pages
-the tables of README.md and results/README.md are written from results/*.json, those of
-docs/ from the code.
+metrics.jsonl, taken at the last round, or dotted paths into summary.json.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
@@ -42,23 +39,15 @@ def define_table(values: flags.FlagValues) -> None:
 
 
 def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Adds the flags of `define_table`, --format and --pages."""
+    """Adds the flags of `define_table` and --format."""
     define_table(values)
     flags.DEFINE_string("format", "markdown", "Or csv.", flag_values=values)
-    description = "Write the pages' tables from results/*.json and the code."
-    flags.DEFINE_bool("pages", False, description, flag_values=values)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Prints the table and names the runs left out of it, or writes the pages."""
-    if options.pages:
-        from scripts import pages  # which imports every experiment
-
-        for path, text in pages.updated_pages().items():
-            path.write_text(text)
-        return
+    """Prints the table and names the runs left out of it."""
     if not options.workdir:
-        require.fail("--workdir", "a run or a folder of runs, or --pages", None)
+        require.fail("--workdir", "a run or a folder of runs", None)
     formats = {"markdown": comparison.markdown, "csv": comparison.table}
     write = formats[require.one_of("--format", options.format, formats)]
     renames.refuse_runs(options.workdir)

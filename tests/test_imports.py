@@ -168,7 +168,10 @@ def test_modules_import_each_other_in_no_circle():
 
 def test_nothing_that_is_read_is_executed():
     """No pickle, no eval: of what users give, config files alone are code."""
-    folders = [PACKAGE, *(PACKAGE.parent / name for name in ("scripts", "benchmarks"))]
+    folders = [
+        PACKAGE,
+        *(PACKAGE.parent / name for name in ("scripts", "studies", "benchmarks")),
+    ]
     loads = 0
     for path in [path for folder in folders for path in folder.rglob("*.py")]:
         rooms = {name.partition(".")[0] for _, name in imports(path)}

@@ -17,12 +17,14 @@ from configs import default
 from fairjax.core import require
 from fairjax.experiment import cli
 from fairjax.experiment.config import optimizers, registry, validate
-from scripts import experiment, pages, results, standings, trend
-from scripts.contests import CONTESTS
+from studies import experiment, pages
+from studies.contests import standings
+from studies.contests.settings import CONTESTS
+from studies.first_results import run as results
+from studies.trend import run as trend
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-EVIDENCE = (ROOT / "results" / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
@@ -108,9 +110,28 @@ def test_the_demo_command_is_the_one_that_make_runs(tmp_path):
 def test_every_table_is_what_its_results_say():
     for path, text in pages.updated_pages().items():
         assert path.read_text() == text
-    for page, text in ((pages.README, README), (pages.EVIDENCE, EVIDENCE)):
-        marked = re.findall(r"<!-- (results/\S+) -->", text)
-        assert marked == [part.data for part in pages.SECTIONS if part.page == page]
+    for page in [ROOT / "README.md", *(ROOT / "studies").rglob("README.md")]:
+        marked = re.findall(r"<!-- (studies/\S+) -->", page.read_text())
+        name = page.relative_to(ROOT).as_posix()
+        assert marked == [part.data for part in pages.SECTIONS if part.page == name]
+
+
+def test_every_study_has_a_command_a_page_and_results():
+    """The command is that of a file of the study, or of a test module."""
+    overview = (ROOT / "studies" / "README.md").read_text()
+    for folder in (path for path in (ROOT / "studies").iterdir() if path.is_dir()):
+        if folder.name == "__pycache__":
+            continue
+        data = sorted(folder.glob("*.json"))
+        assert data
+        assert f"]({folder.name}/README.md)" in overview
+        page = (folder / "README.md").read_text()
+        for path in data:
+            command = json.loads(path.read_text())["command"]
+            assert command in pages.commands()
+            assert command.split(" --")[0].removeprefix("python ") in page + overview
+            script = command.split()[1]
+            assert script == "-m" or (ROOT / script).is_file()
 
 
 def test_the_trend_is_that_of_its_runs_and_config():
@@ -124,7 +145,7 @@ def test_the_trend_is_that_of_its_runs_and_config():
 
 @pytest.mark.parametrize("name", CONTESTS)
 def test_a_contest_is_that_of_its_runs_and_config(name):
-    made = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    made = json.loads((ROOT / "studies/contests" / f"{name}.json").read_text())
     contest = CONTESTS[name]
     assert standings.with_verdicts(contest, made) == made
     assert standings.current_runs(contest, made["runs"]) == made["runs"]
@@ -134,7 +155,7 @@ def test_a_contest_is_that_of_its_runs_and_config(name):
 
 def test_the_results_hold_what_the_configs_promise():
     """Heart disease, three seeds: within reach of pooling the records."""
-    made = json.loads((ROOT / "results" / "first.json").read_text())["runs"]
+    made = json.loads(results.RESULTS.read_text())["runs"]
     for name in ("heart disease, four hospitals", "heart disease, FLamby's split"):
         assert np.mean([seed["auroc"] for seed in made[name]]) >= 0.86
     assert min(seed["auroc"] for seed in made["breast cancer"]) >= 0.98

@@ -7,7 +7,7 @@ trains this form; it shows what collapsing preserves and what norms would cost.
 
 When the layer is the same function as one convolution, and the difference where it is
 not (relative differences of a small network's logits on the digits, in float64, lowest
-to highest of three seeds; `python scripts/expanded.py`):
+to highest of three seeds; `python studies/merging/run.py`):
 
 - Without norms: always, gradients included, for any base and branches. Trained for 400
   steps, expanded and collapsed differ by less than 1e-12.

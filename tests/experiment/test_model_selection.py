@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from fairjax.experiment import model_selection
-from scripts import (
-    byzantine,
-    curve,
-    endurance,
-    experiment,
-    frontier,
-    inversion_parts,
-    trend,
-)
-from scripts.contests import CONTESTS
+from studies import experiment
+from studies.byzantine import run as byzantine
+from studies.contests.settings import CONTESTS
+from studies.endurance import run as endurance
+from studies.fairness_rules import run as frontier
+from studies.inversion import parts as inversion_parts
+from studies.privacy_curve import run as curve
+from studies.trend import run as trend
 
 ROWS = [
     {"round": 1, "eval/accuracy": 1.0},

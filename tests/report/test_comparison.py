@@ -12,9 +12,9 @@ from fairjax import report
 from fairjax.core import require
 from fairjax.experiment import cli
 from fairjax.report import comparison, frontier_section
-from scripts import pages
 from scripts import report as report_script
 from scripts import tabulate as tabulate_script
+from studies import pages
 from tests.outline import Outline
 from tests.workdirs import fake_run
 

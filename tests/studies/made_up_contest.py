@@ -1,7 +1,8 @@
 """A contest on blood cells whose runs are made up: every claim of ours holds in it."""
 
-from scripts import compare, standings
-from scripts.contests import CONTESTS
+from studies.contests import run as compare
+from studies.contests import standings
+from studies.contests.settings import CONTESTS
 
 QUALITY = {
     "adjusted_tiers": 0.95,

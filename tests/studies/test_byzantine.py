@@ -1,4 +1,4 @@
-"""scripts/byzantine.py: every program can run, and the page says what came out."""
+"""studies/byzantine/run.py: every program can run, and the page says what came out."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 from fairjax.experiment.config import validate
 from fairjax.robust import faults
-from scripts import byzantine
-from scripts.byzantine import AGGREGATORS, BEGIN, NOBODY, RESULTS, SETTINGS, Job
+from studies.byzantine import run as byzantine
+from studies.byzantine.run import AGGREGATORS, BEGIN, NOBODY, RESULTS, SETTINGS, Job
 
 
 def row(job, share, accuracy, entered=1.0):

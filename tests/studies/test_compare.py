@@ -11,9 +11,11 @@ from fairjax.data.table import TEST, TRAIN
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.costs import tier_costs
 from fairjax.experiment.resume import initial_state
-from scripts import compare, contest_page, standings
-from scripts.contests import CONTESTS
-from scripts.standings import Job
+from studies.contests import page as contest_page
+from studies.contests import run as compare
+from studies.contests import standings
+from studies.contests.settings import CONTESTS
+from studies.contests.standings import Job
 from tests.studies.made_up_contest import (
     BLOOD,
     FEW,
@@ -148,7 +150,7 @@ def test_who_is_no_reference_stays_within_the_budgets_of_heterofl(tmp_path):
             assert mine <= theirs + 400 * (method == "depthfl"), method
 
 
-RESULTS = compare.ROOT / "results"
+RESULTS = compare.FOLDER
 MEASURED = [name for name in CONTESTS if (RESULTS / f"{name}.json").exists()]
 
 
@@ -266,7 +268,7 @@ def test_only_seeds_that_all_methods_have_run_are_judged():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A page of its own, and runs that are made up; `limit` interrupts them."""
-    page = tmp_path / "results" / "README.md"
+    page = tmp_path / "contests" / "README.md"
     state = SimpleNamespace(ran=[], limit=None, page=page, asked=[])
 
     def config_of(contest, job):
@@ -283,13 +285,15 @@ def folder(tmp_path, monkeypatch):
 
     whole = compare.config_of
     monkeypatch.setitem(compare.CONTESTS, "blood", FEW)
-    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "FOLDER", page.parent)
     monkeypatch.setattr(compare, "config_of", config_of)
     monkeypatch.setattr(compare, "measure", measure)
     monkeypatch.setattr(compare, "draw", lambda *_: None)
     page.parent.mkdir()
     for each in (page, tmp_path / "README.md"):
-        each.write_text("before\n<!-- results/blood.json -->\n<!-- end -->\nafter\n")
+        each.write_text(
+            "before\n<!-- studies/contests/blood.json -->\n<!-- end -->\nafter\n"
+        )
     return state
 
 

@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from scripts import contest_page, experiment, standings
-from scripts.experiment import interval
-from scripts.standings import Job
+from studies import experiment
+from studies.contests import page as contest_page
+from studies.contests import standings
+from studies.contests.standings import Job
+from studies.experiment import interval
 from tests.studies.made_up_contest import (
     BLOOD,
     FIRST,

@@ -2,7 +2,7 @@
 
 import json
 
-from scripts import endurance
+from studies.endurance import run as endurance
 
 PAGE = endurance.RESULTS.parent / "README.md"
 

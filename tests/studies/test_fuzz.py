@@ -1,4 +1,4 @@
-"""scripts/fuzz.py: a sample of it, what it calls a defect, and what was found."""
+"""studies/fuzz/run.py: a sample of it, what it calls a defect, and what was found."""
 
 import json
 import pathlib
@@ -9,8 +9,9 @@ import pytest
 from configs import default
 from fairjax.core import require
 from fairjax.experiment.config import conversion
-from scripts import fuzz, fuzz_inputs
-from scripts.experiment import fill
+from studies.experiment import fill
+from studies.fuzz import inputs as fuzz_inputs
+from studies.fuzz import run as fuzz
 from tests.workdirs import fake_final, fake_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def test_what_is_written_is_a_defect():
 
 def test_the_results_are_ten_thousand_inputs_without_a_defect(content):
     made = json.loads(fuzz.RESULTS.read_text())
-    page = (ROOT / "results" / "README.md").read_text()
+    page = (fuzz.RESULTS.parent / "README.md").read_text()
     assert fill(page, fuzz.BEGIN, fuzz.table(made)) == page
     rows = {row["kind"]: row for row in made["runs"]}
     assert rows.keys() == fuzz.kinds(content).keys()

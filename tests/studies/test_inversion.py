@@ -1,4 +1,4 @@
-"""scripts/inversion.py: who is attacked, what is judged, and what the README says."""
+"""Inversion: who is attacked, what is judged, and what the pages say."""
 
 import json
 
@@ -8,8 +8,11 @@ import pytest
 from fairjax.attacks import reconstruction
 from fairjax.experiment.config import build, validate
 from fairjax.experiment.io.workdir import number
-from scripts import inversion, inversion_budget, inversion_page, inversion_parts
-from scripts.inversion_parts import PARTS
+from studies.inversion import budget as inversion_budget
+from studies.inversion import page as inversion_page
+from studies.inversion import parts as inversion_parts
+from studies.inversion import run as inversion
+from studies.inversion.parts import PARTS
 
 
 def row(part="fedavg", level="plain", tier=2, found=0.9, rank1=1.0, epsilon=None):

@@ -1,13 +1,15 @@
-"""scripts/inversion_budget.py: which conclusions a larger budget leaves standing."""
+"""studies/inversion/budget.py: which conclusions a larger budget leaves standing."""
 
 import json
 
 import numpy as np
 import pytest
 
-from scripts import inversion, inversion_budget, inversion_parts
-from scripts.inversion_budget import BUDGETS, CASES, IMAGES, RESULTS
-from scripts.inversion_parts import PARTS
+from studies.inversion import budget as inversion_budget
+from studies.inversion import parts as inversion_parts
+from studies.inversion import run as inversion
+from studies.inversion.budget import BUDGETS, CASES, IMAGES, RESULTS
+from studies.inversion.parts import PARTS
 
 ROWS = json.loads(RESULTS.read_text())["runs"]
 

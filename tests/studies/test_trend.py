@@ -1,4 +1,4 @@
-"""scripts/trend.py: what it averages, how it judges, and that it goes on."""
+"""studies/trend/run.py: what it averages, how it judges, and that it goes on."""
 
 import json
 from types import SimpleNamespace
@@ -8,8 +8,9 @@ import pytest
 from fairjax.data.datasets import mixtures
 from fairjax.data.table import TEST, TRAIN
 from fairjax.experiment.config import validate
-from scripts import experiment, trend
-from scripts.experiment import interval
+from studies import experiment
+from studies.experiment import interval
+from studies.trend import run as trend
 
 
 def run(accuracy, tiers=None):
@@ -129,11 +130,9 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
         done.append((own.name, own.fedavg.mode, config.seed))
         return run(0.5 + len(done) / 100)
 
-    monkeypatch.setattr(trend, "ROOT", tmp_path)
-    monkeypatch.setattr(trend, "RESULTS", tmp_path / "results" / "trend.json")
+    monkeypatch.setattr(trend, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(trend, "measure", measure)
-    readme = tmp_path / "results" / "README.md"
-    readme.parent.mkdir()
+    readme = tmp_path / "README.md"
     readme.write_text(f"before\n{trend.BEGIN}\n<!-- end -->\nafter\n")
     with pytest.raises(KeyboardInterrupt):
         trend.main(None)

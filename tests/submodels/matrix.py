@@ -1,7 +1,7 @@
 """Masked == sliced: every structured method on every model, optimiser and clip.
 
 `make test` runs a cover in which every two of them meet; `make verify` runs the whole
-and writes results/sliced.json:
+and writes studies/slicing/results.json:
 
     python -m tests.submodels.matrix
 """
@@ -35,7 +35,7 @@ from fairjax.submodels.partial import partial
 from fairjax.submodels.scalefl import scalefl
 from tests import fakes
 
-RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results" / "sliced.json"
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / "studies/slicing/results.json"
 
 # The middle tier in a round in which windows have moved on and wrap.
 BUDGET, TIER, ROUND, WHO, STEPS = (0.25, 0.5, 1.0), 1, 11, 1, 2
