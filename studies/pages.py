@@ -41,8 +41,8 @@ from studies.trend import run as trend
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README, OVERVIEW = "README.md", "studies/README.md"
-CONFIG, OPTIONS = "docs/config.md", "docs/options.md"
-COMPATIBILITY = "docs/compatibility.md"
+CONFIG, OPTIONS = "docs/reference/config.md", "docs/reference/options.md"
+COMPATIBILITY = "docs/reference/compatibility.md"
 
 
 class Section(NamedTuple):

@@ -5,7 +5,7 @@ method or rule holds the options of that one; changing an option of one that is 
 use is refused. These groups are added when a config is made, so an entry that is added
 to the registry has its group in the next config.
 
-docs/config.md and docs/options.md list all fields with their meaning.
+docs/reference/config.md and docs/reference/options.md list all fields.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@
 
 The classes of `schema` are made of such fields, and so are the options that an entry of
 the registry names. The config that users change, the default values and the pages
-docs/config.md and docs/options.md all come from them.
+docs/reference/config.md and docs/reference/options.md all come from them.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The README does what it says: code runs, commands exist, the table is made."""
+"""README, docs and studies: code runs, commands exist, tables are made of results."""
 
 import importlib.util
 import json
@@ -25,7 +25,13 @@ from studies.trend import run as trend
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+BLOCKS = [
+    (page, kind, code)
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+    for kind, code in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
+]
+"""(page, language, code) of every block of code for users."""
 
 
 def script(name):
@@ -36,16 +42,30 @@ def script(name):
 
 
 def shell_lines():
-    text = "\n".join(code for kind, code in BLOCKS if kind == "sh")
+    text = "\n".join(code for _, kind, code in BLOCKS if kind == "sh")
     return [line.strip() for line in text.replace("\\\n", " ").splitlines()]
 
 
-def test_the_library_example_runs_in_twenty_lines():
-    (code,) = [code for kind, code in BLOCKS if kind == "python"]
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 20
+def example(name):
+    """What the one Python block of a page defines when it runs."""
+    (code,) = [c for p, kind, c in BLOCKS if kind == "python" and p.name == name]
     found = {}
-    exec(compile(code, "README.md", "exec"), found)
+    exec(compile(code, name, "exec"), found)
+    return found, [line for line in code.splitlines() if line.strip()]
+
+
+def test_the_library_example_runs_on_arrays():
+    found, lines = example("README.md")
+    assert len(lines) <= 37
+    assert int(found["state"].round) == 20
+    accuracy = np.mean(np.argmax(found["logits"], axis=1) == found["y"])
+    assert round(float(accuracy), 2) == 0.98  # as its comment says
+    assert found["info"].weights.shape == (3,)
+
+
+def test_the_page_on_rules_and_methods_runs_in_twenty_lines():
+    found, lines = example("build_on_it.md")
+    assert len(lines) <= 20
     info, before, after = found["info"], found["run"].spec, found["state"]
     assert int(after.round) == 1
     # The rule that was handed in decided the weights ...
@@ -56,7 +76,27 @@ def test_the_library_example_runs_in_twenty_lines():
     assert before.rule.weights is not found["worst_first"]
 
 
-def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
+def test_every_block_of_python_is_run_here():
+    pages_with_code = {page.name for page, kind, _ in BLOCKS if kind == "python"}
+    assert pages_with_code == {"README.md", "build_on_it.md"}
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 7 * 1024
+
+
+def test_every_link_of_a_page_leads_somewhere():
+    studies_pages = (ROOT / "studies").rglob("README.md")
+    seen = 0
+    for page in [*ROOT.glob("*.md"), *DOCS, *studies_pages]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                seen += 1
+                assert (page.parent / target).exists(), f"{page}: {target}"
+    assert seen > 50
+
+
+def test_every_command_of_the_pages_parses(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     seen = 0
     for line in shell_lines():
@@ -69,7 +109,7 @@ def test_every_command_of_the_readme_parses(monkeypatch, tmp_path):
             if "config" in options:
                 validate.check(options.config, cli.override_paths(options))
             seen += 1
-    assert seen == 10
+    assert seen == 11
 
 
 def test_the_fields_for_a_csv_exist():
@@ -79,11 +119,12 @@ def test_the_fields_for_a_csv_exist():
         assert word.split("=")[0].removeprefix("--config.") in fields
 
 
-@pytest.mark.parametrize("target", ["demo", "venv", "lint", "test", "verify"])
+@pytest.mark.parametrize("target", ["demo", "venv", "lint", "test", "verify", "studies"])
 def test_every_make_target_exists(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    documents = README + (ROOT / "CONTRIBUTING.md").read_text()
-    assert f"make {target}" in documents
+    documents = [README, *(page.read_text() for page in DOCS)]
+    documents.append((ROOT / "CONTRIBUTING.md").read_text())
+    assert f"make {target}" in " ".join(documents)
 
 
 def test_the_demo_command_is_the_one_that_make_runs(tmp_path):
@@ -161,7 +202,8 @@ def test_the_results_hold_what_the_configs_promise():
     assert min(seed["auroc"] for seed in made["breast cancer"]) >= 0.98
 
 
-def test_every_name_of_the_tables_is_in_the_readme():
+def test_every_name_of_the_tables_is_in_the_reference():
+    names = (ROOT / "docs/reference/names.md").read_text()
     for table in (
         registry.MODELS,
         registry.METHODS,
@@ -169,7 +211,7 @@ def test_every_name_of_the_tables_is_in_the_readme():
         optimizers.SERVERS,
     ):
         for name in table:
-            assert f"`{name}`" in README
+            assert f"`{name}`" in names
 
 
 def test_the_changelog_and_citation_name_the_version():
