@@ -119,7 +119,9 @@ def test_the_fields_for_a_csv_exist():
         assert word.split("=")[0].removeprefix("--config.") in fields
 
 
-@pytest.mark.parametrize("target", ["demo", "venv", "lint", "test", "verify", "studies"])
+@pytest.mark.parametrize(
+    "target", ["demo", "venv", "lint", "test", "verify", "studies"]
+)
 def test_every_make_target_exists(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     documents = [README, *(page.read_text() for page in DOCS)]
