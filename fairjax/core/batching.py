@@ -69,7 +69,9 @@ def local_schedule(
         require.positive("steps", steps)
         max_steps, passes = steps, -(-steps // per_epoch)
     length = int((passes * counts).max())
-    require.in_range(f"{where} in records of a round", length, 1, 2**31 - 1)
+    if not 1 <= length < 2**31:
+        expected = f"a number with which a round takes at most {2**31 - 1:,} records"
+        require.fail(where, expected, epochs if steps is None else steps)
     return LocalSchedule(
         batch_size=batch_size,
         steps=max_steps,

@@ -88,7 +88,7 @@ def one_of(where: str, value: Any, choices: Iterable[str]) -> str:
         InputError: it is not; the message names the nearest one.
     """
     choices = list(choices)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listing = [*choices[:_NAMES], ".."] if len(choices) > _NAMES else choices
         text = f"expected one of {', '.join(listing)}; got {value!r}"
         raise InputError(text + suggestion(value, choices), where)
@@ -123,8 +123,7 @@ def in_range(
         return value
     # A whole number may exceed every type of NumPy, so it is not made an array.
     is_int = type(value) is not bool and isinstance(value, int)
-    array = np.asarray(0 if is_int else value)
-    if array.ndim or array.dtype.kind not in "iuf":
+    if not is_int and not _is_real(value):
         fail(where, "a number", value)
     ok = (is_int or math.isfinite(value)) and low <= value <= high
     if not ok or (open_low and value == low) or (open_high and value == high):
@@ -137,6 +136,14 @@ def in_range(
             bound = f"in {left}{low:g}, {high:g}{right}"
         fail(where, f"a finite number {bound}", value)
     return value
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a value is one number of NumPy's or JAX's, or a Python float."""
+    if not isinstance(value, float | np.generic | np.ndarray | jax.Array):
+        return False
+    array = np.asarray(value)
+    return not array.ndim and array.dtype.kind in "iuf"
 
 
 def positive(where: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fairjax.core import require, round
 from fairjax.core.types import Params, RunState
 from fairjax.experiment import best_round
-from fairjax.experiment.config import build, conversion, lookup, paths
+from fairjax.experiment.config import build, conversion, lookup
 from fairjax.experiment.io import checkpoint
 from fairjax.experiment.io import workdir as files
 from fairjax.experiment.io.checkpoint import Checkpoints
@@ -59,10 +59,7 @@ def _first_state(run: build.Run, params: Params | None) -> RunState:
         tiers=len(run.budget),
         spec=run.spec,
     )
-    with (
-        paths.field_names({"rule": "fairness.rule"}),
-        lookup.option_names(run.config),
-    ):
+    with lookup.initial_state_names(run.config):
         state = init_fn()
     if params is None:
         return state
@@ -99,11 +96,9 @@ def load(
         # The devices that it was trained on may not be here.
         config["execution"]["devices"] = 1 if jax.process_count() == 1 else 0
         run = build.run(conversion.from_plain(config, f"{path}: "), vmapped=vmapped)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (conversion.FieldError, KeyError, TypeError) as error:
         description = "the config of a run of this version; got one of "
-        description += (
-            f"{files.writer_version(workdir)}: {type(error).__name__}: {error}"
-        )
+        description += f"{files.writer_version(workdir)}: {error}"
         raise require.InputError(f"{path}: expected {description}") from error
     valid_step = checkpoint.restore_latest(
         workdir / "checkpoints",

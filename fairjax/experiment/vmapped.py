@@ -20,6 +20,7 @@ from fairjax.core.types import RunState
 from fairjax.data import pixels
 from fairjax.experiment.compilation import Compile, Step, round_step
 from fairjax.experiment.config import build, conversion, renames
+from fairjax.experiment.config.schema import Config
 from fairjax.experiment.io import distributed, preemption
 from fairjax.experiment.train import Result, train
 
@@ -33,7 +34,7 @@ def program_key(config: ConfigDict) -> str:
     return repr([(path, values[path]) for path in values if path not in VARIED])
 
 
-def _flat(config: ConfigDict) -> dict[str, Any]:
+def _flat(config: ConfigDict | Config) -> dict[str, Any]:
     """{dotted path: value} of all fields."""
     return renames.flatten(conversion.to_plain(config))
 
@@ -215,8 +216,8 @@ def _values(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
 def _check(
     configs: Sequence[ConfigDict], run: build.Run, values: Mapping[str, Any]
 ) -> None:
-    first = conversion.to_typed(configs[0])
-    for config in configs[1:]:
+    first, *others = [conversion.to_typed(config) for config in configs]
+    for config in others:
         differences = conversion.differences(
             conversion.to_plain(first), conversion.to_plain(config)
         )
@@ -226,7 +227,7 @@ def _check(
                     f"the same in all runs of a program, but for {', '.join(VARIED)}"
                 )
                 require.fail(path, requirement, _flat(config)[path])
-        seed = conversion.to_typed(config).data.partition.seed
+        seed = config.data.partition.seed
         if "seed" in differences and seed is None:
             requirement = "a number, so that runs of other seeds share their records"
             require.fail("data.partition.seed", requirement, None)

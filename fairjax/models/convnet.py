@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fairjax.core import require
 from fairjax.core.types import Model, Outputs, Size
 from fairjax.models import convolutions, layers, leaves
 
@@ -41,7 +42,7 @@ def lenet(
 def two_conv(
     *,
     classes: int,
-    channels: tuple[int, int] = (32, 64),
+    channels: tuple[int, ...] = (32, 64),
     hidden: tuple[int, ...] = (128,),
     lowering: str,
 ) -> Model:
@@ -56,12 +57,14 @@ def two_conv(
         lowering: one of `convolutions.CONVOLUTIONS`.
 
     Raises:
-        InputError: a layer without units.
+        InputError: not two convolutions, or a layer without units.
 
     Source: the CNN of the FedJAX and pfl-research benchmarks (S. Reddi et al.,
     "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295). Deviates: no
     dropout.
     """
+    if len(channels) != 2:
+        require.fail("channels", "channels of two convolutions", channels)
     layers.check_sizes(channels=channels, hidden=hidden)
     design = _Design(3, "VALID", (False, True), lowering)
     return _convnet(classes, channels, hidden, design)

@@ -100,6 +100,8 @@ def _check_options(
     require.one_of("norm", norm, NORMS)
     require.one_of("activation", activation, ACTIVATIONS)
     require.count("group_size", unit)
+    if not channels:
+        require.fail("channels", "at least one stage", channels)
     if len(channels) != len(blocks) or not all(count > 0 for count in blocks):
         require.fail("blocks", "blocks for every stage", blocks)
     layers.check_sizes(channels=channels)

@@ -70,7 +70,7 @@ def test_plan_by_steps_has_room_for_every_client():
         ({"epochs": 1, "steps": 1}, "epochs: expected either epochs or steps"),
         ({"epochs": 0}, "epochs: expected a finite number > 0"),
         ({"steps": -1}, "steps: expected a finite number > 0"),
-        ({"epochs": 2**31}, "epochs in records of a round: expected a finite number"),
+        ({"epochs": 2**31}, "epochs: expected a number with which a round takes"),
     ],
 )
 def test_plan_refuses_unclear_lengths(given_, message):

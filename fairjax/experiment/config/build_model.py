@@ -52,7 +52,7 @@ def model_choice(c: Config, splits: federation.Splits) -> ModelChoice:
     model = adapt.computing_in(c.execution.dtype, model)
     image_pixels, reason = byte_pixels(c, splits)
     model = pixels.with_uint8_inputs(image_pixels, model)
-    with lookup.option_names(c):
+    with lookup.model_options(c):
         shapes = jax.eval_shape(model.init, jax.random.key(0), sample_shape(splits))
     parameters = float(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
     where = f"parameters of model {c.model.name}"

@@ -123,7 +123,7 @@ def _check_slices(c: Config, spec: Spec) -> None:
     model, method = spec.local.model, spec.local.method
     assert model.resize is not None
     assert method.size is not None
-    with lookup.option_names(c):
+    with lookup.model_options(c):
         for tier in range(len(c.tiers.budget)):
             model.resize(method.size(tier))
 

@@ -62,7 +62,8 @@ def round_spec(
         require.fail(
             "data.partition.val_fraction", expected, c.data.partition.val_fraction
         )
-    guarantee, dp = mechanisms.build(c, run_facts)
+    with lookup.initial_state_names(c):  # an accountant counts what a first state holds
+        guarantee, dp = mechanisms.build(c, run_facts)
     rule = _defended_rule(c, rule, guarantee, facts)
     image_pixels, _ = byte_pixels(c, splits)
     local = LocalProblem(

@@ -7,16 +7,22 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from fairjax.core import require
 from fairjax.experiment.config import registry, renames
 from fairjax.experiment.config.options import fields
 from fairjax.experiment.config.schema import Config
 
 Group = TypeVar("Group")
+
+
+class FieldError(require.InputError):
+    """A config has not the fields of the schema, as one of another version may."""
 
 
 def to_typed(config: ConfigDict) -> Config:
@@ -26,9 +32,9 @@ def to_typed(config: ConfigDict) -> Config:
         config: a full config, see `default.get_config`.
 
     Raises:
+        FieldError: a field is missing, or one is there that no schema has.
         InputError: a value has another type than its field, or the field's check
             refuses it.
-        AttributeError: a field is missing.
 
     Example:
         >>> from fairjax.experiment.config import default
@@ -46,23 +52,52 @@ def _typed_group(kind: type[Group], group: Any, path: str) -> Group:
         group: the group.
         path: what its fields' names begin with, such as "privacy.".
     """
+    if not isinstance(group, ConfigDict):
+        raise FieldError(f"expected a group of fields; got {group!r}", path.rstrip("."))
+    inner_fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    entries = {
+        name: entry.options
+        for name, entry in registry.TABLES.get(path.rstrip("."), {}).items()
+        if entry.options is not None
+    }
+    names = {field.name for field in inner_fields if not fields.is_table(field)}
+    _check_fields(group, names | entries.keys(), path)
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+    for field in inner_fields:
         name, inner = field.name, fields.field_type(kind, field.name)[0]
         if fields.is_table(field):
             values[name] = {
                 entry_name: _typed_group(
-                    entry.options, getattr(group, entry_name), f"{path}{entry_name}."
+                    options, getattr(group, entry_name), f"{path}{entry_name}."
                 )
-                for entry_name, entry in registry.TABLES[path.rstrip(".")].items()
-                if entry.options is not None
+                for entry_name, options in entries.items()
             }
         elif fields.is_group(inner):
             values[name] = _typed_group(inner, getattr(group, name), f"{path}{name}.")
         else:
-            values[name] = getattr(group, name)
+            values[name] = _python_value(getattr(group, name))
             fields.check_value(kind, field, values[name], f"{path}{name}")
     return kind(**values)
+
+
+def _check_fields(group: ConfigDict, names: Collection[str], path: str) -> None:
+    """Refuses a group whose fields are not the schema's."""
+    for name in names:
+        if name not in group:
+            raise FieldError("expected a value; got none", f"{path}{name}")
+    for name in group:
+        if name not in names:
+            hint = require.suggestion(name, names)
+            raise FieldError(
+                f"expected a field of the config; got none{hint}", path + name
+            )
+
+
+def _python_value(value: Any) -> Any:
+    """The value with numbers of NumPy as Python's, and lists as tuples."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_python_value, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

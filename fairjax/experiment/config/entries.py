@@ -46,7 +46,7 @@ class MethodEntry(NamedTuple):
     """The option with which its gradients are not those of the loss alone."""
     depends_on_rounds: Callable[[Any], bool] = lambda options: False
     """Its options -> whether the method depends on the number of rounds, as a
-    `registry.Schedule` may."""
+    `optimizers.Schedule` may."""
 
 
 class ModelEntry(NamedTuple):

@@ -3,7 +3,8 @@
 Refusals of the functions that the registry names get the names of config fields here.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,9 +31,9 @@ def model(c: Config, classes: int) -> Model:
     """
     entry = registry.MODELS[c.model.name]
     method = registry.METHODS[c.submodel.name]
-    with paths.field_names(paths.entry_fields("model", c.model.name, entry.options)):
+    with model_options(c):
         model = entry.make(options_of(c.model), c, classes, method)
-    with option_names(c):
+    with method_options(c):
         return method.model(options_of(c.submodel), model)
 
 
@@ -46,24 +47,43 @@ def method(c: Config, axes: Axes) -> Method:
     Raises:
         InputError: an option is out of range, or the model cannot carry the method.
     """
-    with option_names(c):
+    with method_options(c):
         entry = registry.METHODS[c.submodel.name]
         return entry.method(options_of(c.submodel), c, axes)
 
 
-def option_names(c: Config) -> AbstractContextManager[None]:
-    """Gives refusals of the model and the method the names of their options.
+def model_options(c: Config) -> AbstractContextManager[None]:
+    """Gives refusals of the model the names of its options.
 
     Args:
         c: a config.
     """
-    model = registry.MODELS[c.model.name]
-    method = registry.METHODS[c.submodel.name]
-    names = paths.entry_fields("model", c.model.name, model.options)
-    if method.branches:
-        names |= paths.entry_fields("submodel", registry.BRANCHES, DynamicFL)
-    names |= paths.entry_fields("submodel", c.submodel.name, method.options)
+    options = registry.MODELS[c.model.name].options
+    return paths.field_names(paths.entry_fields("model", c.model.name, options))
+
+
+def method_options(c: Config) -> AbstractContextManager[None]:
+    """Gives refusals of the method the names of its options.
+
+    Args:
+        c: a config.
+    """
+    entry, names = registry.METHODS[c.submodel.name], {}
+    if entry.branches:
+        names = paths.entry_fields("submodel", registry.BRANCHES, DynamicFL)
+    names |= paths.entry_fields("submodel", c.submodel.name, entry.options)
     return paths.field_names(names)
+
+
+@contextlib.contextmanager
+def initial_state_names(c: Config) -> Iterator[None]:
+    """Gives refusals of a first state, by the method or a rule, the fields' names.
+
+    Args:
+        c: a config.
+    """
+    with paths.field_names({"rule": "fairness.rule"}), method_options(c):
+        yield
 
 
 def options_of(group: schema.Model | schema.Submodel) -> Any:

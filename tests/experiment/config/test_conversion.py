@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fairjax.core import require
@@ -48,6 +50,9 @@ def test_the_frozen_form_cannot_change():
         ("data.partition.alpha", None, "a number"),
         ("local.steps", 2.5, "int"),
         ("tiers.budget", (0.5, "1"), "a number"),
+        ("tiers.budget", (((1,), (1, 2)),), "a number"),
+        ("tiers.budget", None, "tuple[float, ...]"),
+        ("data.augment", np.array(["crop"]), "tuple[str, ...]"),
         ("tiers.changes", ((1, 2),), "(round, hospital, tier) for every change"),
         ("tiers.changes", ((1, 2, 0.5),), "tuple[tuple[int, int, int], ...]"),
         ("privacy.secure.bits", 20.0, "int"),
@@ -77,11 +82,58 @@ def test_a_whole_number_is_a_float_too():
     assert conversion.to_typed(config).tiers.budget == (1, 1)
 
 
-def test_a_missing_field_is_named():
+def refused_fields(change):
+    """The refusal of the default config, as config.json holds it, after a change."""
     plain = conversion.to_plain(default.get_config())
-    del plain["privacy"]["secure"]["bits"]
-    with pytest.raises(AttributeError, match="bits"):
+    change(plain)
+    with pytest.raises(conversion.FieldError) as refusal:
         conversion.to_typed(conversion.from_plain(plain))
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda plain: plain["privacy"]["secure"].pop("bits"),
+            "privacy.secure.bits: expected a value; got none",
+        ),
+        (
+            lambda plain: plain["fairness"].pop("q_ffl"),
+            "fairness.q_ffl: expected a value; got none",
+        ),
+        (
+            lambda plain: plain.update(rouds=3),
+            'rouds: expected a field of the config; got none. Did you mean "rounds"?',
+        ),
+        (
+            lambda plain: plain["model"]["mlp"].update(hiden=3),
+            "model.mlp.hiden: expected a field of the config; got none. "
+            'Did you mean "hidden"?',
+        ),
+        (
+            lambda plain: plain.update(privacy=5),
+            "privacy: expected a group of fields; got 5",
+        ),
+        (
+            lambda plain: plain["fairness"].update(q_ffl=None),
+            "fairness.q_ffl: expected a group of fields; got None",
+        ),
+    ],
+)
+def test_fields_that_are_not_the_schemas_are_refused(change, message):
+    assert refused_fields(change) == message
+
+
+def test_numbers_of_numpy_become_pythons():
+    config = default.get_config()
+    config.tiers.budget = tuple(np.linspace(0.25, 1, 4, dtype=np.float32))
+    config.submodel.depthfl.stages = tuple(np.arange(1, 5))
+    config.submodel.nefl.dropped = ([0], np.int64(0), 0, 0)
+    typed = conversion.to_typed(config)
+    assert typed.tiers.budget == (0.25, 0.5, 0.75, 1.0)
+    assert typed.submodel.options["nefl"].dropped == ((0,), 0, 0, 0)
+    assert json.loads(json.dumps(conversion.to_plain(typed)))["tiers"]["budget"]
 
 
 def test_other_values_of_some_fields():

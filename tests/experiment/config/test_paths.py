@@ -1,11 +1,12 @@
 """A refusal of a pure function reaches the user under the name of the config field."""
 
 import math
+import re
 
 import pytest
 
 from fairjax.core import require
-from fairjax.experiment.config import default, lookup, paths, registry, validate
+from fairjax.experiment.config import build, default, lookup, paths, registry, validate
 from fairjax.experiment.config.options import fields
 
 
@@ -45,6 +46,34 @@ def test_a_refusal_without_a_name_stays_as_it_is():
         paths.field_names({"a": "b"}),
     ):
         raise require.InputError("a line")
+
+
+LATE = {
+    "submodel.dynamicfl.families": {
+        "submodel.name": "dynamicfl",
+        "submodel.dynamicfl.families": ("1xK",),
+        "privacy.mechanism": "record_dp",
+        "privacy.noise_multiplier": 1.0,
+        "privacy.delta": 1e-4,
+    },
+    "fairness.rule": {
+        "fairness.rule": "fedbn",
+        "submodel.heterofl.masked_loss": False,
+        "privacy.mechanism": "local_dp",
+        "privacy.noise_multiplier": 1.0,
+    },
+    "local.epochs": {"local.epochs": 2**30},
+}
+"""Field that only a built run refuses -> the config in which it does."""
+
+
+@pytest.mark.parametrize("where", LATE)
+def test_what_only_a_built_run_refuses_has_its_path_too(where):
+    """An accountant calls the method and the rule; epochs depend on the records."""
+    config = default.get_config()
+    config.update_from_flattened_dict(LATE[where])
+    with pytest.raises(require.InputError, match=rf"^{re.escape(where)}: expected "):
+        build.run(config)
 
 
 OPTIONS = [

@@ -85,8 +85,8 @@ def check_value(group: type, field: dataclasses.Field, value: Any, where: str) -
     kind, is_optional = field_type(group, field.name)
     if value is None and is_optional:
         return
-    check = field.metadata.get("check")
-    if check is not None:
+    check, is_tuple = field.metadata.get("check"), typing.get_origin(kind) is tuple
+    if check is not None and isinstance(value, tuple) == is_tuple:
         for entry in value if isinstance(value, tuple) else (value,):
             check(where, entry)
     if not _has_type(value, kind):
