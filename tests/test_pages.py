@@ -91,10 +91,19 @@ def test_every_link_of_a_page_leads_somewhere():
     for page in [*ROOT.glob("*.md"), *DOCS, *studies_pages]:
         text = page.read_text()
         assert "[](" not in text
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-            if not target.startswith("http"):
-                seen += 1
-                assert (page.parent / target).exists(), f"{page}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]*))?\)", text):
+            if target.startswith("http"):
+                continue
+            seen += 1
+            other = page.parent / target
+            assert other.exists(), f"{page}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+                titles = [re.sub(r"\[(.*)\]\(.*\)", r"\1", h) for h in headings]
+                slugs = {re.sub(r"[^\w -]", "", t.lower()) for t in titles}
+                assert anchor in {s.replace(" ", "-") for s in slugs}, (
+                    f"{page}: {anchor}"
+                )
     assert seen > 50
 
 

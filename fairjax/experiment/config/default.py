@@ -17,7 +17,14 @@ from fairjax.experiment.config.schema import Config
 
 
 def get_config() -> ConfigDict:
-    """Eight hospitals, four width tiers, the embedded breast-cancer table."""
+    """Eight hospitals, four width tiers, the embedded breast-cancer table.
+
+    Example:
+        >>> config = get_config()
+        >>> config.clients_per_round = 4  # a cohort of 4 of the 8
+        >>> config.tiers.budget
+        (0.25, 0.5, 0.75, 1.0)
+    """
     config = fields.config_group(Config)
     for group, entries in registry.TABLES.items():
         fields.add_groups(config[group], entries)
