@@ -82,7 +82,7 @@ def _typed_group(kind: type[Group], group: Any, path: str) -> Group:
 
 def _check_fields(group: ConfigDict, names: Collection[str], path: str) -> None:
     """Refuses a group whose fields are not the schema's."""
-    for name in names:
+    for name in sorted(names):
         if name not in group:
             raise FieldError("expected a value; got none", f"{path}{name}")
     for name in group:
