@@ -170,6 +170,16 @@ def test_every_table_is_what_its_results_say():
         assert marked == [part.data for part in pages.SECTIONS if part.page == name]
 
 
+def test_the_script_writes_the_pages_and_prints_commands(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(pages, "updated_pages", lambda: {page: "every table"})
+    pages.main(cli.parse(pages.define, ["pages.py", "--commands"]))
+    assert capsys.readouterr().out.splitlines() == pages.commands()
+    assert not page.exists()
+    pages.main(cli.parse(pages.define, ["pages.py"]))
+    assert page.read_text() == "every table"
+
+
 def test_every_study_has_a_command_a_page_and_results():
     """The command is that of a file of the study, or of a test module."""
     overview = (ROOT / "studies" / "README.md").read_text()

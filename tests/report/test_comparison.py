@@ -14,7 +14,6 @@ from fairjax.experiment import cli
 from fairjax.report import comparison, frontier_section
 from scripts import report as report_script
 from scripts import tabulate as tabulate_script
-from studies import pages
 from tests.outline import Outline
 from tests.workdirs import fake_run
 
@@ -218,13 +217,6 @@ def test_tabulate_prints_what_is_asked_for(runs, capsys):
     assert line in capsys.readouterr().err
     assert started(tabulate_script) == 2
     assert "--workdir: expected a run" in capsys.readouterr().err
-
-
-def test_tabulate_writes_the_pages(monkeypatch, tmp_path):
-    page = tmp_path / "README.md"
-    monkeypatch.setattr(pages, "updated_pages", lambda: {page: "every table"})
-    assert started(tabulate_script, "--pages") == 0
-    assert page.read_text() == "every table"
 
 
 def test_report_writes_one_page_for_one_run_and_one_for_many(runs, capsys):
