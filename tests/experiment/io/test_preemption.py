@@ -295,7 +295,8 @@ def test_every_script_listens_before_it_imports_what_takes_long():
     begins += "    from fairjax.experiment.io import preemption\n\n"
     begins += "    preemption.listen()\n"
     commands = 0
-    for path in sorted((ROOT / "scripts").glob("*.py")):
+    folders = ROOT / "scripts", ROOT / "studies"
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         text = path.read_text()
         _, first, *_, last = ast.parse(text).body
         if "__main__" not in text:
