@@ -83,6 +83,11 @@ def _study(name: str, body: Callable[..., str], data: str = "results") -> Sectio
 
 SECTIONS = (
     Section(README, "studies/first_results/results.json", first_results.table),
+    Section(
+        README,
+        "studies/contests/blood.json",
+        functools.partial(contest_page.sentence, CONTESTS["blood"]),
+    ),
     Section(OVERVIEW, "studies/trend/results.json", trend.finding),
     *_contests(OVERVIEW, contest_page.sentence),
     Section(

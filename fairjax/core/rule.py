@@ -47,7 +47,7 @@ class FederationFacts(NamedTuple):
     num_tiers: int
     """T."""
     num_groups: int = 0
-    """G, the values of the patient attribute that the run evaluates; 0: none."""
+    """G, the values of the patient attribute that the rule reads; 0: it reads none."""
 
 
 class Rule(NamedTuple):

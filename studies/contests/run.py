@@ -118,7 +118,12 @@ def add(data: str, setup: Mapping[str, Any], runs: Sequence[Run]) -> None:
         results = with_verdicts(contest, {**setup, "runs": [*earlier_runs, *runs]})
         write_json(path, results)
         begin = f"<!-- studies/contests/{data}.json -->"
-        for page, render in ((FOLDER.parent, sentence), (FOLDER, table)):
+        pages = (
+            (FOLDER, table),
+            (FOLDER.parent, sentence),
+            (FOLDER.parents[1], sentence),
+        )
+        for page, render in pages:
             text = (page / "README.md").read_text()
             if begin in text:
                 text = fill(text, begin, render(contest, results))

@@ -268,7 +268,7 @@ def test_only_seeds_that_all_methods_have_run_are_judged():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A page of its own, and runs that are made up; `limit` interrupts them."""
-    page = tmp_path / "contests" / "README.md"
+    page = tmp_path / "studies" / "contests" / "README.md"
     state = SimpleNamespace(ran=[], limit=None, page=page, asked=[])
 
     def config_of(contest, job):
@@ -289,8 +289,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "config_of", config_of)
     monkeypatch.setattr(compare, "measure", measure)
     monkeypatch.setattr(compare, "draw", lambda *_: None)
-    page.parent.mkdir()
-    for each in (page, tmp_path / "README.md"):
+    page.parent.mkdir(parents=True)
+    for each in (page, page.parents[1] / "README.md", tmp_path / "README.md"):
         each.write_text(
             "before\n<!-- studies/contests/blood.json -->\n<!-- end -->\nafter\n"
         )

@@ -50,8 +50,7 @@ def round_spec(
     splits, num_groups = facts.splits, 0
     if facts.attribute is not None:
         num_groups = len(splits.groups[facts.attribute].values)
-    with paths.field_names({"rule": "fairness.rule"}):
-        method = personal.with_local_leaves(lookup.method(c, model.axes), rule)
+    method = personal.with_local_leaves(lookup.method(c, model.axes), rule)
     privacy.check_method(c, method)
     objective, optimizer = _objective(c, method), _optimizer(c)
     server = optimizers.SERVERS[c.server.optimizer](c.server.learning_rate)

@@ -24,7 +24,17 @@ from fairjax.privacy.accounting import Mechanism
 from fairjax.privacy.guarantee import Guarantee
 from fairjax.privacy.records import DPSGD
 
+_ARGUMENTS = {
+    **paths.fields_of(Privacy, "privacy"),
+    "adaptive": "privacy.adaptive.count_noise",
+    "loss_release": "privacy.losses.noise_multiplier",
+    "mode": "privacy.secure_sum",
+    **paths.fields_of(Secure, "privacy.secure"),
+}
+"""{argument of a mechanism, an accountant or a secure sum: config field}."""
 
+
+@paths.field_names(_ARGUMENTS)
 def build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
     """The guarantee of a checked config on its data, and its DP-SGD settings.
 
@@ -39,21 +49,6 @@ def build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
         InputError: the model, the method or the data do not allow the mechanism, or the
             budget is below what one round spends.
     """
-    with paths.field_names(_ARGUMENTS):
-        return _build(c, facts)
-
-
-_ARGUMENTS = {
-    **paths.fields_of(Privacy, "privacy"),
-    "adaptive": "privacy.adaptive.count_noise",
-    "loss_release": "privacy.losses.noise_multiplier",
-    "mode": "privacy.secure_sum",
-    **paths.fields_of(Secure, "privacy.secure"),
-}
-"""{argument of a mechanism, an accountant or a secure sum: config field}."""
-
-
-def _build(c: Config, facts: RunFacts) -> tuple[Guarantee, DPSGD | None]:
     mechanism = c.privacy.mechanism
     if mechanism == "none":
         sampling = "fixed" if 0 < c.clients_per_round < len(facts.tiers) else "full"

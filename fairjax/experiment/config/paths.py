@@ -54,10 +54,7 @@ def fields_of(group: type, path: str) -> dict[str, str]:
         group: the dataclass.
         path: of the group, such as "privacy".
     """
-    return {
-        field.name: f"{path}.{field.name}" if path else field.name
-        for field in dataclasses.fields(group)
-    }
+    return {field.name: f"{path}.{field.name}" for field in dataclasses.fields(group)}
 
 
 def entry_fields(group: str, name: str, options: type | None) -> dict[str, str]:

@@ -139,6 +139,15 @@ def check_used(path: str, c: Config) -> None:
 # ----------------------------------------------------------------------------- defences
 
 
+_ARGUMENTS = {
+    "beta": "robust.trimmed_mean.beta",
+    "num_byzantine": "robust.num_byzantine",
+    "factor": "robust.norm_bound",
+}
+"""{argument of an aggregator or the norm bound: config field}."""
+
+
+@paths.field_names(_ARGUMENTS)
 def protection(c: Config, inner: Protection, cohort: int) -> Protection:
     """What stands between updates and model: privacy, an aggregator, a norm bound.
 
@@ -151,16 +160,6 @@ def protection(c: Config, inner: Protection, cohort: int) -> Protection:
         InputError: the cohort is too small for the Byzantine clients that the
             aggregator is to bear.
     """
-    names = {
-        "beta": "robust.trimmed_mean.beta",
-        "num_byzantine": "robust.num_byzantine",
-        "factor": "robust.norm_bound",
-    }
-    with paths.field_names(names):
-        return _protection(c, inner, cohort)
-
-
-def _protection(c: Config, inner: Protection, cohort: int) -> Protection:
     r = c.robust
     if r.aggregator in aggregators.BY_DISTANCE and cohort < 2 * r.num_byzantine + 3:
         expected = (

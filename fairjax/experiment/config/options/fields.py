@@ -46,7 +46,7 @@ def option(default: Any, text: str, check: Check | None = None) -> Any:
     Args:
         default: the default value; None, for a field of type `T | None`: not given.
         text: what the field means, with its unit, as the docs page prints it.
-        check: refuses values that are never valid, see `check_values`; of a tuple it
+        check: refuses values that are never valid, see `check_value`; of a tuple it
             gets the entries one by one.
     """
     return dataclasses.field(default=default, metadata={"help": text, "check": check})
