@@ -177,10 +177,8 @@ def _check_denominator(c: Config) -> None:
 
 
 def _check_secure(c: Config) -> None:
-    p = c.privacy
-    if (
-        p.secure_sum != "off" and p.mechanism != "client_dp"
-    ):  # clients of client_dp send no masks
+    # Clients of client_dp send no masks.
+    if c.privacy.secure_sum != "off" and c.privacy.mechanism != "client_dp":
         _refuse_masked_loss(c, "secure_sum: the mask that is sent names its classes")
 
 
